@@ -1,0 +1,50 @@
+"""Everything about the package is in pyproject.toml, except that its configs lie outside its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from setuptools import Command, setup
+from setuptools.command.build import build
+
+
+class build_configs(Command):
+    """Put the checkout's `configs/` into the wheel as `tllm_plugin/configs/`.
+
+    Follows setuptools' protocol for sub-commands of `build` (`setuptools.command.build.SubCommand`). An editable
+    install copies nothing: there the package finds `configs/` beside itself.
+    """
+
+    description = "copy configs/ into the package"
+    user_options: list[tuple[str, str | None, str]] = []
+
+    def initialize_options(self) -> None:
+        self.build_lib: str | None = None
+        self.editable_mode = False
+
+    def finalize_options(self) -> None:
+        self.set_undefined_options("build_py", ("build_lib", "build_lib"))
+
+    def run(self) -> None:
+        if self.editable_mode:
+            return
+        for target, source in self.get_output_mapping().items():
+            self.mkpath(str(Path(target).parent))
+            self.copy_file(source, target)
+
+    def get_source_files(self) -> list[str]:
+        """Return what an sdist must hold for the wheel to be built from it."""
+        return sorted(path.as_posix() for path in Path("configs").rglob("*.yaml"))
+
+    def get_outputs(self) -> list[str]:
+        return list(self.get_output_mapping())
+
+    def get_output_mapping(self) -> dict[str, str]:
+        """Return built file -> source file; a strict editable install links by it."""
+        assert self.build_lib is not None
+        return {str(Path(self.build_lib, "tllm_plugin", source)): source for source in self.get_source_files()}
+
+
+build.sub_commands = [*build.sub_commands, ("build_configs", None)]
+
+setup(cmdclass={"build_configs": build_configs})

@@ -1,0 +1,46 @@
+"""TLLM: class-wise knowledge distillation. The core of it, importable from here."""
+
+from tllm_plugin.core.curves import Curves
+from tllm_plugin.core.detectors import (
+    DETECTORS,
+    AfterDetector,
+    AllDetector,
+    Detector,
+    Evidence,
+    FixedDetector,
+    NoneDetector,
+    ReferenceDetector,
+    TeachingCurveDetector,
+    create_detector,
+)
+from tllm_plugin.core.errors import ConfigError, DataError, FileFormatError, NonFiniteLossError, TLLMError
+from tllm_plugin.core.holdout import Split, split
+from tllm_plugin.core.scores import SCORES, SampleScores, score_samples
+from tllm_plugin.core.wrapper import TLLMWrapper
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DETECTORS",
+    "SCORES",
+    "AfterDetector",
+    "AllDetector",
+    "ConfigError",
+    "Curves",
+    "DataError",
+    "Detector",
+    "Evidence",
+    "FileFormatError",
+    "FixedDetector",
+    "NonFiniteLossError",
+    "NoneDetector",
+    "ReferenceDetector",
+    "SampleScores",
+    "Split",
+    "TLLMError",
+    "TLLMWrapper",
+    "TeachingCurveDetector",
+    "create_detector",
+    "score_samples",
+    "split",
+]

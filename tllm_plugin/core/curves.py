@@ -1,0 +1,169 @@
+"""Teaching curves: what is kept of every class and hold-out sample, epoch by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.core.scores import SCORES, SampleScores, class_means
+
+# One byte per sample, epoch and quantity: 1,000 classes x 26 samples x 300 epochs are 16 MB at most.
+_PER_SAMPLE = ("rank", "true_prob", "agree")
+
+
+class Curves:
+    """The hold-out history of one run.
+
+    Per sample and epoch it keeps the rank of the true class (rank 1 is the correctness bit), its probability in steps
+    of 1/255 and agreement with the teacher; per-class curves of any score are derived from these.
+
+    Args:
+        labels: (n,) int64, classes of the hold-out samples, in the order in which they are scored.
+        num_classes: C.
+        sample_ids: (n,) int64, indices of the samples in the training data; tells whether two runs can be paired.
+    """
+
+    def __init__(self, labels: Tensor, num_classes: int, sample_ids: Tensor) -> None:
+        if labels.shape != sample_ids.shape or labels.dim() != 1:
+            raise ValueError(
+                f"Expected `labels` and `sample_ids` to be vectors of one length, but got {tuple(labels.shape)} and "
+                f"{tuple(sample_ids.shape)}"
+            )
+        self.labels = labels.cpu()
+        self.num_classes = num_classes
+        self.sample_ids = sample_ids.cpu()
+        self.epochs: list[int] = []
+        self._rows: dict[str, list[Tensor]] = {name: [] for name in _PER_SAMPLE}
+
+    def __len__(self) -> int:
+        return len(self.epochs)
+
+    @property
+    def counts(self) -> Tensor:
+        """(C,) int64, hold-out samples per class."""
+        return torch.bincount(self.labels, minlength=self.num_classes)
+
+    def append(self, epoch: int, samples: SampleScores) -> None:
+        """Add one epoch.
+
+        Raises:
+            ValueError: `epoch` does not come after the last one, or the samples are not this hold-out's.
+        """
+        if self.epochs and epoch <= self.epochs[-1]:
+            raise ValueError(
+                f"Expected an `epoch` after {self.epochs[-1]}, but got {epoch}"
+            )
+        if not torch.equal(samples.labels, self.labels):
+            raise ValueError(
+                "Expected the scores of the hold-out's samples in their order, but the labels differ"
+            )
+        self.epochs.append(epoch)
+        self._rows["rank"].append(samples.rank)
+        self._rows["true_prob"].append(
+            (samples.true_prob * 255).round().to(torch.uint8)
+        )
+        if samples.agree is not None:
+            self._rows["agree"].append(samples.agree)
+
+    def samples_at(self, epoch: int) -> SampleScores:
+        """Return the scores of `epoch`; the prediction of a wrong sample is not kept and given as -1.
+
+        Raises:
+            ConfigError: That epoch was not recorded.
+        """
+        if epoch not in self.epochs:
+            known = f"{self.epochs[0]} to {self.epochs[-1]}" if self.epochs else "none"
+            raise ConfigError(
+                f"Expected an `epoch` that was recorded ({known}), but got {epoch}"
+            )
+        row = self.epochs.index(epoch)
+        rank = self._rows["rank"][row]
+        return SampleScores(
+            labels=self.labels,
+            rank=rank,
+            true_prob=self._rows["true_prob"][row].float() / 255,
+            prediction=torch.where(rank == 1, self.labels, -1),
+            agree=self._rows["agree"][row] if self._rows["agree"] else None,
+        )
+
+    def class_curves(self, score: str = "accuracy") -> Tensor:
+        """Return (E, C) float64 in [0, 1]: the mean of a score per class, one row per recorded epoch."""
+        rows = [
+            class_means(
+                SCORES[score](self.samples_at(epoch)), self.labels, self.num_classes
+            )
+            for epoch in self.epochs
+        ]
+        return (
+            torch.stack(rows)
+            if rows
+            else torch.zeros(0, self.num_classes, dtype=torch.float64)
+        )
+
+    def same_holdout(self, other: Curves) -> bool:
+        """Tell whether both histories are of the same samples in the same order."""
+        return torch.equal(self.sample_ids, other.sample_ids) and torch.equal(
+            self.labels, other.labels
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and plain values only; `rank`, `true_prob` (E, n) uint8 and `agree` (E or 0, n) bool."""
+        size = (0, self.labels.numel())
+        return {
+            "num_classes": self.num_classes,
+            "labels": self.labels,
+            "sample_ids": self.sample_ids,
+            "epochs": torch.tensor(self.epochs, dtype=torch.int64),
+            "rank": torch.stack(self._rows["rank"])
+            if self.epochs
+            else torch.zeros(size, dtype=torch.uint8),
+            "true_prob": torch.stack(self._rows["true_prob"])
+            if self.epochs
+            else torch.zeros(size, dtype=torch.uint8),
+            "agree": torch.stack(self._rows["agree"])
+            if self._rows["agree"]
+            else torch.zeros(size, dtype=torch.bool),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replace the history.
+
+        Raises:
+            ConfigError: It was recorded on another hold-out.
+            FileFormatError: Its parts do not fit together.
+        """
+        other = Curves.from_state(state)
+        if not self.same_holdout(other):
+            raise ConfigError(
+                "Expected curves of the same hold-out, but got those of another one: the hold-out's fraction, seed or "
+                "data set changed"
+            )
+        self.epochs, self._rows = other.epochs, other._rows
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Curves:
+        """Rebuild a history from what `state_dict` returned.
+
+        Raises:
+            FileFormatError: Its parts do not fit together.
+        """
+        curves = cls(state["labels"], int(state["num_classes"]), state["sample_ids"])
+        epochs = state["epochs"].tolist()
+        full = (len(epochs), curves.labels.numel())
+        for name in _PER_SAMPLE:
+            rows = state[name]
+            if rows.shape != full and not (name == "agree" and rows.shape[0] == 0):
+                raise FileFormatError(
+                    f"Expected `{name}` of the curves to be of shape {full}, but got {rows.shape}"
+                )
+            curves._rows[name] = list(rows.unbind(0))
+        if sorted(set(epochs)) != epochs:
+            raise FileFormatError(
+                "Expected the epochs of the curves to ascend, but they do not"
+            )
+        curves.epochs = epochs
+        return curves

@@ -1,0 +1,31 @@
+"""Detectors of undistillable classes, by name; importing this package registers ours."""
+
+from tllm_plugin.core.detectors.base import (
+    DETECTORS,
+    Detector,
+    Evidence,
+    create_detector,
+    detector_options,
+)
+from tllm_plugin.core.detectors.reference import ReferenceDetector
+from tllm_plugin.core.detectors.scheduled import (
+    AfterDetector,
+    AllDetector,
+    FixedDetector,
+    NoneDetector,
+)
+from tllm_plugin.core.detectors.teaching_curve import TeachingCurveDetector
+
+__all__ = [
+    "DETECTORS",
+    "AfterDetector",
+    "AllDetector",
+    "Detector",
+    "Evidence",
+    "FixedDetector",
+    "NoneDetector",
+    "ReferenceDetector",
+    "TeachingCurveDetector",
+    "create_detector",
+    "detector_options",
+]

@@ -1,0 +1,190 @@
+"""What every detector is: scores of an epoch in, monotone flags with their evidence out."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.registry import Registry
+from tllm_plugin.core.scores import SampleScores, class_sums
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a detector knows about every class at one epoch; NaN where a rule has no such quantity.
+
+    Args:
+        drop: (C,) float64, how far the class is behind, as a fraction of the score.
+        p_value: (C,) float64, exact paired one-sided McNemar p-value at this epoch (not corrected for looking often).
+        e_value: (C,) float64, evidence gathered so far; valid however often one looks.
+    """
+
+    drop: Tensor
+    p_value: Tensor
+    e_value: Tensor
+
+    @classmethod
+    def none(cls, num_classes: int) -> Evidence:
+        """Return evidence that says nothing."""
+        return cls(
+            *(
+                torch.full((num_classes,), torch.nan, dtype=torch.float64)
+                for _ in range(3)
+            )
+        )
+
+
+class Detector(ABC):
+    """Decides, epoch by epoch, which classes are undistillable. Flags are never taken back.
+
+    A subclass implements `judge`, lists the tensors it needs from one epoch to the next in `memory`, and is
+    registered by name. Its constructor takes `num_classes` and any of the options of `create_detector`.
+
+    Args:
+        num_classes: C.
+    """
+
+    #: Whether flagged rows get the configured label smoothing; ESKD stops teaching and smooths nothing.
+    smooths_labels = True
+    #: Whether the detector compares with the recorded curves of a vanilla run.
+    needs_reference = False
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.flags = torch.zeros(num_classes, dtype=torch.bool)
+        #: (C,) int64, the epoch after which a class was flagged; 0 = before training, -1 = not flagged.
+        self.epoch_flagged = torch.full((num_classes,), -1, dtype=torch.int64)
+        #: The evidence at the epoch of the flag, or at the last epoch for a class that is not flagged.
+        self.evidence = Evidence.none(num_classes)
+        #: (C,) int64, hold-out samples of the class and how many were right, at the same epoch as the evidence.
+        self.holdout_count = torch.zeros(num_classes, dtype=torch.int64)
+        self.holdout_correct = torch.zeros(num_classes, dtype=torch.int64)
+        #: What a subclass must remember between epochs.
+        self.memory: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def judge(self, epoch: int, samples: SampleScores) -> tuple[Tensor, Evidence]:
+        """Return the classes to flag after `epoch`, (C,) bool, and the evidence about every class."""
+
+    def reason(self) -> str:
+        """Say in one sentence why a class that is not flagged is not."""
+        return "no class met the rule"
+
+    def update(self, epoch: int, samples: SampleScores) -> Tensor:
+        """Judge all classes after an epoch.
+
+        Args:
+            epoch: Counted from 1.
+            samples: The student's scores on the hold-out after this epoch.
+
+        Returns:
+            (C,) bool, every class flagged so far.
+        """
+        judged, evidence = self.judge(epoch, samples)
+        open_classes = ~self.flags
+        self.evidence = Evidence(
+            *(
+                torch.where(open_classes, now, then)
+                for now, then in (
+                    (evidence.drop, self.evidence.drop),
+                    (evidence.p_value, self.evidence.p_value),
+                    (evidence.e_value, self.evidence.e_value),
+                )
+            )
+        )
+        correct = class_sums(samples.correct, samples.labels, self.num_classes).long()
+        self.holdout_correct = torch.where(open_classes, correct, self.holdout_correct)
+        self.holdout_count = torch.bincount(samples.labels, minlength=self.num_classes)
+        self._flag(judged, epoch)
+        return self.flags.clone()
+
+    def _flag(self, classes: Tensor, epoch: int) -> None:
+        self.epoch_flagged[classes & ~self.flags] = epoch
+        self.flags = self.flags | classes
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors only, so that a checkpoint loads under `weights_only=True`."""
+        return {
+            "flags": self.flags,
+            "epoch_flagged": self.epoch_flagged,
+            "drop": self.evidence.drop,
+            "p_value": self.evidence.p_value,
+            "e_value": self.evidence.e_value,
+            "holdout_count": self.holdout_count,
+            "holdout_correct": self.holdout_correct,
+            "memory": dict(self.memory),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned.
+
+        Raises:
+            ConfigError: It belongs to another number of classes.
+        """
+        if state["flags"].shape != self.flags.shape:
+            raise ConfigError(
+                f"Expected detector state for {self.num_classes} classes, but got {state['flags'].numel()}"
+            )
+        self.flags, self.epoch_flagged = (
+            state["flags"].clone(),
+            state["epoch_flagged"].clone(),
+        )
+        self.evidence = Evidence(state["drop"], state["p_value"], state["e_value"])
+        self.holdout_count, self.holdout_correct = (
+            state["holdout_count"],
+            state["holdout_correct"],
+        )
+        self.memory = dict(state["memory"])
+
+
+DETECTORS: Registry[type[Detector]] = Registry("detector")
+
+
+def detector_options(name: str) -> tuple[str, ...]:
+    """Return the options that the constructor of a registered detector takes, sorted.
+
+    >>> detector_options("after")
+    ('after_fraction', 'total_epochs')
+    """
+    parameters = inspect.signature(DETECTORS[name]).parameters
+    return tuple(sorted(set(parameters) - {"num_classes"}))
+
+
+def create_detector(name: str, num_classes: int, **options: Any) -> Detector:
+    """Make a registered detector, passing on those options that its constructor takes.
+
+    Args:
+        name: A registered name.
+        num_classes: C.
+        options: `total_epochs, score, eta, confidence, warmup_epochs, smoothing, reference, classes, after_fraction`,
+            or whatever a detector of the user's own takes; see the classes.
+
+    Raises:
+        ConfigError: Unknown name, or an option out of range.
+    """
+    taken = detector_options(name)
+    missing = [
+        option for option in taken if option not in options and _required(name, option)
+    ]
+    if missing:
+        raise ConfigError(
+            f"Expected the detector `{name}` to be given {', '.join(missing)}"
+        )
+    return DETECTORS[name](
+        num_classes,
+        **{option: options[option] for option in taken if option in options},
+    )
+
+
+def _required(name: str, option: str) -> bool:
+    return (
+        inspect.signature(DETECTORS[name]).parameters[option].default
+        is inspect.Parameter.empty
+    )

@@ -1,0 +1,77 @@
+"""Comparison with a recorded vanilla run: TLLM by its definition (delta acc), while training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from tllm_plugin.core.curves import Curves
+from tllm_plugin.core.detectors.base import DETECTORS, Evidence
+from tllm_plugin.core.detectors.sequential import SequentialDetector
+from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.scores import SampleScores
+
+
+@DETECTORS.register("reference")
+class ReferenceDetector(SequentialDetector):
+    """Flags a class whose curve is more than eta below the same class's curve of a vanilla run at the same epoch.
+
+    The paper's appendix defines undistillable classes by delta acc but does not state the online rule; this one is
+    ours (see `sequential`).
+
+    Args:
+        num_classes: C.
+        reference: Curves of a vanilla run with the same hold-out, at least as many epochs and the same schedule.
+        options: As `SequentialDetector`.
+
+    Raises:
+        ConfigError: The reference does not fit, or an option is out of range.
+    """
+
+    needs_reference = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        reference: Curves,
+        total_epochs: int,
+        score: str = "accuracy",
+        eta: float = 0.05,
+        confidence: float = 0.95,
+        warmup_epochs: int = 10,
+        smoothing: float = 0.6,
+    ) -> None:
+        options: dict[str, Any] = {
+            "score": score,
+            "eta": eta,
+            "confidence": confidence,
+            "smoothing": smoothing,
+        }
+        super().__init__(
+            num_classes,
+            total_epochs=total_epochs,
+            warmup_epochs=warmup_epochs,
+            **options,
+        )
+        if reference.num_classes != num_classes:
+            raise ConfigError(
+                f"Expected the reference run to have {num_classes} classes, but got {reference.num_classes}"
+            )
+        missing = sorted(set(range(1, total_epochs + 1)) - set(reference.epochs))
+        if missing:
+            raise ConfigError(
+                f"Expected the reference run to have recorded all {total_epochs} epochs, but epoch {missing[0]} is "
+                "missing"
+            )
+        self.reference = reference
+
+    def judge(self, epoch: int, samples: SampleScores) -> tuple[Tensor, Evidence]:
+        if not samples.labels.equal(self.reference.labels):
+            raise ConfigError(
+                "Expected the reference run to be scored on the same hold-out, but the samples differ"
+            )
+        vanilla = self.reference.samples_at(epoch)
+        behind = self.smooth("behind", self.score(vanilla) - self.score(samples))
+        return self.weigh(epoch, behind, vanilla.correct, samples)

@@ -1,0 +1,98 @@
+"""Detectors that look at nothing: the baselines of the paper, so that one code path trains everything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tllm_plugin.core.detectors.base import DETECTORS, Detector, Evidence
+from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.scores import SampleScores
+
+
+class _Scheduled(Detector):
+    def judge(self, epoch: int, samples: SampleScores) -> tuple[Tensor, Evidence]:
+        return self.due(epoch), Evidence.none(self.num_classes)
+
+    def due(self, epoch: int) -> Tensor:
+        """Return the classes that are undistillable after `epoch` (0: before training), (C,) bool."""
+        return torch.zeros(self.num_classes, dtype=torch.bool)
+
+
+@DETECTORS.register("none")
+class NoneDetector(_Scheduled):
+    """Flags nothing: the inner distiller as it is, with recorded curves."""
+
+    def reason(self) -> str:
+        return "the detector `none` never flags a class"
+
+
+@DETECTORS.register("all")
+class AllDetector(_Scheduled):
+    """Flags every class from the first epoch on: the label-smoothing baseline.
+
+    Source: appendix F.2, Table 9.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self._flag(torch.ones(num_classes, dtype=torch.bool), epoch=0)
+
+
+@DETECTORS.register("after")
+class AfterDetector(_Scheduled):
+    """Flags every class after a fraction of the epochs, without label smoothing: early-stopped KD.
+
+    Args:
+        num_classes: C.
+        total_epochs: Epochs of the run.
+        after_fraction: Share of the epochs that are taught, in [0, 1]; the paper searches 0.7, 0.8, 0.9, 0.95.
+
+    Source: appendix F.4, Table 11 (stopping *during* distillation).
+    """
+
+    smooths_labels = False
+
+    def __init__(
+        self, num_classes: int, *, total_epochs: int, after_fraction: float = 0.8
+    ) -> None:
+        super().__init__(num_classes)
+        if not 0.0 <= after_fraction <= 1.0:
+            raise ConfigError(
+                f"Expected `after_fraction` to be in [0, 1], but got {after_fraction}"
+            )
+        self.last_taught_epoch = math.floor(after_fraction * total_epochs + 0.5)
+        self._flag(self.due(0), epoch=0)
+
+    def due(self, epoch: int) -> Tensor:
+        return torch.full((self.num_classes,), epoch >= self.last_taught_epoch)
+
+    def reason(self) -> str:
+        return f"teaching ends after epoch {self.last_taught_epoch}"
+
+
+@DETECTORS.register("fixed")
+class FixedDetector(_Scheduled):
+    """Flags a list of classes from the first epoch on: for ablations and for flags of an earlier run.
+
+    Args:
+        num_classes: C.
+        classes: Their indices.
+    """
+
+    def __init__(self, num_classes: int, *, classes: Sequence[int]) -> None:
+        super().__init__(num_classes)
+        outside = [index for index in classes if not 0 <= index < num_classes]
+        if outside:
+            raise ConfigError(
+                f"Expected `classes` to be in [0, {num_classes}), but got {outside}"
+            )
+        flags = torch.zeros(num_classes, dtype=torch.bool)
+        flags[torch.tensor(list(classes), dtype=torch.int64)] = True
+        self._flag(flags, epoch=0)
+
+    def reason(self) -> str:
+        return "the class is not in the fixed list"

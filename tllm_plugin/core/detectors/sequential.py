@@ -1,0 +1,148 @@
+"""The part that both curve detectors share: smoothed paired differences, and evidence that may be looked at daily.
+
+Let `x_i` in [-1, 1] say how much worse sample `i` of a class is done than it was or could be. Averaged over the last
+epochs (exponentially), and over the samples of the class, this is the class's *drop*. The hypothesis for a class is
+that its drop is at most eta plus what all unflagged classes share. Every epoch yields one e-value against it, and the
+evidence is the running sum of these divided by the number of epochs of the run. That sum never falls and has
+expectation at most 1 at the end, so (Markov) it exceeds 1/alpha at *any* epoch with probability at most alpha, however
+strongly the epochs depend on each other. Across classes e-BH controls the false discovery rate.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tllm_plugin.core.detectors.base import Detector, Evidence
+from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.evidence import (
+    betting_e_value,
+    e_benjamini_hochberg,
+    mcnemar_p_value,
+    paired_counts,
+)
+from tllm_plugin.core.scores import SCORES, SampleScores, Score, class_means
+
+_MAX_MARGIN = 0.95
+
+
+class SequentialDetector(Detector):
+    """Base of the detectors that judge curves.
+
+    Args:
+        num_classes: C.
+        total_epochs: Epochs of the run.
+        score: Registered score that classes are judged by.
+        eta: Threshold on the drop, a fraction of the score, in (0, 1): 0.05 is 5 points of accuracy.
+        confidence: 1 - false discovery rate, in (0, 1); 0 asks for no evidence and flags on the smoothed drop alone
+            (the naive rule, which flags nearly everything sooner or later).
+        warmup_epochs: Epochs at the start that are not judged.
+        smoothing: Weight of the past in the exponential mean over epochs, in [0, 1).
+
+    Raises:
+        ConfigError: An option is out of range.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        total_epochs: int,
+        score: str = "accuracy",
+        eta: float = 0.05,
+        confidence: float = 0.95,
+        warmup_epochs: int = 10,
+        smoothing: float = 0.6,
+    ) -> None:
+        super().__init__(num_classes)
+        if not 0.0 < eta < 1.0:
+            raise ConfigError(f"Expected `eta` to be in (0, 1), but got {eta}")
+        if not 0.0 <= confidence < 1.0:
+            raise ConfigError(
+                f"Expected `confidence` to be in [0, 1), but got {confidence}"
+            )
+        if not 0.0 <= smoothing < 1.0:
+            raise ConfigError(
+                f"Expected `smoothing` to be in [0, 1), but got {smoothing}"
+            )
+        if warmup_epochs < 0:
+            raise ConfigError(
+                f"Expected `warmup_epochs` to be at least 0, but got {warmup_epochs}"
+            )
+        if total_epochs < 1:
+            raise ConfigError(
+                f"Expected `total_epochs` to be at least 1, but got {total_epochs}"
+            )
+        self.score: Score = SCORES[score]
+        self.eta = eta
+        self.confidence = confidence
+        self.warmup_epochs = warmup_epochs
+        self.smoothing = smoothing
+        self.total_epochs = total_epochs
+
+    def smooth(self, name: str, value: Tensor) -> Tensor:
+        """Return the exponential mean of `value` over the epochs so far and remember it under `name`."""
+        past = self.memory.get(name)
+        mean = (
+            value
+            if past is None
+            else self.smoothing * past + (1.0 - self.smoothing) * value
+        )
+        self.memory[name] = mean
+        return mean
+
+    def weigh(
+        self,
+        epoch: int,
+        differences: Tensor,
+        before: Tensor,
+        samples: SampleScores,
+        *,
+        choices: int = 1,
+    ) -> tuple[Tensor, Evidence]:
+        """Turn one epoch's paired differences into flags and evidence.
+
+        Args:
+            epoch: Counted from 1.
+            differences: (n,) in [-1, 1], how much worse each sample is done.
+            before: (n,) bool, whether the sample was right in what this epoch is compared with.
+            samples: This epoch's scores.
+            choices: Among how many candidates the comparison was picked by looking at the same data; the epoch's
+                e-value is divided by it.
+        """
+        labels = samples.labels
+        drop = class_means(differences, labels, self.num_classes)
+        open_classes = ~self.flags
+        shared = (
+            drop[open_classes].median().clamp(min=0.0)
+            if open_classes.any()
+            else drop.new_zeros(())
+        )
+        margin = (self.eta + shared).clamp(max=_MAX_MARGIN).expand(self.num_classes)
+        total = self.memory.get(
+            "e_value", torch.zeros(self.num_classes, dtype=torch.float64)
+        )
+        if self.warmup_epochs < epoch <= self.total_epochs:
+            looks = self.total_epochs - self.warmup_epochs
+            total = total + betting_e_value(differences, labels, margin) / (
+                choices * looks
+            )
+        self.memory["e_value"] = total
+        p_value = mcnemar_p_value(
+            *paired_counts(before, samples.correct, labels, self.num_classes)
+        )
+        evidence = Evidence(drop=drop - shared, p_value=p_value, e_value=total)
+        if epoch <= self.warmup_epochs:
+            return torch.zeros(self.num_classes, dtype=torch.bool), evidence
+        if self.confidence == 0.0:
+            return drop > margin, evidence
+        return e_benjamini_hochberg(total, 1.0 - self.confidence), evidence
+
+    def reason(self) -> str:
+        if self.confidence == 0.0:
+            return f"no class fell more than eta = {self.eta:g} behind"
+        return (
+            f"no class fell more than eta = {self.eta:g} behind with evidence that holds at confidence "
+            f"{self.confidence:g} (the strongest e-value is {float(self.evidence.e_value.nan_to_num(0.0).max()):.3g}, "
+            f"{self.num_classes / (1.0 - self.confidence):.3g} is needed for a single class)"
+        )

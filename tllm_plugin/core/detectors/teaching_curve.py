@@ -1,0 +1,40 @@
+"""Comparison of a class with its own best: needs no second run."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tllm_plugin.core.detectors.base import DETECTORS, Evidence
+from tllm_plugin.core.detectors.sequential import SequentialDetector
+from tllm_plugin.core.scores import SampleScores, class_means
+
+
+@DETECTORS.register("teaching_curve")
+class TeachingCurveDetector(SequentialDetector):
+    """Flags a class whose smoothed hold-out curve has fallen more than eta below its own best.
+
+    It sees a class that distillation makes worse *over time*; a class that never learns has no best to fall from, and
+    only `reference` finds it.
+    The best epoch is the highest of those seen so far, which flatters the drop; the epoch's e-value is
+    divided by their number to make up for that choice.
+    """
+
+    def judge(self, epoch: int, samples: SampleScores) -> tuple[Tensor, Evidence]:
+        smoothed = self.smooth("smoothed", self.score(samples))
+        curve = class_means(smoothed, samples.labels, self.num_classes)
+        best = self.memory.get(
+            "best", torch.full((self.num_classes,), -1.0, dtype=torch.float64)
+        )
+        improved = curve > best
+        self.memory["best"] = torch.where(improved, curve, best)
+        renew = improved[samples.labels]
+        for name, value in (
+            ("best_samples", smoothed),
+            ("best_correct", samples.correct),
+        ):
+            self.memory[name] = torch.where(renew, value, self.memory.get(name, value))
+        fallen = self.memory["best_samples"] - smoothed
+        return self.weigh(
+            epoch, fallen, self.memory["best_correct"], samples, choices=epoch
+        )

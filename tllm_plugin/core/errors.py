@@ -1,0 +1,36 @@
+"""Errors that a user can act on; the command line prints their text alone and turns them into exit codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class TLLMError(Exception):
+    """Base of every error that TLLM raises on purpose. Exit code 1."""
+
+
+class ConfigError(TLLMError, ValueError):
+    """A configuration or an argument that cannot be used. Exit code 2."""
+
+
+class DataError(TLLMError):
+    """Data that cannot be read or does not hold what is needed: an empty class, a corrupt image."""
+
+
+class FileFormatError(TLLMError):
+    """A file that is missing, truncated, foreign, or of an unknown schema version."""
+
+
+class NonFiniteLossError(TLLMError, ArithmeticError):
+    """A loss became NaN or infinite; the message names step, batch rows and loss parts."""
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
+    """Text of the error for a name that nothing is registered under.
+
+    >>> unknown_name("detector", "refrence", ["none", "reference"])
+    "Expected `detector` to be one of none, reference, but got 'refrence'"
+    """
+    return (
+        f"Expected `{kind}` to be one of {', '.join(sorted(known))}, but got {name!r}"
+    )

@@ -1,0 +1,142 @@
+"""What a student is scored by on the hold-out: values in [0, 1] per sample, and one scoring pass per epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.registry import Registry
+
+MAX_RANK = 255
+
+
+@dataclass(frozen=True)
+class SampleScores:
+    """How a network did on each of `n` hold-out samples, on the CPU.
+
+    Args:
+        labels: (n,) int64.
+        rank: (n,) uint8, place of the true class among the logits, 1 = predicted; 255 stands for 255 or worse.
+        true_prob: (n,) float32, softmax probability of the true class.
+        prediction: (n,) int64, the predicted class.
+        agree: (n,) bool, prediction equals the teacher's; None where there is no teacher.
+    """
+
+    labels: Tensor
+    rank: Tensor
+    true_prob: Tensor
+    prediction: Tensor
+    agree: Tensor | None = None
+
+    @property
+    def correct(self) -> Tensor:
+        """(n,) bool."""
+        return self.rank == 1
+
+
+Score = Callable[[SampleScores], Tensor]
+SCORES: Registry[Score] = Registry("score")
+
+
+@SCORES.register("accuracy")
+def accuracy(samples: SampleScores) -> Tensor:
+    """Return (n,) float32: 1 where the prediction is right."""
+    return samples.correct.float()
+
+
+@SCORES.register("reciprocal_rank")
+def reciprocal_rank(samples: SampleScores) -> Tensor:
+    """Return (n,) float32: 1 / rank of the true class; like accuracy free of confidence, but finer."""
+    return samples.rank.float().reciprocal()
+
+
+@SCORES.register("true_prob")
+def true_prob(samples: SampleScores) -> Tensor:
+    """Return (n,) float32: probability of the true class. Label smoothing and temperature lower it for all classes."""
+    return samples.true_prob
+
+
+@SCORES.register("agreement")
+def agreement(samples: SampleScores) -> Tensor:
+    """Return (n,) float32: 1 where student and teacher predict the same class.
+
+    Raises:
+        ConfigError: There is no teacher.
+    """
+    if samples.agree is None:
+        raise ConfigError(
+            "Expected a teacher for the score `agreement`, but got a distiller without one"
+        )
+    return samples.agree.float()
+
+
+def true_class_rank(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return (n,) int64, the place of the true class, 1 = best; ties go to the lower class index.
+
+    A true logit that is NaN ranks last, so that a diverged network never looks perfect.
+
+    Args:
+        logits: (n, C), unnormalised.
+        labels: (n,) int64.
+
+    >>> true_class_rank(torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.5, 0.5]]), torch.tensor([2, 0])).tolist()
+    [2, 1]
+    """
+    true_logit = logits.gather(1, labels[:, None])
+    not_below = ~(logits < true_logit)
+    later = (
+        torch.arange(logits.shape[1], device=logits.device)[None, :] > labels[:, None]
+    )
+    return not_below.sum(1) - ((logits == true_logit) & later).sum(1)
+
+
+@torch.no_grad()
+def score_samples(
+    predict: Callable[[Tensor], Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    teacher_prediction: Tensor | None,
+) -> SampleScores:
+    """Run `predict` over the hold-out once; everything stays on the device until the end of the pass.
+
+    Args:
+        predict: Image batch -> logits (b, C), unnormalised. The caller sees to evaluation mode.
+        batches: Yields `(image, label)` in the same order every time.
+        teacher_prediction: (n,) int64 from an earlier pass with the teacher, or None.
+    """
+    ranks, probs, labels, predictions = [], [], [], []
+    for image, label in batches:
+        logits = predict(image).float()
+        label = label.to(logits.device)
+        rank = true_class_rank(logits, label)
+        ranks.append(rank.clamp(max=MAX_RANK).to(torch.uint8))
+        probs.append(F.softmax(logits, dim=1).gather(1, label[:, None]).squeeze(1))
+        # The true class wins its ties above; the prediction must agree with that.
+        predictions.append(torch.where(rank == 1, label, logits.argmax(1)))
+        labels.append(label)
+    prediction = torch.cat(predictions).cpu()
+    return SampleScores(
+        labels=torch.cat(labels).cpu(),
+        rank=torch.cat(ranks).cpu(),
+        true_prob=torch.nan_to_num(torch.cat(probs), nan=0.0).cpu(),
+        prediction=prediction,
+        agree=None if teacher_prediction is None else prediction == teacher_prediction,
+    )
+
+
+def class_sums(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Return (C,) float64: the sum of `values` (n,) over the samples of each class."""
+    return torch.zeros(num_classes, dtype=torch.float64).index_add_(
+        0, labels, values.double()
+    )
+
+
+def class_means(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Return (C,) float64: the mean of `values` (n,) per class; NaN for a class without samples."""
+    return class_sums(values, labels, num_classes) / torch.bincount(
+        labels, minlength=num_classes
+    )

@@ -1,0 +1,61 @@
+"""Data sets: scikit-learn's digits, any image folder, CIFAR-100.
+
+>>> data = load_data("digits")
+>>> data.num_classes, data.in_channels, data.image_size, len(data.train_labels), len(data.test_labels)
+(10, 1, 8, 1197, 600)
+>>> loader = data.train_loader(None, batch_size=128, seed=0, device="cpu")
+>>> loader.set_epoch(3)
+>>> image, target, index = next(iter(loader))
+>>> tuple(image.shape)
+(128, 1, 8, 8)
+"""
+
+from __future__ import annotations
+
+from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.data import cifar100, digits, image_folder  # noqa: F401 (they register themselves)
+from tllm_plugin.data.bundle import DataBundle, Split
+from tllm_plugin.data.image_set import ImageSet
+from tllm_plugin.data.loaders import EvalLoader, TrainLoader
+from tllm_plugin.data.registry import DATA_SETS, DataSetLoader
+
+__all__ = [
+    "DATA_SETS",
+    "DataBundle",
+    "DataSetLoader",
+    "EvalLoader",
+    "ImageSet",
+    "Split",
+    "TrainLoader",
+    "load_data",
+]
+
+
+def load_data(
+    name: str,
+    path: str = "",
+    *,
+    download: bool = False,
+    image_size: int = 0,
+    num_workers: int = 2,
+    seed: int = 0,
+) -> DataBundle:
+    """Load a data set by its name.
+
+    Args:
+        name: A key of `DATA_SETS`: digits, imagefolder, cifar100, or one that you registered.
+        path: Folder of the data, for sets that are on disk.
+        download: Fetch what is missing, for sets that can be fetched.
+        image_size: Height and width for the network, in pixels; 0: as stored.
+        num_workers: Processes that decode images; 0: the calling one does.
+        seed: For registered sets that draw their own split. Those that come with the package have fixed splits.
+
+    Raises:
+        ConfigError: An unknown name, or an argument that the data set cannot use.
+        DataError: Data that is missing, damaged or incomplete; the message names the file or folder.
+    """
+    if image_size < 0:
+        raise ConfigError(f"Expected `image_size` to be at least 0, but got {image_size}")
+    if num_workers < 0:
+        raise ConfigError(f"Expected `num_workers` to be at least 0, but got {num_workers}")
+    return DATA_SETS[name](path, download=download, image_size=image_size, num_workers=num_workers, seed=seed)

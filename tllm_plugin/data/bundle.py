@@ -1,0 +1,143 @@
+"""A data set as a host sees it, whether its images are in memory or read from disk."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tllm_plugin.core.errors import ConfigError, DataError, unknown_name
+from tllm_plugin.data.loaders import EvalLoader, TrainLoader
+
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DataBundle(ABC):
+    """Training and test part of a data set, and loaders for any rows of them.
+
+    Args:
+        class_names: One readable name for each class, in the order of the labels.
+        in_channels: Channels of an image.
+        image_size: Height and width of an image as the network sees it, in pixels.
+        mean: Per channel, subtracted from pixels that are scaled to 0..1.
+        std: Per channel, what they are divided by then.
+        train_labels: (N,) int64 on the CPU.
+        test_labels: (M,) int64 on the CPU.
+
+    Raises:
+        DataError: Labels of a wrong shape, dtype or range.
+    """
+
+    class_names: tuple[str, ...]
+    in_channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train_labels: Tensor
+    test_labels: Tensor
+
+    def __post_init__(self) -> None:
+        for name, labels in (("train_labels", self.train_labels), ("test_labels", self.test_labels)):
+            if labels.ndim != 1 or labels.dtype != torch.int64:
+                raise DataError(
+                    f"Expected `{name}` to be (N,) int64, but got {tuple(labels.shape)} {_dtype_name(labels)}"
+                )
+            _check_range(name, labels, self.num_classes, DataError)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def train_loader(
+        self,
+        indices: Tensor | None,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str,
+        drop_last: bool = False,
+    ) -> TrainLoader:
+        """Shuffled, augmented batches of the training part.
+
+        Args:
+            indices: (K,) int64, positions in the training part; None is all of it. A process of several can be given
+                its share as `indices[rank::world_size]`: an image's augmentation depends on its position alone.
+            batch_size: Images per batch.
+            seed: Of order and augmentation.
+            device: Where the batches end up.
+            drop_last: Leave out a smaller last batch (BatchNorm cannot be trained on a single row).
+
+        Raises:
+            ConfigError: An index or batch size that is out of range, or nothing to train on.
+        """
+        _check_batch_size(batch_size)
+        rows = _checked_rows(indices, len(self.train_labels), "training images")
+        return self._train_loader(
+            rows, batch_size=batch_size, seed=seed, device=torch.device(device), drop_last=drop_last
+        )
+
+    def eval_loader(
+        self, indices: Tensor | None, *, batch_size: int, device: torch.device | str, split: Split
+    ) -> EvalLoader:
+        """Batches in the order of `indices`, with the test-time transform.
+
+        Args:
+            indices: (K,) int64, positions in the part that `split` names, possibly none; None is all of it.
+            batch_size: Images per batch.
+            device: Where the batches end up.
+            split: "test", or "train" for a hold-out, which is a part of the training images.
+
+        Raises:
+            ConfigError: An unknown split, or an index or batch size that is out of range.
+        """
+        _check_batch_size(batch_size)
+        if split == "train":
+            rows = _checked_rows(indices, len(self.train_labels), "training images")
+        elif split == "test":
+            rows = _checked_rows(indices, len(self.test_labels), "test images")
+        else:
+            raise ConfigError(unknown_name("split", split, ("train", "test")))
+        return self._eval_loader(rows, batch_size=batch_size, device=torch.device(device), split=split)
+
+    @abstractmethod
+    def _train_loader(
+        self, rows: Tensor, *, batch_size: int, seed: int, device: torch.device, drop_last: bool
+    ) -> TrainLoader:
+        """`train_loader` with checked arguments."""
+
+    @abstractmethod
+    def _eval_loader(self, rows: Tensor, *, batch_size: int, device: torch.device, split: Split) -> EvalLoader:
+        """`eval_loader` with checked arguments."""
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ConfigError(f"Expected `batch_size` to be at least 1, but got {batch_size}")
+
+
+def _checked_rows(indices: Tensor | None, count: int, what: str) -> Tensor:
+    if indices is None:
+        return torch.arange(count)
+    if indices.ndim != 1 or indices.dtype != torch.int64:
+        raise ConfigError(
+            f"Expected `indices` to be (K,) int64, positions of {what}, "
+            f"but got {tuple(indices.shape)} {_dtype_name(indices)}"
+        )
+    _check_range("indices", indices, count, ConfigError)
+    return indices.cpu()
+
+
+def _check_range(name: str, values: Tensor, limit: int, error: type[ConfigError] | type[DataError]) -> None:
+    if len(values) == 0:
+        return
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= limit:
+        raise error(f"Expected `{name}` to be from 0 to {limit - 1}, but got {low} to {high}")
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -1,0 +1,121 @@
+"""The layout `PATH/{train,val}/<class>/*` of torchvision's `ImageFolder`, checked before anything is decoded."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from tllm_plugin.core.errors import ConfigError, DataError
+
+TEST_FOLDERS = ("val", "test")
+_SHOWN_NAMES = 5
+
+
+@dataclass(frozen=True, eq=False)
+class FolderPart:
+    """One part of a data set on disk.
+
+    Args:
+        root: The folder that holds the class folders.
+        classes: Names of the class folders, sorted; the position is the label.
+        files: Image files, by class, then by name, as `ImageFolder` sorts them.
+        labels: (N,) int64.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    files: tuple[str, ...]
+    labels: Tensor
+
+
+def find_parts(path: str) -> tuple[FolderPart, FolderPart]:
+    """Training and test part of an image folder.
+
+    The test part is `val` or, where there is none, `test`: in ImageNet's layout `test` has no labels.
+
+    Raises:
+        ConfigError: `path` is not a folder.
+        DataError: A part is missing, a class folder holds no image, or the parts have different classes.
+    """
+    root = Path(path).expanduser()
+    if not path or not root.is_dir():
+        raise ConfigError(f"Expected `path` to be a folder that holds `train` and `val`, but got {path!r}")
+    train_root = root / "train"
+    test_root = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
+    if not train_root.is_dir():
+        raise DataError(f"Expected `{root}` to hold a folder `train`, but it holds {_shown(os.listdir(root))}")
+    if test_root is None:
+        raise DataError(f"Expected `{root}` to hold a folder `val` or `test`, but it holds {_shown(os.listdir(root))}")
+    train, test = scan_part(train_root), scan_part(test_root)
+    for part, other in ((train, test), (test, train)):
+        missing = set(other.classes) - set(part.classes)
+        if missing:
+            raise DataError(
+                f"Expected `{part.root}` to have the same class folders as `{other.root}`, "
+                f"but it lacks {_shown(missing)}"
+            )
+    return train, test
+
+
+def scan_part(root: Path) -> FolderPart:
+    """List the images of every class folder in `root`, those in its subfolders included.
+
+    Raises:
+        DataError: There is no class folder, or one without an image.
+    """
+    classes = tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir()))
+    if not classes:
+        raise DataError(f"Expected `{root}` to hold one folder for each class, but it holds none")
+    files: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = [
+            os.path.join(folder, file)
+            for folder, _, names in sorted(os.walk(root / name, followlinks=True))
+            for file in sorted(names)
+            if file.lower().endswith(IMG_EXTENSIONS)
+        ]
+        if not found:
+            raise DataError(
+                f"Expected the class folder `{root / name}` to hold images ({', '.join(IMG_EXTENSIONS)}), "
+                "but it holds none"
+            )
+        files += found
+        labels += [label] * len(found)
+    return FolderPart(root, classes, tuple(files), torch.tensor(labels, dtype=torch.int64))
+
+
+def readable_names(root: Path, folders: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the classes for people: from `root/classes.txt` if it is there, else those of the folders.
+
+    A line is a folder's name, a tab or spaces, and the readable name; folders without a line keep their own name.
+    Where two classes would get the same name ("crane", the bird and the machine), the folder is added to both.
+
+    Raises:
+        DataError: The file is there but cannot be read as text.
+    """
+    file = root / "classes.txt"
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return folders
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Expected `{file}` to be UTF-8 text, but reading it failed: {error}") from error
+    # A folder's name may hold spaces: a tab, where there is one, is the separator.
+    fields = [line.split("\t" if "\t" in line else None, maxsplit=1) for line in lines]
+    readable = {pair[0].strip(): pair[1].strip() for pair in fields if len(pair) == 2 and pair[1].strip()}
+    names = [readable.get(folder, folder) for folder in folders]
+    uses = Counter(names)
+    return tuple(name if uses[name] == 1 else f"{name} ({folder})" for name, folder in zip(names, folders, strict=True))
+
+
+def _shown(names: list[str] | set[str]) -> str:
+    ordered = sorted(names)
+    more = len(ordered) - _SHOWN_NAMES
+    return (", ".join(ordered[:_SHOWN_NAMES]) or "nothing") + (f" and {more} more" if more > 0 else "")

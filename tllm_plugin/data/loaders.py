@@ -1,0 +1,91 @@
+"""What a training loop iterates over: the contract, and what all loaders share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.data.randomness import derived_generator
+
+
+class TrainLoader(ABC):
+    """Shuffled, augmented batches `(image, target, index)`; each iteration is one epoch.
+
+    `image` is (B, C, H, W) float32, normalised; `target` (B,) int64; `index` (B,) int64, the position in the whole
+    training set, whatever part of it is trained on. All three are on the loader's device.
+
+    Everything random in an epoch is a function of the seed and the epoch number: the order, and, for each position in
+    the training set, its augmentation. Iterating twice without `set_epoch` gives the same batches twice.
+
+    Args:
+        rows: (N,) int64 on the CPU, positions in the training set. A position that occurs twice is seen twice.
+        batch_size: Images per batch, at least 1.
+        seed: Any integer.
+        drop_last: Leave out the last batch of an epoch if it is smaller than the others.
+
+    Attributes:
+        num_samples: Number of rows, those that `drop_last` leaves out included.
+
+    Raises:
+        ConfigError: There would be no batch at all.
+    """
+
+    def __init__(self, rows: Tensor, *, batch_size: int, seed: int, drop_last: bool) -> None:
+        self.num_samples = len(rows)
+        self._rows = rows
+        self._batch_size = batch_size
+        self._seed = seed
+        self._drop_last = drop_last
+        self._epoch = 0
+        if self.num_samples == 0:
+            raise ConfigError("Expected `indices` to name at least one training image, but got none")
+        if len(self) == 0:
+            raise ConfigError(
+                f"Expected `batch_size` to be at most {self.num_samples}, the number of training images, "
+                f"because the last smaller batch is dropped, but got {batch_size}"
+            )
+
+    def __len__(self) -> int:
+        return self.num_samples // self._batch_size if self._drop_last else -(-self.num_samples // self._batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose batches the next iteration yields; one that is under way is not changed."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        generator = derived_generator(self._seed, self._epoch, "order")
+        order = torch.randperm(self.num_samples, generator=generator)[: len(self) * self._batch_size]
+        return self._batches(self._rows[order], self._epoch)
+
+    @abstractmethod
+    def _batches(self, rows: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Batches of `rows` in this order, augmented as the seed and `epoch` say."""
+
+
+class EvalLoader(ABC):
+    """Batches `(image, target)` with the test-time transform, in the order of the rows; never shuffled.
+
+    `image` and `target` are as in `TrainLoader`. No rows: no batches.
+
+    Args:
+        rows: (N,) int64 on the CPU, positions in the part that is read.
+        batch_size: Images per batch, at least 1; the last batch may be smaller.
+
+    Attributes:
+        num_samples: Number of rows.
+    """
+
+    def __init__(self, rows: Tensor, *, batch_size: int) -> None:
+        self.num_samples = len(rows)
+        self._rows = rows
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-self.num_samples // self._batch_size)
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...

@@ -1,0 +1,17 @@
+"""The data sets that a config can choose by name."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tllm_plugin.core.registry import Registry
+from tllm_plugin.data.bundle import DataBundle
+
+
+class DataSetLoader(Protocol):
+    """What is registered: a function that loads one data set; see `tllm_plugin.data.load_data` for the arguments."""
+
+    def __call__(self, path: str, *, download: bool, image_size: int, num_workers: int, seed: int) -> DataBundle: ...
+
+
+DATA_SETS: Registry[DataSetLoader] = Registry("data set")

@@ -1,0 +1,116 @@
+"""Registers TLLM in a host with the contract of mdistiller: a config node, the trainer `tllm`, the distiller `TLLM`.
+
+The trainer is the host's own (`TLLM.TRAINER`), subclassed at the time of the call: its loop, logging and checkpoints
+run as they are, around a wrapped distiller and without the hold-out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.hosts.teaching import Teaching, TrainingData, student_predictor
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the adapter needs to know of a host.
+
+    Args:
+        trainers: Name -> class with the signature of mdistiller's `BaseTrainer`.
+        distillers: Name -> `(student, teacher, cfg) -> distiller`.
+        special_types: Distiller types that the host itself treats by name.
+        training_data: `(train_loader, cfg) -> TrainingData`.
+    """
+
+    trainers: Mapping[str, Any]
+    distillers: Mapping[str, Any]
+    special_types: frozenset[str]
+    training_data: Callable[[Any, CfgNode], TrainingData]
+
+
+def make_trainer_factory(host: Host) -> Callable[..., Any]:
+    """Return what a host registers as the trainer `tllm`."""
+
+    def tllm_trainer(experiment_name: str, distiller: nn.Module, train_loader: Any, val_loader: Any, cfg: CfgNode) -> Any:
+        trainer = type("TLLMTrainer", (_TLLMTrainer, host.trainers[cfg.TLLM.TRAINER]), {})
+        data = host.training_data(train_loader, cfg)
+        return trainer(experiment_name, distiller, data, val_loader, cfg)
+
+    return tllm_trainer
+
+
+def make_distiller_factory(host: Host) -> Callable[..., nn.Module]:
+    """Return what a host registers as the distiller `TLLM`: the inner one, which the trainer `tllm` then wraps."""
+
+    def tllm_distiller(student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> nn.Module:
+        inner = cfg.TLLM.DISTILLER
+        if inner in host.special_types or inner == "TLLM":
+            raise ConfigError(
+                f"Expected `TLLM.DISTILLER` to be a type that the host does not treat by name, but got {inner!r}: keep "
+                f"DISTILLER.TYPE {inner!r} and set SOLVER.TRAINER to 'tllm' instead"
+            )
+        if cfg.SOLVER.TRAINER != "tllm":
+            raise ConfigError(
+                f"Expected `SOLVER.TRAINER` to be 'tllm' for DISTILLER.TYPE 'TLLM', but got {cfg.SOLVER.TRAINER!r}"
+            )
+        distiller: nn.Module = host.distillers[inner](student, teacher, cfg)
+        return distiller
+
+    return tllm_distiller
+
+
+class _TLLMTrainer:
+    """Mixed in before a host's trainer; touches only what every trainer of that contract has."""
+
+    distiller: nn.Module
+    log_path: str
+    tf_writer: Any
+    cfg: CfgNode
+
+    def __init__(self, experiment_name: str, distiller: nn.Module, data: TrainingData, val_loader: Any, cfg: CfgNode) -> None:
+        parallel = isinstance(distiller, nn.DataParallel)
+        inner = distiller.module if parallel else distiller
+        self.teaching = Teaching(cfg.TLLM, inner, data, cfg.SOLVER.EPOCHS)
+        wrapped: nn.Module = self.teaching.wrapper
+        device = next(inner.parameters()).device
+        wrapped.to(device)
+        if parallel:
+            wrapped = nn.DataParallel(wrapped, device_ids=distiller.device_ids)
+        super().__init__(experiment_name, wrapped, self.teaching.train_loader, val_loader, cfg)  # type: ignore[call-arg]
+        self.teaching.open(self.log_path)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the precision to score in; a host's trainer that has its own overrides this."""
+        parent = getattr(super(), "autocast", nullcontext)
+        context: AbstractContextManager[Any] = parent()
+        return context
+
+    def train_epoch(self, epoch: int) -> None:
+        self._catch_up(epoch - 1)
+        super().train_epoch(epoch)  # type: ignore[misc]
+        self._catch_up(epoch)
+
+    def train(self, resume: bool = False) -> None:
+        super().train(resume=resume)  # type: ignore[misc]
+        self._catch_up(self.cfg.SOLVER.EPOCHS)
+
+    def finish(self) -> None:
+        # A host that has such a method calls it before it declares the run finished.
+        self._catch_up(self.cfg.SOLVER.EPOCHS)
+        super().finish()  # type: ignore[misc]
+
+    def _catch_up(self, epoch: int) -> None:
+        predict = student_predictor(self.distiller)
+
+        def in_precision(image: Tensor) -> Tensor:
+            with self.autocast():
+                return predict(image)
+
+        self.teaching.catch_up(epoch, in_precision, self.tf_writer)

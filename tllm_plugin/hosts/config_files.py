@@ -1,0 +1,56 @@
+"""Finding the YAML files that TLLM brings along, from a checkout as from an installed wheel."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path, PurePath
+
+from tllm_plugin.core.errors import ConfigError
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def list_configs() -> list[str]:
+    """Return the paths of all configs that come with TLLM, relative to `configs/`, sorted."""
+    folder = _configs_folder()
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml"))
+
+
+def find_config(path: str | os.PathLike[str]) -> Path:
+    """Return the file that a user means by `path`.
+
+    Args:
+        path: A file; or, where there is none of that name, one of `list_configs()` with or without `configs/` before
+            it, so that the commands of the documentation work from any folder.
+
+    Raises:
+        ConfigError: It is neither. The message lists configs with similar names.
+    """
+    try:
+        if Path(path).is_file():
+            return Path(path)
+        problem = "that is a folder" if Path(path).is_dir() else "there is no such file"
+    except (OSError, ValueError) as error:  # A name too long, a NUL character.
+        problem = f"that cannot be looked at ({error})"
+    name = PurePath(path).as_posix().removeprefix("configs/")
+    known = list_configs()
+    if name in known:
+        return _configs_folder() / name
+    raise ConfigError(f"Expected `cfg` to be a YAML file, but got {str(path)!r}: {problem}; {_suggest(name, known)}")
+
+
+def _configs_folder() -> Path:
+    """Return the package's own configs, which a wheel holds; in a checkout they lie beside the package."""
+    packaged = _PACKAGE / "configs"
+    return packaged if packaged.is_dir() else _PACKAGE.parent / "configs"
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    wanted = PurePath(name).name
+    by_file_name = difflib.get_close_matches(wanted, {PurePath(item).name for item in known}, n=3)
+    near = [item for item in known if PurePath(item).name in by_file_name]
+    near += [item for item in difflib.get_close_matches(name, known, n=3) if item not in near]
+    if near:
+        return f"configs of a similar name: {', '.join(near)}"
+    return f"configs that come with TLLM: {', '.join(known) or 'none'}"

@@ -1,0 +1,165 @@
+"""The embedded host's configuration: the nodes of mdistiller, and a few of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+from tllm_plugin.data import DATA_SETS
+from tllm_plugin.hosts.config_checks import (
+    Rule,
+    at_least,
+    check,
+    merge_file,
+    merge_options,
+    more_than,
+    number_in,
+    one_of,
+    refuse,
+)
+from tllm_plugin.hosts.config_files import find_config
+from tllm_plugin.hosts.embedded.distillers import distiller_dict
+from tllm_plugin.hosts.embedded.trainer import trainer_dict
+from tllm_plugin.hosts.tllm_node import check_tllm, tllm_node
+from tllm_plugin.models import is_model, model_names
+
+SCHEDULES = ("step", "one_cycle")
+PRECISIONS = ("float32", "bfloat16")
+
+
+def default_config() -> CfgNode:
+    """Return a new config with every key at its default."""
+    cfg = CfgNode()
+    cfg.EXPERIMENT = CfgNode({"PROJECT": "embedded", "NAME": "", "TAG": "default", "SEED": 0})
+    cfg.DATASET = CfgNode({"TYPE": "digits", "PATH": "", "DOWNLOAD": False, "IMAGE_SIZE": 0, "NUM_WORKERS": 2})
+    cfg.DATASET.TEST = CfgNode({"BATCH_SIZE": 500})
+
+    cfg.DISTILLER = CfgNode()
+    cfg.DISTILLER.TYPE = "NONE"  # vanilla
+    cfg.DISTILLER.TEACHER = "digits_teacher"
+    cfg.DISTILLER.STUDENT = "digits_student"
+    cfg.DISTILLER.TEACHER_CHECKPOINT = ""  # empty: trained first, and reused
+    cfg.DISTILLER.TEACHER_EPOCHS = 0  # 0: as many as the student
+    cfg.DISTILLER.PLANT = CfgNode({"CLASSES": [], "STRENGTH": 1.0})  # a teacher made wrong on purpose; off if empty
+
+    cfg.SOLVER = CfgNode()
+    cfg.SOLVER.TRAINER = "base"
+    cfg.SOLVER.BATCH_SIZE = 64
+    cfg.SOLVER.EPOCHS = 240
+    cfg.SOLVER.TYPE = "SGD"
+    cfg.SOLVER.LR = 0.05  # of "one_cycle" the highest
+    cfg.SOLVER.SCHEDULE = "step"
+    cfg.SOLVER.LR_DECAY_STAGES = [150, 180, 210]
+    cfg.SOLVER.LR_DECAY_RATE = 0.1
+    cfg.SOLVER.WARMUP_FRACTION = 0.3  # of "one_cycle": share of the steps that climb
+    cfg.SOLVER.WEIGHT_DECAY = 0.0005
+    cfg.SOLVER.MOMENTUM = 0.9
+    cfg.SOLVER.NESTEROV = False
+
+    cfg.RUNTIME = CfgNode()
+    cfg.RUNTIME.DEVICE = "auto"  # cuda where there is one
+    cfg.RUNTIME.PRECISION = "float32"  # bfloat16: autocast
+    cfg.RUNTIME.CHANNELS_LAST = False
+    cfg.RUNTIME.COMPILE = False
+
+    cfg.LOG = CfgNode({"PREFIX": "./output", "SAVE_CHECKPOINT_FREQ": 40})
+
+    cfg.KD = CfgNode({"TEMPERATURE": 4.0})
+    cfg.KD.LOSS = CfgNode({"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9})
+    cfg.AT = CfgNode({"P": 2.0})
+    cfg.AT.LOSS = CfgNode({"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1000.0})
+    cfg.FITNET = CfgNode({"HINT_LAYER": 2, "INPUT_SIZE": (32, 32)})
+    cfg.FITNET.LOSS = CfgNode({"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 100.0})
+
+    cfg.TLLM = tllm_node()
+    return cfg
+
+
+def load_config(path: str | os.PathLike[str], options: Sequence[str] = ()) -> CfgNode:
+    """Read a YAML file over the defaults, apply `KEY VALUE` overrides, check everything, and freeze.
+
+    Raises:
+        ConfigError: One line per problem.
+    """
+    cfg = default_config()
+    problems = merge_file(cfg, Path(find_config(os.fspath(path)))) + merge_options(cfg, options)
+    refuse(problems or check_config(cfg))
+    cfg.freeze()
+    return cfg
+
+
+def check_config(cfg: CfgNode) -> list[str]:
+    """Return every problem of a config, one sentence each, without reading data or training."""
+    rules: dict[str, Rule] = {
+        "DATASET.TYPE": one_of(DATA_SETS),
+        "DATASET.IMAGE_SIZE": at_least(0),
+        "DATASET.NUM_WORKERS": at_least(0),
+        "DATASET.TEST.BATCH_SIZE": at_least(1),
+        "DISTILLER.TYPE": one_of(distiller_dict),
+        "DISTILLER.TEACHER": _model_name,
+        "DISTILLER.STUDENT": _model_name,
+        "DISTILLER.TEACHER_EPOCHS": at_least(0),
+        "DISTILLER.PLANT.STRENGTH": number_in(0, 1, open_low=True),
+        "SOLVER.TRAINER": one_of(trainer_dict),
+        "SOLVER.BATCH_SIZE": at_least(1),
+        "SOLVER.EPOCHS": at_least(1),
+        "SOLVER.TYPE": one_of(["SGD"]),
+        "SOLVER.LR": more_than(0),
+        "SOLVER.SCHEDULE": one_of(SCHEDULES),
+        "SOLVER.LR_DECAY_RATE": more_than(0),
+        "SOLVER.WARMUP_FRACTION": number_in(0, 1, open_low=True, open_high=True),
+        "SOLVER.WEIGHT_DECAY": at_least(0),
+        "SOLVER.MOMENTUM": number_in(0, 1, open_high=True),
+        "RUNTIME.DEVICE": _device_name,
+        "RUNTIME.PRECISION": one_of(PRECISIONS),
+        "LOG.SAVE_CHECKPOINT_FREQ": at_least(1),
+        "KD.TEMPERATURE": more_than(0),
+        "KD.LOSS.CE_WEIGHT": at_least(0),
+        "KD.LOSS.KD_WEIGHT": at_least(0),
+        "AT.P": at_least(1),
+        "AT.LOSS.CE_WEIGHT": at_least(0),
+        "AT.LOSS.FEAT_WEIGHT": at_least(0),
+        "FITNET.HINT_LAYER": at_least(0),
+        "FITNET.INPUT_SIZE": _image_size,
+        "FITNET.LOSS.CE_WEIGHT": at_least(0),
+        "FITNET.LOSS.FEAT_WEIGHT": at_least(0),
+    }
+    problems = check(cfg, rules) + check_tllm(cfg)
+    for key, values, rule in (
+        ("SOLVER.LR_DECAY_STAGES", cfg.SOLVER.LR_DECAY_STAGES, "epochs"),
+        ("DISTILLER.PLANT.CLASSES", cfg.DISTILLER.PLANT.CLASSES, "class indices"),
+    ):
+        if any(isinstance(value, bool) or not isinstance(value, int) or value < 0 for value in values):
+            problems.append(f"Expected `{key}` to be a list of {rule}, but got {values!r}")
+    if cfg.SOLVER.NESTEROV and cfg.SOLVER.MOMENTUM == 0:
+        problems.append("Expected `SOLVER.MOMENTUM` to be more than 0 with SOLVER.NESTEROV, but got 0")
+    if cfg.SOLVER.TRAINER != "tllm" and cfg.DISTILLER.TYPE == "TLLM":
+        problems.append(f"Expected `SOLVER.TRAINER` to be tllm for a TLLM distiller, but got {cfg.SOLVER.TRAINER!r}")
+    if cfg.TLLM.TRAINER not in trainer_dict or cfg.TLLM.TRAINER == "tllm":
+        known = ", ".join(sorted(set(trainer_dict) - {"tllm"}))
+        problems.append(f"Expected `TLLM.TRAINER` to be one of {known}, but got {cfg.TLLM.TRAINER!r}")
+    if cfg.TLLM.DISTILLER not in distiller_dict or cfg.TLLM.DISTILLER in ("TLLM", "NONE"):
+        known = ", ".join(sorted(set(distiller_dict) - {"TLLM", "NONE"}))
+        problems.append(f"Expected `TLLM.DISTILLER` to be one of {known}, but got {cfg.TLLM.DISTILLER!r}")
+    checkpoint = cfg.DISTILLER.TEACHER_CHECKPOINT
+    if checkpoint and not Path(checkpoint).is_file():
+        problems.append(f"Expected `DISTILLER.TEACHER_CHECKPOINT` to be a file, but {checkpoint} does not exist")
+    return problems
+
+
+def _model_name(value: str) -> str | None:
+    return None if is_model(value) else f"one of {', '.join(model_names())}"
+
+
+def _device_name(value: str) -> str | None:
+    kind, _, number = value.partition(":")
+    known = kind in ("cpu", "cuda", "mps") and (not number or number.isdigit())
+    return None if value == "auto" or known else "auto, cpu, mps, cuda or cuda:N"
+
+
+def _image_size(value: Sequence[object]) -> str | None:
+    fine = len(value) == 2 and all(isinstance(side, int) and side > 0 for side in value)
+    return None if fine else "two positive whole numbers"

@@ -1,0 +1,81 @@
+"""AT: the student matches where the teacher's stages are active."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from tllm_plugin.hosts.embedded.distillers.base import Distiller, Losses, distiller_dict
+
+
+def attention_map(features: Tensor, power: float) -> Tensor:
+    """Return (n, H * W): the channel mean of `|features|^power`, normalised to length 1 per sample.
+
+    Args:
+        features: (n, channels, H, W).
+        power: p >= 1.
+    """
+    return F.normalize(features.abs().pow(power).mean(1).flatten(1))
+
+
+def attention_loss(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor], power: float) -> Tensor:
+    """Return the sum over stages of the mean squared difference of attention maps, 0-dim.
+
+    Args:
+        student_features: Per stage (n, channels, H, W).
+        teacher_features: The same for the teacher; the larger map of a pair is average-pooled to the smaller.
+        power: p of the maps.
+
+    Source: Zagoruyko and Komodakis, "Paying More Attention to Attention" (ICLR 2017), equation 2.
+    """
+    total = student_features[0].new_zeros(())
+    for student, teacher in zip(student_features, teacher_features, strict=True):
+        size = min(student.shape[-2:], teacher.shape[-2:])
+        student, teacher = (F.adaptive_avg_pool2d(features, size) for features in (student, teacher))
+        difference = attention_map(student, power) - attention_map(teacher, power)
+        total = total + difference.pow(2).mean()
+    return total
+
+
+class AT(Distiller):
+    """Attention transfer on every stage after the stem.
+
+    Args:
+        student: See `Distiller`.
+        teacher: See `Distiller`; as many stages as the student.
+        power: p of the attention maps.
+        ce_weight: Weight of the cross-entropy with the labels.
+        feature_weight: Weight of `attention_loss`.
+    """
+
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module, *, power: float, ce_weight: float, feature_weight: float
+    ) -> None:
+        super().__init__(student, teacher)
+        self.power = power
+        self.ce_weight = ce_weight
+        self.feature_weight = feature_weight
+
+    def losses(self, image: Tensor, target: Tensor, **batch: Any) -> tuple[Tensor, Losses]:
+        logits, features = self.student(image)
+        with torch.no_grad():
+            _, teacher_features = self.teacher(image)
+        transfer = attention_loss(features["feats"][1:], teacher_features["feats"][1:], self.power)
+        return logits, {
+            "loss_ce": self.ce_weight * F.cross_entropy(logits, target),
+            "loss_kd": self.feature_weight * transfer,
+        }
+
+
+@distiller_dict.register("AT")
+def build_at(student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> AT:
+    """Make `AT` from the config node of that name."""
+    node = cfg.AT
+    return AT(
+        student, teacher, power=node.P, ce_weight=node.LOSS.CE_WEIGHT, feature_weight=node.LOSS.FEAT_WEIGHT
+    )

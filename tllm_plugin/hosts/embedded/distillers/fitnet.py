@@ -1,0 +1,87 @@
+"""FitNet: a regressor on one of the student's stages predicts the teacher's features there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from tllm_plugin.hosts.embedded.distillers.base import Distiller, Losses, distiller_dict
+
+
+class FitNet(Distiller):
+    """Hints: mean squared error between regressed student features and teacher features of one stage.
+
+    Args:
+        student: See `Distiller`.
+        teacher: See `Distiller`.
+        hint_layer: Index into `feats`; 0 is the stem.
+        input_size: Height and width of the images, for finding the number of channels.
+        ce_weight: Weight of the cross-entropy with the labels.
+        feature_weight: Weight of the hint.
+
+    Source: Romero et al., "FitNets: Hints for Thin Deep Nets" (ICLR 2015), equation 3; trained in one stage together
+        with the cross-entropy, as both hosts do. Maps of different size are average-pooled to the smaller one.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        *,
+        hint_layer: int,
+        input_size: tuple[int, int],
+        ce_weight: float,
+        feature_weight: float,
+    ) -> None:
+        super().__init__(student, teacher)
+        self.hint_layer = hint_layer
+        self.ce_weight = ce_weight
+        self.feature_weight = feature_weight
+        channels = [_feature_channels(network, hint_layer, input_size) for network in (student, teacher)]
+        self.regressor = nn.Sequential(
+            nn.Conv2d(channels[0], channels[1], kernel_size=1, bias=False), nn.BatchNorm2d(channels[1]), nn.ReLU()
+        )
+
+    def get_learnable_parameters(self) -> list[nn.Parameter]:
+        return super().get_learnable_parameters() + list(self.regressor.parameters())
+
+    def losses(self, image: Tensor, target: Tensor, **batch: Any) -> tuple[Tensor, Losses]:
+        logits, features = self.student(image)
+        with torch.no_grad():
+            _, teacher_features = self.teacher(image)
+        hint = self.regressor(features["feats"][self.hint_layer])
+        goal = teacher_features["feats"][self.hint_layer]
+        size = min(hint.shape[-2:], goal.shape[-2:])
+        hint, goal = (F.adaptive_avg_pool2d(maps, size) for maps in (hint, goal))
+        return logits, {
+            "loss_ce": self.ce_weight * F.cross_entropy(logits, target),
+            "loss_kd": self.feature_weight * F.mse_loss(hint, goal),
+        }
+
+
+@torch.no_grad()
+def _feature_channels(network: nn.Module, layer: int, input_size: tuple[int, int]) -> int:
+    first = next(parameter for parameter in network.parameters() if parameter.dim() == 4)
+    was_training = network.training
+    # In evaluation mode, so that the probe moves no BatchNorm statistics (the hosts' probe does).
+    _, features = network.eval()(first.new_zeros(1, first.shape[1], *input_size))
+    network.train(was_training)
+    return int(features["feats"][layer].shape[1])
+
+
+@distiller_dict.register("FITNET")
+def build_fitnet(student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> FitNet:
+    """Make `FitNet` from the config node of that name."""
+    node = cfg.FITNET
+    return FitNet(
+        student,
+        teacher,
+        hint_layer=node.HINT_LAYER,
+        input_size=tuple(node.INPUT_SIZE),
+        ce_weight=node.LOSS.CE_WEIGHT,
+        feature_weight=node.LOSS.FEAT_WEIGHT,
+    )

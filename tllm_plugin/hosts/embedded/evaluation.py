@@ -1,0 +1,67 @@
+"""Test results per class, and what a run cost in memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ClassResults:
+    """How many test images of each class there are and are recognised.
+
+    Args:
+        class_correct: (C,) int64 on the CPU.
+        class_total: (C,) int64 on the CPU.
+    """
+
+    class_correct: Tensor
+    class_total: Tensor
+
+    @property
+    def accuracy(self) -> float:
+        """Share of all test images that are recognised."""
+        return float(self.class_correct.sum() / self.class_total.sum())
+
+
+@torch.no_grad()
+def score_test_set(
+    distiller: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    autocast: Callable[[], AbstractContextManager[Any]],
+) -> ClassResults:
+    """Run the student over the test set; the distiller is left in evaluation mode.
+
+    Args:
+        distiller: `distiller(image=...)` returns logits (n, C) in evaluation mode.
+        batches: Yields `(image, label)`.
+        autocast: Makes the context of a forward pass.
+    """
+    distiller.eval()
+    labels, correct, num_classes = [], [], 0
+    for image, label in batches:
+        with autocast():
+            logits = distiller(image=image)
+        num_classes = logits.shape[1]
+        labels.append(label)
+        correct.append(logits.argmax(1) == label)
+    all_labels, all_correct = torch.cat(labels), torch.cat(correct)
+    return ClassResults(
+        class_correct=torch.bincount(all_labels[all_correct], minlength=num_classes).cpu(),
+        class_total=torch.bincount(all_labels, minlength=num_classes).cpu(),
+    )
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the highest memory use so far: of the CUDA device's allocator, or else of this whole process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) if sys.platform == "darwin" else int(peak) * 1024

@@ -1,0 +1,258 @@
+"""From a config to a finished run: data, networks, what has to be trained first, and the run itself."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.data import DataBundle, load_data
+from tllm_plugin.hosts.adapter import Host, make_distiller_factory, make_trainer_factory
+from tllm_plugin.hosts.embedded.distillers import distiller_dict
+from tllm_plugin.hosts.embedded.planting import PlantedTeacher
+from tllm_plugin.hosts.embedded.trainer import trainer_dict
+from tllm_plugin.models import create_model
+from tllm_plugin.runs.atomic import write_text
+from tllm_plugin.runs.reading import load_torch
+from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.version import __version__
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EmbeddedData:
+    """The training data of a bundle, as the adapter wants it; stands in for a loader until the hold-out is cut."""
+
+    bundle: DataBundle
+    cfg: CfgNode
+    device: torch.device
+
+    @property
+    def labels(self) -> Tensor:
+        return self.bundle.train_labels
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.bundle.class_names
+
+    def train_loader(self, indices: Tensor | None) -> Any:
+        """Return augmented batches of `indices` (all of the training part for None)."""
+        return self.bundle.train_loader(
+            indices, batch_size=self.cfg.SOLVER.BATCH_SIZE, seed=self.cfg.EXPERIMENT.SEED, device=self.device
+        )
+
+    def holdout_loader(self, indices: Tensor) -> Any:
+        """Return un-augmented batches of `indices`, in order."""
+        return self.bundle.eval_loader(
+            indices, batch_size=self.cfg.DATASET.TEST.BATCH_SIZE, device=self.device, split="train"
+        )
+
+
+def _register() -> None:
+    host = Host(
+        trainers=trainer_dict,
+        distillers=distiller_dict,
+        special_types=frozenset({"NONE"}),
+        training_data=lambda data, cfg: data,
+    )
+    trainer_dict.register("tllm")(make_trainer_factory(host))
+    distiller_dict.register("TLLM")(make_distiller_factory(host))
+
+
+_register()
+
+
+def run(cfg: CfgNode, *, resume: bool = False, overwrite: bool = False, bundle: DataBundle | None = None) -> RunFolder:
+    """Train what a config describes, and before it the teacher and the reference that it needs and does not name.
+
+    Args:
+        cfg: Checked and frozen, from `config.load_config`.
+        resume: Continue the run from its last checkpoint.
+        overwrite: Start anew although the run's folder holds one.
+        bundle: The data set, if it is in memory already.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        ConfigError: The config does not fit the data, or the run exists and neither `resume` nor `overwrite` is set.
+        DataError, FileFormatError, NonFiniteLossError: As they say.
+    """
+    bundle = bundle or load_bundle(cfg)
+    folder = Path(cfg.LOG.PREFIX) / experiment_name(cfg)
+    latest = folder / "latest"
+    if resume and not latest.exists():
+        raise ConfigError(f"Expected {folder} to hold a run to resume, but there is no checkpoint `latest` in it")
+    if latest.exists() and not (resume or overwrite):
+        raise ConfigError(
+            f"Expected a new run, but {folder} holds one: add --resume to continue it, --overwrite to start anew, or "
+            "set EXPERIMENT.NAME"
+        )
+    device = choose_device(cfg)
+    teacher = _teacher(cfg, bundle, device) if cfg.DISTILLER.TYPE != "NONE" else None
+    cfg = _with_reference(cfg, bundle)
+    if overwrite:
+        latest.unlink(missing_ok=True)
+    # Seeded here, so that the weights depend neither on what was trained before nor on the method.
+    torch.manual_seed(cfg.EXPERIMENT.SEED)
+    student = _network(cfg, cfg.DISTILLER.STUDENT, bundle, device)
+    build = distiller_dict[cfg.DISTILLER.TYPE]
+    distiller = (build(student) if teacher is None else build(student, teacher, cfg)).to(device)
+    data = EmbeddedData(bundle, cfg, device)
+    test_loader = bundle.eval_loader(None, batch_size=cfg.DATASET.TEST.BATCH_SIZE, device=device, split="test")
+    # The trainer `tllm` cuts the hold-out itself.
+    train_data = data if cfg.SOLVER.TRAINER == "tllm" else data.train_loader(None)
+    trainer = trainer_dict[cfg.SOLVER.TRAINER](experiment_name(cfg), distiller, train_data, test_loader, cfg)
+    run_folder = RunFolder.inside(folder).create()
+    write_text(run_folder.config_yaml, _described(cfg))
+    trainer.train(resume=resume)
+    return run_folder
+
+
+def load_bundle(cfg: CfgNode) -> DataBundle:
+    """Load the data set of a config."""
+    return load_data(
+        cfg.DATASET.TYPE,
+        cfg.DATASET.PATH,
+        download=cfg.DATASET.DOWNLOAD,
+        image_size=cfg.DATASET.IMAGE_SIZE,
+        num_workers=cfg.DATASET.NUM_WORKERS,
+        seed=cfg.EXPERIMENT.SEED,
+    )
+
+
+def choose_device(cfg: CfgNode) -> torch.device:
+    """Return the device that `RUNTIME.DEVICE` names.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    name = cfg.RUNTIME.DEVICE
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"Expected `RUNTIME.DEVICE` to be a device of this machine, but got {name!r}")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"Expected `RUNTIME.DEVICE` to be a device of this machine, but got {name!r}")
+    return device
+
+
+def experiment_name(cfg: CfgNode) -> str:
+    """Return the run's folder below LOG.PREFIX: `PROJECT/NAME`, or `PROJECT/TYPE-STUDENT-seedN` without a name."""
+    name = cfg.EXPERIMENT.NAME
+    if not name:
+        kind = cfg.DISTILLER.TYPE.lower() if cfg.DISTILLER.TYPE != "NONE" else "vanilla"
+        name = f"{kind}-{cfg.DISTILLER.STUDENT}-seed{cfg.EXPERIMENT.SEED}"
+    return f"{cfg.EXPERIMENT.PROJECT}/{name}"
+
+
+def prerequisite(cfg: CfgNode, model: str, epochs: int, role: str) -> CfgNode:
+    """Return the config of a vanilla run that another run needs, named after everything that its result depends on."""
+    needed = cfg.clone()
+    needed.defrost()
+    needed.DISTILLER.TYPE = "NONE"
+    needed.DISTILLER.STUDENT = model
+    needed.DISTILLER.TEACHER_CHECKPOINT = ""
+    needed.DISTILLER.PLANT.CLASSES = []
+    needed.SOLVER.EPOCHS = epochs
+    needed.TLLM.DETECTOR.TYPE = "none"
+    needed.TLLM.DETECTOR.SCORE = "accuracy"
+    needed.TLLM.DETECTOR.REFERENCE = ""
+    depends_on = {
+        "data": {key: value for key, value in needed.DATASET.items() if key not in ("NUM_WORKERS", "DOWNLOAD")},
+        "solver": needed.SOLVER,
+        "runtime": needed.RUNTIME,
+        "holdout": needed.TLLM.HOLDOUT,
+        "trainer": needed.TLLM.TRAINER,
+        "model": model,
+        "seed": needed.EXPERIMENT.SEED,
+    }
+    digest = hashlib.sha256(str(depends_on).encode()).hexdigest()[:8]
+    needed.EXPERIMENT.NAME = f"{role}-{model}-{digest}"
+    needed.freeze()
+    return needed
+
+
+def ensure_trained(cfg: CfgNode, bundle: DataBundle) -> RunFolder:
+    """Return the folder of a finished run of `cfg`; train it, or continue it, if it is not there."""
+    folder = Path(cfg.LOG.PREFIX) / experiment_name(cfg)
+    finished = RunFolder.inside(folder)
+    if finished.metrics_json.exists() and finished.read_metrics().finished:
+        logger.info("using %s", folder)
+        return finished
+    return run(cfg, resume=(folder / "latest").exists(), bundle=bundle)
+
+
+def _teacher(cfg: CfgNode, bundle: DataBundle, device: torch.device) -> nn.Module:
+    checkpoint = cfg.DISTILLER.TEACHER_CHECKPOINT
+    if not checkpoint:
+        epochs = cfg.DISTILLER.TEACHER_EPOCHS or cfg.SOLVER.EPOCHS
+        trained = ensure_trained(prerequisite(cfg, cfg.DISTILLER.TEACHER, epochs, "teacher"), bundle)
+        checkpoint = trained.log_folder / "student_latest"
+    teacher = _network(cfg, cfg.DISTILLER.TEACHER, bundle, device)
+    load_network(teacher, checkpoint)
+    plant = cfg.DISTILLER.PLANT
+    if plant.CLASSES:
+        teacher = PlantedTeacher(teacher, plant.CLASSES, bundle.num_classes, plant.STRENGTH).to(device)
+    return teacher.eval()
+
+
+def _with_reference(cfg: CfgNode, bundle: DataBundle) -> CfgNode:
+    """Name the vanilla run that the detector compares with, training it first where the config names none."""
+    detector = cfg.TLLM.DETECTOR
+    if cfg.SOLVER.TRAINER != "tllm" or detector.TYPE != "reference" or detector.REFERENCE:
+        return cfg
+    vanilla = ensure_trained(prerequisite(cfg, cfg.DISTILLER.STUDENT, cfg.SOLVER.EPOCHS, "vanilla"), bundle)
+    named = cfg.clone()
+    named.defrost()
+    named.TLLM.DETECTOR.REFERENCE = str(vanilla.path)
+    named.freeze()
+    return named
+
+
+def _network(cfg: CfgNode, name: str, bundle: DataBundle, device: torch.device) -> nn.Module:
+    network = create_model(name, num_classes=bundle.num_classes, in_channels=bundle.in_channels).to(device)
+    if cfg.RUNTIME.CHANNELS_LAST:
+        network = network.to(memory_format=torch.channels_last)
+    if cfg.RUNTIME.COMPILE:
+        network.compile()
+    return network
+
+
+def load_network(network: nn.Module, path: str | Path) -> None:
+    """Load the weights of a checkpoint `{"model": state_dict}`, as the hosts write them.
+
+    Raises:
+        FileFormatError: It is missing, damaged, or of another architecture or number of classes.
+    """
+    state = load_torch(path, "a network's checkpoint")
+    if not isinstance(state, Mapping) or not isinstance(state.get("model"), Mapping):
+        raise FileFormatError(f"Expected {path} to hold a state_dict under the key `model`, but it does not")
+    try:
+        network.load_state_dict(state["model"])
+    except RuntimeError as error:
+        cause = " ".join(str(error).split())
+        raise FileFormatError(f"Expected {path} to fit {type(network).__name__}, but {cause[:300]}") from error
+
+
+def _described(cfg: CfgNode) -> str:
+    versions = {
+        "tllm-plugin": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
+    header = "".join(f"# {name} {version}\n" for name, version in versions.items())
+    return header + str(cfg.dump())

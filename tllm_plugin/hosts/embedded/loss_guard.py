@@ -1,0 +1,62 @@
+"""Stops a run whose loss is not finite, with the step, the rows and the part of the loss that did it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from tllm_plugin.core.errors import NonFiniteLossError
+
+_ROWS_SHOWN = 8
+
+
+class LossGuard:
+    """Collects the losses of every step and looks at them now and then: a look costs a device synchronisation.
+
+    Checkpoints are written after a look, so what was written before stays valid.
+
+    Args:
+        check_every: Steps between looks, at least 1.
+    """
+
+    def __init__(self, check_every: int) -> None:
+        self.check_every = check_every
+        self.step = 0
+        self._seen: list[tuple[int, int, tuple[str, ...], Tensor, Tensor]] = []
+
+    def see(self, epoch: int, losses: Mapping[str, Tensor], index: Tensor) -> None:
+        """Take note of one step.
+
+        Args:
+            epoch: Counted from 1.
+            losses: Name -> scalar.
+            index: (n,) int64, rows of the batch in the training data.
+
+        Raises:
+            NonFiniteLossError: This step or one since the last look had a loss that is NaN or infinite.
+        """
+        self.step += 1
+        values = torch.stack([loss.detach().float().mean() for loss in losses.values()])
+        self._seen.append((epoch, self.step, tuple(losses), values, index))
+        if len(self._seen) >= self.check_every:
+            self.flush()
+
+    def flush(self) -> None:
+        """Look at what has been seen since the last look.
+
+        Raises:
+            NonFiniteLossError: See `see`.
+        """
+        seen, self._seen = self._seen, []
+        if not seen or all(bool(torch.isfinite(values).all()) for _, _, _, values, _ in seen):
+            return
+        epoch, step, names, values, index = next(item for item in seen if not bool(torch.isfinite(item[3]).all()))
+        parts = ", ".join(f"{name} = {value:g}" for name, value in zip(names, values.tolist(), strict=True))
+        rows = ", ".join(str(row) for row in index[:_ROWS_SHOWN].tolist())
+        more = f" and {index.numel() - _ROWS_SHOWN} more" if index.numel() > _ROWS_SHOWN else ""
+        raise NonFiniteLossError(
+            f"Expected finite losses, but got {parts} in epoch {epoch}, step {step} of this process, on training rows "
+            f"{rows}{more}; try a lower SOLVER.LR. The last checkpoint is still valid"
+        )

@@ -1,0 +1,86 @@
+"""Progress of a training run: a bar on a terminal, now and then a line elsewhere."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+logger = logging.getLogger(__name__)
+
+_LINES_PER_RUN = 5
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """Numbers of one epoch; accuracies are fractions."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    test_accuracy: float
+    learning_rate: float
+
+    def scalars(self) -> dict[str, float]:
+        """Return everything but the epoch, by name."""
+        return {name: value for name, value in asdict(self).items() if name != "epoch"}
+
+
+class RunProgress:
+    """Shows where a run is. Used as a context manager around it.
+
+    Args:
+        title: What is being trained.
+        epochs: Of the whole run.
+        steps_per_epoch: Batches.
+        epochs_done: Epochs that a resumed run has behind it.
+        console: Where to; standard error unless given, so that results on standard output stay clean.
+    """
+
+    def __init__(
+        self, title: str, epochs: int, steps_per_epoch: int, epochs_done: int = 0, console: Console | None = None
+    ) -> None:
+        self.title = title
+        self.epochs = epochs
+        console = console or Console(stderr=True)
+        self.on_terminal = console.is_terminal
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not self.on_terminal,
+            refresh_per_second=4,
+        )
+        self._task = self._bar.add_task(
+            f"{title:<10}", total=epochs * steps_per_epoch, completed=epochs_done * steps_per_epoch, note=""
+        )
+
+    def __enter__(self) -> RunProgress:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.__exit__(kind, error, trace)
+
+    def step(self) -> None:
+        """Count one batch."""
+        self._bar.advance(self._task)
+
+    def epoch(self, report: EpochReport) -> None:
+        """Show the numbers of an epoch."""
+        note = (
+            f"epoch {report.epoch}/{self.epochs}  loss {report.train_loss:.3f}  "
+            f"train {report.train_accuracy:.1%}  test {report.test_accuracy:.1%}"
+        )
+        self._bar.update(self._task, note=note)
+        every = max(1, self.epochs // _LINES_PER_RUN)
+        if not self.on_terminal and (report.epoch % every == 0 or report.epoch == self.epochs):
+            logger.info("%s: %s", self.title, note)

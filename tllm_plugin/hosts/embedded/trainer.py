@@ -1,0 +1,236 @@
+"""The embedded host's training loop, with the constructor and the methods of mdistiller's `BaseTrainer`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from yacs.config import CfgNode
+
+from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.core.registry import Registry
+from tllm_plugin.hosts.embedded.loss_guard import LossGuard
+from tllm_plugin.hosts.embedded.progress import EpochReport, RunProgress
+from tllm_plugin.hosts.embedded.schedule import make_schedule
+from tllm_plugin.hosts.embedded.evaluation import ClassResults, peak_memory_bytes, score_test_set
+from tllm_plugin.runs.atomic import save_torch
+from tllm_plugin.runs.metrics_file import MetricsRecord
+from tllm_plugin.runs.reading import load_torch
+from tllm_plugin.runs.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+trainer_dict: Registry[Any] = Registry("trainer")
+
+
+@trainer_dict.register("base")
+class BaseTrainer:
+    """Trains a distiller with SGD, tests after every epoch, and saves everything that a resume needs.
+
+    Args:
+        experiment_name: Folder below `cfg.LOG.PREFIX`.
+        distiller: See `distillers.base`; on its device already.
+        train_loader: Yields `(image, target, index)`; has `set_epoch`.
+        val_loader: Yields `(image, target)`: the test data, looked at but never used for a decision.
+        cfg: The frozen config.
+    """
+
+    def __init__(
+        self, experiment_name: str, distiller: nn.Module, train_loader: Any, val_loader: Any, cfg: CfgNode
+    ) -> None:
+        self.cfg = cfg
+        self.distiller = distiller
+        self.train_loader = train_loader
+        self.val_loader = val_loader
+        self.optimizer = self.init_optimizer(cfg)
+        self.schedule = make_schedule(cfg.SOLVER, self.optimizer, len(train_loader))
+        self.log_path = str(Path(cfg.LOG.PREFIX) / experiment_name)
+        self.run = RunFolder.inside(self.log_path).create()
+        self.tf_writer = SummaryWriter(str(Path(self.log_path) / "train.events"))
+        self.device = next(distiller.parameters()).device
+        self.guard = LossGuard(check_every=1 if self.device.type == "cpu" else 20)
+        self.seconds_per_epoch: list[float] = []
+        self.epochs_done = 0
+        self.progress: RunProgress | None = None
+
+    def init_optimizer(self, cfg: CfgNode) -> torch.optim.Optimizer:
+        """Return SGD over what the distiller wants trained."""
+        return torch.optim.SGD(
+            self.distiller.get_learnable_parameters(),  # type: ignore[operator]
+            lr=cfg.SOLVER.LR,
+            momentum=cfg.SOLVER.MOMENTUM,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+            nesterov=cfg.SOLVER.NESTEROV,
+        )
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the precision of every forward pass."""
+        if self.cfg.RUNTIME.PRECISION == "bfloat16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def train(self, resume: bool = False) -> None:
+        """Train to the last epoch, from the last checkpoint on if `resume`."""
+        if resume:
+            self.load_checkpoint(Path(self.log_path) / "latest")
+        title = f"{self.cfg.EXPERIMENT.NAME or self.cfg.DISTILLER.TYPE}"
+        with RunProgress(title, self.cfg.SOLVER.EPOCHS, len(self.train_loader), self.epochs_done) as self.progress:
+            for epoch in range(self.epochs_done + 1, self.cfg.SOLVER.EPOCHS + 1):
+                self.train_epoch(epoch)
+        self.finish()
+
+    def finish(self) -> None:
+        """Write what a finished run leaves behind."""
+        self.write_metrics(finished=True)
+        self.tf_writer.close()
+
+    def train_epoch(self, epoch: int) -> None:
+        """Train one epoch, test, log and save."""
+        started = time.perf_counter()
+        self.train_loader.set_epoch(epoch)
+        self.distiller.train()
+        seen = torch.zeros((), device=self.device)
+        right = torch.zeros((), device=self.device)
+        loss_sum = torch.zeros((), device=self.device)
+        for image, target, index in self.train_loader:
+            logits, loss = self.train_iter(image, target, index, epoch)
+            seen += target.shape[0]
+            right += (logits.argmax(1) == target).sum()
+            loss_sum += loss * target.shape[0]
+            if self.progress is not None:
+                self.progress.step()
+        self.guard.flush()
+        self.epochs_done = epoch
+        results = score_test_set(self.distiller, self.val_loader, self.autocast)
+        report = EpochReport(
+            epoch=epoch,
+            train_loss=float(loss_sum / seen),
+            train_accuracy=float(right / seen),
+            test_accuracy=results.accuracy,
+            learning_rate=self.schedule.get_last_lr()[0],
+        )
+        self.seconds_per_epoch.append(time.perf_counter() - started)
+        self.log(report)
+        self.save_checkpoint()
+        self.write_metrics(finished=False, results=results)
+
+    def train_iter(self, image: Tensor, target: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """Make one step; return logits (n, C) and the 0-dim total loss, both detached."""
+        if self.cfg.RUNTIME.CHANNELS_LAST:
+            image = image.contiguous(memory_format=torch.channels_last)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            logits, losses = self.distiller(image=image, target=target, index=index, epoch=epoch)
+        total = torch.stack([loss.mean() for loss in losses.values()]).sum()
+        self.guard.see(epoch, losses, index)
+        total.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        return logits.detach(), total.detach()
+
+    def log(self, report: EpochReport) -> None:
+        """Write an epoch's numbers to TensorBoard, `worklog.txt` and the console."""
+        for name, value in report.scalars().items():
+            self.tf_writer.add_scalar(name, value, report.epoch)
+        self.tf_writer.flush()
+        with (Path(self.log_path) / "worklog.txt").open("a", encoding="utf-8") as file:
+            file.write(f"epoch: {report.epoch}\n")
+            file.writelines(f"{name}: {value:.4f}\n" for name, value in report.scalars().items())
+        if self.progress is not None:
+            self.progress.epoch(report)
+
+    def save_checkpoint(self) -> None:
+        """Write `latest`, the plain `student_latest`, and copies of both every SAVE_CHECKPOINT_FREQ epochs."""
+        state = {
+            "epoch": self.epochs_done,
+            "config": self.cfg.dump(),
+            "model": self.distiller.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "seconds_per_epoch": self.seconds_per_epoch,
+            "rng": _rng_state(self.device),
+        }
+        student = {"model": self.distiller.student.state_dict()}  # type: ignore[union-attr]
+        names = ["latest"]
+        if self.epochs_done % self.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0:
+            names.insert(0, f"epoch_{self.epochs_done}")
+        for name in names:
+            # The student first: whoever finds `latest` finds its student as well.
+            save_torch(Path(self.log_path) / f"student_{name.removeprefix('epoch_')}", student)
+            save_torch(Path(self.log_path) / name, state)
+
+    def load_checkpoint(self, path: Path) -> None:
+        """Continue from a checkpoint of the same config.
+
+        Raises:
+            FileFormatError: It is missing, damaged or not of this run's networks.
+            ConfigError: It was written under another config.
+        """
+        state = load_torch(path, "a checkpoint to resume from")
+        if not isinstance(state, Mapping) or not {"epoch", "config", "model", "optimizer", "schedule"} <= set(state):
+            raise FileFormatError(f"Expected {path} to be a checkpoint of the embedded host, but parts are missing")
+        changed = _changed_keys(CfgNode.load_cfg(state["config"]), self.cfg)
+        if changed:
+            raise ConfigError(
+                f"Expected the config that {path} was written under, but these keys differ: {', '.join(changed)}; "
+                "resume with the same config and overrides, or give the run another EXPERIMENT.NAME"
+            )
+        try:
+            self.distiller.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise FileFormatError(f"Expected {path} to fit this run's networks, but {error}") from error
+        self.schedule.load_state_dict(state["schedule"])
+        self.seconds_per_epoch = list(state["seconds_per_epoch"])
+        self.epochs_done = int(state["epoch"])
+        _set_rng_state(state["rng"], self.device)
+
+    def write_metrics(self, *, finished: bool, results: ClassResults | None = None) -> None:
+        """Write `metrics.json`; the test set is scored unless `results` are at hand."""
+        results = results or score_test_set(self.distiller, self.val_loader, self.autocast)
+        self.run.write_metrics(
+            MetricsRecord(
+                test_accuracy=results.accuracy,
+                class_correct=tuple(results.class_correct.tolist()),
+                class_total=tuple(results.class_total.tolist()),
+                seconds_per_epoch=tuple(self.seconds_per_epoch),
+                peak_memory_bytes=peak_memory_bytes(self.device),
+                epochs_done=self.epochs_done,
+                finished=finished,
+            )
+        )
+
+
+def _changed_keys(old: CfgNode, new: CfgNode, prefix: str = "") -> list[str]:
+    """Return the dotted keys in which two configs differ, but for where they log and how they are named."""
+    changed = []
+    for key in sorted(set(old) | set(new)):
+        name = f"{prefix}{key}"
+        if name in ("LOG", "EXPERIMENT.NAME", "EXPERIMENT.TAG", "EXPERIMENT.PROJECT", "DATASET.PATH"):
+            continue
+        before, now = old.get(key), new.get(key)
+        if isinstance(before, CfgNode) and isinstance(now, CfgNode):
+            changed += _changed_keys(before, now, f"{name}.")
+        elif before != now:
+            changed.append(name)
+    return changed
+
+
+def _rng_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_rng_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

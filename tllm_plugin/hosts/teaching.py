@@ -1,0 +1,195 @@
+"""One TLLM run around any host's loop: hold-out, wrapper, detector, and what is written after every epoch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from yacs.config import CfgNode
+
+from tllm_plugin.core.curves import Curves
+from tllm_plugin.core.detectors import Detector
+from tllm_plugin.core.holdout import Split, split
+from tllm_plugin.core.scores import class_means, score_samples
+from tllm_plugin.core.wrapper import TLLMWrapper
+from tllm_plugin.hosts.tllm_node import build_detector
+from tllm_plugin.runs.flags_file import ClassFlag, FlagsRecord
+from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.runs.split_file import SplitRecord
+
+logger = logging.getLogger(__name__)
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+class TrainingData(Protocol):
+    """A host's training data, as far as a hold-out needs it."""
+
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+    def train_loader(self, indices: Tensor) -> Any:
+        """Return the host's own loader over `indices` only."""
+
+    def holdout_loader(self, indices: Tensor) -> Batches:
+        """Return `(image, label)` batches of `indices` in order, with the test-time transform."""
+
+
+class Teaching:
+    """Everything that TLLM adds to a run, in the order in which a trainer needs it.
+
+    The constructor cuts the hold-out and wraps the distiller; `open` names the folder; `catch_up` scores an epoch that
+    has been trained and updates the flags. All state travels in the wrapper's checkpoint. A host saves that
+    before an epoch is scored; after a resume the missing score is made up from the same weights, so the result is the
+    same.
+
+    Args:
+        node: `cfg.TLLM`.
+        distiller: The inner distiller.
+        data: The host's training data.
+        total_epochs: Epochs of the run.
+
+    Raises:
+        ConfigError: The hold-out or the detector cannot be made.
+    """
+
+    def __init__(self, node: CfgNode, distiller: nn.Module, data: TrainingData, total_epochs: int) -> None:
+        self.node = node
+        self.class_names = data.class_names
+        num_classes = len(data.class_names)
+        self.split: Split = split(
+            data.labels,
+            node.HOLDOUT.FRACTION,
+            node.HOLDOUT.SEARCH_FRACTION,
+            seed=node.HOLDOUT.SEED,
+            class_names=data.class_names,
+        )
+        self.train_loader = data.train_loader(self.split.train)
+        self.holdout_loader = data.holdout_loader(self.split.holdout)
+        self.curves = Curves(data.labels[self.split.holdout], num_classes, self.split.holdout)
+        has_teacher = getattr(distiller, "teacher", None) is not None
+        self.detector: Detector = build_detector(
+            node,
+            class_names=data.class_names,
+            total_epochs=total_epochs,
+            holdout=self.curves,
+            has_teacher=has_teacher,
+        )
+        self.wrapper = TLLMWrapper(
+            distiller,
+            num_classes,
+            label_smoothing=node.LABEL_SMOOTHING if self.detector.smooths_labels else 0.0,
+            ce_weight=node.CE_WEIGHT,
+            min_rows=node.MIN_ROWS,
+        )
+        self.wrapper.carry("curves", self.curves)
+        self.wrapper.carry("detector", self.detector)
+        self.wrapper.set_undistillable(self.detector.flags)
+        self._teacher_prediction: Tensor | None = None
+        self.run: RunFolder | None = None
+
+    def open(self, log_folder: str) -> None:
+        """Start writing into `<log_folder>/tllm/`."""
+        self.run = RunFolder.inside(log_folder).create()
+        self.run.write_split(
+            SplitRecord(
+                holdout=tuple(self.split.holdout.tolist()),
+                search=tuple(self.split.search.tolist()),
+                fraction=self.node.HOLDOUT.FRACTION,
+                search_fraction=self.node.HOLDOUT.SEARCH_FRACTION,
+                seed=self.node.HOLDOUT.SEED,
+                num_classes=len(self.class_names),
+            )
+        )
+
+    def catch_up(self, epoch: int, predict: Callable[[Tensor], Tensor], writer: SummaryWriter | None = None) -> None:
+        """Score the hold-out after `epoch` and update the flags, unless that has been done.
+
+        Args:
+            epoch: The last epoch trained; 0 does nothing.
+            predict: Image batch -> student logits, in evaluation mode.
+            writer: The host's TensorBoard writer.
+        """
+        if epoch == 0 or epoch in self.curves.epochs:
+            return
+        samples = score_samples(predict, self.holdout_loader, self._teacher_predictions())
+        self.curves.append(epoch, samples)
+        before = self.detector.flags.clone()
+        flags = self.detector.update(epoch, samples)
+        self.wrapper.set_undistillable(flags)
+        new = (flags & ~before).nonzero().squeeze(1).tolist()
+        if new and self.detector.holdout_count.any():
+            logger.info("epoch %d: no teacher from now on for %s", epoch, ", ".join(self.class_names[c] for c in new))
+        if writer is not None:
+            per_class = class_means(samples.correct.float(), samples.labels, len(self.class_names))
+            writer.add_scalar("tllm/flagged_classes", int(flags.sum()), epoch)
+            writer.add_scalar("tllm/holdout_accuracy", float(per_class.mean()), epoch)
+            writer.add_histogram("tllm/holdout_accuracy_per_class", per_class, epoch)
+        self.write(epoch)
+
+    def write(self, epoch: int) -> None:
+        """Write curves and flags as they are after `epoch`."""
+        if self.run is None:
+            return
+        self.run.write_curves(self.curves.state_dict())
+        self.run.write_flags(flags_record(self.detector, self.node, self.class_names, epoch))
+
+    def _teacher_predictions(self) -> Tensor | None:
+        teacher = self.wrapper.teacher
+        if teacher is None:
+            return None
+        if self._teacher_prediction is None:
+            # The teacher is frozen: once is enough.
+            was_training = teacher.training
+            samples = score_samples(lambda image: teacher.eval()(image)[0], self.holdout_loader, None)
+            teacher.train(was_training)
+            self._teacher_prediction = samples.prediction
+        return self._teacher_prediction
+
+
+def flags_record(detector: Detector, node: CfgNode, class_names: Sequence[str], epochs: int) -> FlagsRecord:
+    """Return what `flags.json` says of a detector after `epochs` epochs."""
+
+    def known(values: Tensor, index: int) -> float | None:
+        value = float(values[index])
+        return None if value != value else value
+
+    evidence = detector.evidence
+    classes = tuple(
+        ClassFlag(
+            index=index,
+            name=name,
+            flagged=bool(detector.flags[index]),
+            epoch_flagged=int(detector.epoch_flagged[index]) if detector.flags[index] else None,
+            drop=known(evidence.drop, index),
+            p_value=known(evidence.p_value, index),
+            e_value=known(evidence.e_value, index),
+            holdout_count=int(detector.holdout_count[index]),
+            holdout_correct=int(detector.holdout_correct[index]),
+        )
+        for index, name in enumerate(class_names)
+    )
+    options = {key: value for key, value in node.DETECTOR.items() if key != "TYPE"}
+    return FlagsRecord(
+        detector=node.DETECTOR.TYPE,
+        epochs=epochs,
+        num_classes=len(class_names),
+        classes=classes,
+        detector_options=options,
+        reason="" if bool(detector.flags.any()) else detector.reason(),
+    )
+
+
+def student_predictor(distiller: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return image batch -> logits of a (possibly parallel) distiller, which is put into evaluation mode."""
+
+    def predict(image: Tensor) -> Tensor:
+        distiller.eval()
+        logits: Tensor = distiller(image=image)
+        return logits
+
+    return torch.no_grad()(predict)

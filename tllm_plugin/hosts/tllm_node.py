@@ -1,0 +1,147 @@
+"""The `TLLM` config node: its names are the interface in every host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from yacs.config import CfgNode
+
+from tllm_plugin.core.curves import Curves
+from tllm_plugin.core.detectors import DETECTORS, Detector, create_detector
+from tllm_plugin.core.errors import ConfigError, unknown_name
+from tllm_plugin.core.scores import SCORES
+from tllm_plugin.hosts.config_checks import Rule, at_least, check, number_in, one_of
+from tllm_plugin.runs.curves_file import to_state
+from tllm_plugin.runs.run_folder import RunFolder, read_flags
+
+
+def tllm_node() -> CfgNode:
+    """Return the node with its defaults."""
+    node = CfgNode()
+    node.DISTILLER = "KD"  # read only when DISTILLER.TYPE is "TLLM"
+    node.TRAINER = "base"  # the host trainer whose loop is used
+    node.LABEL_SMOOTHING = 0.1
+    node.CE_WEIGHT = 1.0
+    node.MIN_ROWS = 4
+    node.HOLDOUT = CfgNode({"FRACTION": 0.05, "SEARCH_FRACTION": 0.0, "SEED": 0})
+    node.DETECTOR = CfgNode()
+    node.DETECTOR.TYPE = "reference"
+    node.DETECTOR.SCORE = "accuracy"
+    node.DETECTOR.ETA = 0.05
+    node.DETECTOR.CONFIDENCE = 0.95
+    node.DETECTOR.WARMUP_EPOCHS = 10
+    node.DETECTOR.SMOOTHING = 0.6
+    node.DETECTOR.REFERENCE = ""  # run folder or curves.npz of a vanilla run
+    node.DETECTOR.CLASSES = []  # for "fixed": indices or names, or one flags.json
+    node.DETECTOR.AFTER_FRACTION = 0.8  # for "after"
+    return node
+
+
+def check_tllm(cfg: CfgNode) -> list[str]:
+    """Return every problem of `cfg.TLLM`, one sentence each, without reading data or training."""
+    rules: dict[str, Rule] = {
+        "TLLM.LABEL_SMOOTHING": number_in(0, 1, open_high=True),
+        "TLLM.CE_WEIGHT": at_least(0),
+        "TLLM.MIN_ROWS": at_least(1),
+        "TLLM.HOLDOUT.FRACTION": number_in(0, 1, open_low=True, open_high=True),
+        "TLLM.HOLDOUT.SEARCH_FRACTION": number_in(0, 1, open_high=True),
+        "TLLM.DETECTOR.TYPE": one_of(DETECTORS),
+        "TLLM.DETECTOR.SCORE": one_of(SCORES),
+        "TLLM.DETECTOR.ETA": number_in(0, 1, open_low=True, open_high=True),
+        "TLLM.DETECTOR.CONFIDENCE": number_in(0, 1, open_high=True),
+        "TLLM.DETECTOR.WARMUP_EPOCHS": at_least(0),
+        "TLLM.DETECTOR.SMOOTHING": number_in(0, 1, open_high=True),
+        "TLLM.DETECTOR.AFTER_FRACTION": number_in(0, 1),
+    }
+    problems = check(cfg, rules)
+    detector = cfg.TLLM.DETECTOR
+    if detector.TYPE == "fixed" and not detector.CLASSES:
+        problems.append("Expected `TLLM.DETECTOR.CLASSES` to name classes for the detector `fixed`, but got none")
+    if detector.REFERENCE and not Path(detector.REFERENCE).exists():
+        problems.append(
+            f"Expected `TLLM.DETECTOR.REFERENCE` to be a run folder or curves.npz, but {detector.REFERENCE} does not "
+            "exist"
+        )
+    return problems
+
+
+def build_detector(
+    node: CfgNode, *, class_names: tuple[str, ...], total_epochs: int, holdout: Curves, has_teacher: bool
+) -> Detector:
+    """Make the detector that a `TLLM` node asks for.
+
+    Args:
+        node: `cfg.TLLM`.
+        class_names: Length C.
+        total_epochs: Epochs of the run.
+        holdout: The run's own, still empty curves; a reference must be of the same samples.
+        has_teacher: Whether `agreement` can be scored.
+
+    Raises:
+        ConfigError: The detector cannot be made from these options.
+    """
+    options: dict[str, Any] = {
+        "total_epochs": total_epochs,
+        "score": node.DETECTOR.SCORE,
+        "eta": node.DETECTOR.ETA,
+        "confidence": node.DETECTOR.CONFIDENCE,
+        "warmup_epochs": node.DETECTOR.WARMUP_EPOCHS,
+        "smoothing": node.DETECTOR.SMOOTHING,
+        "after_fraction": node.DETECTOR.AFTER_FRACTION,
+    }
+    kind = DETECTORS[node.DETECTOR.TYPE]
+    if node.DETECTOR.SCORE == "agreement" and not has_teacher:
+        raise ConfigError("Expected a teacher for `TLLM.DETECTOR.SCORE` agreement, but the distiller has none")
+    if kind.needs_reference:
+        options["reference"] = read_reference(node.DETECTOR.REFERENCE, holdout)
+    if node.DETECTOR.TYPE == "fixed":
+        options["classes"] = resolve_classes(node.DETECTOR.CLASSES, class_names)
+    return create_detector(node.DETECTOR.TYPE, len(class_names), **options)
+
+
+def read_reference(path: str, holdout: Curves) -> Curves:
+    """Read the curves of a vanilla run and check that they are of the same hold-out.
+
+    Raises:
+        ConfigError: None is named, or it was recorded on other samples.
+        FileFormatError: The file cannot be read.
+    """
+    if not path:
+        raise ConfigError(
+            "Expected `TLLM.DETECTOR.REFERENCE` to name the run folder of a vanilla student, but got none; train one "
+            "with DISTILLER.TYPE NONE and the same TLLM.HOLDOUT"
+        )
+    reference = Curves.from_state(to_state(RunFolder.find(path).read_curves()))
+    if not reference.same_holdout(holdout):
+        raise ConfigError(
+            f"Expected `TLLM.DETECTOR.REFERENCE` ({path}) to be recorded on the same hold-out, but its samples differ: "
+            "use the same data set and TLLM.HOLDOUT"
+        )
+    return reference
+
+
+def resolve_classes(classes: list[Any], class_names: tuple[str, ...]) -> list[int]:
+    """Return class indices from indices, names, or the name of one `flags.json`.
+
+    Raises:
+        ConfigError: A name or index that the data set does not have.
+        FileFormatError: The file cannot be read.
+    """
+    if len(classes) == 1 and str(classes[0]).endswith(".json"):
+        record = read_flags(str(classes[0]))
+        if record.num_classes != len(class_names):
+            raise ConfigError(
+                f"Expected {classes[0]} to be of {len(class_names)} classes, but it is of {record.num_classes}"
+            )
+        return list(record.flagged)
+    indices = []
+    for item in classes:
+        # A name wins over an index: data sets like the digits have classes named "0", "1", ...
+        if str(item) in class_names:
+            indices.append(class_names.index(str(item)))
+        elif isinstance(item, int) and 0 <= item < len(class_names):
+            indices.append(item)
+        else:
+            raise ConfigError(unknown_name("TLLM.DETECTOR.CLASSES", item, class_names))
+    return indices

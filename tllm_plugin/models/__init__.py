@@ -1,0 +1,31 @@
+"""Networks of the hosts' CIFAR family and a tiny pair for digits, by name and with one contract.
+
+    logits, features = create_model("resnet20", num_classes=100)(images)
+
+`features` holds `feats`, `preact_feats` and `pooled_feat`; parameter names and shapes are those of the hosts' models,
+so that their published checkpoints load.
+"""
+
+from tllm_plugin.models import (  # noqa: F401  (importing a family registers its models)
+    cifar_resnet,
+    mobilenetv2,
+    resnet_four_stage,
+    shufflenet,
+    tiny,
+    vgg,
+    wrn,
+)
+from tllm_plugin.models.features import FeatureNet, Features, head
+from tllm_plugin.models.registry import FAMILIES, MODELS, ModelBuilder, create_model, is_model, model_names
+
+__all__ = [
+    "FAMILIES",
+    "MODELS",
+    "FeatureNet",
+    "Features",
+    "ModelBuilder",
+    "create_model",
+    "head",
+    "is_model",
+    "model_names",
+]

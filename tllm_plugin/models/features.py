@@ -1,0 +1,117 @@
+"""What every model returns, and what a distiller may ask of it: the contract that all families share.
+
+`feats` and `preact_feats` have one entry for the stem and one for each stage. They equal those of the hosts' models
+for the same weights, which fixes three details:
+
+- `preact_feats[0]` is the stem's output after its activation, as `feats[0]` is;
+- for post-activation families (ResNet, VGG, ShuffleNetV1) `feats[i] == relu(preact_feats[i])`;
+- the other families say in their own docstring how the two are related.
+
+Source: mdistiller, `mdistiller/models/cifar` at commit a08d46f.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, TypedDict
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tllm_plugin.core.errors import ConfigError
+
+HEAD_NAMES = ("fc", "linear", "classifier")
+
+
+class Features(TypedDict):
+    """The second value that a model returns.
+
+    feats: stem and stage outputs, each (N, C_i, H_i, W_i).
+    preact_feats: the same before the last activation.
+    pooled_feat: (N, D), what the head reads.
+    """
+
+    feats: list[Tensor]
+    preact_feats: list[Tensor]
+    pooled_feat: Tensor
+
+
+class FeatureNet(nn.Module, ABC):
+    """Base of all families: features, global average pooling, linear head.
+
+    A subclass sets `head_name` (the attribute that holds the head) and `stage_channels` (one entry per entry of
+    `feats`), and says how features come about. The pooling adapts to the map, so that one model takes 8x8 digits as
+    well as 64x64 photographs.
+    """
+
+    head_name: ClassVar[str] = "fc"
+    stage_channels: tuple[int, ...]
+
+    @abstractmethod
+    def extract(self, images: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Return `feats`, `preact_feats` and the map that is pooled for the head."""
+
+    @abstractmethod
+    def get_feat_modules(self) -> nn.ModuleList:
+        """Return the modules that make the features, in order, without the head."""
+
+    @abstractmethod
+    def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
+        """Return for each stage (not the stem) the BatchNorm that ends its `preact_feats` entry.
+
+        Raises:
+            ConfigError: No single BatchNorm covers the stage's channels.
+        """
+
+    def get_stage_channels(self) -> list[int]:
+        """Return the number of channels of each entry of `feats`."""
+        return list(self.stage_channels)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Features]:
+        """Return unnormalised logits (N, num_classes) and the features of `images` (N, in_channels, H, W)."""
+        feats, preacts, last_map = self.extract(images)
+        pooled = F.adaptive_avg_pool2d(last_map, 1).flatten(1)
+        logits: Tensor = getattr(self, self.head_name)(pooled)
+        return logits, Features(feats=feats, preact_feats=preacts, pooled_feat=pooled)
+
+
+def head(model: nn.Module) -> nn.Linear:
+    """Return the linear layer that turns `pooled_feat` into logits.
+
+    Args:
+        model: Any model with a linear layer named `fc`, `linear` or `classifier`, or a `classifier` that is a
+            sequence with exactly one linear layer in it.
+
+    Raises:
+        ConfigError: There is no such layer.
+    """
+    for name in HEAD_NAMES:
+        module = getattr(model, name, None)
+        if isinstance(module, nn.Linear):
+            return module
+        if isinstance(module, nn.Sequential):
+            layers = [layer for layer in module if isinstance(layer, nn.Linear)]
+            if len(layers) == 1:
+                return layers[0]
+    raise ConfigError(
+        f"Expected `model` to have one linear layer named {', '.join(HEAD_NAMES)} or inside classifier, "
+        f"but got {type(model).__name__}"
+    )
+
+
+def last_norm(module: nn.Module) -> nn.BatchNorm2d:
+    """Return the last BatchNorm among the direct children of a block; those of a shortcut are nested deeper."""
+    return [child for child in module.children() if isinstance(child, nn.BatchNorm2d)][-1]
+
+
+def init_convolutions(model: nn.Module) -> None:
+    """Draw convolution weights from a normal distribution of variance 2 / fan-out; biases become 0.
+
+    Source: He et al., "Delving deep into rectifiers", 2015, eq. 14; the initialisation of the hosts' ResNets, WRNs,
+    VGGs and MobileNets.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

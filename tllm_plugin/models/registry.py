@@ -1,0 +1,69 @@
+"""Models by name: single architectures, and families whose names carry numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import nn
+
+from tllm_plugin.core.errors import ConfigError, unknown_name
+from tllm_plugin.core.registry import Registry
+
+
+class ModelBuilder(Protocol):
+    """What is registered: a callable that builds a freshly initialised model."""
+
+    def __call__(self, *, num_classes: int, in_channels: int = 3) -> nn.Module: ...
+
+
+MODELS: Registry[ModelBuilder] = Registry("model")
+
+# Keyed by the name as a reader should see it, with <...> for the numbers. The value returns None for a name that is
+# not of the family, and raises ConfigError for one that is but whose numbers are not legal.
+FAMILIES: Registry[Callable[[str], ModelBuilder | None]] = Registry("model family")
+
+
+def create_model(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
+    """Return a freshly initialised model.
+
+    Args:
+        name: As listed by `model_names`.
+        num_classes: Logits per image, at least 1.
+        in_channels: Channels of the images, at least 1.
+
+    Raises:
+        ConfigError: The name is unknown (the known ones are listed), or a number is out of range.
+
+    >>> sum(p.numel() for p in create_model("resnet8", num_classes=100).parameters())
+    83892
+    """
+    for key, value in (("num_classes", num_classes), ("in_channels", in_channels)):
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"Expected `{key}` to be an integer of at least 1, but got {value!r}")
+    builder = _find(name)
+    if builder is None:
+        raise ConfigError(unknown_name("model", name, model_names()))
+    return builder(num_classes=num_classes, in_channels=in_channels)
+
+
+def model_names() -> list[str]:
+    """Return the known names, sorted; a name with <...> in it stands for a family, such as wrn_<depth>_<width>."""
+    return sorted([*MODELS, *FAMILIES])
+
+
+def is_model(name: object) -> bool:
+    """Return whether `create_model` takes this name."""
+    try:
+        return _find(name) is not None
+    except ConfigError:
+        return False
+
+
+def _find(name: object) -> ModelBuilder | None:
+    if not isinstance(name, str):
+        return None
+    if name in MODELS:
+        return MODELS[name]
+    found = (resolve(name) for resolve in FAMILIES.values())
+    return next((builder for builder in found if builder is not None), None)

@@ -1,0 +1,63 @@
+"""`metrics.json`: how good the student of a run became, per class, and what that cost."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tllm_plugin.runs.fields import FieldError, count, field, flag, list_of, number, optional, share
+
+KIND = "metrics"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class MetricsRecord:
+    """Results on the test data after the last epoch so far, and the cost of the run.
+
+    Args:
+        test_accuracy: Of the student after `epochs_done` epochs, a fraction; None before the first test.
+        class_correct: (C,) correct test samples per class; empty before the first test.
+        class_total: (C,) test samples per class. Two runs' quotients give delta acc.
+        seconds_per_epoch: One wall-clock time per epoch done.
+        peak_memory_bytes: Highest memory use of the process or the device; None where it is not known.
+        epochs_done: Epochs trained so far.
+        finished: Whether the run came to its end.
+    """
+
+    test_accuracy: float | None
+    class_correct: tuple[int, ...]
+    class_total: tuple[int, ...]
+    seconds_per_epoch: tuple[float, ...]
+    peak_memory_bytes: int | None
+    epochs_done: int
+    finished: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, obj: object) -> MetricsRecord:
+        """Rebuild a record from what `to_json` returned.
+
+        Raises:
+            FieldError: A field is missing or of the wrong type, or a class has more correct samples than samples.
+        """
+        record = cls(
+            test_accuracy=field(obj, "test_accuracy", optional(share)),
+            class_correct=field(obj, "class_correct", list_of(count)),
+            class_total=field(obj, "class_total", list_of(count)),
+            seconds_per_epoch=field(obj, "seconds_per_epoch", list_of(number)),
+            peak_memory_bytes=field(obj, "peak_memory_bytes", optional(count)),
+            epochs_done=field(obj, "epochs_done", count),
+            finished=field(obj, "finished", flag),
+        )
+        if len(record.class_correct) != len(record.class_total):
+            raise FieldError(
+                f"as long as `class_total` ({len(record.class_total)})", str(len(record.class_correct)), "class_correct"
+            )
+        for index, (correct, total) in enumerate(zip(record.class_correct, record.class_total, strict=True)):
+            if correct > total:
+                raise FieldError(f"at most {total}", str(correct), f"class_correct[{index}]")
+        return record

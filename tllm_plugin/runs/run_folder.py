@@ -1,0 +1,175 @@
+"""The `tllm/` folder inside a run's log folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from tllm_plugin.core.errors import FileFormatError, TLLMError
+from tllm_plugin.runs import curves_file, flags_file, metrics_file, split_file
+from tllm_plugin.runs.atomic import remove_temporaries, write_json
+from tllm_plugin.runs.fields import FieldError
+from tllm_plugin.runs.flags_file import FlagsRecord
+from tllm_plugin.runs.metrics_file import MetricsRecord
+from tllm_plugin.runs.reading import read_json, schema_of
+from tllm_plugin.runs.split_file import SplitRecord
+
+T = TypeVar("T")
+
+NAME = "tllm"
+# What makes a folder a run. The other files have names that hosts use as well.
+_RECORDS = ("split.json", "curves.npz", "flags.json", "metrics.json")
+
+
+class RunFolder:
+    """The files that TLLM keeps of one run. All writing is atomic; all reading checks schema and types.
+
+    Args:
+        path: The `tllm/` folder itself. `RunFolder.inside` makes it from the log folder, `RunFolder.find` from
+            whatever a user names.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    @classmethod
+    def inside(cls, log_folder: str | os.PathLike[str]) -> RunFolder:
+        """Return the folder that belongs into `log_folder`, whether it exists or not."""
+        return cls(Path(log_folder) / NAME)
+
+    @classmethod
+    def find(cls, path: str | os.PathLike[str]) -> RunFolder:
+        """Return the run that `path` names: its log folder, the `tllm/` folder in that, or a file in the latter.
+
+        Raises:
+            FileFormatError: There is no run there.
+        """
+        try:
+            named = Path(path).resolve()
+            for folder in [named.parent] if named.is_file() else [named / NAME, named]:
+                if any((folder / name).is_file() for name in _RECORDS):
+                    return cls(folder)
+            problem = f"it holds none of {', '.join(_RECORDS)}" if named.exists() else "it does not exist"
+        except (OSError, ValueError) as error:  # A name too long, a NUL character, no permission.
+            problem = f"it cannot be looked at ({error})"
+        raise FileFormatError(
+            f"Expected {path} to be a run, but {problem}; name the log folder that the training printed, the {NAME}/ "
+            "folder in it, or a file of that"
+        )
+
+    @property
+    def log_folder(self) -> Path:
+        """The host's own folder of the run."""
+        return self.path.parent
+
+    @property
+    def config_yaml(self) -> Path:
+        """Everything needed to run again: the merged config, versions and seeds."""
+        return self.path / "config.yaml"
+
+    @property
+    def split_json(self) -> Path:
+        """The hold-outs; `SplitRecord`."""
+        return self.path / "split.json"
+
+    @property
+    def curves_npz(self) -> Path:
+        """The hold-out history; see `read_curves`."""
+        return self.path / "curves.npz"
+
+    @property
+    def flags_json(self) -> Path:
+        """The flags and their evidence; `FlagsRecord`."""
+        return self.path / "flags.json"
+
+    @property
+    def metrics_json(self) -> Path:
+        """Test results and cost; `MetricsRecord`."""
+        return self.path / "metrics.json"
+
+    @property
+    def state(self) -> Path:
+        """What an interrupted run goes on from; written with `save_torch`, read with `load_torch`."""
+        return self.path / "state.pt"
+
+    def create(self) -> RunFolder:
+        """Make the folder where it is missing and remove what a killed run left half-written; return self.
+
+        Only for the process that owns the run: it would take the temporary files of another writer.
+
+        Raises:
+            TLLMError: The folder cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TLLMError(f"Cannot make the folder {self.path}: {error.strerror or error}") from error
+        remove_temporaries(self.path)
+        return self
+
+    def write_split(self, record: SplitRecord) -> None:
+        """Write `split.json`."""
+        _write(self.split_json, split_file.KIND, split_file.VERSION, record.to_json())
+
+    def read_split(self) -> SplitRecord:
+        """Read `split.json`; a `FileFormatError` says what is wrong with it."""
+        return _read(self.split_json, split_file.KIND, split_file.VERSION, SplitRecord.from_json)
+
+    def write_flags(self, record: FlagsRecord) -> None:
+        """Write `flags.json`."""
+        _write(self.flags_json, flags_file.KIND, flags_file.VERSION, record.to_json())
+
+    def read_flags(self) -> FlagsRecord:
+        """Read `flags.json`; a `FileFormatError` says what is wrong with it."""
+        return read_flags(self.flags_json)
+
+    def write_metrics(self, record: MetricsRecord) -> None:
+        """Write `metrics.json`."""
+        _write(self.metrics_json, metrics_file.KIND, metrics_file.VERSION, record.to_json())
+
+    def read_metrics(self) -> MetricsRecord:
+        """Read `metrics.json`; a `FileFormatError` says what is wrong with it."""
+        return _read(self.metrics_json, metrics_file.KIND, metrics_file.VERSION, MetricsRecord.from_json)
+
+    def write_curves(self, state: Mapping[str, Any]) -> None:
+        """Write `curves.npz` from `Curves.state_dict()`; see `curves_file.write_curves`."""
+        curves_file.write_curves(self.curves_npz, state)
+
+    def read_curves(self) -> dict[str, np.ndarray]:
+        """Read `curves.npz`; see `curves_file.read_curves`."""
+        return curves_file.read_curves(self.curves_npz)
+
+
+def read_flags(path: str | os.PathLike[str]) -> FlagsRecord:
+    """Read a `flags.json` that may lie anywhere; a `FileFormatError` says what is wrong with it."""
+    return _read(Path(path), flags_file.KIND, flags_file.VERSION, FlagsRecord.from_json)
+
+
+def find_curves(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Read the curves that a user names: an `.npz` that may lie anywhere, or a run as `RunFolder.find` takes it.
+
+    Raises:
+        FileFormatError: There are none, or something is wrong with them.
+    """
+    if str(path).endswith(".npz"):
+        return curves_file.read_curves(path)
+    return RunFolder.find(path).read_curves()
+
+
+def _write(path: Path, kind: str, version: int, content: dict[str, Any]) -> None:
+    write_json(path, {"schema": schema_of(kind), "version": version, **content})
+
+
+def _read(path: Path, kind: str, version: int, parse: Callable[[object], T]) -> T:
+    content = read_json(path, kind, version)
+    try:
+        return parse(content)
+    except FieldError as error:
+        raise FileFormatError(f"{error} in {path}; run again what wrote it") from None
