@@ -17,8 +17,7 @@ from tllm_plugin.core.errors import ConfigError, DataError, FileFormatError, Non
 from tllm_plugin.core.holdout import Split, split
 from tllm_plugin.core.scores import SCORES, SampleScores, score_samples
 from tllm_plugin.core.wrapper import TLLMWrapper
-
-__version__ = "0.1.0"
+from tllm_plugin.version import __version__
 
 __all__ = [
     "DETECTORS",
@@ -40,6 +39,7 @@ __all__ = [
     "TLLMError",
     "TLLMWrapper",
     "TeachingCurveDetector",
+    "__version__",
     "create_detector",
     "score_samples",
     "split",

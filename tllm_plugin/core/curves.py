@@ -54,18 +54,12 @@ class Curves:
             ValueError: `epoch` does not come after the last one, or the samples are not this hold-out's.
         """
         if self.epochs and epoch <= self.epochs[-1]:
-            raise ValueError(
-                f"Expected an `epoch` after {self.epochs[-1]}, but got {epoch}"
-            )
+            raise ValueError(f"Expected an `epoch` after {self.epochs[-1]}, but got {epoch}")
         if not torch.equal(samples.labels, self.labels):
-            raise ValueError(
-                "Expected the scores of the hold-out's samples in their order, but the labels differ"
-            )
+            raise ValueError("Expected the scores of the hold-out's samples in their order, but the labels differ")
         self.epochs.append(epoch)
         self._rows["rank"].append(samples.rank)
-        self._rows["true_prob"].append(
-            (samples.true_prob * 255).round().to(torch.uint8)
-        )
+        self._rows["true_prob"].append((samples.true_prob * 255).round().to(torch.uint8))
         if samples.agree is not None:
             self._rows["agree"].append(samples.agree)
 
@@ -77,9 +71,7 @@ class Curves:
         """
         if epoch not in self.epochs:
             known = f"{self.epochs[0]} to {self.epochs[-1]}" if self.epochs else "none"
-            raise ConfigError(
-                f"Expected an `epoch` that was recorded ({known}), but got {epoch}"
-            )
+            raise ConfigError(f"Expected an `epoch` that was recorded ({known}), but got {epoch}")
         row = self.epochs.index(epoch)
         rank = self._rows["rank"][row]
         return SampleScores(
@@ -93,22 +85,13 @@ class Curves:
     def class_curves(self, score: str = "accuracy") -> Tensor:
         """Return (E, C) float64 in [0, 1]: the mean of a score per class, one row per recorded epoch."""
         rows = [
-            class_means(
-                SCORES[score](self.samples_at(epoch)), self.labels, self.num_classes
-            )
-            for epoch in self.epochs
+            class_means(SCORES[score](self.samples_at(epoch)), self.labels, self.num_classes) for epoch in self.epochs
         ]
-        return (
-            torch.stack(rows)
-            if rows
-            else torch.zeros(0, self.num_classes, dtype=torch.float64)
-        )
+        return torch.stack(rows) if rows else torch.zeros(0, self.num_classes, dtype=torch.float64)
 
     def same_holdout(self, other: Curves) -> bool:
         """Tell whether both histories are of the same samples in the same order."""
-        return torch.equal(self.sample_ids, other.sample_ids) and torch.equal(
-            self.labels, other.labels
-        )
+        return torch.equal(self.sample_ids, other.sample_ids) and torch.equal(self.labels, other.labels)
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values only; `rank`, `true_prob` (E, n) uint8 and `agree` (E or 0, n) bool."""
@@ -118,15 +101,9 @@ class Curves:
             "labels": self.labels,
             "sample_ids": self.sample_ids,
             "epochs": torch.tensor(self.epochs, dtype=torch.int64),
-            "rank": torch.stack(self._rows["rank"])
-            if self.epochs
-            else torch.zeros(size, dtype=torch.uint8),
-            "true_prob": torch.stack(self._rows["true_prob"])
-            if self.epochs
-            else torch.zeros(size, dtype=torch.uint8),
-            "agree": torch.stack(self._rows["agree"])
-            if self._rows["agree"]
-            else torch.zeros(size, dtype=torch.bool),
+            "rank": torch.stack(self._rows["rank"]) if self.epochs else torch.zeros(size, dtype=torch.uint8),
+            "true_prob": torch.stack(self._rows["true_prob"]) if self.epochs else torch.zeros(size, dtype=torch.uint8),
+            "agree": torch.stack(self._rows["agree"]) if self._rows["agree"] else torch.zeros(size, dtype=torch.bool),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -157,13 +134,9 @@ class Curves:
         for name in _PER_SAMPLE:
             rows = state[name]
             if rows.shape != full and not (name == "agree" and rows.shape[0] == 0):
-                raise FileFormatError(
-                    f"Expected `{name}` of the curves to be of shape {full}, but got {rows.shape}"
-                )
+                raise FileFormatError(f"Expected `{name}` of the curves to be of shape {full}, but got {rows.shape}")
             curves._rows[name] = list(rows.unbind(0))
         if sorted(set(epochs)) != epochs:
-            raise FileFormatError(
-                "Expected the epochs of the curves to ascend, but they do not"
-            )
+            raise FileFormatError("Expected the epochs of the curves to ascend, but they do not")
         curves.epochs = epochs
         return curves

@@ -31,6 +31,4 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     >>> unknown_name("detector", "refrence", ["none", "reference"])
     "Expected `detector` to be one of none, reference, but got 'refrence'"
     """
-    return (
-        f"Expected `{kind}` to be one of {', '.join(sorted(known))}, but got {name!r}"
-    )
+    return f"Expected `{kind}` to be one of {', '.join(sorted(known))}, but got {name!r}"

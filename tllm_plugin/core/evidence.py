@@ -27,15 +27,9 @@ def mcnemar_p_value(losses: Tensor, gains: Tensor) -> Tensor:
     [0.03125, 1.0]
     """
     total = (losses + gains).double()
-    k = torch.arange(int(total.max()) + 1 if total.numel() else 1, dtype=torch.float64)[
-        None, :
-    ]
+    k = torch.arange(int(total.max()) + 1 if total.numel() else 1, dtype=torch.float64)[None, :]
     n = total[:, None]
-    log_pmf = (
-        torch.lgamma(n + 1)
-        - torch.lgamma(k + 1)
-        - torch.lgamma((n - k).clamp(min=0) + 1)
-    )
+    log_pmf = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma((n - k).clamp(min=0) + 1)
     log_pmf = log_pmf - n * torch.log(torch.tensor(2.0, dtype=torch.float64))
     in_tail = (k >= losses[:, None]) & (k <= n)
     return (log_pmf.exp() * in_tail).sum(1).clamp(max=1.0)
@@ -82,11 +76,7 @@ def e_benjamini_hochberg(e_values: Tensor, level: float) -> Tensor:
     place = torch.arange(1, classes + 1)
     passed = descending >= classes / (level * place)
     count = int((place * passed).max()) if classes else 0
-    return (
-        e_values >= descending[count - 1]
-        if count
-        else torch.zeros(classes, dtype=torch.bool)
-    )
+    return e_values >= descending[count - 1] if count else torch.zeros(classes, dtype=torch.bool)
 
 
 def benjamini_hochberg(p_values: Tensor, level: float) -> Tensor:
@@ -102,16 +92,10 @@ def benjamini_hochberg(p_values: Tensor, level: float) -> Tensor:
     place = torch.arange(1, classes + 1)
     passed = ascending <= level * place / max(classes, 1)
     count = int((place * passed).max()) if classes else 0
-    return (
-        p_values <= ascending[count - 1]
-        if count
-        else torch.zeros(classes, dtype=torch.bool)
-    )
+    return p_values <= ascending[count - 1] if count else torch.zeros(classes, dtype=torch.bool)
 
 
-def paired_counts(
-    before: Tensor, now: Tensor, labels: Tensor, num_classes: int
-) -> tuple[Tensor, Tensor]:
+def paired_counts(before: Tensor, now: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Return (losses, gains), each (C,) int64, from correctness before and now, (n,) bool each."""
     losses = class_sums(before & ~now, labels, num_classes)
     gains = class_sums(~before & now, labels, num_classes)

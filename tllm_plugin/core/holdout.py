@@ -60,32 +60,18 @@ def split(
     """
     for name, value in (("fraction", fraction), ("search_fraction", search_fraction)):
         if not 0.0 <= value < 1.0:
-            raise ConfigError(
-                f"Expected hold-out `{name}` to be in [0, 1), but got {value}"
-            )
+            raise ConfigError(f"Expected hold-out `{name}` to be in [0, 1), but got {value}")
     if labels.dim() != 1 or labels.numel() == 0:
-        raise ConfigError(
-            f"Expected `labels` to be a non-empty vector, but got shape {tuple(labels.shape)}"
-        )
+        raise ConfigError(f"Expected `labels` to be a non-empty vector, but got shape {tuple(labels.shape)}")
     labels = labels.cpu()
     counts = torch.bincount(labels)
-    names = (
-        class_names
-        if class_names is not None
-        else [str(index) for index in range(counts.numel())]
-    )
+    names = class_names if class_names is not None else [str(index) for index in range(counts.numel())]
     if counts.min() == 0:
-        raise ConfigError(
-            f"Expected every class to have samples, but class {names[int(counts.argmin())]!r} has none"
-        )
-    order = torch.randperm(
-        labels.numel(), generator=torch.Generator().manual_seed(seed)
-    )
+        raise ConfigError(f"Expected every class to have samples, but class {names[int(counts.argmin())]!r} has none")
+    order = torch.randperm(labels.numel(), generator=torch.Generator().manual_seed(seed))
     rank = _rank_within_class(labels, order)
     holdout_per_class = _per_class("fraction", fraction, counts, names)
-    search_per_class = _per_class(
-        "search_fraction", search_fraction, counts - holdout_per_class, names
-    )
+    search_per_class = _per_class("search_fraction", search_fraction, counts - holdout_per_class, names)
     in_holdout = rank < holdout_per_class
     in_search = ~in_holdout & (rank < holdout_per_class + search_per_class)
     return Split(

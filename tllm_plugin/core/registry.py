@@ -39,9 +39,7 @@ class Registry(Mapping[str, T]):
 
         def decorate(item: T) -> T:
             if self._items.setdefault(name, item) is not item:
-                raise ValueError(
-                    f"Expected a new {self.kind} name, but got {name!r}, which is taken"
-                )
+                raise ValueError(f"Expected a new {self.kind} name, but got {name!r}, which is taken")
             return item
 
         return decorate

@@ -43,10 +43,7 @@ class Route:
             RuntimeError: The student ran several times and `returned` is none of its outputs.
         """
         for sliced, full in self.student_logits:
-            if returned is sliced or (
-                returned.data_ptr() == sliced.data_ptr()
-                and returned.shape == sliced.shape
-            ):
+            if returned is sliced or (returned.data_ptr() == sliced.data_ptr() and returned.shape == sliced.shape):
                 return full
         if len(self.student_logits) == 1:
             return self.student_logits[0][1]
@@ -76,15 +73,9 @@ def slice_rows(value: Any, rows: Tensor, batch_rows: int) -> Any:
         batch_rows: n; tensors with another first dimension are not batched.
     """
     if isinstance(value, Tensor):
-        return (
-            value.index_select(0, rows)
-            if value.dim() > 0 and value.shape[0] == batch_rows
-            else value
-        )
+        return value.index_select(0, rows) if value.dim() > 0 and value.shape[0] == batch_rows else value
     if isinstance(value, Mapping):
-        return type(value)(
-            {key: slice_rows(item, rows, batch_rows) for key, item in value.items()}
-        )  # type: ignore[call-arg]
+        return type(value)({key: slice_rows(item, rows, batch_rows) for key, item in value.items()})  # type: ignore[call-arg]
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(slice_rows(item, rows, batch_rows) for item in value))
     if isinstance(value, (tuple, list)):
@@ -136,6 +127,4 @@ class _TeacherHook(_Hook):
         route = self.route()
         if route is None:
             return None
-        return slice_rows(args, route.rows, route.batch_rows), slice_rows(
-            kwargs, route.rows, route.batch_rows
-        )
+        return slice_rows(args, route.rows, route.batch_rows), slice_rows(kwargs, route.rows, route.batch_rows)

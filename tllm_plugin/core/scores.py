@@ -69,9 +69,7 @@ def agreement(samples: SampleScores) -> Tensor:
         ConfigError: There is no teacher.
     """
     if samples.agree is None:
-        raise ConfigError(
-            "Expected a teacher for the score `agreement`, but got a distiller without one"
-        )
+        raise ConfigError("Expected a teacher for the score `agreement`, but got a distiller without one")
     return samples.agree.float()
 
 
@@ -89,9 +87,7 @@ def true_class_rank(logits: Tensor, labels: Tensor) -> Tensor:
     """
     true_logit = logits.gather(1, labels[:, None])
     not_below = ~(logits < true_logit)
-    later = (
-        torch.arange(logits.shape[1], device=logits.device)[None, :] > labels[:, None]
-    )
+    later = torch.arange(logits.shape[1], device=logits.device)[None, :] > labels[:, None]
     return not_below.sum(1) - ((logits == true_logit) & later).sum(1)
 
 
@@ -130,13 +126,9 @@ def score_samples(
 
 def class_sums(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Return (C,) float64: the sum of `values` (n,) over the samples of each class."""
-    return torch.zeros(num_classes, dtype=torch.float64).index_add_(
-        0, labels, values.double()
-    )
+    return torch.zeros(num_classes, dtype=torch.float64).index_add_(0, labels, values.double())
 
 
 def class_means(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Return (C,) float64: the mean of `values` (n,) per class; NaN for a class without samples."""
-    return class_sums(values, labels, num_classes) / torch.bincount(
-        labels, minlength=num_classes
-    )
+    return class_sums(values, labels, num_classes) / torch.bincount(labels, minlength=num_classes)

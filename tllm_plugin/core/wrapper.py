@@ -62,29 +62,19 @@ class TLLMWrapper(nn.Module):
     ) -> None:
         super().__init__()
         if num_classes < 1:
-            raise ConfigError(
-                f"Expected `num_classes` to be at least 1, but got {num_classes}"
-            )
+            raise ConfigError(f"Expected `num_classes` to be at least 1, but got {num_classes}")
         if not 0.0 <= label_smoothing < 1.0:
-            raise ConfigError(
-                f"Expected `label_smoothing` to be in [0, 1), but got {label_smoothing}"
-            )
+            raise ConfigError(f"Expected `label_smoothing` to be in [0, 1), but got {label_smoothing}")
         if not 0.0 <= ce_weight < float("inf"):
-            raise ConfigError(
-                f"Expected `ce_weight` to be a number >= 0, but got {ce_weight}"
-            )
+            raise ConfigError(f"Expected `ce_weight` to be a number >= 0, but got {ce_weight}")
         if min_rows < 1:
-            raise ConfigError(
-                f"Expected `min_rows` to be at least 1, but got {min_rows}"
-            )
+            raise ConfigError(f"Expected `min_rows` to be at least 1, but got {min_rows}")
         self.distiller = distiller
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.ce_weight = ce_weight
         self.min_rows = min_rows
-        self.register_buffer(
-            "undistillable", torch.zeros(num_classes, dtype=torch.bool)
-        )
+        self.register_buffer("undistillable", torch.zeros(num_classes, dtype=torch.bool))
         self._any_flagged = False
         # Mutable on purpose: replicas copy attributes shallowly, so these are shared with the original module.
         self._counters = {"few_rows_steps": 0}
@@ -170,10 +160,7 @@ class TLLMWrapper(nn.Module):
         if not (self.training and self._any_flagged):
             return self._inner(*args, **kwargs)
         if args or "target" not in kwargs:
-            raise TypeError(
-                "Expected keyword arguments with `target` among them, but got "
-                + ", ".join(kwargs)
-            )
+            raise TypeError("Expected keyword arguments with `target` among them, but got " + ", ".join(kwargs))
         target = kwargs["target"]
         flagged = self.undistillable[target]
         rows = (~flagged).nonzero().squeeze(1)
@@ -195,20 +182,14 @@ class TLLMWrapper(nn.Module):
         return result
 
     def _remember(self, losses: Mapping[str, Tensor]) -> None:
-        self._loss_shapes.update(
-            {name: tuple(loss.shape) for name, loss in losses.items()}
-        )
+        self._loss_shapes.update({name: tuple(loss.shape) for name, loss in losses.items()})
 
-    def _mixed(
-        self, kwargs: dict[str, Any], flagged: Tensor, rows: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _mixed(self, kwargs: dict[str, Any], flagged: Tensor, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         target = kwargs["target"]
         batch_rows = target.shape[0]
         inner_kwargs = {
             # The student needs every image; the teacher's hook slices them for the teacher.
-            name: value
-            if name.startswith("image")
-            else slice_rows(value, rows, batch_rows)
+            name: value if name.startswith("image") else slice_rows(value, rows, batch_rows)
             for name, value in kwargs.items()
         }
         with routed(Route(self._owner, rows, batch_rows)) as route:
@@ -218,35 +199,23 @@ class TLLMWrapper(nn.Module):
         share = rows.numel() / batch_rows
         losses = {name: loss * share for name, loss in inner_losses.items()}
         smoothed = self._cross_entropy(logits, target, self.label_smoothing)
-        return logits, _add_to_ce(
-            losses, self.ce_weight * (smoothed * flagged).sum() / batch_rows
-        )
+        return logits, _add_to_ce(losses, self.ce_weight * (smoothed * flagged).sum() / batch_rows)
 
     def _without_teacher(
         self, kwargs: dict[str, Any], flagged: Tensor, *, distillable_rows: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         target = kwargs["target"]
-        image = kwargs.get(
-            "image", next((v for k, v in kwargs.items() if k.startswith("image")), None)
-        )
+        image = kwargs.get("image", next((v for k, v in kwargs.items() if k.startswith("image")), None))
         logits = logits_of(self.student(image))
-        per_row = self.ce_weight * self._cross_entropy(
-            logits, target, self.label_smoothing
-        )
+        per_row = self.ce_weight * self._cross_entropy(logits, target, self.label_smoothing)
         if distillable_rows:
             self._counters["few_rows_steps"] += 1
-            per_row = torch.where(
-                flagged, per_row, self._cross_entropy(logits, target, 0.0)
-            )
+            per_row = torch.where(flagged, per_row, self._cross_entropy(logits, target, 0.0))
         return logits, _add_to_ce(self._zero_losses(logits), per_row.mean())
 
     @staticmethod
-    def _cross_entropy(
-        logits: Tensor, target: Tensor, label_smoothing: float
-    ) -> Tensor:
-        return F.cross_entropy(
-            logits, target, label_smoothing=label_smoothing, reduction="none"
-        )
+    def _cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
+        return F.cross_entropy(logits, target, label_smoothing=label_smoothing, reduction="none")
 
     def _zero_losses(self, logits: Tensor) -> dict[str, Tensor]:
         """Return zeros under the inner distiller's loss names, each touching every learnable parameter.
@@ -255,40 +224,28 @@ class TLLMWrapper(nn.Module):
         """
         shapes: dict[str, tuple[int, ...]] = self._loss_shapes
         if not shapes:
-            shapes = (
-                {"loss_ce": (), "loss_kd": ()}
-                if self.teacher is not None
-                else {"ce": ()}
-            )
+            shapes = {"loss_ce": (), "loss_kd": ()} if self.teacher is not None else {"ce": ()}
         zero = logits.new_zeros(())
         for parameter in self.get_learnable_parameters():
             zero = zero + parameter.sum() * 0
-        return {
-            name: zero.reshape((1,) * len(shape)).expand(shape)
-            for name, shape in shapes.items()
-        }
+        return {name: zero.reshape((1,) * len(shape)).expand(shape) for name, shape in shapes.items()}
 
     def get_extra_state(self) -> dict[str, Any]:
         return {
             "version": STATE_VERSION,
             "counters": dict(self._counters),
-            "loss_shapes": {
-                name: list(shape) for name, shape in self._loss_shapes.items()
-            },
-            "carried": {
-                name: holder.state_dict() for name, holder in self._carried.items()
-            },
+            "loss_shapes": {name: list(shape) for name, shape in self._loss_shapes.items()},
+            "carried": {name: holder.state_dict() for name, holder in self._carried.items()},
         }
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         if state.get("version") != STATE_VERSION:
             raise ConfigError(
-                f"Expected the checkpoint's TLLM state to be of version {STATE_VERSION}, but got {state.get('version')!r}"
+                f"Expected the checkpoint's TLLM state to be of version {STATE_VERSION}, but got "
+                f"{state.get('version')!r}"
             )
         self._counters.update(state["counters"])
-        self._loss_shapes.update(
-            {name: tuple(shape) for name, shape in state["loss_shapes"].items()}
-        )
+        self._loss_shapes.update({name: tuple(shape) for name, shape in state["loss_shapes"].items()})
         for name, carried in state["carried"].items():
             if name in self._carried:
                 self._carried[name].load_state_dict(carried)

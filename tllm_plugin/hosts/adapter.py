@@ -38,7 +38,9 @@ class Host:
 def make_trainer_factory(host: Host) -> Callable[..., Any]:
     """Return what a host registers as the trainer `tllm`."""
 
-    def tllm_trainer(experiment_name: str, distiller: nn.Module, train_loader: Any, val_loader: Any, cfg: CfgNode) -> Any:
+    def tllm_trainer(
+        experiment_name: str, distiller: nn.Module, train_loader: Any, val_loader: Any, cfg: CfgNode
+    ) -> Any:
         trainer = type("TLLMTrainer", (_TLLMTrainer, host.trainers[cfg.TLLM.TRAINER]), {})
         data = host.training_data(train_loader, cfg)
         return trainer(experiment_name, distiller, data, val_loader, cfg)
@@ -74,15 +76,17 @@ class _TLLMTrainer:
     tf_writer: Any
     cfg: CfgNode
 
-    def __init__(self, experiment_name: str, distiller: nn.Module, data: TrainingData, val_loader: Any, cfg: CfgNode) -> None:
-        parallel = isinstance(distiller, nn.DataParallel)
-        inner = distiller.module if parallel else distiller
+    def __init__(
+        self, experiment_name: str, distiller: nn.Module, data: TrainingData, val_loader: Any, cfg: CfgNode
+    ) -> None:
+        parallel = distiller if isinstance(distiller, nn.DataParallel) else None
+        inner: nn.Module = distiller if parallel is None else parallel.module
         self.teaching = Teaching(cfg.TLLM, inner, data, cfg.SOLVER.EPOCHS)
         wrapped: nn.Module = self.teaching.wrapper
         device = next(inner.parameters()).device
         wrapped.to(device)
-        if parallel:
-            wrapped = nn.DataParallel(wrapped, device_ids=distiller.device_ids)
+        if parallel is not None:
+            wrapped = nn.DataParallel(wrapped, device_ids=parallel.device_ids)
         super().__init__(experiment_name, wrapped, self.teaching.train_loader, val_loader, cfg)  # type: ignore[call-arg]
         self.teaching.open(self.log_path)
 

@@ -98,9 +98,8 @@ class Teaching:
         self.run.write_split(
             SplitRecord(
                 holdout=tuple(self.split.holdout.tolist()),
-                search=tuple(self.split.search.tolist()),
+                search_holdout=tuple(self.split.search.tolist()),
                 fraction=self.node.HOLDOUT.FRACTION,
-                search_fraction=self.node.HOLDOUT.SEARCH_FRACTION,
                 seed=self.node.HOLDOUT.SEED,
                 num_classes=len(self.class_names),
             )

@@ -33,12 +33,7 @@ class Evidence:
     @classmethod
     def none(cls, num_classes: int) -> Evidence:
         """Return evidence that says nothing."""
-        return cls(
-            *(
-                torch.full((num_classes,), torch.nan, dtype=torch.float64)
-                for _ in range(3)
-            )
-        )
+        return cls(*(torch.full((num_classes,), torch.nan, dtype=torch.float64) for _ in range(3)))
 
 
 class Detector(ABC):
@@ -170,13 +165,9 @@ def create_detector(name: str, num_classes: int, **options: Any) -> Detector:
         ConfigError: Unknown name, or an option out of range.
     """
     taken = detector_options(name)
-    missing = [
-        option for option in taken if option not in options and _required(name, option)
-    ]
+    missing = [option for option in taken if option not in options and _required(name, option)]
     if missing:
-        raise ConfigError(
-            f"Expected the detector `{name}` to be given {', '.join(missing)}"
-        )
+        raise ConfigError(f"Expected the detector `{name}` to be given {', '.join(missing)}")
     return DETECTORS[name](
         num_classes,
         **{option: options[option] for option in taken if option in options},
@@ -184,7 +175,4 @@ def create_detector(name: str, num_classes: int, **options: Any) -> Detector:
 
 
 def _required(name: str, option: str) -> bool:
-    return (
-        inspect.signature(DETECTORS[name]).parameters[option].default
-        is inspect.Parameter.empty
-    )
+    return inspect.signature(DETECTORS[name]).parameters[option].default is inspect.Parameter.empty

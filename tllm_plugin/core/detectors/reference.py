@@ -69,9 +69,7 @@ class ReferenceDetector(SequentialDetector):
 
     def judge(self, epoch: int, samples: SampleScores) -> tuple[Tensor, Evidence]:
         if not samples.labels.equal(self.reference.labels):
-            raise ConfigError(
-                "Expected the reference run to be scored on the same hold-out, but the samples differ"
-            )
+            raise ConfigError("Expected the reference run to be scored on the same hold-out, but the samples differ")
         vanilla = self.reference.samples_at(epoch)
         behind = self.smooth("behind", self.score(vanilla) - self.score(samples))
         return self.weigh(epoch, behind, vanilla.correct, samples)

@@ -56,14 +56,10 @@ class AfterDetector(_Scheduled):
 
     smooths_labels = False
 
-    def __init__(
-        self, num_classes: int, *, total_epochs: int, after_fraction: float = 0.8
-    ) -> None:
+    def __init__(self, num_classes: int, *, total_epochs: int, after_fraction: float = 0.8) -> None:
         super().__init__(num_classes)
         if not 0.0 <= after_fraction <= 1.0:
-            raise ConfigError(
-                f"Expected `after_fraction` to be in [0, 1], but got {after_fraction}"
-            )
+            raise ConfigError(f"Expected `after_fraction` to be in [0, 1], but got {after_fraction}")
         self.last_taught_epoch = math.floor(after_fraction * total_epochs + 0.5)
         self._flag(self.due(0), epoch=0)
 
@@ -87,9 +83,7 @@ class FixedDetector(_Scheduled):
         super().__init__(num_classes)
         outside = [index for index in classes if not 0 <= index < num_classes]
         if outside:
-            raise ConfigError(
-                f"Expected `classes` to be in [0, {num_classes}), but got {outside}"
-            )
+            raise ConfigError(f"Expected `classes` to be in [0, {num_classes}), but got {outside}")
         flags = torch.zeros(num_classes, dtype=torch.bool)
         flags[torch.tensor(list(classes), dtype=torch.int64)] = True
         self._flag(flags, epoch=0)

@@ -58,21 +58,13 @@ class SequentialDetector(Detector):
         if not 0.0 < eta < 1.0:
             raise ConfigError(f"Expected `eta` to be in (0, 1), but got {eta}")
         if not 0.0 <= confidence < 1.0:
-            raise ConfigError(
-                f"Expected `confidence` to be in [0, 1), but got {confidence}"
-            )
+            raise ConfigError(f"Expected `confidence` to be in [0, 1), but got {confidence}")
         if not 0.0 <= smoothing < 1.0:
-            raise ConfigError(
-                f"Expected `smoothing` to be in [0, 1), but got {smoothing}"
-            )
+            raise ConfigError(f"Expected `smoothing` to be in [0, 1), but got {smoothing}")
         if warmup_epochs < 0:
-            raise ConfigError(
-                f"Expected `warmup_epochs` to be at least 0, but got {warmup_epochs}"
-            )
+            raise ConfigError(f"Expected `warmup_epochs` to be at least 0, but got {warmup_epochs}")
         if total_epochs < 1:
-            raise ConfigError(
-                f"Expected `total_epochs` to be at least 1, but got {total_epochs}"
-            )
+            raise ConfigError(f"Expected `total_epochs` to be at least 1, but got {total_epochs}")
         self.score: Score = SCORES[score]
         self.eta = eta
         self.confidence = confidence
@@ -83,11 +75,7 @@ class SequentialDetector(Detector):
     def smooth(self, name: str, value: Tensor) -> Tensor:
         """Return the exponential mean of `value` over the epochs so far and remember it under `name`."""
         past = self.memory.get(name)
-        mean = (
-            value
-            if past is None
-            else self.smoothing * past + (1.0 - self.smoothing) * value
-        )
+        mean = value if past is None else self.smoothing * past + (1.0 - self.smoothing) * value
         self.memory[name] = mean
         return mean
 
@@ -113,24 +101,14 @@ class SequentialDetector(Detector):
         labels = samples.labels
         drop = class_means(differences, labels, self.num_classes)
         open_classes = ~self.flags
-        shared = (
-            drop[open_classes].median().clamp(min=0.0)
-            if open_classes.any()
-            else drop.new_zeros(())
-        )
+        shared = drop[open_classes].median().clamp(min=0.0) if open_classes.any() else drop.new_zeros(())
         margin = (self.eta + shared).clamp(max=_MAX_MARGIN).expand(self.num_classes)
-        total = self.memory.get(
-            "e_value", torch.zeros(self.num_classes, dtype=torch.float64)
-        )
+        total = self.memory.get("e_value", torch.zeros(self.num_classes, dtype=torch.float64))
         if self.warmup_epochs < epoch <= self.total_epochs:
             looks = self.total_epochs - self.warmup_epochs
-            total = total + betting_e_value(differences, labels, margin) / (
-                choices * looks
-            )
+            total = total + betting_e_value(differences, labels, margin) / (choices * looks)
         self.memory["e_value"] = total
-        p_value = mcnemar_p_value(
-            *paired_counts(before, samples.correct, labels, self.num_classes)
-        )
+        p_value = mcnemar_p_value(*paired_counts(before, samples.correct, labels, self.num_classes))
         evidence = Evidence(drop=drop - shared, p_value=p_value, e_value=total)
         if epoch <= self.warmup_epochs:
             return torch.zeros(self.num_classes, dtype=torch.bool), evidence

@@ -23,9 +23,7 @@ class TeachingCurveDetector(SequentialDetector):
     def judge(self, epoch: int, samples: SampleScores) -> tuple[Tensor, Evidence]:
         smoothed = self.smooth("smoothed", self.score(samples))
         curve = class_means(smoothed, samples.labels, self.num_classes)
-        best = self.memory.get(
-            "best", torch.full((self.num_classes,), -1.0, dtype=torch.float64)
-        )
+        best = self.memory.get("best", torch.full((self.num_classes,), -1.0, dtype=torch.float64))
         improved = curve > best
         self.memory["best"] = torch.where(improved, curve, best)
         renew = improved[samples.labels]
@@ -35,6 +33,4 @@ class TeachingCurveDetector(SequentialDetector):
         ):
             self.memory[name] = torch.where(renew, value, self.memory.get(name, value))
         fallen = self.memory["best_samples"] - smoothed
-        return self.weigh(
-            epoch, fallen, self.memory["best_correct"], samples, choices=epoch
-        )
+        return self.weigh(epoch, fallen, self.memory["best_correct"], samples, choices=epoch)

@@ -90,7 +90,7 @@ def run(cfg: CfgNode, *, resume: bool = False, overwrite: bool = False, bundle: 
         DataError, FileFormatError, NonFiniteLossError: As they say.
     """
     bundle = bundle or load_bundle(cfg)
-    folder = Path(cfg.LOG.PREFIX) / experiment_name(cfg)
+    folder = log_folder(cfg)
     latest = folder / "latest"
     if resume and not latest.exists():
         raise ConfigError(f"Expected {folder} to hold a run to resume, but there is no checkpoint `latest` in it")
@@ -158,6 +158,11 @@ def experiment_name(cfg: CfgNode) -> str:
     return f"{cfg.EXPERIMENT.PROJECT}/{name}"
 
 
+def log_folder(cfg: CfgNode) -> Path:
+    """Return the folder of the run that a config describes."""
+    return Path(cfg.LOG.PREFIX) / experiment_name(cfg)
+
+
 def prerequisite(cfg: CfgNode, model: str, epochs: int, role: str) -> CfgNode:
     """Return the config of a vanilla run that another run needs, named after everything that its result depends on."""
     needed = cfg.clone()
@@ -187,7 +192,7 @@ def prerequisite(cfg: CfgNode, model: str, epochs: int, role: str) -> CfgNode:
 
 def ensure_trained(cfg: CfgNode, bundle: DataBundle) -> RunFolder:
     """Return the folder of a finished run of `cfg`; train it, or continue it, if it is not there."""
-    folder = Path(cfg.LOG.PREFIX) / experiment_name(cfg)
+    folder = log_folder(cfg)
     finished = RunFolder.inside(folder)
     if finished.metrics_json.exists() and finished.read_metrics().finished:
         logger.info("using %s", folder)

@@ -16,10 +16,10 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.core.registry import Registry
+from tllm_plugin.hosts.embedded.evaluation import ClassResults, peak_memory_bytes, score_test_set
 from tllm_plugin.hosts.embedded.loss_guard import LossGuard
 from tllm_plugin.hosts.embedded.progress import EpochReport, RunProgress
 from tllm_plugin.hosts.embedded.schedule import make_schedule
-from tllm_plugin.hosts.embedded.evaluation import ClassResults, peak_memory_bytes, score_test_set
 from tllm_plugin.runs.atomic import save_torch
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.reading import load_torch
@@ -114,7 +114,7 @@ class BaseTrainer:
             train_loss=float(loss_sum / seen),
             train_accuracy=float(right / seen),
             test_accuracy=results.accuracy,
-            learning_rate=self.schedule.get_last_lr()[0],
+            learning_rate=float(self.schedule.get_last_lr()[0]),
         )
         self.seconds_per_epoch.append(time.perf_counter() - started)
         self.log(report)

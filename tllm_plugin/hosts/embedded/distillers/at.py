@@ -35,8 +35,8 @@ def attention_loss(student_features: Sequence[Tensor], teacher_features: Sequenc
     """
     total = student_features[0].new_zeros(())
     for student, teacher in zip(student_features, teacher_features, strict=True):
-        size = min(student.shape[-2:], teacher.shape[-2:])
-        student, teacher = (F.adaptive_avg_pool2d(features, size) for features in (student, teacher))
+        height, width = min(student.shape[-2:], teacher.shape[-2:])
+        student, teacher = (F.adaptive_avg_pool2d(features, (height, width)) for features in (student, teacher))
         difference = attention_map(student, power) - attention_map(teacher, power)
         total = total + difference.pow(2).mean()
     return total
@@ -76,6 +76,4 @@ class AT(Distiller):
 def build_at(student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> AT:
     """Make `AT` from the config node of that name."""
     node = cfg.AT
-    return AT(
-        student, teacher, power=node.P, ce_weight=node.LOSS.CE_WEIGHT, feature_weight=node.LOSS.FEAT_WEIGHT
-    )
+    return AT(student, teacher, power=node.P, ce_weight=node.LOSS.CE_WEIGHT, feature_weight=node.LOSS.FEAT_WEIGHT)

@@ -1,0 +1,124 @@
+"""`tllm demo`: the whole job on scikit-learn's digits, with the truth known because it was planted."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tllm_plugin.analysis.delta_accuracy import hurt_classes
+from tllm_plugin.core.errors import TLLMError
+from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded.config import load_config
+from tllm_plugin.runs.run_folder import RunFolder
+
+CONFIG = "tllm/embedded/digits.yaml"
+PLANTED = (3, 8)
+
+logger = logging.getLogger(__name__)
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "demo",
+        help="watch TLLM work on digits, in a minute or two",
+        description="Train a teacher, two vanilla students, a KD student and a TLLM student on scikit-learn's digits.",
+        epilog="Example: tllm demo --no-plant --out /tmp/demo",
+    )
+    parser.add_argument("--no-plant", action="store_true", help="an honest teacher: plant no undistillable classes")
+    parser.add_argument("--out", default="output", metavar="FOLDER", help="where run folders go (default: output)")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides, as in SOLVER.EPOCHS 30")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train the five networks and print one table."""
+    started = time.perf_counter()
+    planted = () if options.no_plant else PLANTED
+    project = "demo" if planted else "demo-unplanted"
+    base = ["LOG.PREFIX", options.out, "EXPERIMENT.PROJECT", project, *options.opts]
+    plant = ["DISTILLER.PLANT.CLASSES", str(list(planted))]
+    try:
+        runs = _train_all(base, plant)
+    except KeyboardInterrupt:
+        raise TLLMError("interrupted; start the demo again: finished parts are overwritten") from None
+    print_results(runs, planted, time.perf_counter() - started)
+
+
+def _train_all(base: Sequence[str], plant: Sequence[str]) -> dict[str, RunFolder]:
+    untaught = ["DISTILLER.TYPE", "NONE", "TLLM.DETECTOR.TYPE", "none"]
+    runs: dict[str, RunFolder] = {}
+
+    def train(name: str, *options: str) -> None:
+        cfg = load_config(CONFIG, [*base, "EXPERIMENT.NAME", name, *options])
+        runs[name] = job.run(cfg, overwrite=True)
+
+    def checkpoint_of(name: str) -> str:
+        return str(runs[name].log_folder / "student_latest")
+
+    teacher = load_config(CONFIG, base).DISTILLER.TEACHER
+    train("teacher", *untaught, "DISTILLER.STUDENT", teacher)
+    train("vanilla", *untaught)
+    train("vanilla-2", *untaught, "EXPERIMENT.SEED", str(load_config(CONFIG, base).EXPERIMENT.SEED + 1))
+    taught = ["DISTILLER.TEACHER_CHECKPOINT", checkpoint_of("teacher"), *plant]
+    train("kd", *taught, "TLLM.DETECTOR.TYPE", "none")
+    train("tllm", *taught, "TLLM.DETECTOR.REFERENCE", str(runs["vanilla"].path))
+    return runs
+
+
+def print_results(runs: dict[str, RunFolder], planted: Sequence[int], seconds: float) -> None:
+    """Print what came out, what it means, and what to do next."""
+    metrics = {name: folder.read_metrics() for name, folder in runs.items()}
+    flags = runs["tllm"].read_flags()
+    null = hurt_classes(metrics["vanilla-2"], metrics["vanilla"])
+    table = Table(title="scikit-learn's digits, 600 test images", title_justify="left")
+    table.add_column("run", no_wrap=True)
+    table.add_column("test\naccuracy", justify="right")
+    if planted:
+        table.add_column("on planted\nclasses", justify="right")
+    table.add_column("undistillable\nclasses (null)", justify="right")
+    table.add_column("flagged\n(after epoch)")
+    names = {
+        "teacher": "teacher",
+        "vanilla": "vanilla student",
+        "vanilla-2": "vanilla, other seed",
+        "kd": "KD student",
+        "tllm": "TLLM student",
+    }
+    for name, title in names.items():
+        compared = name in ("kd", "tllm")
+        hurt = hurt_classes(metrics[name], metrics["vanilla"])
+        flagged = ", ".join(f"{item.name} ({item.epoch_flagged})" for item in flags.classes if item.flagged) or "none"
+        cells = [title, f"{metrics[name].test_accuracy:.1%}"]
+        if planted:
+            right = sum(metrics[name].class_correct[index] for index in planted)
+            cells.append(f"{right / sum(metrics[name].class_total[index] for index in planted):.1%}")
+        cells.append(f"{hurt.count} ({null.count})" if compared else "")
+        cells.append(flagged if name == "tllm" else "")
+        table.add_row(*cells)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        "undistillable: test accuracy of the class is below the vanilla student's (delta acc < 0); null: the same "
+        "count for a second vanilla student with another seed, that is, what noise alone gives."
+    )
+    if planted:
+        classes = " and ".join(flags.classes[index].name for index in planted)
+        console.print(
+            f"Classes {classes} were PLANTED: the teacher that KD and TLLM learn from was made confidently wrong on "
+            "them on purpose (its own test accuracy above is as trained), so that the truth is known. `make demo PLANT=0` runs with the teacher as trained."
+        )
+    if flags.reason:
+        console.print(f"Nothing was flagged: {flags.reason}.")
+    console.print("Run folders:")
+    for folder in runs.values():
+        console.print(f"  {folder.log_folder}", soft_wrap=True)
+    console.print(f"{seconds:.0f} seconds in all.")
+    console.print(f"Next: tllm show {shlex.quote(str(runs['tllm'].log_folder))}", soft_wrap=True)

@@ -1,0 +1,54 @@
+"""Arguments, exit codes and messages of `tllm`; each subcommand has a file of its own."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+from tllm_plugin.cli import demo, show, train, validate
+from tllm_plugin.core.errors import ConfigError, TLLMError
+from tllm_plugin.version import __version__
+
+DONE, FAILED, BAD_USAGE = 0, 1, 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="tllm",
+        description="Class-wise knowledge distillation: find the classes that a teacher hurts, and stop teaching them.",
+        epilog="Example: tllm train --cfg configs/tllm/embedded/digits.yaml SOLVER.EPOCHS 30",
+    )
+    parser.add_argument("--version", action="version", version=f"tllm-plugin {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in (train, demo, validate, show):
+        module.add_parser(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 done, 1 failed or interrupted, 2 bad usage or config.
+    """
+    try:
+        options = build_parser().parse_args(arguments)
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False, markup=False)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", datefmt="%H:%M:%S", handlers=[handler], force=True)
+    try:
+        options.run(options)
+    except TLLMError as error:
+        print(f"tllm: {error}", file=sys.stderr)
+        return BAD_USAGE if isinstance(error, ConfigError) else FAILED
+    except OSError as error:
+        print(f"tllm: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
+        return FAILED
+    return DONE

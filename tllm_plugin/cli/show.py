@@ -1,0 +1,76 @@
+"""`tllm show`: flags and curves of a run as a table."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tllm_plugin.core.curves import Curves
+from tllm_plugin.core.scores import SCORES
+from tllm_plugin.runs.curves_file import to_state
+from tllm_plugin.runs.flags_file import ClassFlag, FlagsRecord
+from tllm_plugin.runs.run_folder import RunFolder
+
+_COLUMNS = 6
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "show",
+        help="show a run's flags and teaching curves",
+        description="Show a run's flags with their evidence, and its teaching curves.",
+        epilog="Example: tllm show output/digits/kd-digits_student-seed0 --score reciprocal_rank",
+    )
+    parser.add_argument("run_path", metavar="RUN", help="log folder of a run, or its tllm/ folder")
+    parser.add_argument("--score", default="accuracy", choices=sorted(SCORES), help="what the curves show")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the table."""
+    folder = RunFolder.find(options.run_path)
+    flags = folder.read_flags()
+    curves = Curves.from_state(to_state(folder.read_curves()))
+    console = Console()
+    console.print(table(flags, curves, options.score))
+    if flags.reason:
+        console.print(f"nothing flagged: {flags.reason}", highlight=False)
+    console.print(f"{len(flags.flagged)} of {flags.num_classes} classes flagged by `{flags.detector}`", highlight=False)
+
+
+def table(flags: FlagsRecord, curves: Curves, score: str) -> Table:
+    """Return one row per class: evidence, and the curve at a few epochs. Flagged classes come first."""
+    picked = _spread(len(curves), _COLUMNS)
+    result = Table(title=f"hold-out {score} per class, after the epochs in the heading", title_justify="left")
+    result.add_column("class")
+    for name in ("flagged after epoch", "drop", "McNemar p", "e-value", "hold-out"):
+        result.add_column(name, justify="right")
+    for row in picked:
+        result.add_column(str(curves.epochs[row]), justify="right")
+    values = curves.class_curves(score)
+    for item in sorted(flags.classes, key=lambda item: (not item.flagged, item.index)):
+        cells = [f"{values[row, item.index]:.2f}" for row in picked]
+        result.add_row(*_evidence(item), *cells, style="bold" if item.flagged else None)
+    return result
+
+
+def _evidence(item: ClassFlag) -> list[str]:
+    return [
+        item.name,
+        "" if item.epoch_flagged is None else str(item.epoch_flagged),
+        "" if item.drop is None else f"{item.drop:+.2f}",
+        "" if item.p_value is None else f"{item.p_value:.2g}",
+        "" if item.e_value is None else f"{item.e_value:.3g}",
+        f"{item.holdout_correct}/{item.holdout_count}",
+    ]
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Return up to `most` indices into `count` items, evenly spread, the last one among them."""
+    if count <= most:
+        return list(range(count))
+    return sorted({round((count - 1) * place / (most - 1)) for place in range(most)})

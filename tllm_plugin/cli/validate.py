@@ -1,0 +1,39 @@
+"""`tllm validate`: all errors of configs at once, nothing run."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.hosts.embedded.config import load_config
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "validate",
+        help="report all errors of configs, run nothing",
+        description="Report all errors of configs, each with the key's full name; nothing is run.",
+        epilog="Example: tllm validate configs/tllm/embedded/*.yaml",
+    )
+    parser.add_argument("cfgs", nargs="+", metavar="CFG", help="YAML files")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Check every file.
+
+    Raises:
+        ConfigError: At least one has problems; they are all in the message.
+    """
+    problems = []
+    for path in options.cfgs:
+        try:
+            load_config(path)
+        except ConfigError as error:
+            problems += [f"{path}: {line}" for line in str(error).splitlines()]
+        else:
+            print(f"{path}: fine")
+    if problems:
+        raise ConfigError("\n".join([f"{len(problems)} problems", *problems]))
