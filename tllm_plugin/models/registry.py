@@ -39,7 +39,7 @@ def create_model(name: str, num_classes: int, in_channels: int = 3) -> nn.Module
     83892
     """
     for key, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-        if not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"Expected `{key}` to be an integer of at least 1, but got {value!r}")
     builder = _find(name)
     if builder is None:

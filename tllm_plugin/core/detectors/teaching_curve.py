@@ -16,8 +16,8 @@ class TeachingCurveDetector(SequentialDetector):
 
     It sees a class that distillation makes worse *over time*; a class that never learns has no best to fall from, and
     only `reference` finds it.
-    The best epoch is the highest of those seen so far, which flatters the drop; the epoch's e-value is
-    divided by their number to make up for that choice.
+    The best epoch is the highest of those seen so far, which flatters the drop; the epoch's e-value is divided by
+    their number to make up for that choice, so that small hold-outs rarely give enough evidence at high confidence.
     """
 
     def judge(self, epoch: int, samples: SampleScores) -> tuple[Tensor, Evidence]:

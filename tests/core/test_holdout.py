@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tllm_plugin import ConfigError, split
+
+
+def unbalanced_labels() -> torch.Tensor:
+    labels = torch.cat([torch.full((count,), index) for index, count in enumerate((40, 120, 200))])
+    return labels[torch.randperm(360, generator=torch.Generator().manual_seed(3))]
+
+
+@pytest.mark.parametrize(("fraction", "search_fraction"), [(0.05, 0.0), (0.1, 0.1), (0.0, 0.06)])
+def test_parts_are_disjoint_complete_and_balanced(fraction: float, search_fraction: float) -> None:
+    labels = unbalanced_labels()
+    parts = split(labels, fraction, search_fraction, seed=4)
+    everything = torch.cat([parts.train, parts.holdout, parts.search])
+    assert torch.equal(everything.sort().values, torch.arange(360))
+    per_class = round(fraction * 360 / 3)
+    search_per_class = round(search_fraction * (360 - 3 * per_class) / 3)
+    assert torch.bincount(labels[parts.holdout], minlength=3).tolist() == [per_class] * 3
+    assert torch.bincount(labels[parts.search], minlength=3).tolist() == [search_per_class] * 3
+    for part in (parts.train, parts.holdout, parts.search):
+        assert torch.equal(part, part.sort().values)
+
+
+def test_the_seed_chooses_and_the_search_part_leaves_the_holdout_alone() -> None:
+    labels = unbalanced_labels()
+    assert torch.equal(split(labels, 0.1, seed=1).holdout, split(labels, 0.1, seed=1).holdout)
+    assert not torch.equal(split(labels, 0.1, seed=1).holdout, split(labels, 0.1, seed=2).holdout)
+    assert torch.equal(split(labels, 0.1, seed=1).holdout, split(labels, 0.1, 0.1, seed=1).holdout)
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    split(unbalanced_labels(), 0.1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_too_few_names_the_class_and_the_fraction_that_would_do() -> None:
+    with pytest.raises(ConfigError, match=r"0.02 gives 2 of class 'cat'; 0.042 would do") as error:
+        split(unbalanced_labels(), 0.02, class_names=["cat", "dog", "owl"])
+    enough = float(str(error.value).rsplit("; ", 1)[1].split()[0])
+    assert split(unbalanced_labels(), enough).holdout.numel() == 15
+
+
+def test_too_many_names_the_class_and_the_fraction_that_would_do() -> None:
+    with pytest.raises(ConfigError, match=r"takes 48 from class 'cat', which has 40; at most 0.325 would do"):
+        split(unbalanced_labels(), 0.4, class_names=["cat", "dog", "owl"])
+    assert split(unbalanced_labels(), 0.325).holdout.numel() == 3 * 39
+
+
+def test_a_class_that_is_too_small_for_any_fraction() -> None:
+    labels = torch.tensor([0] * 5 + [1] * 50)
+    with pytest.raises(ConfigError, match="no fraction would do: the class needs more than 5 samples"):
+        split(labels, 0.3)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
+def test_fractions_out_of_range(fraction: float) -> None:
+    with pytest.raises(ConfigError, match=r"hold-out `fraction` to be in \[0, 1\)"):
+        split(unbalanced_labels(), fraction)
+    with pytest.raises(ConfigError, match=r"hold-out `search_fraction` to be in \[0, 1\)"):
+        split(unbalanced_labels(), 0.1, fraction)
+
+
+def test_missing_classes_and_no_labels() -> None:
+    with pytest.raises(ConfigError, match="class '1' has none"):
+        split(torch.tensor([0, 2] * 50), 0.2)
+    with pytest.raises(ConfigError, match="non-empty vector"):
+        split(torch.tensor([], dtype=torch.int64), 0.2)

@@ -1,0 +1,142 @@
+"""Inner distillers to run the wrapper's invariants on: the embedded host's, and the awkward ones that forks have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tllm_plugin.hosts.embedded.distillers import AT, KD, Distiller, FitNet, Vanilla
+from tllm_plugin.models import create_model
+
+NUM_CLASSES = 6
+IMAGE_SIZE = 8
+
+
+class TwoView(Distiller):
+    """Calls both networks twice per step, like the multi-level fork, and returns the weak view's logits."""
+
+    def losses(self, image_weak: Tensor, image_strong: Tensor, target: Tensor, **batch: Any) -> Any:
+        weak, _ = self.student(image_weak)
+        strong, _ = self.student(image_strong)
+        with torch.no_grad():
+            teacher_weak, _ = self.teacher(image_weak)
+            teacher_strong, _ = self.teacher(image_strong)
+        return weak, {
+            "loss_ce": F.cross_entropy(weak, target) + F.cross_entropy(strong, target),
+            "loss_kd": (weak - teacher_weak).pow(2).mean() + (strong - teacher_strong).pow(2).mean(),
+        }
+
+
+class TeacherInTrainMode(Distiller):
+    """Overrides `train()`, as OFD does: its teacher's BatchNorm uses batch statistics."""
+
+    def train(self, mode: bool = True) -> TeacherInTrainMode:
+        nn.Module.train(self, mode)
+        return self
+
+    def losses(self, image: Tensor, target: Tensor, **batch: Any) -> Any:
+        logits, _ = self.student(image)
+        with torch.no_grad():
+            teacher_logits, _ = self.teacher(image)
+        return logits, {
+            "loss_ce": F.cross_entropy(logits, target),
+            "loss_kd": (logits - teacher_logits).abs().mean(),
+        }
+
+
+class OneElementLosses(Distiller):
+    """Losses of shape (1,), as those of SP and CRD."""
+
+    def losses(self, image: Tensor, target: Tensor, **batch: Any) -> Any:
+        logits, features = self.student(image)
+        with torch.no_grad():
+            _, teacher_features = self.teacher(image)
+        grams = [F.normalize(f["pooled_feat"] @ f["pooled_feat"].T) for f in (features, teacher_features)]
+        return logits, {
+            "loss_ce": F.cross_entropy(logits, target).reshape(1),
+            "loss_kd": (grams[0] - grams[1]).pow(2).mean().reshape(1),
+        }
+
+
+class WantsKeywords(Distiller):
+    """Uses per-row keywords and others that must arrive as they are; remembers what it was given."""
+
+    def losses(self, image: Tensor, target: Tensor, **batch: Any) -> Any:
+        self.given = batch
+        logits, _ = self.student(image)
+        with torch.no_grad():
+            teacher_logits, _ = self.teacher(image)
+        weight = batch["index"].to(logits.dtype).reshape(-1, 1)
+        return logits, {
+            "loss_ce": F.cross_entropy(logits, target),
+            "loss_kd": (weight * (logits - teacher_logits)).pow(2).mean(),
+        }
+
+
+def networks(seed: int = 0) -> tuple[nn.Module, nn.Module]:
+    """Return (student, teacher), seeded."""
+    torch.manual_seed(seed)
+    student = create_model("digits_student", num_classes=NUM_CLASSES, in_channels=1)
+    teacher = create_model("digits_teacher", num_classes=NUM_CLASSES, in_channels=1)
+    return student, teacher
+
+
+def _kd(student: nn.Module, teacher: nn.Module) -> nn.Module:
+    return KD(student, teacher, temperature=4.0, ce_weight=0.1, kd_weight=0.9)
+
+
+def _at(student: nn.Module, teacher: nn.Module) -> nn.Module:
+    return AT(student, teacher, power=2.0, ce_weight=1.0, feature_weight=100.0)
+
+
+def _fitnet(student: nn.Module, teacher: nn.Module) -> nn.Module:
+    size = (IMAGE_SIZE, IMAGE_SIZE)
+    return FitNet(student, teacher, hint_layer=1, input_size=size, ce_weight=1.0, feature_weight=10.0)
+
+
+BUILDERS: dict[str, Callable[[nn.Module, nn.Module], nn.Module]] = {
+    "KD": _kd,
+    "AT": _at,
+    "FITNET": _fitnet,
+    "NONE": lambda student, teacher: Vanilla(student),
+    "two_view": TwoView,
+    "teacher_in_train_mode": TeacherInTrainMode,
+    "one_element_losses": OneElementLosses,
+    "wants_keywords": WantsKeywords,
+}
+#: Losses are means over rows, so that a batch's total is the row-weighted sum of its parts'.
+SEPARABLE = ("KD", "AT", "FITNET", "NONE", "wants_keywords")
+
+
+def build(name: str, seed: int = 0) -> nn.Module:
+    """Return a new distiller in training mode, the same for the same seed."""
+    student, teacher = networks(seed)
+    return BUILDERS[name](student, teacher).train()
+
+
+def batch(name: str, rows: int = 12, seed: int = 1) -> dict[str, Any]:
+    """Return the keywords of one training call; labels run through the classes in turn."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def images() -> Tensor:
+        return torch.randn(rows, 1, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
+
+    views = {"image_weak": images(), "image_strong": images()} if name == "two_view" else {"image": images()}
+    return {
+        **views,
+        "target": torch.arange(rows) % NUM_CLASSES,
+        "index": torch.arange(rows) + 1,
+        "contrastive_index": torch.randint(100, (rows, 5), generator=generator),
+        "epoch": 3,
+        "class_weights": torch.ones(NUM_CLASSES + 50),
+        "note": "as it is",
+    }
+
+
+def first_image(keywords: dict[str, Any]) -> Tensor:
+    """Return the images that the returned logits belong to."""
+    return keywords["image"] if "image" in keywords else keywords["image_weak"]
