@@ -181,7 +181,9 @@ def test_after_zero_never_teaches_and_after_one_always_does() -> None:
     assert [bool(always.update(epoch, some_samples()).any()) for epoch in range(1, 10)] == [False] * 8 + [True]
 
 
-def test_a_detector_of_the_users_own() -> None:
+def test_a_detector_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DETECTORS, "_items", dict(DETECTORS._items))  # gone again after the test
+
     @DETECTORS.register("test_odd_classes")
     class OddClasses(Detector):
         def __init__(self, num_classes: int, *, score: str) -> None:

@@ -103,7 +103,7 @@ def print_results(runs: dict[str, RunFolder], planted: Sequence[int], seconds: f
         cells.append(f"{hurt.count} ({null.count})" if compared else "")
         cells.append(flagged if name == "tllm" else "")
         table.add_row(*cells)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(table)
     console.print(
         "undistillable: test accuracy of the class is below the vanilla student's (delta acc < 0); null: the same "
@@ -113,7 +113,8 @@ def print_results(runs: dict[str, RunFolder], planted: Sequence[int], seconds: f
         classes = " and ".join(flags.classes[index].name for index in planted)
         console.print(
             f"Classes {classes} were PLANTED: the teacher that KD and TLLM learn from was made confidently wrong on "
-            "them on purpose (its own test accuracy above is as trained), so that the truth is known. `make demo PLANT=0` runs with the teacher as trained."
+            "them on purpose (its own test accuracy above is as trained), so that the truth is known. `make demo "
+            "PLANT=0`, or `tllm demo --no-plant`, runs with the teacher as trained."
         )
     if flags.reason:
         console.print(f"Nothing was flagged: {flags.reason}.")

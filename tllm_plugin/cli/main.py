@@ -48,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TLLMError as error:
         print(f"tllm: {error}", file=sys.stderr)
         return BAD_USAGE if isinstance(error, ConfigError) else FAILED
+    except KeyboardInterrupt:
+        print("tllm: interrupted", file=sys.stderr)
+        return FAILED
     except OSError as error:
         print(f"tllm: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
         return FAILED

@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> None:
     folder = RunFolder.find(options.run_path)
     flags = folder.read_flags()
     curves = Curves.from_state(to_state(folder.read_curves()))
-    console = Console()
+    console = Console(markup=False)  # A class may be named after a folder, such as [b].
     console.print(table(flags, curves, options.score))
     if flags.reason:
         console.print(f"nothing flagged: {flags.reason}", highlight=False)

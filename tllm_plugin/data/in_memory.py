@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tllm_plugin.core.errors import DataError
 from tllm_plugin.data.augment import ShiftFlip, channel_statistics, normalise, per_channel
 from tllm_plugin.data.bundle import DataBundle, Split
 from tllm_plugin.data.image_set import ImageSet
@@ -68,8 +69,18 @@ def in_memory_bundle(
         flip: Whether a mirrored image still belongs to its class.
         mean: Per channel, of pixels scaled to 0..1; None: computed from all training images.
         std: Likewise.
+
+    Raises:
+        DataError: No training image, or images that are not square or not of one size.
     """
-    _, channels, image_size, _ = train.images.shape
+    count, channels, image_size, width = train.images.shape
+    if count == 0:
+        raise DataError("Expected `train` to hold at least one image, but it holds none")
+    if width != image_size or test.images.shape[1:] != train.images.shape[1:]:
+        raise DataError(
+            "Expected `train` and `test` to hold square images of one size, but got (C, H, W) of "
+            f"{tuple(train.images.shape[1:])} and {tuple(test.images.shape[1:])}"
+        )
     if mean is None or std is None:
         mean, std = channel_statistics(train.images)
     return InMemoryBundle(

@@ -22,7 +22,7 @@ def merge_file(cfg: CfgNode, path: Path) -> list[str]:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         return [f"Expected {path} to be a readable YAML file, but {error}"]
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         return [f"Expected {path} to be a YAML file, but {' '.join(str(error).split())}"]
     if loaded is None:
         return []
@@ -38,7 +38,9 @@ def merge_options(cfg: CfgNode, options: Iterable[str]) -> list[str]:
         return [f"Expected overrides as pairs KEY VALUE, but got an odd number of words: {' '.join(items)}"]
     problems = []
     for key, text in zip(items[::2], items[1::2], strict=True):
-        nested: Any = _parse(text)
+        # Text is taken as typed: to YAML, a path with `: ` in it or a name like 007 would be something else.
+        quoted = text.startswith(("'", '"'))
+        nested: Any = text if _is_text(cfg, key) and not quoted else _parse(text)
         for part in reversed(key.split(".")):
             nested = {part: nested}
         problems += _merge(cfg, nested, "")
@@ -129,11 +131,11 @@ def _fit(value: Any, default: Any) -> tuple[Any, str | None]:
     if isinstance(default, bool):
         return value, None if isinstance(value, bool) else "true or false"
     if isinstance(default, (int, float)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            value = _number(value)
-        if value is None or (isinstance(default, int) and value != int(value if math.isfinite(value) else 0)):
-            return value, "a whole number" if isinstance(default, int) else "a number"
-        return type(default)(value), None
+        number = _number(value)
+        whole = isinstance(default, int)
+        if number is None or (whole and not (math.isfinite(number) and number == int(number))):
+            return value, "a whole number" if whole else "a number"
+        return type(default)(number), None
     if isinstance(default, str):
         # `path: 123` is a number to YAML, but a name to its writer.
         return (str(value), None) if isinstance(value, (str, int)) and not isinstance(value, bool) else (value, "text")
@@ -142,16 +144,29 @@ def _fit(value: Any, default: Any) -> tuple[Any, str | None]:
     return value, None
 
 
-def _number(value: Any) -> float | None:
-    # YAML 1.1 reads 1e-4 as text.
-    try:
-        return float(value) if isinstance(value, str) else None
-    except ValueError:
+def _number(value: Any) -> float | int | None:
+    """Return a value that stands for a number as one that every float can be compared with, or None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
+    try:
+        # YAML 1.1 reads 1e-4 as text. An integer that no float can hold overflows here and is no number to us.
+        as_float = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return as_float if isinstance(value, str) else value
+
+
+def _is_text(cfg: CfgNode, key: str) -> bool:
+    found: Any = cfg
+    for part in key.split("."):
+        if not isinstance(found, CfgNode) or part not in found:
+            return False
+        found = found[part]
+    return isinstance(found, str)
 
 
 def _parse(text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any
 
 from yacs.config import CfgNode
@@ -58,7 +58,7 @@ def check_tllm(cfg: CfgNode) -> list[str]:
     detector = cfg.TLLM.DETECTOR
     if detector.TYPE == "fixed" and not detector.CLASSES:
         problems.append("Expected `TLLM.DETECTOR.CLASSES` to name classes for the detector `fixed`, but got none")
-    if detector.REFERENCE and not Path(detector.REFERENCE).exists():
+    if detector.REFERENCE and not os.path.exists(detector.REFERENCE):
         problems.append(
             f"Expected `TLLM.DETECTOR.REFERENCE` to be a run folder or curves.npz, but {detector.REFERENCE} does not "
             "exist"
@@ -140,7 +140,7 @@ def resolve_classes(classes: list[Any], class_names: tuple[str, ...]) -> list[in
         # A name wins over an index: data sets like the digits have classes named "0", "1", ...
         if str(item) in class_names:
             indices.append(class_names.index(str(item)))
-        elif isinstance(item, int) and 0 <= item < len(class_names):
+        elif type(item) is int and 0 <= item < len(class_names):
             indices.append(item)
         else:
             raise ConfigError(unknown_name("TLLM.DETECTOR.CLASSES", item, class_names))

@@ -112,8 +112,12 @@ class FlagsRecord:
             classes=fields.field(obj, "classes", list_of(ClassFlag.from_json)),
             reason=fields.field(obj, "reason", text),
         )
-        if [item.index for item in record.classes] != list(range(record.num_classes)):
-            raise FieldError(f"the classes 0 to {record.num_classes - 1} in order", "others", "classes")
+        # The length first: a damaged `num_classes` may be a number that no memory can count up to.
+        if len(record.classes) != record.num_classes:
+            raise FieldError(f"as long as `num_classes` ({record.num_classes})", str(len(record.classes)), "classes")
+        for index, item in enumerate(record.classes):
+            if item.index != index:
+                raise FieldError(str(index), str(item.index), f"classes[{index}].index")
         return record
 
 

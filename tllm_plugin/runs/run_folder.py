@@ -56,7 +56,8 @@ class RunFolder:
             for folder in [named.parent] if named.is_file() else [named / NAME, named]:
                 if any((folder / name).is_file() for name in _RECORDS):
                     return cls(folder)
-            problem = f"it holds none of {', '.join(_RECORDS)}" if named.exists() else "it does not exist"
+            holder = "its folder" if named.is_file() else "it"
+            problem = f"{holder} holds none of {', '.join(_RECORDS)}" if named.exists() else "it does not exist"
         except (OSError, ValueError) as error:  # A name too long, a NUL character, no permission.
             problem = f"it cannot be looked at ({error})"
         raise FileFormatError(

@@ -83,7 +83,8 @@ class Detector(ABC):
             (C,) bool, every class flagged so far.
         """
         judged, evidence = self.judge(epoch, samples)
-        open_classes = ~self.flags
+        # A class that was flagged before training has no epoch of its flag to remember.
+        open_classes = ~self.flags | (self.epoch_flagged == 0)
         self.evidence = Evidence(
             *(
                 torch.where(open_classes, now, then)

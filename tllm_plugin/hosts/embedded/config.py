@@ -1,8 +1,9 @@
-"""The embedded host's configuration: the nodes of mdistiller, and a few of its own."""
+"""Reading and checking the embedded host's configuration."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,61 +22,15 @@ from tllm_plugin.hosts.config_checks import (
     refuse,
 )
 from tllm_plugin.hosts.config_files import find_config
+from tllm_plugin.hosts.embedded import job  # noqa: F401 (it registers the trainer and the distiller of TLLM)
+from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
 from tllm_plugin.hosts.embedded.trainer import trainer_dict
-from tllm_plugin.hosts.tllm_node import check_tllm, tllm_node
+from tllm_plugin.hosts.tllm_node import check_tllm
 from tllm_plugin.models import is_model, model_names
 
 SCHEDULES = ("step", "one_cycle")
 PRECISIONS = ("float32", "bfloat16")
-
-
-def default_config() -> CfgNode:
-    """Return a new config with every key at its default."""
-    cfg = CfgNode()
-    cfg.EXPERIMENT = CfgNode({"PROJECT": "embedded", "NAME": "", "TAG": "default", "SEED": 0})
-    cfg.DATASET = CfgNode({"TYPE": "digits", "PATH": "", "DOWNLOAD": False, "IMAGE_SIZE": 0, "NUM_WORKERS": 2})
-    cfg.DATASET.TEST = CfgNode({"BATCH_SIZE": 500})
-
-    cfg.DISTILLER = CfgNode()
-    cfg.DISTILLER.TYPE = "NONE"  # vanilla
-    cfg.DISTILLER.TEACHER = "digits_teacher"
-    cfg.DISTILLER.STUDENT = "digits_student"
-    cfg.DISTILLER.TEACHER_CHECKPOINT = ""  # empty: trained first, and reused
-    cfg.DISTILLER.TEACHER_EPOCHS = 0  # 0: as many as the student
-    cfg.DISTILLER.PLANT = CfgNode({"CLASSES": [], "STRENGTH": 1.0})  # a teacher made wrong on purpose; off if empty
-
-    cfg.SOLVER = CfgNode()
-    cfg.SOLVER.TRAINER = "base"
-    cfg.SOLVER.BATCH_SIZE = 64
-    cfg.SOLVER.EPOCHS = 240
-    cfg.SOLVER.TYPE = "SGD"
-    cfg.SOLVER.LR = 0.05  # of "one_cycle" the highest
-    cfg.SOLVER.SCHEDULE = "step"
-    cfg.SOLVER.LR_DECAY_STAGES = [150, 180, 210]
-    cfg.SOLVER.LR_DECAY_RATE = 0.1
-    cfg.SOLVER.WARMUP_FRACTION = 0.3  # of "one_cycle": share of the steps that climb
-    cfg.SOLVER.WEIGHT_DECAY = 0.0005
-    cfg.SOLVER.MOMENTUM = 0.9
-    cfg.SOLVER.NESTEROV = False
-
-    cfg.RUNTIME = CfgNode()
-    cfg.RUNTIME.DEVICE = "auto"  # cuda where there is one
-    cfg.RUNTIME.PRECISION = "float32"  # bfloat16: autocast
-    cfg.RUNTIME.CHANNELS_LAST = False
-    cfg.RUNTIME.COMPILE = False
-
-    cfg.LOG = CfgNode({"PREFIX": "./output", "SAVE_CHECKPOINT_FREQ": 40})
-
-    cfg.KD = CfgNode({"TEMPERATURE": 4.0})
-    cfg.KD.LOSS = CfgNode({"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9})
-    cfg.AT = CfgNode({"P": 2.0})
-    cfg.AT.LOSS = CfgNode({"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1000.0})
-    cfg.FITNET = CfgNode({"HINT_LAYER": 2, "INPUT_SIZE": (32, 32)})
-    cfg.FITNET.LOSS = CfgNode({"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 100.0})
-
-    cfg.TLLM = tllm_node()
-    return cfg
 
 
 def load_config(path: str | os.PathLike[str], options: Sequence[str] = ()) -> CfgNode:
@@ -86,7 +41,7 @@ def load_config(path: str | os.PathLike[str], options: Sequence[str] = ()) -> Cf
     """
     cfg = default_config()
     problems = merge_file(cfg, Path(find_config(os.fspath(path)))) + merge_options(cfg, options)
-    refuse(problems or check_config(cfg))
+    refuse(problems + check_config(cfg))
     cfg.freeze()
     return cfg
 
@@ -145,7 +100,7 @@ def check_config(cfg: CfgNode) -> list[str]:
         known = ", ".join(sorted(set(distiller_dict) - {"TLLM", "NONE"}))
         problems.append(f"Expected `TLLM.DISTILLER` to be one of {known}, but got {cfg.TLLM.DISTILLER!r}")
     checkpoint = cfg.DISTILLER.TEACHER_CHECKPOINT
-    if checkpoint and not Path(checkpoint).is_file():
+    if checkpoint and not os.path.isfile(checkpoint):
         problems.append(f"Expected `DISTILLER.TEACHER_CHECKPOINT` to be a file, but {checkpoint} does not exist")
     return problems
 
@@ -155,11 +110,9 @@ def _model_name(value: str) -> str | None:
 
 
 def _device_name(value: str) -> str | None:
-    kind, _, number = value.partition(":")
-    known = kind in ("cpu", "cuda", "mps") and (not number or number.isdigit())
-    return None if value == "auto" or known else "auto, cpu, mps, cuda or cuda:N"
+    return None if re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,2})?", value) else "auto, cpu, mps, cuda or cuda:N"
 
 
 def _image_size(value: Sequence[object]) -> str | None:
-    fine = len(value) == 2 and all(isinstance(side, int) and side > 0 for side in value)
+    fine = len(value) == 2 and all(type(side) is int and side > 0 for side in value)
     return None if fine else "two positive whole numbers"

@@ -15,12 +15,14 @@ import torchvision
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from tllm_plugin.core.detectors import DETECTORS
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.data import DataBundle, load_data
 from tllm_plugin.hosts.adapter import Host, make_distiller_factory, make_trainer_factory
+from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
 from tllm_plugin.hosts.embedded.planting import PlantedTeacher
-from tllm_plugin.hosts.embedded.trainer import trainer_dict
+from tllm_plugin.hosts.embedded.trainer import read_checkpoint, trainer_dict
 from tllm_plugin.models import create_model
 from tllm_plugin.runs.atomic import write_text
 from tllm_plugin.runs.reading import load_torch
@@ -100,10 +102,17 @@ def run(cfg: CfgNode, *, resume: bool = False, overwrite: bool = False, bundle: 
             "set EXPERIMENT.NAME"
         )
     device = choose_device(cfg)
+    vanilla = _vanilla_run(cfg)
+    if vanilla is not None:
+        cfg = _with_reference(cfg, vanilla)
+    if resume:
+        # Before anything is trained or written: a refusal must leave the run's files as they are.
+        read_checkpoint(latest, cfg)
+    elif overwrite:
+        _remove_results(folder)
     teacher = _teacher(cfg, bundle, device) if cfg.DISTILLER.TYPE != "NONE" else None
-    cfg = _with_reference(cfg, bundle)
-    if overwrite:
-        latest.unlink(missing_ok=True)
+    if vanilla is not None:
+        ensure_trained(vanilla, bundle)
     # Seeded here, so that the weights depend neither on what was trained before nor on the method.
     torch.manual_seed(cfg.EXPERIMENT.SEED)
     student = _network(cfg, cfg.DISTILLER.STUDENT, bundle, device)
@@ -165,16 +174,16 @@ def log_folder(cfg: CfgNode) -> Path:
 
 def prerequisite(cfg: CfgNode, model: str, epochs: int, role: str) -> CfgNode:
     """Return the config of a vanilla run that another run needs, named after everything that its result depends on."""
-    needed = cfg.clone()
-    needed.defrost()
-    needed.DISTILLER.TYPE = "NONE"
-    needed.DISTILLER.STUDENT = model
-    needed.DISTILLER.TEACHER_CHECKPOINT = ""
-    needed.DISTILLER.PLANT.CLASSES = []
-    needed.SOLVER.EPOCHS = epochs
+    # From the defaults: keys that a vanilla run does not read must not keep an interrupted one from being resumed.
+    needed = default_config()
+    for name in ("EXPERIMENT", "DATASET", "SOLVER", "RUNTIME", "LOG"):
+        needed[name] = cfg[name].clone()
+    needed.TLLM.HOLDOUT = cfg.TLLM.HOLDOUT.clone()
+    needed.TLLM.TRAINER = cfg.TLLM.TRAINER
     needed.TLLM.DETECTOR.TYPE = "none"
-    needed.TLLM.DETECTOR.SCORE = "accuracy"
-    needed.TLLM.DETECTOR.REFERENCE = ""
+    needed.defrost()
+    needed.DISTILLER.STUDENT = model
+    needed.SOLVER.EPOCHS = epochs
     depends_on = {
         "data": {key: value for key, value in needed.DATASET.items() if key not in ("NUM_WORKERS", "DOWNLOAD")},
         "solver": needed.SOLVER,
@@ -214,17 +223,27 @@ def _teacher(cfg: CfgNode, bundle: DataBundle, device: torch.device) -> nn.Modul
     return teacher.eval()
 
 
-def _with_reference(cfg: CfgNode, bundle: DataBundle) -> CfgNode:
-    """Name the vanilla run that the detector compares with, training it first where the config names none."""
+def _vanilla_run(cfg: CfgNode) -> CfgNode | None:
+    """Return the config of the run that the detector compares with, or None where it needs none or names one."""
     detector = cfg.TLLM.DETECTOR
-    if cfg.SOLVER.TRAINER != "tllm" or detector.TYPE != "reference" or detector.REFERENCE:
-        return cfg
-    vanilla = ensure_trained(prerequisite(cfg, cfg.DISTILLER.STUDENT, cfg.SOLVER.EPOCHS, "vanilla"), bundle)
+    if cfg.SOLVER.TRAINER != "tllm" or not DETECTORS[detector.TYPE].needs_reference or detector.REFERENCE:
+        return None
+    return prerequisite(cfg, cfg.DISTILLER.STUDENT, cfg.SOLVER.EPOCHS, "vanilla")
+
+
+def _with_reference(cfg: CfgNode, vanilla: CfgNode) -> CfgNode:
     named = cfg.clone()
     named.defrost()
-    named.TLLM.DETECTOR.REFERENCE = str(vanilla.path)
+    named.TLLM.DETECTOR.REFERENCE = str(RunFolder.inside(log_folder(vanilla)).path)
     named.freeze()
     return named
+
+
+def _remove_results(folder: Path) -> None:
+    """Remove what would pass for results of the run that is about to start."""
+    run_folder = RunFolder.inside(folder)
+    for path in (folder / "latest", run_folder.metrics_json, run_folder.flags_json, run_folder.curves_npz):
+        path.unlink(missing_ok=True)
 
 
 def _network(cfg: CfgNode, name: str, bundle: DataBundle, device: torch.device) -> nn.Module:

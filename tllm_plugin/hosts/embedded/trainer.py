@@ -20,7 +20,7 @@ from tllm_plugin.hosts.embedded.evaluation import ClassResults, peak_memory_byte
 from tllm_plugin.hosts.embedded.loss_guard import LossGuard
 from tllm_plugin.hosts.embedded.progress import EpochReport, RunProgress
 from tllm_plugin.hosts.embedded.schedule import make_schedule
-from tllm_plugin.runs.atomic import save_torch
+from tllm_plugin.runs.atomic import remove_temporaries, save_torch
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
@@ -28,6 +28,13 @@ from tllm_plugin.runs.run_folder import RunFolder
 logger = logging.getLogger(__name__)
 
 trainer_dict: Registry[Any] = Registry("trainer")
+
+_CHECKPOINT_PARTS = {"epoch", "config", "model", "optimizer", "schedule", "seconds_per_epoch", "rng"}
+# Where a run logs, how it is named, where its data lie and how fast they are read.
+_WITHOUT_EFFECT = {
+    *("LOG", "EXPERIMENT.NAME", "EXPERIMENT.TAG", "EXPERIMENT.PROJECT"),
+    *("DATASET.PATH", "DATASET.DOWNLOAD", "DATASET.NUM_WORKERS"),
+}
 
 
 @trainer_dict.register("base")
@@ -53,6 +60,7 @@ class BaseTrainer:
         self.schedule = make_schedule(cfg.SOLVER, self.optimizer, len(train_loader))
         self.log_path = str(Path(cfg.LOG.PREFIX) / experiment_name)
         self.run = RunFolder.inside(self.log_path).create()
+        remove_temporaries(self.log_path)  # Half a checkpoint of a process that was killed.
         self.tf_writer = SummaryWriter(str(Path(self.log_path) / "train.events"))
         self.device = next(distiller.parameters()).device
         self.guard = LossGuard(check_every=1 if self.device.type == "cpu" else 20)
@@ -173,15 +181,7 @@ class BaseTrainer:
             FileFormatError: It is missing, damaged or not of this run's networks.
             ConfigError: It was written under another config.
         """
-        state = load_torch(path, "a checkpoint to resume from")
-        if not isinstance(state, Mapping) or not {"epoch", "config", "model", "optimizer", "schedule"} <= set(state):
-            raise FileFormatError(f"Expected {path} to be a checkpoint of the embedded host, but parts are missing")
-        changed = _changed_keys(CfgNode.load_cfg(state["config"]), self.cfg)
-        if changed:
-            raise ConfigError(
-                f"Expected the config that {path} was written under, but these keys differ: {', '.join(changed)}; "
-                "resume with the same config and overrides, or give the run another EXPERIMENT.NAME"
-            )
+        state = read_checkpoint(path, self.cfg)
         try:
             self.distiller.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -208,12 +208,32 @@ class BaseTrainer:
         )
 
 
+def read_checkpoint(path: Path, cfg: CfgNode) -> Mapping[str, Any]:
+    """Read what `BaseTrainer.save_checkpoint` wrote as `latest`.
+
+    Raises:
+        FileFormatError: It is missing or damaged.
+        ConfigError: It was written under a config other than `cfg`.
+    """
+    state = load_torch(path, "a checkpoint to resume from")
+    if not isinstance(state, Mapping) or not set(state) >= _CHECKPOINT_PARTS:
+        raise FileFormatError(f"Expected {path} to be a checkpoint of the embedded host, but parts are missing")
+    # Both by way of YAML, which turns tuples into lists.
+    changed = _changed_keys(CfgNode.load_cfg(state["config"]), CfgNode.load_cfg(cfg.dump()))
+    if changed:
+        raise ConfigError(
+            f"Expected the config that {path} was written under, but these keys differ: {', '.join(changed)}; "
+            "resume with the same config and overrides, or give the run another EXPERIMENT.NAME"
+        )
+    return state
+
+
 def _changed_keys(old: CfgNode, new: CfgNode, prefix: str = "") -> list[str]:
-    """Return the dotted keys in which two configs differ, but for where they log and how they are named."""
+    """Return the dotted keys in which two configs differ, but for those that no result depends on."""
     changed = []
     for key in sorted(set(old) | set(new)):
         name = f"{prefix}{key}"
-        if name in ("LOG", "EXPERIMENT.NAME", "EXPERIMENT.TAG", "EXPERIMENT.PROJECT", "DATASET.PATH"):
+        if name in _WITHOUT_EFFECT:
             continue
         before, now = old.get(key), new.get(key)
         if isinstance(before, CfgNode) and isinstance(now, CfgNode):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.embedded.distillers.base import Distiller, Losses, distiller_dict
 
 
@@ -31,8 +32,16 @@ def attention_loss(student_features: Sequence[Tensor], teacher_features: Sequenc
         teacher_features: The same for the teacher; the larger map of a pair is average-pooled to the smaller.
         power: p of the maps.
 
+    Raises:
+        ConfigError: The networks have different numbers of stages.
+
     Source: Zagoruyko and Komodakis, "Paying More Attention to Attention" (ICLR 2017), equation 2.
     """
+    if len(student_features) != len(teacher_features):
+        raise ConfigError(
+            f"Expected a teacher with as many stages as the student for AT ({len(student_features)}), but got "
+            f"{len(teacher_features)}"
+        )
     total = student_features[0].new_zeros(())
     for student, teacher in zip(student_features, teacher_features, strict=True):
         height, width = min(student.shape[-2:], teacher.shape[-2:])

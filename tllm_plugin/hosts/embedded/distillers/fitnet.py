@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.embedded.distillers.base import Distiller, Losses, distiller_dict
 
 
@@ -22,6 +23,9 @@ class FitNet(Distiller):
         input_size: Height and width of the images, for finding the number of channels.
         ce_weight: Weight of the cross-entropy with the labels.
         feature_weight: Weight of the hint.
+
+    Raises:
+        ConfigError: One of the networks has no such layer.
 
     Source: Romero et al., "FitNets: Hints for Thin Deep Nets" (ICLR 2015), equation 3; trained in one stage together
         with the cross-entropy, as both hosts do. Maps of different size are average-pooled to the smaller one.
@@ -70,7 +74,10 @@ def _feature_channels(network: nn.Module, layer: int, input_size: tuple[int, int
     # In evaluation mode, so that the probe moves no BatchNorm statistics (the hosts' probe does).
     _, features = network.eval()(first.new_zeros(1, first.shape[1], *input_size))
     network.train(was_training)
-    return int(features["feats"][layer].shape[1])
+    maps = features["feats"]
+    if not 0 <= layer < len(maps):
+        raise ConfigError(f"Expected `FITNET.HINT_LAYER` to be in [0, {len(maps) - 1}], but got {layer}")
+    return int(maps[layer].shape[1])
 
 
 @distiller_dict.register("FITNET")

@@ -1,0 +1,217 @@
+"""The command line: exit codes, messages a user can act on, and commands that work when they are pasted."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.hosts.digits_runs import BASE, CONFIG
+from tllm_plugin.cli import main
+from tllm_plugin.cli.main import build_parser
+from tllm_plugin.hosts.embedded.trainer import BaseTrainer
+from tllm_plugin.runs.run_folder import RunFolder
+
+COMMANDS = ("train", "demo", "validate", "show")
+VANILLA = ("DISTILLER.TYPE", "NONE", "SOLVER.EPOCHS", "1")
+
+
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def train_words(prefix: Path, *options: str) -> list[str]:
+    return ["train", "--cfg", str(CONFIG), *BASE, "LOG.PREFIX", str(prefix), *options]
+
+
+@pytest.fixture(scope="module")
+def flagged_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run on which classes 3 and 8 are flagged from the start."""
+    prefix = tmp_path_factory.mktemp("flagged")
+    fixed = ("TLLM.DETECTOR.TYPE", "fixed", "TLLM.DETECTOR.CLASSES", "['3', '8']", "EXPERIMENT.NAME", "a run")
+    assert main(train_words(prefix, *VANILLA, *fixed)) == 0
+    return RunFolder.find(prefix / "digits" / "a run")
+
+
+def assert_no_traceback(text: str) -> None:
+    assert "Traceback" not in text and 'File "' not in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_that_parses(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"Example: tllm {command}" in shown
+    example = shlex.split(shown.split("Example: tllm ")[1])
+    assert build_parser().parse_args(example).command == command
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(command in shown for command in COMMANDS) and "Example: tllm" in shown
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("tllm-plugin ")
+
+
+@pytest.mark.parametrize("words", [[], ["nonsense"], ["train"], ["show"], ["validate"], ["show", "x", "--score", "no"]])
+def test_bad_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert "usage: tllm" in capsys.readouterr().err
+
+
+def test_bad_config_is_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(train_words(tmp_path, "TLLM.DETECTOR.ETA", "7", "SOLVER.LRR", "1")) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("tllm: Expected `SOLVER key` to be one of ")
+    assert "Expected `TLLM.DETECTOR.ETA` to be in (0, 1), but got 7.0" in error
+    assert_no_traceback(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_config_is_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--cfg", "configs/tllm/embedded/digit.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert "there is no such file" in error and "tllm/embedded/digits.yaml" in error
+    assert_no_traceback(error)
+
+
+def test_failure_is_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = tmp_path / "teacher"
+    teacher.write_text("not a checkpoint")
+    words = train_words(tmp_path, "DISTILLER.TEACHER_CHECKPOINT", str(teacher), "TLLM.DETECTOR.TYPE", "none")
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert f"tllm: Expected {teacher} to be a network's checkpoint, but" in error
+    assert_no_traceback(error)
+
+
+def test_folder_that_cannot_be_made_is_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(train_words(tmp_path / "file", *VANILLA, "TLLM.DETECTOR.TYPE", "none")) == 1
+    error = capsys.readouterr().err
+    assert "Cannot make the folder" in error
+    assert_no_traceback(error)
+
+
+def test_train_prints_folder_and_next_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prefix = tmp_path / "with space"
+    words = train_words(prefix, *VANILLA, "TLLM.DETECTOR.TYPE", "none")
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    folder = prefix / "digits" / "vanilla-digits_student-seed0"
+    assert lines[0].startswith("test accuracy ") and lines[0].endswith("% after 1 epochs")
+    assert lines[1] == f"run folder    {folder}"
+    following = shlex.split(lines[2])
+    assert following == ["next", "tllm", "show", str(folder)]
+    assert main(following[2:]) == 0
+    assert "0 of 10 classes flagged by `none`" in capsys.readouterr().out
+    assert main(words) == 2
+    assert "add --resume to continue it, --overwrite to start anew" in capsys.readouterr().err
+    assert main([*words[:3], "--overwrite", *words[3:]]) == 0
+
+
+def test_ctrl_c_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, interrupted_in = BaseTrainer.train_epoch, [0]
+
+    def train_epoch(self: BaseTrainer, epoch: int) -> None:
+        if epoch == interrupted_in[0]:
+            raise KeyboardInterrupt
+        original(self, epoch)
+
+    prefix = tmp_path / "with space"
+    words = train_words(prefix, *VANILLA, "TLLM.DETECTOR.TYPE", "none", "SOLVER.EPOCHS", "2")
+    with monkeypatch.context() as patch:
+        patch.setattr(BaseTrainer, "train_epoch", train_epoch)
+        for epoch, resumes in ((1, False), (2, True)):
+            interrupted_in[0] = epoch
+            assert main(words) == 1
+            error = capsys.readouterr().err
+            assert_no_traceback(error)
+            command = error.split("tllm: interrupted; continue with: ")[1].strip()
+            continued = shlex.split(command)
+            assert continued[0] == "tllm" and ("--resume" in continued) is resumes
+            words = continued[1:]
+    assert main(words) == 0
+    assert "after 2 epochs" in capsys.readouterr().out
+
+
+def test_ctrl_c_elsewhere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(path: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "find", interrupt)
+    assert main(["show", "x"]) == 1
+    assert capsys.readouterr().err == "tllm: interrupted\n"
+
+
+def test_validate_reports_every_problem_of_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one.yaml").write_text("TLLM: {ETTA: 0.1}\nSOLVER: {LR: fast, EPOCHS: 0}\n")
+    (tmp_path / "two.yaml").write_text("DATASET: {TYPE: dogs}\n")
+    files = [str(tmp_path / "one.yaml"), str(CONFIG), str(tmp_path / "two.yaml"), str(tmp_path / "none.yaml")]
+    assert main(["validate", *files]) == 2
+    output = capsys.readouterr()
+    assert output.out == f"{CONFIG}: fine\n"
+    lines = output.err.splitlines()
+    assert lines[0] == "tllm: 5 problems" and len(lines) == 6
+    for line, (file, key) in zip(
+        lines[1:],
+        ((0, "`TLLM key`"), (0, "`SOLVER.LR`"), (0, "`SOLVER.EPOCHS`"), (2, "`DATASET.TYPE`"), (3, "no such file")),
+        strict=True,
+    ):
+        assert line.startswith(f"{files[file]}: Expected ") and key in line
+    assert_no_traceback(output.err)
+
+
+def test_validate_takes_the_packaged_configs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(CONFIG), "tllm/embedded/digits.yaml"]) == 0
+    assert capsys.readouterr().out == f"{CONFIG}: fine\ntllm/embedded/digits.yaml: fine\n"
+
+
+@pytest.mark.parametrize("score", ["accuracy", "reciprocal_rank", "true_prob"])
+def test_show_prints_flagged_classes_first(
+    score: str, flagged_run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["show", str(flagged_run.log_folder), "--score", score]) == 0
+    shown = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if line.startswith("│")]
+    assert [row[0] for row in rows] == ["3", "8", "0", "1", "2", "4", "5", "6", "7", "9"]
+    assert [row[1] for row in rows] == ["0", "0", *[""] * 8]
+    for row in rows:
+        right, count = map(int, row[5].split("/"))
+        assert count == 18
+        if score == "accuracy" and not row[1]:  # The counts are of the epoch of the flag, here before training.
+            assert row[6] == f"{right / count:.2f}"
+    assert f"hold-out {score} per class" in shown and "2 of 10 classes flagged by `fixed`" in shown
+
+
+def test_show_takes_brackets_in_class_names(flagged_run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    content = flagged_run.flags_json.read_text()
+    try:
+        flagged_run.flags_json.write_text(content.replace('"name": "3"', '"name": "[/b]"'))
+        assert main(["show", str(flagged_run.path)]) == 0
+    finally:
+        flagged_run.flags_json.write_text(content)
+    assert "[/b]" in capsys.readouterr().out
+
+
+def test_show_of_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert "to be a run, but it holds none of" in error
+    assert_no_traceback(error)
+
+
+def test_show_of_damaged_flags(flagged_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = RunFolder.inside(tmp_path).create()
+    copy.curves_npz.write_bytes(flagged_run.curves_npz.read_bytes())
+    copy.flags_json.write_bytes(flagged_run.flags_json.read_bytes()[:-50])
+    assert main(["show", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert "to be a TLLM flags file, but it is truncated" in error
+    assert_no_traceback(error)

@@ -1,0 +1,59 @@
+"""The demo, whole but short."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tllm_plugin.cli import main
+from tllm_plugin.runs.run_folder import RunFolder
+
+RUNS = ("teacher", "vanilla", "vanilla-2", "kd", "tllm")
+
+
+@pytest.mark.parametrize("planted", [True, False])
+def test_demo(
+    planted: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    words = ["demo", *([] if planted else ["--no-plant"]), "--out", str(tmp_path), "SOLVER.EPOCHS", "4"]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    flat = " ".join(shown.split())
+    folder = tmp_path / ("demo" if planted else "demo-unplanted")
+    if planted:
+        assert (
+            "Classes 3 and 8 were PLANTED: the teacher that KD and TLLM learn from was made confidently wrong" in flat
+        )
+        assert "make demo PLANT=0" in flat and "on planted" in flat
+    else:
+        assert "plant" not in flat.replace(str(folder), "").lower()
+    assert "undistillable" in flat and "(null)" in flat
+    assert "null: the same count for a second vanilla student with another seed" in flat
+
+    metrics = {name: RunFolder.find(folder / name).read_metrics() for name in RUNS}
+    assert all(record.finished and record.epochs_done == 4 for record in metrics.values())
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if line.startswith("│")]
+    assert [row[1] for row in rows] == [f"{metrics[name].test_accuracy:.1%}" for name in RUNS]
+
+    def hurt(name: str) -> int:
+        pairs = zip(metrics[name].class_correct, metrics["vanilla"].class_correct, strict=True)
+        return sum(ours < theirs for ours, theirs in pairs)
+
+    assert [row[-2] for row in rows] == ["", "", "", *(f"{hurt(name)} ({hurt('vanilla-2')})" for name in RUNS[3:])]
+    following = shlex.split(shown.splitlines()[-1].removeprefix("Next: "))
+    assert following == ["tllm", "show", str(folder / "tllm")]
+    assert main(following[1:]) == 0
+    capsys.readouterr()
+    assert main(words[:-1]) == 2, "an odd number of overrides"
+
+
+def test_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tllm_plugin.hosts.embedded.job.run", interrupt)
+    assert main(["demo", "--out", str(tmp_path)]) == 1
+    assert "tllm: interrupted; start the demo again" in capsys.readouterr().err

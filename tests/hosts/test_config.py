@@ -1,0 +1,260 @@
+"""Configs: every problem is named, all of them at once, and nothing but a ConfigError comes out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from yacs.config import CfgNode
+
+from tests.hosts.digits_runs import CONFIG
+from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.hosts.config_checks import lookup
+from tllm_plugin.hosts.embedded.config import load_config
+from tllm_plugin.hosts.embedded.defaults import default_config
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def problems_of(path: Path | str, *options: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, options)
+    return str(caught.value).splitlines()
+
+
+def test_configs_are_found() -> None:
+    assert CONFIG in CONFIGS
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_config_loads_and_opens_with_its_command(path: Path) -> None:
+    load_config(path)
+    first_line = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first_line.startswith("#") and path.relative_to(ROOT).as_posix() in first_line
+
+
+def test_importing_the_config_alone_is_enough() -> None:
+    code = f"from tllm_plugin.hosts.embedded.config import load_config; load_config({str(CONFIG)!r})"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("TLLM.ETTA", "0.1", "Expected `TLLM key` to be one of CE_WEIGHT, DETECTOR, DISTILLER,"),
+        ("TLLM.DETECTOR.ETTA", "0.1", "Expected `TLLM.DETECTOR key` to be one of AFTER_FRACTION, CLASSES,"),
+        ("SOLVR.LR", "0.1", "Expected `top-level key` to be one of AT, DATASET, DISTILLER, EXPERIMENT, FITNET, KD,"),
+        ("SOLVER.LRR", "0.1", "Expected `SOLVER key` to be one of BATCH_SIZE, EPOCHS, LR,"),
+        ("SOLVER.LR.X", "0.1", "Expected `SOLVER.LR` to be a number, but got {'X': 0.1}"),
+        ("SOLVER", "3", "Expected `SOLVER` to hold keys and values, but got 3"),
+        ("TLLM.DETECTOR.ETA", "0", "Expected `TLLM.DETECTOR.ETA` to be in (0, 1), but got 0.0"),
+        ("TLLM.DETECTOR.ETA", "1", "Expected `TLLM.DETECTOR.ETA` to be in (0, 1), but got 1.0"),
+        ("TLLM.DETECTOR.ETA", "-0.1", "Expected `TLLM.DETECTOR.ETA` to be in (0, 1), but got -0.1"),
+        ("TLLM.DETECTOR.ETA", ".nan", "Expected `TLLM.DETECTOR.ETA` to be in (0, 1), but got nan"),
+        ("TLLM.DETECTOR.ETA", "five", "Expected `TLLM.DETECTOR.ETA` to be a number, but got 'five'"),
+        ("TLLM.DETECTOR.ETA", "true", "Expected `TLLM.DETECTOR.ETA` to be a number, but got True"),
+        ("TLLM.DETECTOR.ETA", "9" * 400, "Expected `TLLM.DETECTOR.ETA` to be a number, but got 999"),
+        ("TLLM.DETECTOR.CONFIDENCE", "1", "Expected `TLLM.DETECTOR.CONFIDENCE` to be in [0, 1), but got 1.0"),
+        ("TLLM.HOLDOUT.FRACTION", "0", "Expected `TLLM.HOLDOUT.FRACTION` to be in (0, 1), but got 0.0"),
+        ("TLLM.MIN_ROWS", "0", "Expected `TLLM.MIN_ROWS` to be at least 1, but got 0"),
+        (
+            "DISTILLER.TYPE",
+            "DK",
+            "Expected `DISTILLER.TYPE` to be one of AT, FITNET, KD, NONE, TLLM, but got 'DK'",
+        ),
+        (
+            "TLLM.DETECTOR.TYPE",
+            "refrence",
+            "Expected `TLLM.DETECTOR.TYPE` to be one of after, all, fixed, none, reference, teaching_curve, but",
+        ),
+        (
+            "TLLM.DETECTOR.SCORE",
+            "acc",
+            "Expected `TLLM.DETECTOR.SCORE` to be one of accuracy, agreement, reciprocal_rank, true_prob, but",
+        ),
+        ("DISTILLER.STUDENT", "resnet9", "Expected `DISTILLER.STUDENT` to be one of "),
+        ("DISTILLER.TEACHER", "wrn_41_2", "Expected `DISTILLER.TEACHER` to be one of "),
+        (
+            "DATASET.TYPE",
+            "cifar",
+            "Expected `DATASET.TYPE` to be one of cifar100, digits, imagefolder, but got 'cifar'",
+        ),
+        ("SOLVER.TRAINER", "crd", "Expected `SOLVER.TRAINER` to be one of base, tllm, but got 'crd'"),
+        ("TLLM.TRAINER", "tllm", "Expected `TLLM.TRAINER` to be one of base, but got 'tllm'"),
+        ("TLLM.DISTILLER", "NONE", "Expected `TLLM.DISTILLER` to be one of AT, FITNET, KD, but got 'NONE'"),
+        ("SOLVER.EPOCHS", "1.5", "Expected `SOLVER.EPOCHS` to be a whole number, but got 1.5"),
+        ("SOLVER.EPOCHS", ".inf", "Expected `SOLVER.EPOCHS` to be a whole number, but got inf"),
+        ("SOLVER.EPOCHS", "0", "Expected `SOLVER.EPOCHS` to be at least 1, but got 0"),
+        ("SOLVER.LR", ".inf", "Expected `SOLVER.LR` to be more than 0, but got inf"),
+        ("SOLVER.NESTEROV", "1", "Expected `SOLVER.NESTEROV` to be true or false, but got 1"),
+        ("SOLVER.LR_DECAY_STAGES", "3", "Expected `SOLVER.LR_DECAY_STAGES` to be a list, but got 3"),
+        ("SOLVER.LR_DECAY_STAGES", "[a]", "Expected `SOLVER.LR_DECAY_STAGES` to be a list of epochs, but got ['a']"),
+        ("FITNET.INPUT_SIZE", "[true, 8]", "Expected `FITNET.INPUT_SIZE` to be two positive whole numbers, but"),
+        ("RUNTIME.DEVICE", "gpu", "Expected `RUNTIME.DEVICE` to be auto, cpu, mps, cuda or cuda:N, but got 'gpu'"),
+        ("RUNTIME.DEVICE", "cuda:²", "Expected `RUNTIME.DEVICE` to be auto, cpu, mps, cuda or cuda:N, but got"),
+        ("TLLM.DETECTOR.TYPE", "fixed", "Expected `TLLM.DETECTOR.CLASSES` to name classes for the detector `fixed`"),
+        ("TLLM.DETECTOR.REFERENCE", "no/such", "to be a run folder or curves.npz, but no/such does not exist"),
+        ("TLLM.DETECTOR.REFERENCE", "x" * 5000, "does not exist"),
+        ("DISTILLER.TEACHER_CHECKPOINT", "x\0y", "Expected `DISTILLER.TEACHER_CHECKPOINT` to be a file, but"),
+        ("DISTILLER.TEACHER_CHECKPOINT", "/", "Expected `DISTILLER.TEACHER_CHECKPOINT` to be a file, but"),
+    ],
+)
+def test_one_problem(key: str, value: str, expected: str) -> None:
+    (problem,) = problems_of(CONFIG, key, value)
+    assert expected in problem
+
+
+def test_odd_overrides() -> None:
+    (problem,) = problems_of(CONFIG, "SOLVER.LR", "0.1", "SOLVER.EPOCHS")
+    assert problem == (
+        "Expected overrides as pairs KEY VALUE, but got an odd number of words: SOLVER.LR 0.1 SOLVER.EPOCHS"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("a: [1", "to be a YAML file, but"),
+        ("SOLVER: {LR: 0.1", "to be a YAML file, but"),
+        ("- 1\n- 2\n", "to hold keys and values, but got a list"),
+        ("just text", "to hold keys and values, but got a str"),
+        ("EXPERIMENT: {TAG: 2024-99-99}", "to be a YAML file, but"),
+        ("SOLVER: {EPOCHS: " + "9" * 5000 + "}", "to be a YAML file, but"),
+        ("[" * 5000, "to be a YAML file, but"),
+        ("a: !!python/object:os.system {}", "to be a YAML file, but"),
+    ],
+)
+def test_not_yaml(content: str, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(content)
+    (problem,) = problems_of(path)
+    assert str(path) in problem and expected in problem
+
+
+def test_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x80")
+    (problem,) = problems_of(path)
+    assert f"Expected {path} to be a readable YAML file, but" in problem
+
+
+def test_no_such_file_and_a_folder(tmp_path: Path) -> None:
+    assert "there is no such file" in problems_of(tmp_path / "nothing.yaml")[0]
+    assert "that is a folder" in problems_of(tmp_path)[0]
+
+
+def test_all_problems_are_reported_together(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("TLLM: {ETA: 0.1, DETECTOR: {ETA: 2}}\nSOLVER: {LR: fast}\nDATASET: {TYPE: dogs}\n")
+    problems = problems_of(path, "KD.TEMPERATURE", "0", "NO.SUCH", "1")
+    keys = ("`TLLM key`", "`SOLVER.LR`", "`top-level key`", "`DATASET.TYPE`", "`KD.TEMPERATURE`", "`TLLM.DETECTOR.ETA`")
+    assert len(problems) == len(keys)
+    for key in keys:
+        assert sum(key in problem for problem in problems) == 1, key
+
+
+@pytest.mark.parametrize(
+    ("key", "typed", "value"),
+    [
+        ("SOLVER.LR", "1e-4", 1e-4),
+        ("SOLVER.LR", "1", 1.0),
+        ("SOLVER.EPOCHS", "1e2", 100),
+        ("SOLVER.LR_DECAY_STAGES", "[3, 4]", [3, 4]),
+        ("FITNET.INPUT_SIZE", "[8, 8]", (8, 8)),
+        ("SOLVER.NESTEROV", "true", True),
+        ("EXPERIMENT.NAME", "007", "007"),
+        ("EXPERIMENT.NAME", "yes", "yes"),
+        ("EXPERIMENT.NAME", "", ""),
+        ("EXPERIMENT.NAME", "'1.5'", "1.5"),
+        ("LOG.PREFIX", "/tmp/a: b #c", "/tmp/a: b #c"),
+        ("TLLM.DETECTOR.CLASSES", "[3, cat]", [3, "cat"]),
+    ],
+)
+def test_override_as_typed(key: str, typed: str, value: Any) -> None:
+    found = lookup(load_config(CONFIG, [key, typed]), key)
+    assert found == value and type(found) is type(value)
+
+
+def test_result_is_frozen() -> None:
+    with pytest.raises(AttributeError):
+        load_config(CONFIG).SOLVER.LR = 1.0
+
+
+def test_empty_file_is_all_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "empty.yaml"
+    path.write_text("")
+    expected = default_config()
+    expected.freeze()
+    assert load_config(path) == expected
+
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(["KD", "digits", "reference", "resnet8", "wrn_16_2", "1e-3", "cuda:1", "10" * 200, "/", "\0", "²"]),
+    st.integers(min_value=10**300, max_value=10**310),
+    st.binary(max_size=4),
+    st.dates(),
+)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+)
+
+
+def like(node: CfgNode) -> st.SearchStrategy[dict[Any, Any]]:
+    """Nested configs with the keys of `node` (any value behind them, a fitting one or not) and junk keys."""
+    known = {
+        key: like(value) | VALUES if isinstance(value, CfgNode) else VALUES | st.just(value)
+        for key, value in node.items()
+    }
+    real = st.fixed_dictionaries({}, optional=known)
+    junk = st.dictionaries(st.text(max_size=4) | st.integers() | st.none() | st.booleans(), VALUES, max_size=1)
+    return st.tuples(real, junk).map(lambda parts: {**parts[1], **parts[0]})
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(content=like(default_config()))
+def test_any_content_loads_or_is_a_config_error(content: dict[Any, Any], tmp_path: Path) -> None:
+    path = tmp_path / "fuzz.yaml"
+    path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
+    try:
+        cfg = load_config(path)
+    except ConfigError as error:
+        assert str(error)
+    else:
+        assert cfg.is_frozen()
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    words=st.lists(
+        st.sampled_from(
+            ["SOLVER.LR", "TLLM", "TLLM.DETECTOR.CLASSES", "", ".", "SOLVER..LR", "LOG.PREFIX", "0.1", "[1"]
+        )
+        | st.text(max_size=6),
+        max_size=4,
+    )
+)
+def test_any_overrides_load_or_are_a_config_error(words: list[str]) -> None:
+    try:
+        load_config(CONFIG, words)
+    except ConfigError as error:
+        assert str(error)

@@ -1,0 +1,211 @@
+"""A run that is interrupted or killed anywhere, and resumed, ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.hosts.conftest import Trained
+from tests.hosts.digits_runs import BASE, CONFIG, EPOCHS, assert_same_run, load_latest, make_config, train
+from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded.trainer import BaseTrainer
+from tllm_plugin.runs.run_folder import RunFolder
+
+ROOT = Path(__file__).resolve().parents[2]
+STEP_SCHEDULE = ("SOLVER.SCHEDULE", "step", "SOLVER.LR_DECAY_STAGES", "[1, 2]")
+
+# Trains like `tllm train`, and kills itself half-way through the n-th checkpoint write.
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+import tllm_plugin.runs.atomic as atomic
+from tllm_plugin.cli import main
+
+writes = [0]
+
+def write_half(path, data):
+    writes[0] += os.path.basename(path) == "latest"
+    if os.path.basename(path) != "latest" or writes[0] < int(sys.argv[1]):
+        return atomic_write(path, data)
+    with atomic.atomic_writer(path) as file:
+        file.write(data[: len(data) // 2])
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+atomic_write, atomic.write_bytes = atomic.write_bytes, write_half
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int) -> None:
+    """Make the next run raise KeyboardInterrupt in a step, counted from 0 within its epoch."""
+    original = BaseTrainer.train_iter
+    steps = [0]
+
+    def train_iter(self: BaseTrainer, image: Any, target: Any, index: Any, now: int) -> Any:
+        if now == epoch:
+            if steps[0] == step:
+                raise KeyboardInterrupt
+            steps[0] += 1
+        return original(self, image, target, index, now)
+
+    monkeypatch.setattr(BaseTrainer, "train_iter", train_iter)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return train(tmp_path_factory.mktemp("uninterrupted"), *trained.detecting)
+
+
+def test_flags_are_at_stake(uninterrupted: RunFolder) -> None:
+    flags = uninterrupted.read_flags()
+    epochs = {item.epoch_flagged for item in flags.classes if item.flagged}
+    assert epochs and min(epochs) < EPOCHS, "without a flag before the last epoch, the tests below would show little"
+    assert 0 < len(flags.flagged) < flags.num_classes
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(2, 0), (2, 7), (3, 15)])
+def test_interrupted(
+    epoch: int, step: int, uninterrupted: RunFolder, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, epoch, step)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, *trained.detecting)
+    resumed = train(tmp_path, *trained.detecting, resume=True)
+    assert_same_run(resumed, uninterrupted)
+
+
+@pytest.mark.parametrize("method", ["KD", "FITNET"])
+def test_interrupted_with_step_schedule(
+    method: str, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (*trained.detecting, *STEP_SCHEDULE, "DISTILLER.TYPE", method, "SOLVER.LR", "0.05")
+    whole = train(tmp_path / "whole", *options)
+    rates = load_latest(whole)["schedule"]["_last_lr"]
+    assert rates == pytest.approx([0.0005])
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2, 3)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "parts", *options)
+    assert_same_run(train(tmp_path / "parts", *options, resume=True), whole)
+
+
+def test_interrupted_between_checkpoint_and_scores(
+    uninterrupted: RunFolder, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(BaseTrainer, "write_metrics", lambda self, **results: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, *trained.detecting)
+    assert not RunFolder.find(tmp_path / "digits/kd-digits_student-seed0").curves_npz.exists()
+    assert_same_run(train(tmp_path, *trained.detecting, resume=True), uninterrupted)
+
+
+def test_resuming_a_finished_run_changes_nothing(uninterrupted: RunFolder, trained: Trained, tmp_path: Path) -> None:
+    train(tmp_path, *trained.detecting)
+    assert_same_run(train(tmp_path, *trained.detecting, resume=True), uninterrupted)
+
+
+def arguments(trained: Trained, prefix: Path) -> list[str]:
+    return ["train", "--cfg", str(CONFIG), *BASE, "LOG.PREFIX", str(prefix), *trained.detecting]
+
+
+def start(*words: str) -> subprocess.Popen[bytes]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.Popen([sys.executable, *words], env=environment, stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+@pytest.mark.parametrize("awaited", ["student_latest", "latest"])
+def test_killed(awaited: str, uninterrupted: RunFolder, trained: Trained, tmp_path: Path) -> None:
+    folder = job.log_folder(make_config(tmp_path, *trained.detecting))
+    process = start("-m", "tllm_plugin", *arguments(trained, tmp_path))
+    deadline = time.monotonic() + 60
+    while not (folder / awaited).exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    # Killed right after `student_latest`, there may be no `latest` yet: then the run starts anew.
+    resumed = train(tmp_path, *trained.detecting, resume=(folder / "latest").exists())
+    assert_same_run(resumed, uninterrupted)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_killed_while_writing_a_checkpoint(uninterrupted: RunFolder, trained: Trained, tmp_path: Path) -> None:
+    folder = job.log_folder(make_config(tmp_path, *trained.detecting))
+    process = start("-c", KILLED_WHILE_WRITING, "2", *arguments(trained, tmp_path))
+    assert process.wait(timeout=120) == -signal.SIGKILL
+    assert load_latest(RunFolder.inside(folder))["epoch"] == 1, "the old checkpoint must be whole"
+    assert list(folder.glob(".latest.*")), "the half-written file was not on the disk"
+    assert_same_run(train(tmp_path, *trained.detecting, resume=True), uninterrupted)
+    assert not list(folder.glob(".*tllm-tmp")), "leftovers of the killed process remain"
+
+
+def test_changed_config_is_refused_and_leaves_the_run_as_it_is(trained: Trained, tmp_path: Path) -> None:
+    run = train(tmp_path, *trained.detecting)
+    before = {path: path.read_bytes() for path in run.path.iterdir()}
+    changes = ("SOLVER.LR", "0.3", "KD.TEMPERATURE", "2.0", "TLLM.HOLDOUT.SEED", "1")
+    with pytest.raises(ConfigError, match=r"these keys differ: KD.TEMPERATURE, SOLVER.LR, TLLM.HOLDOUT.SEED; resume"):
+        train(tmp_path, *trained.detecting, *changes, resume=True)
+    assert {path: path.read_bytes() for path in run.path.iterdir()} == before
+
+
+def test_refused_before_a_new_teacher_is_trained(tmp_path: Path) -> None:
+    run = train(tmp_path, "SOLVER.EPOCHS", "1")
+    runs = sorted(run.log_folder.parent.iterdir())
+    with pytest.raises(ConfigError, match="these keys differ: SOLVER.LR, TLLM.DETECTOR.REFERENCE"):
+        train(tmp_path, "SOLVER.EPOCHS", "1", "SOLVER.LR", "0.3", resume=True)
+    assert sorted(run.log_folder.parent.iterdir()) == runs
+
+
+def test_keys_without_effect_may_change(trained: Trained, tmp_path: Path) -> None:
+    options = ("DISTILLER.TYPE", "NONE", "TLLM.DETECTOR.TYPE", "none", "SOLVER.EPOCHS", "1", "EXPERIMENT.NAME", "a")
+    train(tmp_path, *options)
+    train(tmp_path, *options, "DATASET.NUM_WORKERS", "0", "LOG.SAVE_CHECKPOINT_FREQ", "7", resume=True)
+
+
+def test_interrupted_prerequisite_is_resumed_under_another_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2, 0)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, "SOLVER.EPOCHS", "2")
+    # What differs here means nothing to the teacher, whose run was cut off.
+    train(tmp_path, "SOLVER.EPOCHS", "2", "KD.TEMPERATURE", "2.0", "TLLM.LABEL_SMOOTHING", "0.2")
+    assert len(list(tmp_path.glob("digits/teacher-*"))) == 1
+
+
+def test_without_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="to hold a run to resume, but there is no checkpoint `latest`"):
+        train(tmp_path, resume=True)
+
+
+def test_a_run_is_not_overwritten_unasked(tmp_path: Path) -> None:
+    options = ("DISTILLER.TYPE", "NONE", "TLLM.DETECTOR.TYPE", "none", "SOLVER.EPOCHS", "1")
+    first = train(tmp_path, *options)
+    with pytest.raises(ConfigError, match="add --resume to continue it, --overwrite to start anew"):
+        train(tmp_path, *options)
+    weights = load_latest(first)["model"]
+    again = load_latest(train(tmp_path, *options, overwrite=True))["model"]
+    assert all(weights[name].equal(again[name]) for name in weights if name.startswith("distiller."))
+
+
+def test_damaged_checkpoint(trained: Trained, tmp_path: Path) -> None:
+    options = ("DISTILLER.TYPE", "NONE", "TLLM.DETECTOR.TYPE", "none", "SOLVER.EPOCHS", "1")
+    latest = train(tmp_path, *options).log_folder / "latest"
+    latest.write_bytes(latest.read_bytes()[:1000])
+    with pytest.raises(FileFormatError, match="latest to be a checkpoint to resume from, but"):
+        train(tmp_path, *options, resume=True)
+    latest.write_bytes(trained.checkpoint.read_bytes())
+    with pytest.raises(FileFormatError, match="to be a checkpoint of the embedded host, but parts are missing"):
+        train(tmp_path, *options, resume=True)

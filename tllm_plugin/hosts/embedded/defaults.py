@@ -1,0 +1,55 @@
+"""The embedded host's configuration: the nodes of mdistiller, and a few of its own, at their defaults."""
+
+from __future__ import annotations
+
+from yacs.config import CfgNode
+
+from tllm_plugin.hosts.tllm_node import tllm_node
+
+
+def default_config() -> CfgNode:
+    """Return a new config with every key at its default."""
+    cfg = CfgNode()
+    cfg.EXPERIMENT = CfgNode({"PROJECT": "embedded", "NAME": "", "TAG": "default", "SEED": 0})
+    cfg.DATASET = CfgNode({"TYPE": "digits", "PATH": "", "DOWNLOAD": False, "IMAGE_SIZE": 0, "NUM_WORKERS": 2})
+    cfg.DATASET.TEST = CfgNode({"BATCH_SIZE": 500})
+
+    cfg.DISTILLER = CfgNode()
+    cfg.DISTILLER.TYPE = "NONE"  # vanilla
+    cfg.DISTILLER.TEACHER = "digits_teacher"
+    cfg.DISTILLER.STUDENT = "digits_student"
+    cfg.DISTILLER.TEACHER_CHECKPOINT = ""  # empty: trained first, and reused
+    cfg.DISTILLER.TEACHER_EPOCHS = 0  # 0: as many as the student
+    cfg.DISTILLER.PLANT = CfgNode({"CLASSES": [], "STRENGTH": 1.0})  # a teacher made wrong on purpose; off if empty
+
+    cfg.SOLVER = CfgNode()
+    cfg.SOLVER.TRAINER = "base"
+    cfg.SOLVER.BATCH_SIZE = 64
+    cfg.SOLVER.EPOCHS = 240
+    cfg.SOLVER.TYPE = "SGD"
+    cfg.SOLVER.LR = 0.05  # of "one_cycle" the highest
+    cfg.SOLVER.SCHEDULE = "step"
+    cfg.SOLVER.LR_DECAY_STAGES = [150, 180, 210]
+    cfg.SOLVER.LR_DECAY_RATE = 0.1
+    cfg.SOLVER.WARMUP_FRACTION = 0.3  # of "one_cycle": share of the steps that climb
+    cfg.SOLVER.WEIGHT_DECAY = 0.0005
+    cfg.SOLVER.MOMENTUM = 0.9
+    cfg.SOLVER.NESTEROV = False
+
+    cfg.RUNTIME = CfgNode()
+    cfg.RUNTIME.DEVICE = "auto"  # cuda where there is one
+    cfg.RUNTIME.PRECISION = "float32"  # bfloat16: autocast
+    cfg.RUNTIME.CHANNELS_LAST = False
+    cfg.RUNTIME.COMPILE = False
+
+    cfg.LOG = CfgNode({"PREFIX": "./output", "SAVE_CHECKPOINT_FREQ": 40})
+
+    cfg.KD = CfgNode({"TEMPERATURE": 4.0})
+    cfg.KD.LOSS = CfgNode({"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9})
+    cfg.AT = CfgNode({"P": 2.0})
+    cfg.AT.LOSS = CfgNode({"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1000.0})
+    cfg.FITNET = CfgNode({"HINT_LAYER": 2, "INPUT_SIZE": (32, 32)})
+    cfg.FITNET.LOSS = CfgNode({"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 100.0})
+
+    cfg.TLLM = tllm_node()
+    return cfg
