@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime-installed
 TESTING := $(VENV)/.test-installed
 
-ifeq ($(filter 0 1,$(PLANT)),)
+ifneq ($(filter-out 0 1,$(PLANT))$(words $(PLANT)),1)
 $(error Expected PLANT to be 0 or 1, but got '$(PLANT)')
 endif
 
