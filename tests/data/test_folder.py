@@ -27,10 +27,13 @@ def test_lists_files_as_torchvision_does(make_folder: MakeFolder) -> None:
     assert list(zip(part.files, part.labels.tolist(), strict=True)) == expected.samples
 
 
-def test_follows_links_to_class_folders(make_folder: MakeFolder) -> None:
+def test_follows_links(make_folder: MakeFolder) -> None:
     root = make_folder() / "train"
     (root / "wolf").symlink_to(root / "dog", target_is_directory=True)
-    assert scan_part(root).labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    (root / "cat" / "wild").symlink_to(root / "dog", target_is_directory=True)
+    part = scan_part(root)
+    assert list(zip(part.files, part.labels.tolist(), strict=True)) == ImageFolder(str(root)).samples
+    assert part.labels.tolist() == [0] * 6 + [1] * 3 + [2] * 3
 
 
 def test_a_path_that_is_a_part_itself_shows_what_is_there(make_folder: MakeFolder) -> None:
