@@ -170,6 +170,15 @@ def test_reference_that_is_no_run(trained: Trained, tmp_path: Path) -> None:
         train(tmp_path, *trained.detecting, "TLLM.DETECTOR.REFERENCE", str(tmp_path))
 
 
+def test_reference_by_the_name_of_its_file(trained: Trained, tmp_path: Path) -> None:
+    # Beside it lies a `curves.npz` that is none: only the file that was named may be read.
+    odd = tmp_path / "odd.npz"
+    odd.write_bytes(trained.vanilla.curves_npz.read_bytes())
+    (tmp_path / "curves.npz").write_bytes(b"")
+    run = train(tmp_path, *trained.detecting, "TLLM.DETECTOR.REFERENCE", str(odd))
+    assert run.read_flags().flagged
+
+
 def test_agreement_needs_a_teacher(trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Expected a teacher for `TLLM.DETECTOR.SCORE` agreement"):
         train(tmp_path, *trained.detecting, "DISTILLER.TYPE", "NONE", "TLLM.DETECTOR.SCORE", "agreement")

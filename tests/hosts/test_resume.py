@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.hosts.conftest import Trained
-from tests.hosts.digits_runs import BASE, CONFIG, EPOCHS, assert_same_run, load_latest, make_config, train
+from tests.hosts.digits_runs import BASE, CONFIG, EPOCHS, assert_equal, assert_same_run, load_latest, make_config, train
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
@@ -162,7 +162,7 @@ def test_changed_config_is_refused_and_leaves_the_run_as_it_is(trained: Trained,
 def test_refused_before_a_new_teacher_is_trained(tmp_path: Path) -> None:
     run = train(tmp_path, "SOLVER.EPOCHS", "1")
     runs = sorted(run.log_folder.parent.iterdir())
-    with pytest.raises(ConfigError, match="these keys differ: SOLVER.LR, TLLM.DETECTOR.REFERENCE"):
+    with pytest.raises(ConfigError, match="these keys differ: SOLVER.LR; resume"):
         train(tmp_path, "SOLVER.EPOCHS", "1", "SOLVER.LR", "0.3", resume=True)
     assert sorted(run.log_folder.parent.iterdir()) == runs
 
@@ -209,3 +209,29 @@ def test_damaged_checkpoint(trained: Trained, tmp_path: Path) -> None:
     latest.write_bytes(trained.checkpoint.read_bytes())
     with pytest.raises(FileFormatError, match="to be a checkpoint of the embedded host, but parts are missing"):
         train(tmp_path, *options, resume=True)
+
+
+def test_moved_output_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("SOLVER.EPOCHS", "2")
+    whole = load_latest(train(tmp_path / "before", *options))
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2, 3)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "before", *options, overwrite=True)
+    # The vanilla run beside it, found by the run itself, has another path from now on.
+    (tmp_path / "before").rename(tmp_path / "after")
+    resumed = load_latest(train(tmp_path / "after", *options, resume=True))
+    for state in (whole, resumed):
+        del state["seconds_per_epoch"], state["config"]
+    assert_equal(resumed, whole)
+
+
+def test_another_reference_is_refused(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vanilla = ("DISTILLER.TYPE", "NONE", "TLLM.DETECTOR.TYPE", "none", "EXPERIMENT.NAME", "other", "SOLVER.LR", "0.1")
+    other = train(tmp_path, *vanilla)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2, 0)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, *trained.detecting)
+    with pytest.raises(ConfigError, match="Expected the reference run that this run began with, but its curves differ"):
+        train(tmp_path, *trained.detecting, "TLLM.DETECTOR.REFERENCE", str(other.path), resume=True)

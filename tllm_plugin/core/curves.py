@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,6 +93,14 @@ class Curves:
     def same_holdout(self, other: Curves) -> bool:
         """Tell whether both histories are of the same samples in the same order."""
         return torch.equal(self.sample_ids, other.sample_ids) and torch.equal(self.labels, other.labels)
+
+    def digest(self) -> Tensor:
+        """Return (32,) uint8, the SHA-256 of everything recorded."""
+        digest = hashlib.sha256(str(self.num_classes).encode())
+        for name, value in self.state_dict().items():
+            if isinstance(value, Tensor):
+                digest.update(f"{name}{tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes())
+        return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values only; `rank`, `true_prob` (E, n) uint8 and `agree` (E or 0, n) bool."""

@@ -13,7 +13,7 @@ from tllm_plugin.core.errors import ConfigError, unknown_name
 from tllm_plugin.core.scores import SCORES
 from tllm_plugin.hosts.config_checks import Rule, at_least, check, number_in, one_of
 from tllm_plugin.runs.curves_file import to_state
-from tllm_plugin.runs.run_folder import RunFolder, read_flags
+from tllm_plugin.runs.run_folder import find_curves, read_flags
 
 
 def tllm_node() -> CfgNode:
@@ -112,7 +112,7 @@ def read_reference(path: str, holdout: Curves) -> Curves:
             "Expected `TLLM.DETECTOR.REFERENCE` to name the run folder of a vanilla student, but got none; train one "
             "with DISTILLER.TYPE NONE and the same TLLM.HOLDOUT"
         )
-    reference = Curves.from_state(to_state(RunFolder.find(path).read_curves()))
+    reference = Curves.from_state(to_state(find_curves(path)))
     if not reference.same_holdout(holdout):
         raise ConfigError(
             f"Expected `TLLM.DETECTOR.REFERENCE` ({path}) to be recorded on the same hold-out, but its samples differ: "

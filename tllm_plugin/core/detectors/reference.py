@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -73,3 +74,11 @@ class ReferenceDetector(SequentialDetector):
         vanilla = self.reference.samples_at(epoch)
         behind = self.smooth("behind", self.score(vanilla) - self.score(samples))
         return self.weigh(epoch, behind, vanilla.correct, samples)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "reference": self.reference.digest()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if "reference" in state and not state["reference"].equal(self.reference.digest()):
+            raise ConfigError("Expected the reference run that this run began with, but its curves differ")
+        super().load_state_dict(state)

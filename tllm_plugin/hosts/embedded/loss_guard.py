@@ -58,5 +58,5 @@ class LossGuard:
         more = f" and {index.numel() - _ROWS_SHOWN} more" if index.numel() > _ROWS_SHOWN else ""
         raise NonFiniteLossError(
             f"Expected finite losses, but got {parts} in epoch {epoch}, step {step} of this process, on training rows "
-            f"{rows}{more}; try a lower SOLVER.LR. The last checkpoint is still valid"
+            f"{rows}{more}; try a lower SOLVER.LR. A checkpoint of an earlier epoch, if there is one, is still valid"
         )

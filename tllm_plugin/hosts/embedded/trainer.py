@@ -30,10 +30,12 @@ logger = logging.getLogger(__name__)
 trainer_dict: Registry[Any] = Registry("trainer")
 
 _CHECKPOINT_PARTS = {"epoch", "config", "model", "optimizer", "schedule", "seconds_per_epoch", "rng"}
-# Where a run logs, how it is named, where its data lie and how fast they are read.
+# Where a run logs, how it is named, where its data lie and how fast they are read. Of a reference the detector's
+# checkpoint knows the content; its path may change.
 _WITHOUT_EFFECT = {
     *("LOG", "EXPERIMENT.NAME", "EXPERIMENT.TAG", "EXPERIMENT.PROJECT"),
     *("DATASET.PATH", "DATASET.DOWNLOAD", "DATASET.NUM_WORKERS"),
+    "TLLM.DETECTOR.REFERENCE",
 }
 
 
@@ -185,6 +187,8 @@ class BaseTrainer:
         try:
             self.distiller.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
+        except ConfigError:
+            raise
         except (RuntimeError, ValueError, KeyError) as error:
             raise FileFormatError(f"Expected {path} to fit this run's networks, but {error}") from error
         self.schedule.load_state_dict(state["schedule"])
