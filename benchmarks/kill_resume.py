@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import tllm_plugin.runs.atomic as atomic
 from tllm_plugin.hosts.embedded import job
@@ -67,7 +68,7 @@ def run_all(folder: Path, options: argparse.Namespace) -> tuple[dict[str, int], 
     in_process(train_and_count, detecting, folder / "whole", counts)
     steps, writes = json.loads(counts.read_text())
     whole = RunFolder.find(folder / "whole/digits/run")
-    flagged = {item.epoch_flagged for item in whole.read_flags().classes if item.flagged}
+    flagged = {item.epoch_flagged or 0 for item in whole.read_flags().classes if item.flagged}
     print(f"{steps} steps and {writes} writes per run; classes flagged after epochs {sorted(flagged)}")
     expected = left_behind(whole)
     random = np.random.default_rng(options.seed)
@@ -140,7 +141,7 @@ def train_and_die(options: tuple[str, ...], prefix: Path, moment: int, writing: 
 
 def on_every_step(act: Any) -> None:
     """Call `act()` after every optimizer step of this process."""
-    torch.optim.optimizer.register_optimizer_step_post_hook(lambda *_: act())
+    register_optimizer_step_post_hook(lambda *_: act())
 
 
 def on_every_write(act: Any) -> None:

@@ -40,8 +40,7 @@ from tllm_plugin.runs.run_folder import RunFolder
 SCORES = ("accuracy", "reciprocal_rank", "true_prob", "agreement")
 
 
-@DETECTORS.register("imitation")
-class ImitationDetector(SequentialDetector):
+class Imitation(SequentialDetector):
     """Candidate without a reference: a class is flagged whose hold-out errors are the teacher's own errors.
 
     Its drop is the share of hold-out samples on which the student repeats a wrong answer of the teacher.
@@ -55,6 +54,16 @@ class ImitationDetector(SequentialDetector):
         return self.weigh(epoch, share, ~independent, samples)
 
 
+DETECTORS.register("imitation")(Imitation)
+
+
+@DETECTORS.register("imitation_outlier")
+class ImitationOutlier(Imitation):
+    """The same, where the share must also stand out among the classes: hard classes share some errors anyway."""
+
+    spreads = 3.0
+
+
 @dataclass(frozen=True)
 class Rule:
     detector: str
@@ -63,13 +72,13 @@ class Rule:
 
     @property
     def needs_teacher(self) -> bool:
-        return self.detector == "imitation" or self.score == "agreement"
+        return self.detector.startswith("imitation") or self.score == "agreement"
 
 
 RULES = [
     *(Rule(detector, score, 0.95) for detector in ("reference", "teaching_curve") for score in SCORES),
-    Rule("imitation", "accuracy", 0.95),
-    *(Rule(detector, "accuracy", 0.0) for detector in ("reference", "teaching_curve", "imitation")),
+    *(Rule(detector, "accuracy", 0.95) for detector in ("imitation", "imitation_outlier")),
+    *(Rule(detector, "accuracy", 0.0) for detector in ("reference", "teaching_curve", "imitation_outlier")),
 ]
 ONLINE = [Rule("reference", "accuracy", 0.95)]
 

@@ -24,6 +24,8 @@ from tllm_plugin.core.evidence import (
 from tllm_plugin.core.scores import SCORES, SampleScores, Score, class_means
 
 _MAX_MARGIN = 0.95
+# The median absolute deviation of a normal distribution times this is its standard deviation.
+_ROBUST_DEVIATION = 1.4826
 
 
 class SequentialDetector(Detector):
@@ -42,6 +44,9 @@ class SequentialDetector(Detector):
     Raises:
         ConfigError: An option is out of range.
     """
+
+    #: How many robust standard deviations over the unflagged classes a drop must stand out by, besides eta.
+    spreads = 0.0
 
     def __init__(
         self,
@@ -101,8 +106,10 @@ class SequentialDetector(Detector):
         labels = samples.labels
         drop = class_means(differences, labels, self.num_classes)
         open_classes = ~self.flags
-        shared = drop[open_classes].median().clamp(min=0.0) if open_classes.any() else drop.new_zeros(())
-        margin = (self.eta + shared).clamp(max=_MAX_MARGIN).expand(self.num_classes)
+        others = drop[open_classes] if open_classes.any() else drop.new_zeros(1)
+        shared = others.median().clamp(min=0.0)
+        spread = _ROBUST_DEVIATION * (others - shared).abs().median()
+        margin = (self.eta + shared + self.spreads * spread).clamp(max=_MAX_MARGIN).expand(self.num_classes)
         total = self.memory.get("e_value", torch.zeros(self.num_classes, dtype=torch.float64))
         if self.warmup_epochs < epoch <= self.total_epochs:
             looks = self.total_epochs - self.warmup_epochs

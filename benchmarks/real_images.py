@@ -1,0 +1,138 @@
+"""What KD, TLLM, ESKD and LS do to a student on a folder of real images, per class and with its null.
+
+    python benchmarks/real_images.py --path FOLDER --out output/real --seeds 2
+
+One teacher (seed 0), one hold-out; per seed a vanilla student and one student per method. `eskd` withdraws the teacher
+from every class at the epoch that gives the same amount of teaching (class-epochs) as the `tllm` run of that seed;
+where that run flagged nothing, it would be `kd` and is left out. Runs that are in `--out` already are used or
+continued, so the command can be stopped and started again; at the end it prints everything that it knows. Every count
+of hurt classes stands beside its null: the next vanilla seed against the same vanilla student.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import statistics
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from tllm_plugin.analysis.delta_accuracy import delta_accuracy, hurt_classes
+from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded.config import load_config
+from tllm_plugin.runs.run_folder import RunFolder
+
+METHODS: dict[str, tuple[str, ...]] = {
+    "kd": ("TLLM.DETECTOR.TYPE", "none"),
+    "tllm": (),
+    "eskd": ("TLLM.DETECTOR.TYPE", "after"),
+    "eskd70": ("TLLM.DETECTOR.TYPE", "after", "TLLM.DETECTOR.AFTER_FRACTION", "0.7"),
+    "ls": ("TLLM.DETECTOR.TYPE", "all"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--path", required=True, metavar="FOLDER", help="train/ and val/, one folder per class")
+    parser.add_argument("--out", default="output/real", metavar="FOLDER", help="where the runs are")
+    parser.add_argument("--cfg", default="tllm/embedded/imagefolder_res20_res8.yaml")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="overrides")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    report(train(options), options)
+
+
+def train(options: argparse.Namespace) -> dict[tuple[str, int], RunFolder]:
+    """Return the finished runs by method and seed; train those that are missing."""
+    base: list[str] = ["LOG.PREFIX", options.out, "DATASET.PATH", options.path, *options.opts]
+    common = load_config(options.cfg, base)
+    bundle = job.load_bundle(common)
+    epochs = common.SOLVER.EPOCHS
+    teacher_epochs = common.DISTILLER.TEACHER_EPOCHS or epochs
+    teacher = job.ensure_trained(job.prerequisite(common, common.DISTILLER.TEACHER, teacher_epochs, "teacher"), bundle)
+    checkpoint = ("DISTILLER.TEACHER_CHECKPOINT", str(teacher.log_folder / "student_latest"))
+    runs = {("teacher", 0): teacher}
+    for seed in range(max(options.seeds, 2)):
+        cfg = load_config(options.cfg, [*base, "EXPERIMENT.SEED", str(seed)])
+        vanilla = job.prerequisite(cfg, cfg.DISTILLER.STUDENT, epochs, "vanilla")
+        runs["vanilla", seed] = job.ensure_trained(vanilla, bundle)
+    for method, seed in itertools.product(options.methods, range(options.seeds)):
+        more = list(METHODS[method])
+        if method == "eskd":
+            share = taught_share(runs["tllm", seed], epochs)
+            if share == 1.0:
+                continue  # The same run as KD.
+            more += ["TLLM.DETECTOR.AFTER_FRACTION", f"{share:.4f}"]
+        named = ["EXPERIMENT.NAME", f"{method}-seed{seed}", "EXPERIMENT.SEED", str(seed)]
+        runs[method, seed] = job.ensure_trained(load_config(options.cfg, [*base, *checkpoint, *named, *more]), bundle)
+    return runs
+
+
+def taught_share(run: RunFolder, epochs: int) -> float:
+    """Return the share of all class-epochs in which a run's classes had their teacher."""
+    return statistics.mean((item.epoch_flagged or epochs) / epochs for item in run.read_flags().classes)
+
+
+def report(runs: dict[tuple[str, int], RunFolder], options: argparse.Namespace) -> None:
+    """Print accuracies, hurt classes with their null, costs, flags, and whether the per-class changes repeat."""
+    metrics = {key: run.read_metrics() for key, run in runs.items()}
+    seeds = sorted(seed for method, seed in runs if method == "vanilla")
+    print(
+        f"\n{' '.join([options.cfg, *options.opts])}: {len(metrics['vanilla', 0].class_total)} classes, "
+        f"{sum(metrics['vanilla', 0].class_total)} test images, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads"
+    )
+    print(
+        "\n| run | seed | test accuracy | classes with delta acc < 0 (null) | < -5 points (null) | flagged | "
+        "taught | s / epoch, median | peak MiB |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    )
+    for (method, seed), record in metrics.items():
+        cells = [method, str(seed), f"{record.test_accuracy:.1%}", "", "", "", ""]
+        if method in METHODS:
+            hurt = hurt_classes(record, metrics["vanilla", seed])
+            null = hurt_classes(metrics["vanilla", seeds[(seed + 1) % len(seeds)]], metrics["vanilla", seed])
+            flags = runs[method, seed].read_flags()
+            share = taught_share(runs[method, seed], record.epochs_done)
+            cells[3:] = [f"{hurt.count} ({null.count})", f"{hurt.large} ({null.large})", str(len(flags.flagged))]
+            cells.append(f"{share:.0%}")
+        seconds = statistics.median(record.seconds_per_epoch)
+        cells += [f"{seconds:.1f}", f"{(record.peak_memory_bytes or 0) / 2**20:.0f}"]
+        print(f"| {' | '.join(cells)} |")
+    print("\n| method | test accuracy, mean +- std over seeds |\n| --- | --- |")
+    for method in dict.fromkeys(method for method, _ in runs):
+        values = [record.test_accuracy or 0.0 for (name, _), record in metrics.items() if name == method]
+        deviation = f" +- {np.std(values, ddof=1):.2%}" if len(values) > 1 else ""
+        print(f"| {method} | {np.mean(values):.2%}{deviation} |")
+    names = [item.name for item in runs["vanilla", 0].read_flags().classes]
+    for (method, seed), run in runs.items():
+        if method not in METHODS:
+            continue
+        delta = delta_accuracy(metrics[method, seed], metrics["vanilla", seed])
+        order = np.argsort(delta)
+        worst = ", ".join(f"{names[c]} {delta[c]:+.2f}" for c in order[:5])
+        best = ", ".join(f"{names[c]} {delta[c]:+.2f}" for c in order[:-6:-1])
+        print(f"\n{method}, seed {seed}: worst {worst}; best {best}")
+        flags = run.read_flags()
+        weighed = [item for item in flags.classes if item.e_value is not None]
+        if weighed:
+            strongest = sorted(weighed, key=lambda item: -(item.e_value or 0.0))[:5]
+            shown = ", ".join(f"{item.name} {item.e_value:.3g} (drop {item.drop:+.2f})" for item in strongest)
+            drops = [item.drop or 0.0 for item in weighed]
+            found = spearmanr(drops, -delta).statistic
+            print(f"  strongest evidence: {shown}; rank correlation of drop and -delta acc: {found:.2f}")
+            print(f"  flagged {flags.flagged} {flags.reason}")
+    if len(seeds) > 1:
+        print("\nRank correlation of the per-class delta acc of two seeds, each against its own vanilla student:")
+        for method in METHODS:
+            if (method, 0) in runs and (method, 1) in runs:
+                first, second = (delta_accuracy(metrics[method, s], metrics["vanilla", s]) for s in (0, 1))
+                print(f"  {method} {spearmanr(first, second).statistic:.2f}")
+
+
+if __name__ == "__main__":
+    main()
