@@ -1,4 +1,4 @@
-"""Everything about the package is in pyproject.toml, except that its configs lie outside its folder."""
+"""Everything about the package is in pyproject.toml, except that configs and patches lie outside its folder."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from setuptools.command.build import build
 
 
 class build_configs(Command):
-    """Put the checkout's `configs/` into the wheel as `tllm_plugin/configs/`.
+    """Put the checkout's `configs/` and `patches/` into the wheel, as folders of `tllm_plugin/`.
 
     Follows setuptools' protocol for sub-commands of `build` (`setuptools.command.build.SubCommand`). An editable
     install copies nothing: there the package finds `configs/` beside itself.
     """
 
-    description = "copy configs/ into the package"
+    description = "copy configs/ and patches/ into the package"
     user_options: list[tuple[str, str | None, str]] = []
 
     def initialize_options(self) -> None:
@@ -34,7 +34,8 @@ class build_configs(Command):
 
     def get_source_files(self) -> list[str]:
         """Return what an sdist must hold for the wheel to be built from it."""
-        return sorted(path.as_posix() for path in Path("configs").rglob("*.yaml"))
+        found = [*Path("configs").rglob("*.yaml"), *Path("patches").rglob("*.patch")]
+        return sorted(path.as_posix() for path in found)
 
     def get_outputs(self) -> list[str]:
         return list(self.get_output_mapping())

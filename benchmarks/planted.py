@@ -69,6 +69,7 @@ class Rule:
     detector: str
     score: str
     confidence: float
+    options: tuple[tuple[str, float], ...] = ()
 
     @property
     def needs_teacher(self) -> bool:
@@ -106,6 +107,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--cfg", default="tllm/embedded/digits.yaml", help="config whose data and networks are used")
     parser.add_argument("--online", action="store_true", help="also train with flags that act")
+    parser.add_argument("--runs", metavar="FOLDER", help="keep the runs here and use those that are there already")
     parser.add_argument("--jobs", type=int, default=1, help="processes; 1 for times that mean something")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides")
     options = parser.parse_args()
@@ -119,6 +121,8 @@ def main() -> None:
 def run_seed(seed: int, options: argparse.Namespace) -> SeedResult:
     """Train the networks of one seed and replay every rule."""
     torch.set_num_threads(1)
+    if options.runs:
+        return _run_seed(seed, options, Path(options.runs) / f"seed-{seed}")
     with TemporaryDirectory() as folder:
         return _run_seed(seed, options, Path(folder))
 
@@ -139,7 +143,7 @@ def _run_seed(seed: int, options: argparse.Namespace, folder: Path) -> SeedResul
     def train(name: str, *more: str, seed: int = seed) -> RunFolder:
         cfg = load_config(options.cfg, [*base, "EXPERIMENT.NAME", name, "EXPERIMENT.SEED", str(seed), *more])
         start = time.perf_counter()
-        runs[name] = job.run(cfg, bundle=bundle)
+        runs[name] = job.ensure_trained(cfg, bundle)
         result.seconds[name] = time.perf_counter() - start
         return runs[name]
 
@@ -187,17 +191,16 @@ def _run_seed(seed: int, options: argparse.Namespace, folder: Path) -> SeedResul
 def replay(rule: Rule, curves: Curves, reference: Curves, epochs: int, common: object) -> dict[int, int]:
     """Return class -> epoch of its flag, -1 for none, of a rule that watches a recorded run."""
     node = common.TLLM.DETECTOR  # type: ignore[attr-defined]
-    detector = create_detector(
-        rule.detector,
-        curves.num_classes,
-        total_epochs=epochs,
-        score=rule.score,
-        confidence=rule.confidence,
-        eta=node.ETA,
-        warmup_epochs=node.WARMUP_EPOCHS,
-        smoothing=node.SMOOTHING,
-        reference=reference,
-    )
+    options = {
+        "total_epochs": epochs,
+        "score": rule.score,
+        "confidence": rule.confidence,
+        "eta": node.ETA,
+        "warmup_epochs": node.WARMUP_EPOCHS,
+        "smoothing": node.SMOOTHING,
+        "reference": reference,
+    }
+    detector = create_detector(rule.detector, curves.num_classes, **{**options, **dict(rule.options)})
     for epoch in curves.epochs:
         detector.update(epoch, curves.samples_at(epoch))
     return dict(enumerate(detector.epoch_flagged.tolist()))
@@ -223,20 +226,22 @@ def report(results: Sequence[SeedResult], options: argparse.Namespace) -> None:
         if values:
             print(f"| {title} | {np.mean(values):+.3f} | {min(values):+.3f} | {max(values):+.3f} |")
     print(
-        "\n| detector | score | confidence | precision | recall | F1 | epoch of flag | false flags, honest teacher | "
-        "false flags, vanilla |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+        "\n| detector | score | confidence | precision | recall | F1 | epoch of flag | "
+        "false flags, honest teacher (runs with any) | false flags, vanilla (runs with any) |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     )
     for rule in RULES:
         if (rule, "planted") not in results[0].flagged:
             continue
         found = [quality(result.flagged[rule, "planted"], result.planted) for result in results]
         epochs = [epoch for result in results for epoch in result.epochs[rule]]
-        cells = [rule.detector, rule.score, f"{rule.confidence:g}"]
+        variant = "".join(f" {name} {value:g}" for name, value in rule.options)
+        cells = [rule.detector + variant, rule.score, f"{rule.confidence:g}"]
         cells += [spread(column) for column in zip(*found, strict=True)]
         cells.append(f"{statistics.mean(epochs):.0f}" if epochs else "never")
         for name in ("honest", "second vanilla"):
             shares = [len(r.flagged[rule, name]) / classes for r in results if (rule, name) in r.flagged]
-            cells.append(f"{np.mean(shares):.1%}" if shares else "-")
+            cells.append(f"{np.mean(shares):.1%} ({np.mean([s > 0 for s in shares]):.0%})" if shares else "-")
         print(f"| {' | '.join(cells)} |")
     if not options.online:
         return

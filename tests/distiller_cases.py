@@ -14,6 +14,8 @@ from tllm_plugin.models import create_model
 
 NUM_CLASSES = 6
 IMAGE_SIZE = 8
+#: Ends the names of a host's distillers that want two views.
+TWO_VIEW_SUFFIX = " (two views)"
 
 
 class TwoView(Distiller):
@@ -112,8 +114,15 @@ BUILDERS: dict[str, Callable[[nn.Module, nn.Module], nn.Module]] = {
 SEPARABLE = ("KD", "AT", "FITNET", "NONE", "wants_keywords")
 
 
+#: Distillers of other hosts, with their own networks, on colour images of 32 pixels; tests of hosts add to this.
+HOST_BUILDERS: dict[str, Callable[[], nn.Module]] = {}
+
+
 def build(name: str, seed: int = 0) -> nn.Module:
     """Return a new distiller in training mode, the same for the same seed."""
+    if name in HOST_BUILDERS:
+        torch.manual_seed(seed)
+        return HOST_BUILDERS[name]().train()
     student, teacher = networks(seed)
     return BUILDERS[name](student, teacher).train()
 
@@ -122,10 +131,13 @@ def batch(name: str, rows: int = 12, seed: int = 1) -> dict[str, Any]:
     """Return the keywords of one training call; labels run through the classes in turn."""
     generator = torch.Generator().manual_seed(seed)
 
-    def images() -> Tensor:
-        return torch.randn(rows, 1, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
+    shape = (3, 32, 32) if name in HOST_BUILDERS else (1, IMAGE_SIZE, IMAGE_SIZE)
 
-    views = {"image_weak": images(), "image_strong": images()} if name == "two_view" else {"image": images()}
+    def images() -> Tensor:
+        return torch.randn(rows, *shape, generator=generator)
+
+    two_view = name == "two_view" or name.endswith(TWO_VIEW_SUFFIX)
+    views = {"image_weak": images(), "image_strong": images()} if two_view else {"image": images()}
     return {
         **views,
         "target": torch.arange(rows) % NUM_CLASSES,

@@ -6,9 +6,11 @@ import argparse
 import shlex
 from typing import Any
 
-from tllm_plugin.core.errors import TLLMError
+from tllm_plugin.core.errors import ConfigError, TLLMError
+from tllm_plugin.hosts.checkouts import locate
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.config import load_config
+from tllm_plugin.hosts.mdistiller.launch import launch
 
 
 def add_parser(commands: Any) -> None:
@@ -22,6 +24,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--cfg", required=True, metavar="FILE", help="YAML file, or its path below the packaged configs"
     )
+    parser.add_argument("--host", choices=("embedded", "mdistiller"), default="embedded", help="whose loop trains")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of this run")
     parser.add_argument("--overwrite", action="store_true", help="start anew although the run exists")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides, as in SOLVER.EPOCHS 30")
@@ -30,6 +33,11 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train, and say where the results are."""
+    if options.host == "mdistiller":
+        if options.overwrite:
+            raise ConfigError("Expected `--overwrite` with the embedded host only: mdistiller always starts anew")
+        launch(locate("mdistiller"), options.cfg, options.opts, resume=options.resume)
+        return
     cfg = load_config(options.cfg, options.opts)
     try:
         folder = job.run(cfg, resume=options.resume, overwrite=options.overwrite)

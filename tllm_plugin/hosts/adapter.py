@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.errors import ConfigError, unknown_name
+from tllm_plugin.hosts.random_state import RandomState
 from tllm_plugin.hosts.teaching import Teaching, TrainingData, student_predictor
 
 
@@ -26,13 +27,17 @@ class Host:
         trainers: Name -> class with the signature of mdistiller's `BaseTrainer`.
         distillers: Name -> `(student, teacher, cfg) -> distiller`.
         special_types: Distiller types that the host itself treats by name.
-        training_data: `(train_loader, cfg) -> TrainingData`.
+        training_data: `(train_loader, val_loader, cfg) -> TrainingData`.
+        inner_trainer: `cfg ->` name of the trainer whose loop is used.
+        carries_rng: Whether the host's checkpoint lacks the random numbers' state, so that the wrapper brings it.
     """
 
     trainers: Mapping[str, Any]
     distillers: Mapping[str, Any]
     special_types: frozenset[str]
-    training_data: Callable[[Any, CfgNode], TrainingData]
+    training_data: Callable[[Any, Any, CfgNode], TrainingData]
+    inner_trainer: Callable[[CfgNode], str] = lambda cfg: str(cfg.TLLM.TRAINER)
+    carries_rng: bool = False
 
 
 def make_trainer_factory(host: Host) -> Callable[..., Any]:
@@ -41,8 +46,12 @@ def make_trainer_factory(host: Host) -> Callable[..., Any]:
     def tllm_trainer(
         experiment_name: str, distiller: nn.Module, train_loader: Any, val_loader: Any, cfg: CfgNode
     ) -> Any:
-        trainer = type("TLLMTrainer", (_TLLMTrainer, host.trainers[cfg.TLLM.TRAINER]), {})
-        data = host.training_data(train_loader, cfg)
+        name = host.inner_trainer(cfg)
+        if name not in host.trainers or name == "tllm":
+            known = sorted(set(host.trainers) - {"tllm"})
+            raise ConfigError(f"Expected `TLLM.TRAINER` to be one of {', '.join(known)}, but got {name!r}")
+        trainer = type("TLLMTrainer", (_TLLMTrainer, host.trainers[name]), {"carries_rng": host.carries_rng})
+        data = host.training_data(train_loader, val_loader, cfg)
         return trainer(experiment_name, distiller, data, val_loader, cfg)
 
     return tllm_trainer
@@ -53,6 +62,8 @@ def make_distiller_factory(host: Host) -> Callable[..., nn.Module]:
 
     def tllm_distiller(student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> nn.Module:
         inner = cfg.TLLM.DISTILLER
+        if inner not in host.distillers:
+            raise ConfigError(unknown_name("TLLM.DISTILLER", inner, set(host.distillers) - {"TLLM"}))
         if inner in host.special_types or inner == "TLLM":
             raise ConfigError(
                 f"Expected `TLLM.DISTILLER` to be a type that the host does not treat by name, but got {inner!r}: keep "
@@ -75,6 +86,7 @@ class _TLLMTrainer:
     log_path: str
     tf_writer: Any
     cfg: CfgNode
+    carries_rng = False
 
     def __init__(
         self, experiment_name: str, distiller: nn.Module, data: TrainingData, val_loader: Any, cfg: CfgNode
@@ -83,8 +95,10 @@ class _TLLMTrainer:
         inner: nn.Module = distiller if parallel is None else parallel.module
         self.teaching = Teaching(cfg.TLLM, inner, data, cfg.SOLVER.EPOCHS)
         wrapped: nn.Module = self.teaching.wrapper
-        device = next(inner.parameters()).device
-        wrapped.to(device)
+        self.tllm_device = next(inner.parameters()).device
+        wrapped.to(self.tllm_device)
+        if self.carries_rng:
+            self.teaching.wrapper.carry("rng", RandomState())
         if parallel is not None:
             wrapped = nn.DataParallel(wrapped, device_ids=parallel.device_ids)
         super().__init__(experiment_name, wrapped, self.teaching.train_loader, val_loader, cfg)  # type: ignore[call-arg]
@@ -115,6 +129,6 @@ class _TLLMTrainer:
 
         def in_precision(image: Tensor) -> Tensor:
             with self.autocast():
-                return predict(image)
+                return predict(image.to(self.tllm_device, non_blocking=True))
 
         self.teaching.catch_up(epoch, in_precision, self.tf_writer)

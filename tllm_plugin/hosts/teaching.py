@@ -17,6 +17,7 @@ from tllm_plugin.core.holdout import Split, split
 from tllm_plugin.core.scores import class_means, score_samples
 from tllm_plugin.core.wrapper import TLLMWrapper
 from tllm_plugin.hosts.tllm_node import build_detector
+from tllm_plugin.runs.atomic import save_torch
 from tllm_plugin.runs.flags_file import ClassFlag, FlagsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.runs.split_file import SplitRecord
@@ -128,7 +129,17 @@ class Teaching:
             writer.add_scalar("tllm/flagged_classes", int(flags.sum()), epoch)
             writer.add_scalar("tllm/holdout_accuracy", float(per_class.mean()), epoch)
             writer.add_histogram("tllm/holdout_accuracy_per_class", per_class, epoch)
+        self._keep_best(epoch)
         self.write(epoch)
+
+    def _keep_best(self, epoch: int) -> None:
+        """Save the student if no earlier epoch was better on the hold-out, classes counting alike."""
+        if self.run is None or not len(self.split.holdout):
+            return
+        means = self.curves.class_curves("accuracy").nanmean(1)
+        if int(means.argmax()) == len(means) - 1:
+            student = {"model": self.wrapper.student.state_dict(), "epoch": epoch, "holdout_accuracy": float(means[-1])}
+            save_torch(self.run.student_best_holdout, student)
 
     def write(self, epoch: int) -> None:
         """Write curves and flags as they are after `epoch`."""

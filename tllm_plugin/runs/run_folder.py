@@ -76,6 +76,11 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def student_best_holdout(self) -> Path:
+        """Weights of the student after the epoch that was best on the hold-out (hosts choose theirs on test data)."""
+        return self.path / "student_best_holdout"
+
+    @property
     def split_json(self) -> Path:
         """The hold-outs; `SplitRecord`."""
         return self.path / "split.json"

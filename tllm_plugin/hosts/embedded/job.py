@@ -66,7 +66,7 @@ def _register() -> None:
         trainers=trainer_dict,
         distillers=distiller_dict,
         special_types=frozenset({"NONE"}),
-        training_data=lambda data, cfg: data,
+        training_data=lambda data, val_loader, cfg: data,
     )
     trainer_dict.register("tllm")(make_trainer_factory(host))
     distiller_dict.register("TLLM")(make_distiller_factory(host))

@@ -1,0 +1,66 @@
+"""The real mdistiller, where there is one: found like the product finds it, copied so that tests may write into it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.hosts.checkouts import locate
+
+CLASSES, TRAIN, VAL = 6, 20, 5
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    try:
+        return locate("mdistiller")
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def imported(checkout: Path) -> Iterator[Path]:
+    """The checkout, importable in this process and mended for it."""
+    sys.path.insert(0, str(checkout))
+    from tllm_plugin.hosts.mdistiller.mends import apply_mends
+
+    apply_mends()
+    import tllm_plugin.hosts.mdistiller  # noqa: F401
+
+    yield checkout
+    sys.path.remove(str(checkout))
+
+
+@pytest.fixture
+def scratch(checkout: Path, tmp_path: Path) -> Path:
+    """A copy of the checkout with a small data set where the host expects Tiny ImageNet."""
+    root = tmp_path / "mdistiller"
+    for name in ("mdistiller", "tools", "configs"):
+        shutil.copytree(checkout / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    make_images(root / "data" / "tiny-imagenet-200")
+    return root
+
+
+def make_images(folder: Path) -> None:
+    """Write train/ and val/ with one folder per class; the classes differ in brightness."""
+    random = np.random.default_rng(0)
+    for part, count in (("train", TRAIN), ("val", VAL)):
+        for label in range(CLASSES):
+            target = folder / part / f"n{label}"
+            target.mkdir(parents=True)
+            for index in range(count):
+                pixels = random.integers(0, 60, (32, 32, 3)) + 35 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(target / f"{index:03}.png")
+
+
+def environment(root: Path) -> dict[str, str]:
+    """Return the environment of a process that is to use this copy."""
+    return {**os.environ, "TLLM_MDISTILLER_ROOT": str(root), "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,218 @@
+"""Whole runs of the real mdistiller, by its own script or by `tllm train --host`, in processes of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.hosts.digits_runs import assert_equal
+from tests.hosts.mdistiller.conftest import CLASSES, TRAIN, environment
+from tllm_plugin.core.curves import Curves
+from tllm_plugin.hosts import checkouts
+from tllm_plugin.runs.curves_file import to_state
+from tllm_plugin.runs.run_folder import RunFolder
+
+BASE = """
+EXPERIMENT: {PROJECT: "p", TAG: "t"}
+DATASET: {TYPE: "tiny_imagenet", NUM_WORKERS: 0, TEST: {BATCH_SIZE: 16}}
+DISTILLER: {TYPE: "KD", TEACHER: "resnet20", STUDENT: "resnet8"}
+SOLVER: {BATCH_SIZE: 16, EPOCHS: 3, LR: 0.05, LR_DECAY_STAGES: [1], TRAINER: "tllm"}
+LOG: {SAVE_CHECKPOINT_FREQ: 1}
+CRD: {FEAT: {DIM: 8, STUDENT_DIM: 64, TEACHER_DIM: 64}, NCE: {K: 4}}
+FITNET: {INPUT_SIZE: [32, 32]}
+REVIEWKD: {SHAPES: [1, 8, 16, 32], OUT_SHAPES: [1, 8, 16, 32], IN_CHANNELS: [16, 32, 64, 64],
+           OUT_CHANNELS: [16, 32, 64, 64], WARMUP_EPOCHS: 2}
+DKD: {WARMUP: 2}
+TLLM:
+  HOLDOUT: {FRACTION: 0.25}
+  DETECTOR: {TYPE: "reference", WARMUP_EPOCHS: 0, CONFIDENCE: 0.0, ETA: 0.01, SMOOTHING: 0.0}
+"""
+
+
+def seeded(root: Path) -> None:
+    """Make the copy's script draw the same numbers in every process; the host has no seed of its own."""
+    script = root / "tools" / "train.py"
+    script.write_text(
+        "import random, numpy, torch; random.seed(0); numpy.random.seed(0); torch.manual_seed(0)\n" + script.read_text()
+    )
+
+
+def train(root: Path, *options: str, resume: bool = False, script: bool = False, check: bool = True) -> Any:
+    (root / "base.yaml").write_text(BASE)
+    start = ["tools/train.py"] if script else ["-m", "tllm_plugin", "train", "--host", "mdistiller"]
+    more = ["--resume"] if resume else []
+    done = subprocess.run(
+        [sys.executable, *start, "--cfg", str(root / "base.yaml"), *more, *options],
+        cwd=root,
+        env=environment(root),
+        capture_output=True,
+        text=True,
+    )
+    assert not check or done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def folder(root: Path, *options: str) -> Path:
+    """Where the host logs: it makes the name of tag and overrides."""
+    return (
+        root / "output" / "p" / ("t" + ",".join(f"{k}:{v}" for k, v in zip(options[::2], options[1::2], strict=True)))
+    )
+
+
+@pytest.fixture
+def prepared(scratch: Path) -> Path:
+    """A copy with a random teacher and the curves of a vanilla student."""
+    seeded(scratch)
+    from tllm_plugin.models import create_model
+
+    torch.manual_seed(1)
+    torch.save({"model": create_model("resnet20", num_classes=200).state_dict()}, scratch / "teacher.pth")
+    train(scratch, *VANILLA)
+    return scratch
+
+
+VANILLA = ("DISTILLER.TYPE", "NONE", "TLLM.DETECTOR.TYPE", "none")
+
+
+def detecting(root: Path) -> tuple[str, ...]:
+    return (
+        *("DISTILLER.TEACHER_CHECKPOINT", str(root / "teacher.pth")),
+        *("TLLM.DETECTOR.REFERENCE", str(folder(root, *VANILLA) / "tllm")),
+    )
+
+
+def test_run_resume_and_what_is_left_behind(prepared: Path) -> None:
+    options = detecting(prepared)
+    train(prepared, *options)
+    # The host's folder holds the options' values; a path among them nests it.
+    whole = next(path.parent for path in (prepared / "output").rglob("flags.json") if "teacher" in str(path))
+    run = RunFolder(whole)
+    flags = run.read_flags()
+    assert flags.epochs == 3 and flags.num_classes == CLASSES
+    assert any(item.flagged for item in flags.classes), "nothing was flagged, so the resume below shows little"
+    split = run.read_split()
+    assert len(split.holdout) == CLASSES * round(TRAIN * 0.25)
+    latest = torch.load(run.log_folder / "latest", weights_only=True)
+    assert set(latest) == {"epoch", "model", "optimizer", "best_acc"}
+    student = torch.load(run.log_folder / "student_best", weights_only=True)
+    assert set(student) == {"model"}
+    best = torch.load(run.student_best_holdout, weights_only=True)
+    assert set(best["model"]) == set(student["model"])
+    means = Curves.from_state(to_state(run.read_curves())).class_curves().mean(1)
+    assert best["epoch"] == int(np.flatnonzero(means.numpy() == means.max().item())[-1]) + 1
+    worklog = (run.log_folder / "worklog.txt").read_text()
+    assert worklog.count("epoch: ") == 3 and "best_acc" in worklog
+    assert list((run.log_folder / "train.events").iterdir())
+
+    # Go back to the end of epoch 2, past the first decay of the learning rate, and continue.
+    whole_latest = latest
+    files = {name: getattr(run, name).read_bytes() for name in ("flags_json", "curves_npz", "split_json")}
+    (run.log_folder / "latest").write_bytes((run.log_folder / "epoch_2").read_bytes())
+    for name in ("flags_json", "curves_npz"):
+        getattr(run, name).unlink()
+    train(prepared, *options, resume=True)
+    resumed = torch.load(run.log_folder / "latest", weights_only=True)
+    assert_equal(whole_latest, resumed)
+    assert {name: getattr(run, name).read_bytes() for name in files} == files
+
+
+@pytest.mark.parametrize(
+    "kind", ["AT", "CRD", "DKD", "FITNET", "KDSVD", "NST", "OFD", "PKT", "REVIEWKD", "RKD", "SP", "VID"]
+)
+def test_every_distiller_trains_under_the_trainer(prepared: Path, kind: str) -> None:
+    options = ("DISTILLER.TYPE", kind, "SOLVER.EPOCHS", "2", *detecting(prepared))
+    if kind == "CRD":
+        check_contrast(prepared)
+    train(prepared, *options)
+    runs = [path for path in (prepared / "output").rglob("flags.json") if f"TYPE:{kind}" in str(path)]
+    assert len(runs) == 1 and RunFolder(runs[0].parent).read_flags().epochs == 2
+
+
+def check_contrast(root: Path) -> None:
+    """Let CRD's memory refuse every index of the hold-out."""
+    split = RunFolder(folder(root, *VANILLA) / "tllm").read_split()
+    path = root / "mdistiller" / "distillers" / "CRD.py"
+    text = path.read_text()
+    needle = "    def crd_loss(self, f_s, f_t, idx, contrast_idx):\n"
+    assert needle in text
+    held = f"{{{', '.join(map(str, split.holdout))}}}"
+    check = f"        assert not {held} & set(contrast_idx.flatten().tolist() + idx.tolist())\n"
+    path.write_text(text.replace(needle, needle + check))
+
+
+@pytest.mark.parametrize(("trainer", "kind"), [("dot", "KD"), ("crd_dot", "CRD")])
+def test_other_trainers_of_the_host(prepared: Path, trainer: str, kind: str) -> None:
+    train(prepared, "DISTILLER.TYPE", kind, "TLLM.TRAINER", trainer, "SOLVER.EPOCHS", "2", *detecting(prepared))
+    (path,) = [path for path in (prepared / "output").rglob("flags.json") if f"TRAINER:{trainer}" in str(path)]
+    assert RunFolder(path.parent).read_flags().epochs == 2
+
+
+def test_type_tllm(prepared: Path) -> None:
+    named = ("DISTILLER.TYPE", "TLLM", "TLLM.DISTILLER", "AT", "SOLVER.EPOCHS", "1", *detecting(prepared))
+    train(prepared, *named)
+    done = train(prepared, "DISTILLER.TYPE", "TLLM", "TLLM.DISTILLER", "CRD", *detecting(prepared), check=False)
+    assert done.returncode != 0
+    assert "keep DISTILLER.TYPE 'CRD' and set SOLVER.TRAINER to 'tllm' instead" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_all_problems_at_once(scratch: Path) -> None:
+    done = train(scratch, "TLLM.DETECTOR.ETA", "2", "SOLVER.TRAINER", "tllm", "TLLM.TRAINER", "no", check=False)
+    assert done.returncode == 2
+    assert "`TLLM.DETECTOR.ETA` to be in (0, 1), but got 2" in done.stderr
+    assert "`TLLM.TRAINER` to be one of base" in done.stderr
+    assert "`TLLM.DETECTOR.REFERENCE` to name the run of a vanilla student" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (scratch / "output").exists()
+
+
+def test_plugin_that_is_off_changes_nothing(scratch: Path) -> None:
+    seeded(scratch)
+    for name in ("0001", "0002"):
+        _patch(scratch, name)
+    options = ("DISTILLER.TYPE", "NONE", "DISTILLER.STUDENT", "MobileNetV2", "SOLVER.TRAINER", "base")
+    (scratch / "base.yaml").write_text(BASE)
+    train(scratch, *options, "SOLVER.EPOCHS", "2", script=True)
+    registered = torch.load(next((scratch / "output").rglob("latest")), weights_only=True)
+    # The same without a word of TLLM: in the script, in the config.
+    script = scratch / "tools" / "train.py"
+    lines = script.read_text().splitlines(keepends=True)
+    script.write_text("".join(line for line in lines if "tllm" not in line))
+    (scratch / "plain.yaml").write_text(BASE[: BASE.index("TLLM:")])
+    (scratch / "output").rename(scratch / "first")
+    command = [sys.executable, "tools/train.py", "--cfg", "plain.yaml", *options, "SOLVER.EPOCHS", "2"]
+    done = subprocess.run(command, cwd=scratch, env=environment(scratch), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_equal(registered, torch.load(next((scratch / "output").rglob("latest")), weights_only=True))
+    logs = [next((scratch / name).rglob("worklog.txt")).read_text() for name in ("first", "output")]
+    assert logs[0] == logs[1]
+
+
+def test_patched_script_finds_our_configs_and_resumes(prepared: Path) -> None:
+    for name in ("0001", "0002"):
+        _patch(prepared, name)
+    done = subprocess.run(
+        [sys.executable, "tools/train.py", "--cfg", "configs/tllm/nothing.yaml"],
+        cwd=prepared,
+        env=environment(prepared),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0 and "there is no such file; configs" in done.stderr
+    assert "Traceback" not in done.stderr
+    options = (*detecting(prepared), "SOLVER.EPOCHS", "2")
+    train(prepared, *options, script=True)
+    train(prepared, *options, script=True, resume=True)
+
+
+def _patch(root: Path, number: str) -> None:
+    (patch,) = [path for path in checkouts.patches("mdistiller") if path.name.startswith(number)]
+    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    done = subprocess.run(["git", "apply", "--recount", str(patch)], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

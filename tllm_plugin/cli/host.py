@@ -1,0 +1,57 @@
+"""`tllm host`: checkouts of the codebases that TLLM plugs into."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from tllm_plugin.hosts import checkouts
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand and its own."""
+    parser = commands.add_parser(
+        "host",
+        help="install a host at its pinned commit, or say what is there",
+        description="Checkouts of the hosts, in a folder of the user's cache (TLLM_CACHE_DIR).",
+        epilog="Example: tllm host install mdistiller",
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    install = actions.add_parser(
+        "install",
+        help="clone the pinned commit and apply our patches",
+        description="Clone the pinned commit of a host and apply our patches in a work tree of its own.",
+        epilog="Example: tllm host install mdistiller --no-patch",
+    )
+    install.add_argument("name", metavar="HOST", help=f"one of {', '.join(checkouts.SOURCES)}")
+    install.add_argument("--from", dest="origin", default="", metavar="GIT_URL_OR_PATH", help="clone from there")
+    install.add_argument("--no-patch", action="store_true", help="leave the host as its authors left it")
+    install.set_defaults(run=run_install)
+    status = actions.add_parser(
+        "status",
+        help="what is installed, patched and importable",
+        description="What is installed, which patches are applied, and whether the host imports.",
+        epilog="Example: tllm host status",
+    )
+    status.set_defaults(run=run_status)
+
+
+def run_install(options: argparse.Namespace) -> None:
+    """Install one host and say where it is."""
+    status = checkouts.install(options.name, options.origin, patched=not options.no_patch)
+    print(f"{options.name} {checkouts.source_of(options.name).commit[:12]} in {status.root}")
+    print(f"patches applied: {', '.join(status.patches) or 'none'}")
+
+
+def run_status(options: argparse.Namespace) -> None:
+    """Print what is there of every host."""
+    for name in checkouts.SOURCES:
+        found = [status for patched in (True, False) if (status := checkouts.status_of(name, patched=patched))]
+        if not found:
+            print(f"{name}: not installed; tllm host install {name}")
+        for status in found:
+            problem = status.problem or checkouts.import_problem(name, status.root)
+            print(f"{name}: {status.root}")
+            print(f"  commit   {checkouts.source_of(name).commit}")
+            print(f"  patches  {', '.join(status.patches) or 'none'}")
+            print(f"  state    {problem or 'as installed, imports'}")

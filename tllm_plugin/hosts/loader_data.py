@@ -1,0 +1,120 @@
+"""A host's training `DataLoader`, cut into the rows that are trained on and the hold-out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, Subset
+
+from tllm_plugin.core.errors import ConfigError
+
+# Where data sets of torchvision and of the hosts keep their labels and names.
+_LABELS = ("targets", "labels")
+_NAMES = ("classes", "class_names")
+
+
+class LoaderData:
+    """The `TrainingData` of a host that has a map-style data set with labels and a transform.
+
+    Samples keep the indices that they had before the cut: memory banks and logs of a host go by them.
+
+    Args:
+        loader: Yields `(image, label, index, ...)`; its data set has `targets` (or `labels`) and `transform`.
+        test_transform: With which the hold-out is read.
+
+    Raises:
+        ConfigError: The loader is of a kind that cannot be cut.
+    """
+
+    def __init__(self, loader: Any, test_transform: Any) -> None:
+        self.loader = loader
+        self.dataset = getattr(loader, "dataset", None)
+        self.test_transform = test_transform
+        labels = next((getattr(self.dataset, name) for name in _LABELS if hasattr(self.dataset, name)), None)
+        if labels is None or not hasattr(self.dataset, "transform"):
+            raise ConfigError(
+                "Expected the host's training data to have `targets` and `transform` as torchvision's have, but got a "
+                f"{type(self.dataset).__name__}"
+            )
+        if not isinstance(loader.sampler, RandomSampler | SequentialSampler) or loader.batch_size is None:
+            raise ConfigError(
+                "Expected the host's training loader to take all samples, in order or shuffled, but got one with a "
+                f"{type(loader.sampler).__name__}"
+            )
+        self.labels: Tensor = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
+        names = next((getattr(self.dataset, name) for name in _NAMES if hasattr(self.dataset, name)), None)
+        classes = int(self.labels.max()) + 1
+        self.class_names: tuple[str, ...] = tuple(map(str, names if names is not None else range(classes)))
+
+    def train_loader(self, indices: Tensor) -> Any:
+        """Return the host's loader, with its options, over `indices` only."""
+        keep_contrast_inside(self.dataset, indices)
+        loader = self.loader
+        options: dict[str, Any] = {
+            name: getattr(loader, name)
+            for name in (
+                *("batch_size", "num_workers", "pin_memory", "drop_last", "collate_fn", "timeout", "worker_init_fn"),
+                *("multiprocessing_context", "generator", "prefetch_factor", "persistent_workers"),
+            )
+        }
+        shuffle = isinstance(loader.sampler, RandomSampler)
+        return DataLoader(Subset(self.dataset, indices.tolist()), shuffle=shuffle, **options)  # type: ignore[arg-type]
+
+    def holdout_loader(self, indices: Tensor) -> Any:
+        """Return un-augmented `(image, label)` batches of `indices`, in order; no global random number is drawn."""
+        return _InOrder(
+            DataLoader(
+                Subset(_untouched(self.dataset, self.test_transform), indices.tolist()),
+                batch_size=max(self.loader.batch_size, 100),
+                num_workers=self.loader.num_workers,
+                generator=torch.Generator(),
+            )
+        )
+
+
+class _InOrder:
+    """Batches of which only image and label are of interest."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for image, label, *_ in self.loader:
+            yield image.float(), label
+
+
+def _untouched(dataset: Any, transform: Any) -> Dataset[Any]:
+    """Return a view of a data set that shares its samples and reads them with another transform."""
+    view = copy.copy(dataset)
+    view.transform = transform
+    if getattr(view, "transforms", None) is not None:
+        view.transforms = type(view.transforms)(transform, getattr(view, "target_transform", None))
+    if hasattr(view, "is_sample"):
+        view.is_sample = False  # Draws no contrastive samples.
+    found: Dataset[Any] = view
+    return found
+
+
+def keep_contrast_inside(dataset: Any, indices: Tensor) -> None:
+    """Take every sample but `indices` out of the lists that a data set for CRD draws from, in place.
+
+    In place, because these lists of a thousand classes times a million samples are not to be had twice.
+    """
+    inside = np.zeros(len(dataset), dtype=bool)
+    inside[indices.numpy()] = True
+    for name in ("cls_positive", "cls_negative"):
+        lists = getattr(dataset, name, None)
+        if lists is None:
+            continue
+        filtered = list(lists)
+        setattr(dataset, name, filtered)
+        for index, members in enumerate(filtered):
+            filtered[index] = members[inside[members]]

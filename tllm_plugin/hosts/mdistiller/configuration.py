@@ -1,0 +1,89 @@
+"""Checking a config of mdistiller before the host spends time on it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from types import TracebackType
+
+from yacs.config import CfgNode
+
+from tllm_plugin.core.detectors import DETECTORS
+from tllm_plugin.core.errors import ConfigError, TLLMError
+from tllm_plugin.hosts.config_checks import refuse
+from tllm_plugin.hosts.mdistiller.registration import inner_trainer
+from tllm_plugin.hosts.tllm_node import check_tllm
+
+
+def prepare(cfg: CfgNode) -> None:
+    """Check a merged config that is not frozen yet, and make what it asks for available.
+
+    From here on an error of ours ends the host's script with its message instead of a traceback.
+
+    Raises:
+        ConfigError: One line per problem.
+    """
+    sys.excepthook = _say
+    if cfg.LOG.WANDB and importlib.util.find_spec("wandb") is None:
+        cfg.LOG.WANDB = False  # The host would do so itself, but only once its config is frozen.
+    refuse(check_config(cfg))
+    _use_teacher_checkpoint(cfg)
+
+
+def check_config(cfg: CfgNode) -> list[str]:
+    """Return every problem of a config as far as TLLM is concerned, one sentence each."""
+    trainers = importlib.import_module("mdistiller.engine").trainer_dict
+    distillers = importlib.import_module("mdistiller.distillers").distiller_dict
+    problems = []
+    for key, value, known in (
+        ("DISTILLER.TYPE", cfg.DISTILLER.TYPE, distillers),
+        ("SOLVER.TRAINER", cfg.SOLVER.TRAINER, trainers),
+    ):
+        if value not in known:
+            problems.append(f"Expected `{key}` to be one of {', '.join(sorted(known))}, but got {value!r}")
+    checkpoint = cfg.DISTILLER.TEACHER_CHECKPOINT
+    if checkpoint and not os.path.isfile(checkpoint):
+        problems.append(f"Expected `DISTILLER.TEACHER_CHECKPOINT` to be a file, but {checkpoint} does not exist")
+    if cfg.SOLVER.TRAINER != "tllm":
+        return problems
+    problems += check_tllm(cfg)
+    if inner_trainer(cfg) not in trainers or cfg.TLLM.TRAINER == "tllm":
+        known = ", ".join(sorted(set(trainers) - {"tllm"}))
+        problems.append(f"Expected `TLLM.TRAINER` to be one of {known}, but got {cfg.TLLM.TRAINER!r}")
+    detector = DETECTORS.get(cfg.TLLM.DETECTOR.TYPE)
+    if detector is not None and detector.needs_reference and not cfg.TLLM.DETECTOR.REFERENCE:
+        problems.append(
+            "Expected `TLLM.DETECTOR.REFERENCE` to name the run of a vanilla student for the detector "
+            f"{cfg.TLLM.DETECTOR.TYPE}, but got none; train one with the same config and the overrides DISTILLER.TYPE "
+            "NONE TLLM.DETECTOR.TYPE none"
+        )
+    return problems
+
+
+def _use_teacher_checkpoint(cfg: CfgNode) -> None:
+    """Let the host find the teacher's weights where the config says."""
+    checkpoint = cfg.DISTILLER.TEACHER_CHECKPOINT
+    if not checkpoint or cfg.DISTILLER.TYPE == "NONE":
+        return
+    models = importlib.import_module("mdistiller.models")
+    name = {"tiny_imagenet": "tiny_imagenet_model_dict", "imagenet": ""}.get(cfg.DATASET.TYPE, "cifar_model_dict")
+    if not name:
+        raise ConfigError(
+            "Expected `DISTILLER.TEACHER_CHECKPOINT` to be empty for DATASET.TYPE imagenet, whose teachers are "
+            f"torchvision's, but got {checkpoint!r}"
+        )
+    known = getattr(models, name)
+    if cfg.DISTILLER.TEACHER not in known:
+        raise ConfigError(
+            f"Expected `DISTILLER.TEACHER` to be one of {', '.join(sorted(known))}, but got {cfg.DISTILLER.TEACHER!r}"
+        )
+    known[cfg.DISTILLER.TEACHER] = (known[cfg.DISTILLER.TEACHER][0], checkpoint)
+
+
+def _say(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    if isinstance(error, TLLMError):
+        print(f"tllm: {error}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)

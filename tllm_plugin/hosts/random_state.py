@@ -1,0 +1,46 @@
+"""All random number generators of a process as one thing that a checkpoint can carry."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class RandomState:
+    """The states of Python's, NumPy's and torch's generators, of every CUDA device too.
+
+    It has no content of its own: `state_dict` reads the generators, `load_state_dict` sets them. A host whose
+    checkpoints lack them continues with other random numbers than the uninterrupted run; this makes up for it.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and plain numbers only, so that a checkpoint loads under `weights_only=True`."""
+        version, internal, gauss = random.getstate()
+        kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+        return {
+            "torch": torch.get_rng_state(),
+            "cuda": [torch.cuda.get_rng_state(device) for device in range(torch.cuda.device_count())],
+            "python": {"version": version, "internal": torch.tensor(internal, dtype=torch.int64), "gauss": gauss},
+            "numpy": {
+                "kind": str(kind),
+                "keys": torch.from_numpy(np.asarray(keys).astype(np.int64)),
+                "position": int(position),
+                "has_gauss": int(has_gauss),
+                "cached": float(cached),
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Set the generators; those of CUDA devices that this machine lacks are left out."""
+        torch.set_rng_state(state["torch"].cpu())
+        for device, cuda in enumerate(state["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(cuda.cpu(), device)
+        python = state["python"]
+        random.setstate((python["version"], tuple(python["internal"].tolist()), python["gauss"]))
+        numpy = state["numpy"]
+        keys = numpy["keys"].numpy().astype(np.uint32)
+        np.random.set_state((numpy["kind"], keys, numpy["position"], numpy["has_gauss"], numpy["cached"]))
