@@ -15,6 +15,8 @@ from tests.core import test_wrapper_invariants as invariants
 
 STOCK = ("AT", "CRD", "DKD", "FITNET", "KD", "KDSVD", "NST", "OFD", "PKT", "REVIEWKD", "RKD", "SP", "VID", "NONE")
 SEPARABLE = ("KD", "AT", "OFD", "FITNET", "KDSVD", "NST", "VID", "REVIEWKD", "DKD")
+# Differences of nearly equal distances: the stock loss itself is off by more than its size under bf16 autocast.
+INEXACT_IN_BF16 = ("PKT", "RKD")
 PAIR = ("resnet32x4", "resnet8x4")
 # Across architectures: what the host's own methods support.
 CROSS_PAIR = ("resnet32x4", "ShuffleV1")
@@ -57,7 +59,6 @@ def register(kind: str, pair: tuple[str, str]) -> str:
         invariants.test_undistillable_rows_logit_gradients_come_from_label_smoothing_alone,
         invariants.test_separable_losses_are_the_row_weighted_sum_of_their_parts,
         invariants.test_replicas_in_threads_do_not_disturb_each_other,
-        invariants.test_bf16_autocast,
         invariants.test_channels_last,
     ],
     ids=lambda check: check.__name__.removeprefix("test_"),
@@ -73,6 +74,28 @@ def test_same_architecture(imported: Path, kind: str, check: Callable[[str], Non
     if "channels_last" in name and kind in ("SP", "KDSVD") and "reshape" not in _source(imported, kind):
         pytest.skip("the stock method cannot: `view` of a channels_last tensor (patch 0002 mends it)")
     check(register(kind, PAIR))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in STOCK if kind not in INEXACT_IN_BF16])
+def test_bf16_autocast(imported: Path, kind: str) -> None:
+    invariants.test_bf16_autocast(register(kind, PAIR))
+
+
+@pytest.mark.parametrize("kind", INEXACT_IN_BF16)
+def test_bf16_autocast_of_methods_that_are_inexact_themselves(imported: Path, kind: str) -> None:
+    name = register(kind, PAIR)
+
+    def losses(distiller: nn.Module, precise: bool) -> dict[str, torch.Tensor]:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not precise):
+            return distiller(**distiller_cases.batch(name))[1]  # type: ignore[no-any-return]
+
+    stock = [float(losses(distiller_cases.build(name), precise)["loss_kd"].detach()) for precise in (True, False)]
+    assert abs(stock[1] - stock[0]) > stock[0], "the stock method is exact enough now: test it like the others"
+    flagged = losses(invariants.wrap(name, [1, 4]), False)
+    sum(loss.mean() for loss in flagged.values()).backward()
+    exact = losses(invariants.wrap(name, [1, 4]), True)
+    assert all(torch.isfinite(loss).all() for loss in flagged.values())
+    torch.testing.assert_close(flagged["loss_ce"].float(), exact["loss_ce"], atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize("distillable", [0, 1, 2])

@@ -163,13 +163,27 @@ def test_type_tllm(prepared: Path) -> None:
 
 
 def test_all_problems_at_once(scratch: Path) -> None:
-    done = train(scratch, "TLLM.DETECTOR.ETA", "2", "SOLVER.TRAINER", "tllm", "TLLM.TRAINER", "no", check=False)
+    done = train(scratch, "TLLM.DETECTOR.ETA", "2.0", "SOLVER.TRAINER", "tllm", "TLLM.TRAINER", "no", check=False)
     assert done.returncode == 2
-    assert "`TLLM.DETECTOR.ETA` to be in (0, 1), but got 2" in done.stderr
+    assert "`TLLM.DETECTOR.ETA` to be in (0, 1), but got 2.0" in done.stderr
     assert "`TLLM.TRAINER` to be one of base" in done.stderr
     assert "`TLLM.DETECTOR.REFERENCE` to name the run of a vanilla student" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (scratch / "output").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("TLLM.DETECTOR.ETA", "1"), "Type mismatch"),  # The host's yacs takes no whole number for a fraction.
+        (("TLLM.ETA", "0.1"), "TLLM"),
+        (("SOLVER.EPOCHS",), "pairs KEY VALUE"),
+    ],
+)
+def test_overrides_that_the_host_refuses(scratch: Path, options: tuple[str, ...], message: str) -> None:
+    done = train(scratch, *options, check=False)
+    assert done.returncode == 2 and message in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_plugin_that_is_off_changes_nothing(scratch: Path) -> None:

@@ -6,8 +6,7 @@ Added: the node `TLLM` and the key `DISTILLER.TEACHER_CHECKPOINT` in `CFG`, the 
 and the models that the host lacks. What is there already under such a name is left alone.
 """
 
-from tllm_plugin.hosts.config_files import find_config
-from tllm_plugin.hosts.mdistiller.configuration import prepare
+from tllm_plugin.hosts.mdistiller.configuration import find_config, prepare
 from tllm_plugin.hosts.mdistiller.registration import register
 
 __all__ = ["find_config", "prepare", "register"]

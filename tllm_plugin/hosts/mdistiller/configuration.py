@@ -12,15 +12,26 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.detectors import DETECTORS
 from tllm_plugin.core.errors import ConfigError, TLLMError
+from tllm_plugin.hosts import config_files
 from tllm_plugin.hosts.config_checks import refuse
 from tllm_plugin.hosts.mdistiller.registration import inner_trainer
 from tllm_plugin.hosts.tllm_node import check_tllm
 
 
-def prepare(cfg: CfgNode) -> None:
-    """Check a merged config that is not frozen yet, and make what it asks for available.
+def find_config(name: str) -> str:
+    """Return the path of a config that the user names: their own file, or one that comes with TLLM.
 
     From here on an error of ours ends the host's script with its message instead of a traceback.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    sys.excepthook = _say
+    return str(config_files.find_config(name))
+
+
+def prepare(cfg: CfgNode) -> None:
+    """Check a merged config that is not frozen yet, and make what it asks for available.
 
     Raises:
         ConfigError: One line per problem.

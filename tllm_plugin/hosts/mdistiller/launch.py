@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from yacs.config import CfgNode
+
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.config_checks import merge_file, merge_options, refuse
 from tllm_plugin.hosts.config_files import find_config
@@ -41,8 +43,7 @@ def launch(root: Path, config: str, options: Sequence[str] = (), *, resume: bool
     apply_mends()
     from mdistiller.engine.cfg import CFG
 
-    merged = CFG.clone()
-    refuse(merge_file(merged, config_path) + merge_options(merged, options))
+    refuse(_problems(CFG, config_path, options))
     freeze = type(CFG).freeze
 
     def freeze_checked(node: object) -> None:
@@ -58,3 +59,19 @@ def launch(root: Path, config: str, options: Sequence[str] = (), *, resume: bool
     finally:
         sys.argv = before
         type(CFG).freeze = freeze  # type: ignore[method-assign]
+
+
+def _problems(cfg: CfgNode, config: Path, options: Sequence[str]) -> list[str]:
+    """Return what is wrong with a config file and overrides, all of ours together, then the host's first."""
+    ours = cfg.clone()
+    problems = merge_file(ours, config) + merge_options(ours, options)
+    if problems:
+        return problems
+    try:
+        # The host's yacs is stricter: it takes no whole number for a fraction.
+        theirs = cfg.clone()
+        theirs.merge_from_file(str(config))
+        theirs.merge_from_list(list(options))
+    except (ValueError, KeyError, AssertionError) as error:
+        return [f"Expected {config} and the overrides to be a config of the host, but {error}"]
+    return []
