@@ -102,9 +102,7 @@ def run(cfg: CfgNode, *, resume: bool = False, overwrite: bool = False, bundle: 
             "set EXPERIMENT.NAME"
         )
     device = choose_device(cfg)
-    vanilla = _vanilla_run(cfg)
-    if vanilla is not None:
-        cfg = _with_reference(cfg, vanilla)
+    cfg, vanilla = named_reference(cfg)
     if resume:
         # Before anything is trained or written: a refusal must leave the run's files as they are.
         read_checkpoint(latest, cfg)
@@ -223,20 +221,20 @@ def _teacher(cfg: CfgNode, bundle: DataBundle, device: torch.device) -> nn.Modul
     return teacher.eval()
 
 
-def _vanilla_run(cfg: CfgNode) -> CfgNode | None:
-    """Return the config of the run that the detector compares with, or None where it needs none or names one."""
+def named_reference(cfg: CfgNode) -> tuple[CfgNode, CfgNode | None]:
+    """Return `cfg` with its reference named, and the config of the vanilla run that has to be trained for it.
+
+    Where the detector needs no reference or the config names one, `cfg` comes back as it is, with None.
+    """
     detector = cfg.TLLM.DETECTOR
     if cfg.SOLVER.TRAINER != "tllm" or not DETECTORS[detector.TYPE].needs_reference or detector.REFERENCE:
-        return None
-    return prerequisite(cfg, cfg.DISTILLER.STUDENT, cfg.SOLVER.EPOCHS, "vanilla")
-
-
-def _with_reference(cfg: CfgNode, vanilla: CfgNode) -> CfgNode:
+        return cfg, None
+    vanilla = prerequisite(cfg, cfg.DISTILLER.STUDENT, cfg.SOLVER.EPOCHS, "vanilla")
     named = cfg.clone()
     named.defrost()
     named.TLLM.DETECTOR.REFERENCE = str(RunFolder.inside(log_folder(vanilla)).path)
     named.freeze()
-    return named
+    return named, vanilla
 
 
 def _remove_results(folder: Path) -> None:

@@ -219,11 +219,9 @@ def read_checkpoint(path: Path, cfg: CfgNode) -> Mapping[str, Any]:
         FileFormatError: It is missing or damaged.
         ConfigError: It was written under a config other than `cfg`.
     """
-    state = load_torch(path, "a checkpoint to resume from")
-    if not isinstance(state, Mapping) or not set(state) >= _CHECKPOINT_PARTS:
-        raise FileFormatError(f"Expected {path} to be a checkpoint of the embedded host, but parts are missing")
+    state = read_state(path)
     # Both by way of YAML, which turns tuples into lists.
-    changed = _changed_keys(CfgNode.load_cfg(state["config"]), CfgNode.load_cfg(cfg.dump()))
+    changed = changed_keys(CfgNode.load_cfg(state["config"]), CfgNode.load_cfg(cfg.dump()))
     if changed:
         raise ConfigError(
             f"Expected the config that {path} was written under, but these keys differ: {', '.join(changed)}; "
@@ -232,7 +230,19 @@ def read_checkpoint(path: Path, cfg: CfgNode) -> Mapping[str, Any]:
     return state
 
 
-def _changed_keys(old: CfgNode, new: CfgNode, prefix: str = "") -> list[str]:
+def read_state(path: Path) -> Mapping[str, Any]:
+    """Read a checkpoint whatever its config.
+
+    Raises:
+        FileFormatError: It is missing or damaged.
+    """
+    state = load_torch(path, "a checkpoint to resume from")
+    if not isinstance(state, Mapping) or not set(state) >= _CHECKPOINT_PARTS:
+        raise FileFormatError(f"Expected {path} to be a checkpoint of the embedded host, but parts are missing")
+    return state
+
+
+def changed_keys(old: CfgNode, new: CfgNode, prefix: str = "") -> list[str]:
     """Return the dotted keys in which two configs differ, but for those that no result depends on."""
     changed = []
     for key in sorted(set(old) | set(new)):
@@ -241,7 +251,7 @@ def _changed_keys(old: CfgNode, new: CfgNode, prefix: str = "") -> list[str]:
             continue
         before, now = old.get(key), new.get(key)
         if isinstance(before, CfgNode) and isinstance(now, CfgNode):
-            changed += _changed_keys(before, now, f"{name}.")
+            changed += changed_keys(before, now, f"{name}.")
         elif before != now:
             changed.append(name)
     return changed
