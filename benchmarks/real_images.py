@@ -4,26 +4,30 @@
 
 One teacher (seed 0), one hold-out; per seed a vanilla student and one student per method. `eskd` withdraws the teacher
 from every class at the epoch that gives the same amount of teaching (class-epochs) as the `tllm` run of that seed;
-where that run flagged nothing, it would be `kd` and is left out. Runs that are in `--out` already are used or
-continued, so the command can be stopped and started again; at the end it prints everything that it knows. Every count
-of hurt classes stands beside its null: the next vanilla seed against the same vanilla student.
+where that run flagged nothing, it would be `kd` and is left out. Runs of one seed share the epochs before their first
+flag, so that the seconds per epoch of a run are partly those of its `kd` run. Runs that are in `--out` already are used
+or continued, so the command can be stopped and started again; at the end it prints everything that it knows. Every
+count of hurt classes stands beside its null: the next vanilla seed against the same vanilla student.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import logging
 import statistics
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import numpy as np
 import torch
 from scipy.stats import spearmanr
+from yacs.config import CfgNode
 
 from tllm_plugin.analysis.delta_accuracy import delta_accuracy, hurt_classes
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.config import load_config
 from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.search.shared_prefix import run_sharing
 
 METHODS: dict[str, tuple[str, ...]] = {
     "kd": ("TLLM.DETECTOR.TYPE", "none"),
@@ -41,27 +45,53 @@ def main() -> None:
     parser.add_argument("--cfg", default="tllm/embedded/imagefolder_res20_res8.yaml")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="seeds that are trained at once, one thread each if several"
+    )
     parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="overrides")
     options = parser.parse_args()
+    options.seeds = max(options.seeds, 2)
+    log()
+    # A checkpoint per epoch, so that the runs can share what comes before their first flag.
+    base = ["LOG.PREFIX", options.out, "DATASET.PATH", options.path, "LOG.SAVE_CHECKPOINT_FREQ", "1", *options.opts]
+    runs = {("teacher", 0): train_teacher(base, options)}
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"), initializer=log) as pool:
+        for found in pool.map(train_seed, range(options.seeds), *([x] * options.seeds for x in (base, options))):
+            runs |= found
+    report(
+        dict(sorted(runs.items(), key=lambda item: list(("teacher", "vanilla", *METHODS)).index(item[0][0]))), options
+    )
+
+
+def log() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    report(train(options), options)
 
 
-def train(options: argparse.Namespace) -> dict[tuple[str, int], RunFolder]:
-    """Return the finished runs by method and seed; train those that are missing."""
-    base: list[str] = ["LOG.PREFIX", options.out, "DATASET.PATH", options.path, *options.opts]
-    common = load_config(options.cfg, base)
-    bundle = job.load_bundle(common)
-    epochs = common.SOLVER.EPOCHS
-    teacher_epochs = common.DISTILLER.TEACHER_EPOCHS or epochs
-    teacher = job.ensure_trained(job.prerequisite(common, common.DISTILLER.TEACHER, teacher_epochs, "teacher"), bundle)
-    checkpoint = ("DISTILLER.TEACHER_CHECKPOINT", str(teacher.log_folder / "student_latest"))
-    runs = {("teacher", 0): teacher}
-    for seed in range(max(options.seeds, 2)):
-        cfg = load_config(options.cfg, [*base, "EXPERIMENT.SEED", str(seed)])
-        vanilla = job.prerequisite(cfg, cfg.DISTILLER.STUDENT, epochs, "vanilla")
-        runs["vanilla", seed] = job.ensure_trained(vanilla, bundle)
-    for method, seed in itertools.product(options.methods, range(options.seeds)):
+def train_teacher(base: list[str], options: argparse.Namespace) -> RunFolder:
+    """Return the finished teacher."""
+    cfg = teacher_config(base, options)
+    return job.ensure_trained(cfg, job.load_bundle(cfg))
+
+
+def teacher_config(base: list[str], options: argparse.Namespace) -> CfgNode:
+    """Return the config of the teacher, of seed 0: all students have the same one."""
+    cfg = load_config(options.cfg, base)
+    epochs = cfg.DISTILLER.TEACHER_EPOCHS or cfg.SOLVER.EPOCHS
+    return job.prerequisite(cfg, cfg.DISTILLER.TEACHER, epochs, "teacher")
+
+
+def train_seed(seed: int, base: list[str], options: argparse.Namespace) -> dict[tuple[str, int], RunFolder]:
+    """Return one seed's finished runs by method and seed; train those that are missing."""
+    if options.jobs > 1:
+        torch.set_num_threads(1)
+    cfg = load_config(options.cfg, [*base, "EXPERIMENT.SEED", str(seed)])
+    epochs = cfg.SOLVER.EPOCHS
+    bundle = job.load_bundle(cfg)
+    vanilla = job.ensure_trained(job.prerequisite(cfg, cfg.DISTILLER.STUDENT, epochs, "vanilla"), bundle)
+    runs = {("vanilla", seed): vanilla}
+    teacher = job.log_folder(teacher_config(base, options))
+    checkpoint = ("DISTILLER.TEACHER_CHECKPOINT", str(teacher / "student_latest"))
+    for method in options.methods:
         more = list(METHODS[method])
         if method == "eskd":
             share = taught_share(runs["tllm", seed], epochs)
@@ -69,7 +99,9 @@ def train(options: argparse.Namespace) -> dict[tuple[str, int], RunFolder]:
                 continue  # The same run as KD.
             more += ["TLLM.DETECTOR.AFTER_FRACTION", f"{share:.4f}"]
         named = ["EXPERIMENT.NAME", f"{method}-seed{seed}", "EXPERIMENT.SEED", str(seed)]
-        runs[method, seed] = job.ensure_trained(load_config(options.cfg, [*base, *checkpoint, *named, *more]), bundle)
+        cfg = load_config(options.cfg, [*base, *checkpoint, *named, *more])
+        taught = runs.get(("kd", seed))
+        runs[method, seed] = job.ensure_trained(cfg, bundle) if taught is None else run_sharing(taught, cfg, bundle)
     return runs
 
 
