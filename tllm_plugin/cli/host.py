@@ -51,6 +51,8 @@ def run_status(options: argparse.Namespace) -> None:
             print(f"{name}: not installed; tllm host install {name}")
         for status in found:
             problem = status.problem or checkouts.import_problem(name, status.root)
+            if problem.startswith("ModuleNotFoundError"):
+                problem += f"; pip install 'tllm-plugin[{name}]' brings what it needs"
             print(f"{name}: {status.root}")
             print(f"  commit   {checkouts.source_of(name).commit}")
             print(f"  patches  {', '.join(status.patches) or 'none'}")
