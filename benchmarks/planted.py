@@ -25,13 +25,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tllm_plugin.analysis.delta_accuracy import delta_accuracy
 from tllm_plugin.core.curves import Curves
-from tllm_plugin.core.detectors import DETECTORS, Evidence, create_detector
-from tllm_plugin.core.detectors.sequential import SequentialDetector
-from tllm_plugin.core.scores import SampleScores
+from tllm_plugin.core.detectors import DETECTORS, ImitationDetector, create_detector
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.config import load_config
 from tllm_plugin.runs.curves_file import to_state
@@ -40,28 +37,11 @@ from tllm_plugin.runs.run_folder import RunFolder
 SCORES = ("accuracy", "reciprocal_rank", "true_prob", "agreement")
 
 
-class Imitation(SequentialDetector):
-    """Candidate without a reference: a class is flagged whose hold-out errors are the teacher's own errors.
+@DETECTORS.register("imitation_plain")
+class PlainImitation(ImitationDetector):
+    """Without the demand that the share stands out among the classes: hard classes share some errors anyway."""
 
-    Its drop is the share of hold-out samples on which the student repeats a wrong answer of the teacher.
-    """
-
-    def judge(self, epoch: int, samples: SampleScores) -> tuple[Tensor, Evidence]:
-        assert samples.agree is not None
-        repeated = samples.agree & ~samples.correct
-        independent = samples.correct & ~samples.agree
-        share = self.smooth("repeated", repeated.float())
-        return self.weigh(epoch, share, ~independent, samples)
-
-
-DETECTORS.register("imitation")(Imitation)
-
-
-@DETECTORS.register("imitation_outlier")
-class ImitationOutlier(Imitation):
-    """The same, where the share must also stand out among the classes: hard classes share some errors anyway."""
-
-    spreads = 3.0
+    spreads = 0.0
 
 
 @dataclass(frozen=True)
@@ -73,15 +53,15 @@ class Rule:
 
     @property
     def needs_teacher(self) -> bool:
-        return self.detector.startswith("imitation") or self.score == "agreement"
+        return DETECTORS[self.detector].needs_teacher or self.score == "agreement"
 
 
 RULES = [
     *(Rule(detector, score, 0.95) for detector in ("reference", "teaching_curve") for score in SCORES),
-    *(Rule(detector, "accuracy", 0.95) for detector in ("imitation", "imitation_outlier")),
-    *(Rule(detector, "accuracy", 0.0) for detector in ("reference", "teaching_curve", "imitation_outlier")),
+    *(Rule(detector, "accuracy", 0.95) for detector in ("imitation", "imitation_plain")),
+    *(Rule(detector, "accuracy", 0.0) for detector in ("reference", "teaching_curve", "imitation")),
 ]
-ONLINE = [Rule("reference", "accuracy", 0.95)]
+ONLINE = [Rule("reference", "reciprocal_rank", 0.95), Rule("imitation", "accuracy", 0.95)]
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,7 +28,7 @@ def outcome(accuracy: Tensor, generator: torch.Generator, difficulty: Tensor) ->
 
 
 def simulate(
-    seed: int, hurt: list[int], size: float = 0.5, epochs: int = EPOCHS, **options: Any
+    seed: int, hurt: list[int], size: float = 0.5, epochs: int = EPOCHS, forced: Sequence[int] = (), **options: Any
 ) -> tuple[Detector, list[Tensor]]:
     """Run the `reference` detector on two simulated runs that differ only in the hurt classes."""
     generator = torch.Generator().manual_seed(seed)
@@ -41,7 +43,9 @@ def simulate(
         worse = accuracy.clone()
         worse[hurt] -= size
         runs.append(outcome(worse.clamp(min=0), generator, difficulty))
+    options = {"score": "accuracy", **options}
     detector = create_detector("reference", CLASSES, total_epochs=epochs, reference=reference, **options)
+    detector._flag(torch.isin(torch.arange(CLASSES), torch.tensor(list(forced), dtype=torch.int64)), epoch=0)
     return detector, [detector.update(epoch, samples) for epoch, samples in enumerate(runs, start=1)]
 
 
@@ -132,7 +136,8 @@ def test_resume_in_the_middle_changes_nothing() -> None:
 def test_teaching_curve_finds_a_class_that_collapses() -> None:
     generator = torch.Generator().manual_seed(0)
     difficulty = torch.rand(LABELS.numel(), generator=generator)
-    detector = create_detector("teaching_curve", CLASSES, total_epochs=40, warmup_epochs=2, confidence=0.8)
+    options: dict[str, Any] = {"score": "accuracy", "warmup_epochs": 2, "confidence": 0.8}
+    detector = create_detector("teaching_curve", CLASSES, total_epochs=40, **options)
     for epoch in range(1, 41):
         accuracy = torch.full((CLASSES,), min(0.95, 0.2 + epoch * 0.05))
         if epoch > 18:
@@ -151,6 +156,57 @@ def test_teaching_curve_flags_nothing_where_nothing_falls() -> None:
             accuracy = torch.full((CLASSES,), min(0.7, 0.2 + epoch * 0.03))
             detector.update(epoch, outcome(accuracy, generator, difficulty))
         assert not detector.flags.any()
+
+
+def imitate(seed: int, hard: list[int], copied: list[int], **options: Any) -> Detector:
+    """Run `imitation` on a student that is half wrong on hard classes and, on copied ones, wrong like its teacher."""
+    generator = torch.Generator().manual_seed(seed)
+    difficulty = torch.rand(LABELS.numel(), generator=generator)
+    detector = create_detector("imitation", CLASSES, total_epochs=EPOCHS, warmup_epochs=2, **options)
+    for epoch in range(1, EPOCHS + 1):
+        accuracy = torch.full((CLASSES,), min(0.9, 0.3 + epoch * 0.05))
+        accuracy[hard] = 0.5
+        accuracy[copied] = 0.1
+        samples = outcome(accuracy, generator, difficulty)
+        by_chance = torch.rand(LABELS.numel(), generator=generator) < 0.2
+        copies = torch.isin(LABELS, torch.tensor(copied)) | by_chance
+        agree = torch.where(samples.correct, ~torch.isin(LABELS, torch.tensor(copied)), copies)
+        detector.update(epoch, replace(samples, agree=agree))
+    return detector
+
+
+def test_imitation_finds_copied_errors_and_not_hard_classes() -> None:
+    for seed in range(5):
+        detector = imitate(seed, hard=[2, 5, 11], copied=[4, 9])
+        assert detector.flags.nonzero().squeeze(1).tolist() == [4, 9]
+        assert (detector.evidence.p_value[[4, 9]] < 0.01).all()
+        assert (detector.evidence.drop[[4, 9]] > 0.5).all()
+
+
+def test_imitation_flags_nothing_where_nothing_is_copied() -> None:
+    for seed in range(10):
+        detector = imitate(seed, hard=[2, 5, 11], copied=[])
+        assert not detector.flags.any()
+    assert detector.reason().startswith("no class repeated the teacher's errors more than eta = 0.05 oftener than")
+
+
+def test_imitation_needs_a_teacher() -> None:
+    detector = create_detector("imitation", CLASSES, total_epochs=3)
+    with pytest.raises(ConfigError, match="a teacher for the detector `imitation`"):
+        detector.update(1, replace(some_samples(), agree=None))
+
+
+@pytest.mark.parametrize("forced", [1, 10, 18])
+def test_forced_flags_do_not_make_other_classes_look_worse(forced: int) -> None:
+    """No cascade: what a class is judged by hardly depends on which others are flagged."""
+    free, _ = simulate(3, [], warmup_epochs=0, confidence=0.99)
+    detector, _ = simulate(3, [], warmup_epochs=0, confidence=0.99, forced=list(range(forced)))
+    others = torch.arange(forced, CLASSES)
+    assert not detector.flags[others].any() and not free.flags.any()
+    worse = detector.evidence.drop[others] - free.evidence.drop[others]
+    # All that can move is the median drop of the unflagged classes, which is taken off where it is a loss.
+    assert worse.max() <= 0.06
+    assert (detector.evidence.e_value[others] < CLASSES).all()
 
 
 def some_samples() -> SampleScores:

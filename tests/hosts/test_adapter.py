@@ -184,6 +184,11 @@ def test_agreement_needs_a_teacher(trained: Trained, tmp_path: Path) -> None:
         train(tmp_path, *trained.detecting, "DISTILLER.TYPE", "NONE", "TLLM.DETECTOR.SCORE", "agreement")
 
 
+def test_imitation_needs_a_teacher(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a teacher for `TLLM.DETECTOR.TYPE` imitation"):
+        train(tmp_path, "DISTILLER.TYPE", "NONE", "TLLM.DETECTOR.TYPE", "imitation")
+
+
 def test_missing_prerequisites_are_trained_once(tmp_path: Path) -> None:
     train(tmp_path, "SOLVER.EPOCHS", "1")
     runs = {path.name for path in (tmp_path / "digits").iterdir()}
@@ -263,7 +268,7 @@ def test_trainer_that_the_host_lacks(trained: Trained, tmp_path: Path) -> None:
     cfg = make_config(tmp_path, *trained.detecting).clone()
     cfg.defrost()
     cfg.TLLM.TRAINER = "crd"
-    with pytest.raises(ConfigError, match="Expected `trainer` to be one of base, tllm, but got 'crd'"):
+    with pytest.raises(ConfigError, match="Expected `TLLM.TRAINER` to be one of base, but got 'crd'"):
         job.run(cfg)
 
 

@@ -27,7 +27,7 @@ def tllm_node() -> CfgNode:
     node.HOLDOUT = CfgNode({"FRACTION": 0.05, "SEARCH_FRACTION": 0.0, "SEED": 0})
     node.DETECTOR = CfgNode()
     node.DETECTOR.TYPE = "reference"
-    node.DETECTOR.SCORE = "accuracy"
+    node.DETECTOR.SCORE = "reciprocal_rank"
     node.DETECTOR.ETA = 0.05
     node.DETECTOR.CONFIDENCE = 0.95
     node.DETECTOR.WARMUP_EPOCHS = 10
@@ -91,6 +91,10 @@ def build_detector(
         "after_fraction": node.DETECTOR.AFTER_FRACTION,
     }
     kind = DETECTORS[node.DETECTOR.TYPE]
+    if kind.needs_teacher and not has_teacher:
+        raise ConfigError(
+            f"Expected a teacher for `TLLM.DETECTOR.TYPE` {node.DETECTOR.TYPE}, but the distiller has none"
+        )
     if node.DETECTOR.SCORE == "agreement" and not has_teacher:
         raise ConfigError("Expected a teacher for `TLLM.DETECTOR.SCORE` agreement, but the distiller has none")
     if kind.needs_reference:

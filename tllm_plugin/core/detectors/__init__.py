@@ -7,6 +7,7 @@ from tllm_plugin.core.detectors.base import (
     create_detector,
     detector_options,
 )
+from tllm_plugin.core.detectors.imitation import ImitationDetector
 from tllm_plugin.core.detectors.reference import ReferenceDetector
 from tllm_plugin.core.detectors.scheduled import (
     AfterDetector,
@@ -23,6 +24,7 @@ __all__ = [
     "Detector",
     "Evidence",
     "FixedDetector",
+    "ImitationDetector",
     "NoneDetector",
     "ReferenceDetector",
     "TeachingCurveDetector",

@@ -50,6 +50,8 @@ class Detector(ABC):
     smooths_labels = True
     #: Whether the detector compares with the recorded curves of a vanilla run.
     needs_reference = False
+    #: Whether the detector looks at agreement with the teacher.
+    needs_teacher = False
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes

@@ -47,13 +47,15 @@ class SequentialDetector(Detector):
 
     #: How many robust standard deviations over the unflagged classes a drop must stand out by, besides eta.
     spreads = 0.0
+    #: What a class is flagged for.
+    offence = "fell more than eta = {eta:g} behind"
 
     def __init__(
         self,
         num_classes: int,
         *,
         total_epochs: int,
-        score: str = "accuracy",
+        score: str = "reciprocal_rank",
         eta: float = 0.05,
         confidence: float = 0.95,
         warmup_epochs: int = 10,
@@ -124,10 +126,11 @@ class SequentialDetector(Detector):
         return e_benjamini_hochberg(total, 1.0 - self.confidence), evidence
 
     def reason(self) -> str:
+        offence = f"no class {self.offence.format(eta=self.eta)}"
         if self.confidence == 0.0:
-            return f"no class fell more than eta = {self.eta:g} behind"
+            return offence
+        strongest = float(self.evidence.e_value.nan_to_num(0.0).max())
         return (
-            f"no class fell more than eta = {self.eta:g} behind with evidence that holds at confidence "
-            f"{self.confidence:g} (the strongest e-value is {float(self.evidence.e_value.nan_to_num(0.0).max()):.3g}, "
-            f"{self.num_classes / (1.0 - self.confidence):.3g} is needed for a single class)"
+            f"{offence} with evidence that holds at confidence {self.confidence:g} (the strongest e-value is "
+            f"{strongest:.3g}, {self.num_classes / (1.0 - self.confidence):.3g} is needed for a single class)"
         )
