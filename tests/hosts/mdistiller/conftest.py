@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import sys
 from collections.abc import Iterator
@@ -59,6 +60,18 @@ def make_images(folder: Path) -> None:
             for index in range(count):
                 pixels = random.integers(0, 60, (32, 32, 3)) + 35 * label
                 Image.fromarray(pixels.astype(np.uint8)).save(target / f"{index:03}.png")
+
+
+def make_cifar100(folder: Path, per_class: int = 10) -> None:
+    """Write CIFAR-100 in its official layout, with few random images."""
+    random = np.random.default_rng(0)
+    root = folder / "cifar-100-python"
+    root.mkdir(parents=True)
+    labels = list(range(100)) * per_class
+    images = random.integers(0, 256, (len(labels), 3 * 32 * 32), dtype=np.uint8)
+    for name in ("train", "test"):
+        (root / name).write_bytes(pickle.dumps({"data": images, "fine_labels": labels}))
+    (root / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"class {label}" for label in range(100)]}))
 
 
 def environment(root: Path) -> dict[str, str]:

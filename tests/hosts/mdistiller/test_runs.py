@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from tests.hosts.digits_runs import assert_equal
-from tests.hosts.mdistiller.conftest import CLASSES, TRAIN, environment
+from tests.hosts.mdistiller.conftest import CLASSES, TRAIN, environment, make_cifar100
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.hosts import checkouts
+from tllm_plugin.models import create_model
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -43,8 +44,10 @@ def seeded(root: Path) -> None:
     )
 
 
-def train(root: Path, *options: str, resume: bool = False, script: bool = False, check: bool = True) -> Any:
-    (root / "base.yaml").write_text(BASE)
+def train(
+    root: Path, *options: str, resume: bool = False, script: bool = False, check: bool = True, base: str = BASE
+) -> Any:
+    (root / "base.yaml").write_text(base)
     start = ["tools/train.py"] if script else ["-m", "tllm_plugin", "train", "--host", "mdistiller"]
     more = ["--resume"] if resume else []
     done = subprocess.run(
@@ -69,8 +72,6 @@ def folder(root: Path, *options: str) -> Path:
 def prepared(scratch: Path) -> Path:
     """A copy with a random teacher and the curves of a vanilla student."""
     seeded(scratch)
-    from tllm_plugin.models import create_model
-
     torch.manual_seed(1)
     torch.save({"model": create_model("resnet20", num_classes=200).state_dict()}, scratch / "teacher.pth")
     train(scratch, *VANILLA)
@@ -151,6 +152,36 @@ def test_other_trainers_of_the_host(prepared: Path, trainer: str, kind: str) -> 
     train(prepared, "DISTILLER.TYPE", kind, "TLLM.TRAINER", trainer, "SOLVER.EPOCHS", "2", *detecting(prepared))
     (path,) = [path for path in (prepared / "output").rglob("flags.json") if f"TRAINER:{trainer}" in str(path)]
     assert RunFolder(path.parent).read_flags().epochs == 2
+
+
+CIFAR = """
+EXPERIMENT: {PROJECT: "p", TAG: "t"}
+DATASET: {TYPE: "cifar100", NUM_WORKERS: 0, TEST: {BATCH_SIZE: 50}}
+DISTILLER: {TEACHER: "resnet20", STUDENT: "resnet8"}
+SOLVER: {BATCH_SIZE: 50, EPOCHS: 1, LR: 0.05, TRAINER: "tllm"}
+TLLM: {HOLDOUT: {FRACTION: 0.5}, DETECTOR: {TYPE: "fixed", CLASSES: [1, 4]}}
+"""
+
+
+@pytest.mark.parametrize(("kind", "trainer"), [("KD", "base"), ("MLKD", "ours")])
+def test_cifar100(scratch: Path, kind: str, trainer: str) -> None:
+    if not (scratch / "mdistiller" / "distillers" / f"{kind}.py").exists():
+        pytest.skip(f"this checkout has no {kind}")
+    make_cifar100(scratch / "data")
+    script = scratch / "tools" / "train.py"
+    # Ours has not the checksum of the official files.
+    patch = "import torchvision.datasets.cifar as cifar; cifar.check_integrity = lambda *given: True\n"
+    script.write_text(patch + script.read_text())
+    torch.save({"model": create_model("resnet20", num_classes=100).state_dict()}, scratch / "teacher.pth")
+    options = ("DISTILLER.TYPE", kind, "TLLM.TRAINER", trainer)
+    teacher = ("DISTILLER.TEACHER_CHECKPOINT", str(scratch / "teacher.pth"))
+    train(scratch, *options, *teacher, base=CIFAR)
+    (path,) = (scratch / "output").rglob("flags.json")
+    run = RunFolder(path.parent)
+    flags = run.read_flags()
+    assert flags.flagged == (1, 4) and flags.num_classes == 100 and flags.classes[4].name == "class 4"
+    assert {item.holdout_count for item in flags.classes} == {5}
+    assert len(run.read_split().holdout) == 500
 
 
 def test_type_tllm(prepared: Path) -> None:
