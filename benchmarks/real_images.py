@@ -2,9 +2,10 @@
 
     python benchmarks/real_images.py --path FOLDER --out output/real --seeds 2
 
-One teacher (seed 0), one hold-out; per seed a vanilla student and one student per method. `eskd` withdraws the teacher
-from every class at the epoch that gives the same amount of teaching (class-epochs) as the `tllm` run of that seed;
-where that run flagged nothing, it would be `kd` and is left out. Runs of one seed share the epochs before their first
+One teacher (seed 0), one hold-out; per seed a vanilla student and one student per method. `naive` is TLLM that asks for
+no evidence. `eskd` and `eskd-naive` withdraw the teacher from every class at the epoch that gives the same amount of
+teaching (class-epochs) as the `tllm` or `naive` run of that seed; where that run flagged nothing, they would be `kd` and
+are left out. Runs of one seed share the epochs before their first
 flag, so that the seconds per epoch of a run are partly those of its `kd` run. Runs that are in `--out` already are used
 or continued, so the command can be stopped and started again; at the end it prints everything that it knows. Every
 count of hurt classes stands beside its null: the next vanilla seed against the same vanilla student.
@@ -29,10 +30,14 @@ from tllm_plugin.hosts.embedded.config import load_config
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.shared_prefix import run_sharing
 
+#: ESKD with the same amount of teaching -> the run whose amount that is.
+MATCHED = {"eskd": "tllm", "eskd-naive": "naive"}
 METHODS: dict[str, tuple[str, ...]] = {
     "kd": ("TLLM.DETECTOR.TYPE", "none"),
     "tllm": (),
     "eskd": ("TLLM.DETECTOR.TYPE", "after"),
+    "naive": ("TLLM.DETECTOR.CONFIDENCE", "0", "TLLM.DETECTOR.ETA", "0.1"),
+    "eskd-naive": ("TLLM.DETECTOR.TYPE", "after"),
     "eskd70": ("TLLM.DETECTOR.TYPE", "after", "TLLM.DETECTOR.AFTER_FRACTION", "0.7"),
     "ls": ("TLLM.DETECTOR.TYPE", "all"),
 }
@@ -93,8 +98,8 @@ def train_seed(seed: int, base: list[str], options: argparse.Namespace) -> dict[
     checkpoint = ("DISTILLER.TEACHER_CHECKPOINT", str(teacher / "student_latest"))
     for method in options.methods:
         more = list(METHODS[method])
-        if method == "eskd":
-            share = taught_share(runs["tllm", seed], epochs)
+        if method in MATCHED:
+            share = taught_share(runs[MATCHED[method], seed], epochs)
             if share == 1.0:
                 continue  # The same run as KD.
             more += ["TLLM.DETECTOR.AFTER_FRACTION", f"{share:.4f}"]
