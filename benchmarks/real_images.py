@@ -4,11 +4,11 @@
 
 One teacher (seed 0), one hold-out; per seed a vanilla student and one student per method. `naive` is TLLM that asks for
 no evidence. `eskd` and `eskd-naive` withdraw the teacher from every class at the epoch that gives the same amount of
-teaching (class-epochs) as the `tllm` or `naive` run of that seed; where that run flagged nothing, they would be `kd` and
-are left out. Runs of one seed share the epochs before their first
-flag, so that the seconds per epoch of a run are partly those of its `kd` run. Runs that are in `--out` already are used
-or continued, so the command can be stopped and started again; at the end it prints everything that it knows. Every
-count of hurt classes stands beside its null: the next vanilla seed against the same vanilla student.
+teaching (class-epochs) as the `tllm` or `naive` run of that seed; where that run flagged nothing, they would be `kd`
+and are left out. Runs of one seed share the epochs before their first flag, so that the seconds per epoch of a run are
+partly those of its `kd` run. Runs that are in `--out` already are used or continued, so the command can be stopped and
+started again; at the end it prints everything that it knows. Every count of hurt classes stands beside its null: the
+next vanilla seed against the same vanilla student.
 """
 
 from __future__ import annotations
