@@ -7,10 +7,9 @@ import shlex
 from typing import Any
 
 from tllm_plugin.core.errors import ConfigError, TLLMError
-from tllm_plugin.hosts.checkouts import locate
+from tllm_plugin.hosts.checkouts import locate, make_importable
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.config import load_config
-from tllm_plugin.hosts.mdistiller.launch import launch
 
 
 def add_parser(commands: Any) -> None:
@@ -36,7 +35,11 @@ def run(options: argparse.Namespace) -> None:
     if options.host == "mdistiller":
         if options.overwrite:
             raise ConfigError("Expected `--overwrite` with the embedded host only: mdistiller always starts anew")
-        launch(locate("mdistiller"), options.cfg, options.opts, resume=options.resume)
+        root = make_importable(locate("mdistiller"))
+        # Not before the host can be imported: this registers TLLM in it.
+        from tllm_plugin.hosts.mdistiller.launch import launch
+
+        launch(root, options.cfg, options.opts, resume=options.resume)
         return
     cfg = load_config(options.cfg, options.opts)
     try:

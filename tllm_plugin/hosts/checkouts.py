@@ -156,6 +156,13 @@ def locate(name: str) -> Path:
     )
 
 
+def make_importable(root: Path) -> Path:
+    """Let this process import the host from `root`, before any other of its name; return `root`."""
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    return root
+
+
 def import_problem(name: str, root: Path) -> str:
     """Return why the host cannot be imported in a new process, or an empty text."""
     command = [sys.executable, "-c", f"import {source_of(name).module}.distillers, {source_of(name).module}.engine"]

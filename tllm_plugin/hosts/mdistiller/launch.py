@@ -10,6 +10,8 @@ from pathlib import Path
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.config_checks import merge_file, merge_options, refuse
 from tllm_plugin.hosts.config_files import find_config
+from tllm_plugin.hosts.mdistiller.configuration import prepare
+from tllm_plugin.hosts.mdistiller.mends import apply_mends
 
 SCRIPT = "tools/train.py"
 
@@ -18,7 +20,7 @@ def launch(root: Path, config: str, options: Sequence[str] = (), *, resume: bool
     """Run `tools/train.py --cfg config [--resume] options` of a checkout in this process.
 
     Args:
-        root: The checkout.
+        root: The checkout; importable already.
         config: A YAML file, or the name of one that comes with TLLM.
         options: `KEY VALUE` overrides, as for the host.
         resume: Continue from the host's checkpoint `latest`.
@@ -31,13 +33,6 @@ def launch(root: Path, config: str, options: Sequence[str] = (), *, resume: bool
     if not path.is_file():
         raise ConfigError(f"Expected {root} to be a checkout of mdistiller, but it has no {script}")
     config_path = find_config(config)
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
-    from tllm_plugin.hosts.mdistiller.configuration import prepare
-    from tllm_plugin.hosts.mdistiller.mends import apply_mends
-    from tllm_plugin.hosts.mdistiller.registration import register
-
-    register()
     apply_mends()
     from mdistiller.engine.cfg import CFG
 
