@@ -62,6 +62,8 @@ def apply_hunks(source: str, hunks: Sequence[Hunk], name: str) -> str:
         ConfigError: Neither a hunk's old text nor its new one is there.
     """
     for hunk in hunks:
+        if hunk.old in hunk.new and hunk.new in source:
+            continue  # Lines were only added, and they are there.
         places = [match.start() for match in re.finditer(f"^{re.escape(hunk.old)}", source, re.M)]
         if places:
             place = min(places, key=lambda start: abs(source.count("\n", 0, start) + 1 - hunk.line))
