@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
                 "Expected neither `--cfg` nor `--overwrite` with repdistiller, which has arguments of its own and "
                 "always starts anew"
             )
-        repdistiller.launch(locate("repdistiller"), options.opts, resume=options.resume, script=options.script)
+        _run_repdistiller(options)
         return
     if not options.cfg:
         options.parser.error("the following arguments are required: --cfg")
@@ -71,3 +71,13 @@ def run(options: argparse.Namespace) -> None:
     print(f"run folder    {folder.log_folder}")
     if folder.flags_json.exists():
         print(f"next          tllm show {shlex.quote(str(folder.log_folder))}")
+
+
+def _run_repdistiller(options: argparse.Namespace) -> None:
+    try:
+        repdistiller.launch(locate("repdistiller"), options.opts, resume=options.resume, script=options.script)
+    except KeyboardInterrupt:
+        if "--tllm" not in options.opts:
+            raise
+        words = ["tllm", "train", "--host", "repdistiller", "--resume", "--", *options.opts]
+        raise TLLMError(f"interrupted; continue with: {shlex.join(words)}") from None

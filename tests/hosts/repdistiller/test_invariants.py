@@ -71,6 +71,20 @@ def test_stand_in(kind: str, check: Callable[[str], None]) -> None:
     run(stand_in(), kind, check)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in SEPARABLE])
+def test_batch_coupled_losses_are_about_distillable_rows_only(host: SimpleNamespace, kind: str) -> None:
+    name = register(host, kind)
+    wrapper, inner = invariants.wrap(name, [2]), distiller_cases.build(name)
+    invariants.freeze_batch_norm(wrapper)
+    invariants.freeze_batch_norm(inner)
+    keywords = distiller_cases.batch(name)
+    keep = keywords["target"] != 2
+    _, losses = wrapper(**keywords)
+    rows = ("image", "target", "index", "contrastive_index")
+    _, expected = inner(**{key: keywords[key][keep] for key in rows})
+    torch.testing.assert_close(losses["loss_kd"], expected["loss_kd"] * keep.sum() / len(keep))
+
+
 @pytest.mark.parametrize("distillable", [0, 1, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_few_rows(real: SimpleNamespace, kind: str, distillable: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -116,6 +117,8 @@ class Run:
             self._done = epoch
             if self.teaching is not None:
                 self._save(self.teaching)
+        if self.teaching is not None:
+            print(f"next: tllm show {shlex.quote(self.options.save_folder)}")
 
     def train(self, host_train: Callable[..., Any], epoch: int, loader: Any, *arguments: Any) -> Any:
         """Return training accuracy in percent and mean loss of an epoch, and score the hold-out after it."""
