@@ -1,12 +1,14 @@
 # Sourced by the scripts of this folder: how RepDistiller is run, and where it leaves what.
 # Variables: SEEDS="0 1 2" (one run each), DRY_RUN=1 (print the commands only), EPOCHS and TEACHER_EPOCHS (for trials),
-# OPTIONS="--num_workers 2 ..." (added to every command of both of the host's scripts).
+# OPTIONS="--num_workers 2 ..." (added to every command of both of the host's scripts), TLLM_OPTIONS="--tllm_eta 0.1 ..."
+# (added to every student's).
 
 SEEDS=${SEEDS:-0}
 EPOCHS=${EPOCHS:-240}
 TEACHER_EPOCHS=${TEACHER_EPOCHS:-$EPOCHS}
 DATASET=${DATASET:-cifar100}
 read -r -a OPTIONS <<< "${OPTIONS:-}"
+read -r -a TLLM_OPTIONS <<< "${TLLM_OPTIONS:-}"
 
 run() {
     echo "+ $*"
@@ -32,7 +34,8 @@ student() {
     shift 5
     run tllm train --host repdistiller -- --path_t "$(teacher_file "$teacher")" --model_t "$teacher" \
         --model_s "$student" --dataset "$DATASET" --epochs "$EPOCHS" --trial "$trial" \
-        --tllm --tllm_seed "$seed" --tllm_detector "$detector" ${OPTIONS[@]+"${OPTIONS[@]}"} "$@"
+        --tllm --tllm_seed "$seed" --tllm_detector "$detector" ${OPTIONS[@]+"${OPTIONS[@]}"} \
+        ${TLLM_OPTIONS[@]+"${TLLM_OPTIONS[@]}"} "$@"
 }
 
 # A student that learns from the labels alone: the measure of delta acc, and the reference of the detector.

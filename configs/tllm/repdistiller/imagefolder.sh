@@ -2,7 +2,7 @@
 # bash configs/tllm/repdistiller/imagefolder.sh /path/to/folder
 # KD and CRD+KD, plain and with TLLM, on a folder of images (train/ and val/, one folder per class) instead of CIFAR-100,
 # with two vanilla students: the first is the detector's reference, the second the null of delta acc.
-# For a processor without a GPU: TEACHER=resnet14 STUDENT=resnet8 EPOCHS=6 OPTIONS="--lr_decay_epochs 4,5"
+# For a processor without a GPU: TEACHER=resnet14 STUDENT=resnet8 EPOCHS=6 OPTIONS="--lr_decay_epochs 4,5" TLLM_OPTIONS="--tllm_warmup 1"
 set -euo pipefail
 FOLDER=${1:?Expected the folder of images as the first argument}
 DATASET=imagefolder

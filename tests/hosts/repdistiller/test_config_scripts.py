@@ -56,6 +56,8 @@ def test_ours_among_the_flags_exist_and_are_unabbreviated(script: Path, tmp_path
     longer = commands(script, tmp_path, OPTIONS="--num_workers 2", EPOCHS="3")
     assert all(words[words.index("--num_workers") + 1] == "2" for words in longer)
     assert all(words[words.index("--epochs") + 1] == "3" for words in longer)
+    warm = commands(script, tmp_path, TLLM_OPTIONS="--tllm_warmup 2")
+    assert all(("--tllm_warmup" in words) == ("--tllm" in words) for words in warm)
 
 
 @pytest.fixture

@@ -105,11 +105,21 @@ def test_tllms_flags_without_tllm(monkeypatch: pytest.MonkeyPatch, teacher: str)
 def test_a_teacher_whose_path_does_not_name_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, teacher: str) -> None:
     monkeypatch.chdir(tmp_path)
     Path("last.pth").touch()
-    with pytest.raises(ConfigError, match="or `--model_t` to name it, but got 'last.pth'"):
+    with pytest.raises(ConfigError, match="or `--model_t` with that name, but got 'last.pth'"):
         parse(monkeypatch, "--path_t", "last.pth")
     assert parse(monkeypatch, "--path_t", "last.pth", "--model_t", "resnet8").model_t == "resnet8"
     with pytest.raises(ConfigError, match="Expected `--path_t` to be a file, but gone/last.pth does not exist"):
         parse(monkeypatch, "--path_t", "gone/last.pth")
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("resnet8_vanilla", "resnet8"), ("wrn_28_2_cifar100_lr_0.05", "wrn_28_2"), ("resnet24_1_1_9", "resnet24_1_1_9")],
+)
+def test_the_folder_names_the_teacher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: str, name: str) -> None:
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "last.pth").touch()
+    assert parse(monkeypatch, "--path_t", str(tmp_path / folder / "last.pth")).model_t == name
 
 
 def test_our_models_join_the_hosts(monkeypatch: pytest.MonkeyPatch, host: dict[str, Any]) -> None:

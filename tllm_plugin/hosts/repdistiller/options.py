@@ -65,7 +65,7 @@ def parse_student(parser: argparse.ArgumentParser) -> argparse.Namespace:
     Raises:
         ConfigError: One line per problem.
     """
-    _shared(parser)
+    models = _shared(parser)
     parser.add_argument("--tllm", action="store_true", help="find undistillable classes and stop teaching them")
     parser.add_argument("--tllm_resume", action="store_true", help="continue a killed run (implies --tllm)")
     parser.add_argument("--tllm_seed", type=int, default=None, help="seed of weights, order and augmentation")
@@ -79,6 +79,9 @@ def parse_student(parser: argparse.ArgumentParser) -> argparse.Namespace:
             parser.add_argument(f"--{flag.name}", type=type(default), default=default, help=described)
     options = parser.parse_args()
     options.tllm = options.tllm or options.tllm_resume
+    # A stock script has no `model_t` and takes the name from the folder in its own way.
+    if getattr(options, "model_t", "known") is None and options.path_t:
+        options.model_t = _teacher_name(options.path_t, models)
     refuse(_image_problems(options) + check_options(options))
     if options.tllm_seed is not None:
         random.seed(options.tllm_seed)
@@ -120,14 +123,14 @@ def node_of(options: argparse.Namespace) -> CfgNode:
 def check_options(options: argparse.Namespace) -> list[str]:
     """Return every problem of a student's options, one sentence each, without reading data or training."""
     problems = []
-    path, named = options.path_t, getattr(options, "model_t", None)
-    if not path:
+    if not options.path_t:
         problems.append("Expected `--path_t` to name the teacher's checkpoint, but got none")
-    elif not os.path.isfile(path):
-        problems.append(f"Expected `--path_t` to be a file, but {path} does not exist")
-    elif not named and len(path.split("/")) < 2:
+    elif not os.path.isfile(options.path_t):
+        problems.append(f"Expected `--path_t` to be a file, but {options.path_t} does not exist")
+    elif getattr(options, "model_t", "known") is None:
         problems.append(
-            f"Expected `--path_t` to be .../<model>_.../<file>, or `--model_t` to name it, but got {path!r}"
+            "Expected the folder of `--path_t` to begin with the name of a model, or `--model_t` with that name, but "
+            f"got {options.path_t!r}"
         )
     if not options.tllm:
         defaults = tllm_node()
@@ -154,19 +157,26 @@ def flagged(message: str) -> str:
     return message
 
 
-def _shared(parser: argparse.ArgumentParser) -> None:
-    """Add what both scripts get: models, and image folders as a data set."""
+def _shared(parser: argparse.ArgumentParser) -> list[str]:
+    """Add what both scripts get, models and image folders as a data set, and return the models' names."""
     sys.excepthook = _say
     models = importlib.import_module("models").model_dict
     extend_models(models)
     for action in parser._actions:
-        if action.dest in ("model", "model_s"):
+        if action.dest in ("model", "model_s", "model_t"):
             action.choices = list(models)
         elif action.dest == "dataset":
             action.choices = [*(action.choices or ()), "imagefolder"]
     parser.add_argument(
         "--data_folder", type=str, default="", help="for the data set imagefolder: holds train/ and val/"
     )
+    return list(models)
+
+
+def _teacher_name(path: str, models: list[str]) -> str | None:
+    """Return the longest model name that the folder of a checkpoint begins with."""
+    folder = os.path.basename(os.path.dirname(os.path.abspath(path)))
+    return max((name for name in models if f"{folder}_".startswith(f"{name}_")), key=len, default=None)
 
 
 def _image_problems(options: argparse.Namespace) -> list[str]:
