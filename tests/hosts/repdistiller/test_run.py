@@ -157,6 +157,13 @@ def test_a_new_run_forgets_the_checkpoint_of_an_old_one(tmp_path: Path) -> None:
     assert not RunFolder.inside(tmp_path).state.exists()
 
 
+def test_errors_of_detector_and_hold_out_are_about_flags(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Expected `--tllm_classes` to be one of class 0, .*, but got 'no'"):
+        train(*prepared(tmp_path, tllm_classes=["no"]))
+    with pytest.raises(ConfigError, match="0.1 gives 1 of class 'class 0'; 0.417 would do"):
+        train(*prepared(tmp_path, tllm_holdout=0.1))
+
+
 def test_init_stages_run_once(tmp_path: Path) -> None:
     calls: list[Any] = []
     for resume in (False, True):

@@ -7,6 +7,8 @@ import importlib
 import os
 import random
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -16,7 +18,7 @@ import torch
 from yacs.config import CfgNode
 
 from tllm_plugin.core.detectors import DETECTORS
-from tllm_plugin.core.errors import TLLMError
+from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.hosts.config_checks import lookup, refuse
 from tllm_plugin.hosts.repdistiller.networks import extend_models
 from tllm_plugin.hosts.tllm_node import check_tllm, tllm_node
@@ -139,7 +141,7 @@ def check_options(options: argparse.Namespace) -> list[str]:
                 problems.append(f"Expected `--tllm` with `--{flag.name}`, but got the latter alone")
         return problems
     node = node_of(options)
-    problems += [flagged(problem) for problem in check_tllm(CfgNode({"TLLM": node}))]
+    problems += [name_flags(problem) for problem in check_tllm(CfgNode({"TLLM": node}))]
     detector = DETECTORS.get(node.DETECTOR.TYPE)
     if detector is not None and detector.needs_reference and not node.DETECTOR.REFERENCE:
         problems.append(
@@ -150,7 +152,16 @@ def check_options(options: argparse.Namespace) -> list[str]:
     return problems
 
 
-def flagged(message: str) -> str:
+@contextmanager
+def errors_name_flags() -> Iterator[None]:
+    """Let errors of the block that are about config keys be about flags."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(name_flags(str(error))) from None
+
+
+def name_flags(message: str) -> str:
     """Return a message about config keys as one about flags."""
     for flag in FLAGS:
         message = message.replace(f"`TLLM.{flag.key}`", f"`--{flag.name}`")
@@ -194,6 +205,6 @@ def _index_or_name(text: Any) -> Any:
 
 def _say(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     if isinstance(error, TLLMError):
-        print(f"tllm: {flagged(str(error))}", file=sys.stderr)
+        print(f"tllm: {error}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, traceback)

@@ -12,32 +12,23 @@ from typing import Any
 import torch
 import torchvision
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
-from tllm_plugin.core.errors import ConfigError, FileFormatError
-from tllm_plugin.core.routing import logits_of
 from tllm_plugin.hosts.checkouts import source_of
 from tllm_plugin.hosts.embedded.evaluation import peak_memory_bytes
 from tllm_plugin.hosts.embedded.loss_guard import LossGuard
 from tllm_plugin.hosts.loader_data import LoaderData
 from tllm_plugin.hosts.random_state import RandomState
+from tllm_plugin.hosts.repdistiller.checkpoint import STATE_VERSION, read_state, relevant_options
 from tllm_plugin.hosts.repdistiller.distiller import ListedDistiller
 from tllm_plugin.hosts.repdistiller.epoch import train_epoch
-from tllm_plugin.hosts.repdistiller.options import node_of
+from tllm_plugin.hosts.repdistiller.options import errors_name_flags, node_of
+from tllm_plugin.hosts.repdistiller.watched import WatchedLoader
 from tllm_plugin.hosts.teaching import Teaching, cut, student_predictor
 from tllm_plugin.runs.atomic import save_torch, write_text
 from tllm_plugin.runs.metrics_file import MetricsRecord
-from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.version import __version__
-
-STATE_VERSION = 1
-_STATE_PARTS = {"version", "epoch", "best_acc", "seconds", "options", "wrapper", "optimizer"}
-# Where things lie and how often something is printed; no result depends on these.
-_WITHOUT_EFFECT = frozenset(
-    {"print_freq", "tb_freq", "save_freq", "tllm_resume", "path_t", "data_folder", "tllm_reference"}
-    | {"model_path", "tb_path", "tb_folder", "save_folder", "model_name"}
-)
 
 
 class Run:
@@ -62,8 +53,9 @@ class Run:
         self._done = 0
         self._seconds: list[float] = []
         if options.tllm:
-            self._data = LoaderData(train_loader, val_loader.dataset.transform)
-            self.train_loader = self._data.train_loader(cut(node_of(options), self._data).train)
+            with errors_name_flags():
+                self._data = LoaderData(train_loader, val_loader.dataset.transform)
+                self.train_loader = self._data.train_loader(cut(node_of(options), self._data).train)
 
     def init(self, stage: Callable[..., None], *arguments: Any) -> None:
         """Run the host's init stage, unless the run continues from a checkpoint, which has its result."""
@@ -98,12 +90,13 @@ class Run:
         self.optimizer = optimizer
         self.writer = logger if hasattr(logger, "add_histogram") else None
         self.device = next(distiller.student.parameters()).device
-        self.teaching = Teaching(node_of(self.options), distiller, self._data, self.options.epochs)
+        with errors_name_flags():
+            self.teaching = Teaching(node_of(self.options), distiller, self._data, self.options.epochs)
         self.teaching.wrapper.to(self.device)
         self.teaching.wrapper.carry("rng", RandomState())
         self.folder = RunFolder.inside(self.options.save_folder)
         if self.options.tllm_resume:
-            self._restore(_read_state(self.folder, _relevant(self.options)))
+            self._restore(read_state(self.folder, relevant_options(self.options)))
         else:
             self.folder.state.unlink(missing_ok=True)
         self.teaching.open(self.options.save_folder)
@@ -143,7 +136,7 @@ class Run:
         """Return what the host's `validate` does, and record per class what it saw."""
         if self.teaching is None:
             return host_validate(loader, student, *arguments)
-        watched = _Watched(loader)
+        watched = WatchedLoader(loader)
         hook = student.register_forward_hook(watched.see)
         try:
             result = host_validate(watched, student, *arguments)
@@ -174,7 +167,7 @@ class Run:
             "epoch": self._done,
             "best_acc": self.best_acc,
             "seconds": self._seconds,
-            "options": _relevant(self.options),
+            "options": relevant_options(self.options),
             "wrapper": teaching.wrapper.state_dict(),
             "optimizer": optimizer,
         }
@@ -186,71 +179,6 @@ class Run:
         self._done, self.best_acc, self._seconds = state["epoch"], state["best_acc"], list(state["seconds"])
         # Last, because it sets the random numbers' state.
         self.teaching.wrapper.load_state_dict(state["wrapper"])
-
-
-class _Watched:
-    """A loader that notes the labels it hands out and, as a hook, the network's answers to them."""
-
-    def __init__(self, loader: Any) -> None:
-        self.loader = loader
-        self.labels: list[Tensor] = []
-        self.predictions: list[Tensor] = []
-        self.num_classes = 0
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self.loader:
-            self.labels.append(batch[1])
-            yield batch
-
-    def see(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        logits = logits_of(output)
-        self.num_classes = logits.shape[1]
-        self.predictions.append(logits.argmax(1))
-
-    def per_class(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return correct and all images of each class."""
-        labels, predictions = torch.cat(self.labels), torch.cat(self.predictions).cpu()
-        correct = torch.bincount(labels[predictions == labels], minlength=self.num_classes)
-        return tuple(correct.tolist()), tuple(torch.bincount(labels, minlength=self.num_classes).tolist())
-
-
-def _relevant(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the options that results depend on, as plain values."""
-    return {name: value for name, value in sorted(vars(options).items()) if name not in _WITHOUT_EFFECT}
-
-
-def _read_state(folder: RunFolder, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Read the checkpoint of a run that was made with `options`.
-
-    Raises:
-        ConfigError: There is none, or it was made with other options.
-        FileFormatError: It is damaged or of another version.
-    """
-    if not folder.state.exists():
-        raise ConfigError(
-            f"Expected {folder.path} to hold a checkpoint for `--tllm_resume`, but there is none: no epoch was "
-            "finished under these options; start without it"
-        )
-    state = load_torch(folder.state, "a checkpoint to resume from")
-    if not isinstance(state, Mapping) or not set(state) >= _STATE_PARTS or state["version"] != STATE_VERSION:
-        raise FileFormatError(
-            f"Expected {folder.state} to be a checkpoint of RepDistiller with TLLM, version {STATE_VERSION}, but it is "
-            "something else; start the run anew"
-        )
-    before = state["options"]
-    changed = sorted(
-        name for name in set(before) | set(options) if before.get(name, options) != options.get(name, before)
-    )
-    if changed:
-        names = ", ".join(f"--{name}" for name in changed)
-        raise ConfigError(
-            f"Expected the options that {folder.state} was written under, but these differ: {names}; resume with the "
-            "same ones, or give the run another --trial"
-        )
-    return state
 
 
 def _description(options: argparse.Namespace) -> str:
