@@ -34,7 +34,8 @@ class build_configs(Command):
 
     def get_source_files(self) -> list[str]:
         """Return what an sdist must hold for the wheel to be built from it."""
-        found = [*Path("configs").rglob("*.yaml"), *Path("patches").rglob("*.patch")]
+        configs = [path for kind in ("*.yaml", "*.sh") for path in Path("configs").rglob(kind)]
+        found = [*configs, *Path("patches").rglob("*.patch")]
         return sorted(path.as_posix() for path in found)
 
     def get_outputs(self) -> list[str]:

@@ -141,6 +141,27 @@ def test_ctrl_c_says_how_to_go_on(
     assert "after 2 epochs" in capsys.readouterr().out
 
 
+def test_repdistiller_has_arguments_of_its_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+
+    def launch(root: Any, arguments: Any, **how: Any) -> None:
+        calls.append((arguments, how))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tllm_plugin.cli.train.locate", lambda name: name)
+    monkeypatch.setattr("tllm_plugin.cli.train.repdistiller.launch", launch)
+    words = ["train", "--host", "repdistiller", "--", "--tllm", "--path_t", "a b", "-a", "0.9"]
+    assert main(words) == 1
+    command = capsys.readouterr().err.split("tllm: interrupted; continue with: ")[1].strip()
+    assert main(shlex.split(command)[1:]) == 1
+    own = ["--tllm", "--path_t", "a b", "-a", "0.9"]
+    assert calls == [(own, {"resume": again, "script": "train_student.py"}) for again in (False, True)]
+    assert main(["train", "--host", "repdistiller", "--cfg", "x.yaml"]) == 2
+    assert "Expected neither `--cfg` nor `--overwrite` with repdistiller" in capsys.readouterr().err
+
+
 def test_ctrl_c_elsewhere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(path: Any) -> None:
         raise KeyboardInterrupt

@@ -48,7 +48,7 @@ def origin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     git(repository, "commit", "--quiet", "-a", "-m", "later")
     patch = tmp_path / "0001-toy.patch"
     patch.write_text(PATCH)
-    source = HostSource("toy", str(repository), commit, "toy_host", "TLLM_TOY_ROOT")
+    source = HostSource("toy", str(repository), commit, "toy_host", "TLLM_TOY_ROOT", ("toy_host.engine",))
     monkeypatch.setitem(checkouts.SOURCES, "toy", source)
     monkeypatch.setattr(checkouts, "patches", lambda name: [patch])
     monkeypatch.setenv("TLLM_CACHE_DIR", str(tmp_path / "cache"))

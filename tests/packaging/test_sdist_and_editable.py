@@ -14,8 +14,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "tllm_plugin", "configs")
-CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
+SOURCES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "tllm_plugin", "configs", "patches")
+CONFIGS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("configs/**/*.yaml", "configs/**/*.sh", "patches/**/*.patch")
+    for path in ROOT.glob(pattern)
+)
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tllm_plugin").rglob("*.py"))
 
 pytest.importorskip("setuptools", "77", reason="building without a download needs setuptools>=77")
@@ -78,4 +82,4 @@ print(json.dumps([tllm_plugin.__file__, [str(find_config(name)) for name in list
 """
     package, found = json.loads(python(script, tmp_path, "-S"))
     assert Path(package).resolve() == sources / "tllm_plugin" / "__init__.py"
-    assert [Path(path).resolve() for path in found] == [sources / name for name in CONFIGS]
+    assert [Path(path).resolve() for path in found] == [sources / name for name in CONFIGS if name.endswith(".yaml")]

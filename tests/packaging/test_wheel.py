@@ -57,7 +57,9 @@ def test_the_wheel_holds_all_code_and_configs_and_nothing_else(wheel: Path) -> N
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tllm_plugin").rglob("*.py")}
-    configs = {f"tllm_plugin/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
+    patterns = ("configs/**/*.yaml", "configs/**/*.sh", "patches/**/*.patch")
+    found = [path.relative_to(ROOT).as_posix() for pattern in patterns for path in ROOT.glob(pattern)]
+    configs = {f"tllm_plugin/{name}" for name in found}
     assert code and configs
     assert names == code | configs
 

@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("tllm: interrupted", file=sys.stderr)
         return FAILED
+    except SystemExit as leaving:  # A parser's: ours or a host's script's.
+        return leaving.code if isinstance(leaving.code, int) else DONE if leaving.code is None else FAILED
     except OSError as error:
         print(f"tllm: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
         return FAILED

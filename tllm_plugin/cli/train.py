@@ -10,6 +10,7 @@ from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.hosts.checkouts import locate, make_importable
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.config import load_config
+from tllm_plugin.hosts.repdistiller import launch as repdistiller
 
 
 def add_parser(commands: Any) -> None:
@@ -20,18 +21,35 @@ def add_parser(commands: Any) -> None:
         description="Train what a config describes; a teacher or reference that it does not name is trained first.",
         epilog="Example: tllm train --cfg configs/tllm/embedded/digits.yaml DISTILLER.TYPE AT EXPERIMENT.SEED 1",
     )
+    parser.add_argument("--cfg", metavar="FILE", help="YAML file, or its path below the packaged configs")
+    hosts = ("embedded", "mdistiller", "repdistiller")
+    parser.add_argument("--host", choices=hosts, default="embedded", help="whose loop trains")
     parser.add_argument(
-        "--cfg", required=True, metavar="FILE", help="YAML file, or its path below the packaged configs"
+        "--script", default="train_student.py", metavar="FILE", help="of repdistiller: train_teacher.py for a teacher"
     )
-    parser.add_argument("--host", choices=("embedded", "mdistiller"), default="embedded", help="whose loop trains")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of this run")
     parser.add_argument("--overwrite", action="store_true", help="start anew although the run exists")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides, as in SOLVER.EPOCHS 30")
-    parser.set_defaults(run=run)
+    parser.add_argument(
+        "opts",
+        nargs="*",
+        metavar="KEY VALUE",
+        help="overrides, as in SOLVER.EPOCHS 30; for repdistiller its own arguments after --",
+    )
+    parser.set_defaults(run=run, parser=parser)
 
 
 def run(options: argparse.Namespace) -> None:
     """Train, and say where the results are."""
+    if options.host == "repdistiller":
+        if options.cfg or options.overwrite:
+            raise ConfigError(
+                "Expected neither `--cfg` nor `--overwrite` with repdistiller, which has arguments of its own and "
+                "always starts anew"
+            )
+        _run_repdistiller(options)
+        return
+    if not options.cfg:
+        options.parser.error("the following arguments are required: --cfg")
     if options.host == "mdistiller":
         if options.overwrite:
             raise ConfigError("Expected `--overwrite` with the embedded host only: mdistiller always starts anew")
@@ -53,3 +71,13 @@ def run(options: argparse.Namespace) -> None:
     print(f"run folder    {folder.log_folder}")
     if folder.flags_json.exists():
         print(f"next          tllm show {shlex.quote(str(folder.log_folder))}")
+
+
+def _run_repdistiller(options: argparse.Namespace) -> None:
+    try:
+        repdistiller.launch(locate("repdistiller"), options.opts, resume=options.resume, script=options.script)
+    except KeyboardInterrupt:
+        if "--tllm" not in options.opts:
+            raise
+        words = ["tllm", "train", "--host", "repdistiller", "--resume", "--", *options.opts]
+        raise TLLMError(f"interrupted; continue with: {shlex.join(words)}") from None

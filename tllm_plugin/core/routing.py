@@ -84,8 +84,14 @@ def slice_rows(value: Any, rows: Tensor, batch_rows: int) -> Any:
 
 
 def logits_of(output: Any) -> Tensor:
-    """Return the logits of a network's output: the output itself or its first item (`(logits, features)`)."""
-    return output if isinstance(output, Tensor) else output[0]
+    """Return the logits of a network's output: the output itself, or the first tensor among its items.
+
+    Features come in a list or mapping, so that `(logits, features)` and `(features, logits)` both do.
+    """
+    if isinstance(output, Tensor):
+        return output
+    logits: Tensor = next(item for item in output if isinstance(item, Tensor))
+    return logits
 
 
 def attach_hooks(owner: object, student: nn.Module, teacher: nn.Module | None) -> None:

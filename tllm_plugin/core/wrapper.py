@@ -35,7 +35,8 @@ class TLLMWrapper(nn.Module):
     Args:
         distiller: The inner distiller, with the contract of mdistiller: attributes `student` and (unless it is a
             vanilla one) `teacher`, `get_learnable_parameters()`; called in training as `distiller(image=, target=,
-            ...) -> (logits (n, C), {name: loss})`, in evaluation as `distiller(image=) -> logits`.
+            ...) -> (logits (n, C), {name: loss})`, in evaluation as `distiller(image=) -> logits`. Where it has an
+            attribute `loss_shapes`, name -> shape of each loss, these are known before its first call.
         num_classes: C.
         label_smoothing: Smoothing of the undistillable rows' cross-entropy, in [0, 1).
         ce_weight: Weight of that cross-entropy, >= 0.
@@ -78,7 +79,7 @@ class TLLMWrapper(nn.Module):
         self._any_flagged = False
         # Mutable on purpose: replicas copy attributes shallowly, so these are shared with the original module.
         self._counters = {"few_rows_steps": 0}
-        self._loss_shapes: dict[str, tuple[int, ...]] = {}
+        self._loss_shapes: dict[str, tuple[int, ...]] = dict(getattr(distiller, "loss_shapes", {}))
         self._carried: dict[str, HasState] = {}
         self._waiting_state: dict[str, Mapping[str, Any]] = {}
         self._owner = object()

@@ -31,6 +31,7 @@ class HostSource:
         commit: Full name of the commit that patches and tests are pinned to.
         module: What is imported from the checkout's root.
         variable: Environment variable that names a checkout of the user's own.
+        imports: Modules that a working checkout can import; by default those of mdistiller's shape.
     """
 
     name: str
@@ -38,6 +39,7 @@ class HostSource:
     commit: str
     module: str
     variable: str
+    imports: tuple[str, ...] = ()
 
 
 SOURCES = {
@@ -47,6 +49,14 @@ SOURCES = {
         "a08d46f10d6102bd6e3f258ca5ac880b020ea259",
         "mdistiller",
         "TLLM_MDISTILLER_ROOT",
+    ),
+    "repdistiller": HostSource(
+        "repdistiller",
+        "https://github.com/HobbitLong/RepDistiller",
+        "b84f547c5db6a35318d4671d7d5c4de74c822403",
+        "distiller_zoo",
+        "TLLM_REPDISTILLER_ROOT",
+        ("models", "dataset.cifar100", "distiller_zoo", "crd.criterion", "helper.loops", "helper.pretrain"),
     ),
 }
 
@@ -165,7 +175,9 @@ def make_importable(root: Path) -> Path:
 
 def import_problem(name: str, root: Path) -> str:
     """Return why the host cannot be imported in a new process, or an empty text."""
-    command = [sys.executable, "-c", f"import {source_of(name).module}.distillers, {source_of(name).module}.engine"]
+    source = source_of(name)
+    modules = source.imports or (f"{source.module}.distillers", f"{source.module}.engine")
+    command = [sys.executable, "-c", f"import {', '.join(modules)}"]
     done = subprocess.run(
         command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True
     )

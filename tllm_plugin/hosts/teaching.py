@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors import Detector
 from tllm_plugin.core.holdout import Split, split
+from tllm_plugin.core.routing import logits_of
 from tllm_plugin.core.scores import class_means, score_samples
 from tllm_plugin.core.wrapper import TLLMWrapper
 from tllm_plugin.hosts.tllm_node import build_detector
@@ -40,6 +41,17 @@ class TrainingData(Protocol):
         """Return `(image, label)` batches of `indices` in order, with the test-time transform."""
 
 
+def cut(node: CfgNode, data: TrainingData) -> Split:
+    """Return the hold-outs that a `TLLM` node asks for; the same for the same labels and options."""
+    return split(
+        data.labels,
+        node.HOLDOUT.FRACTION,
+        node.HOLDOUT.SEARCH_FRACTION,
+        seed=node.HOLDOUT.SEED,
+        class_names=data.class_names,
+    )
+
+
 class Teaching:
     """Everything that TLLM adds to a run, in the order in which a trainer needs it.
 
@@ -62,13 +74,7 @@ class Teaching:
         self.node = node
         self.class_names = data.class_names
         num_classes = len(data.class_names)
-        self.split: Split = split(
-            data.labels,
-            node.HOLDOUT.FRACTION,
-            node.HOLDOUT.SEARCH_FRACTION,
-            seed=node.HOLDOUT.SEED,
-            class_names=data.class_names,
-        )
+        self.split = cut(node, data)
         self.train_loader = data.train_loader(self.split.train)
         self.holdout_loader = data.holdout_loader(self.split.holdout)
         self.curves = Curves(data.labels[self.split.holdout], num_classes, self.split.holdout)
@@ -155,7 +161,7 @@ class Teaching:
         if self._teacher_prediction is None:
             # The teacher is frozen: once is enough.
             was_training = teacher.training
-            samples = score_samples(lambda image: teacher.eval()(image)[0], self.holdout_loader, None)
+            samples = score_samples(lambda image: logits_of(teacher.eval()(image)), self.holdout_loader, None)
             teacher.train(was_training)
             self._teacher_prediction = samples.prediction
         return self._teacher_prediction

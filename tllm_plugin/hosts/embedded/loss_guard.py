@@ -19,10 +19,12 @@ class LossGuard:
 
     Args:
         check_every: Steps between looks, at least 1.
+        rate: What the host calls the learning rate, for the message.
     """
 
-    def __init__(self, check_every: int) -> None:
+    def __init__(self, check_every: int, rate: str = "SOLVER.LR") -> None:
         self.check_every = check_every
+        self.rate = rate
         self.step = 0
         self._seen: list[tuple[int, int, tuple[str, ...], Tensor, Tensor]] = []
 
@@ -58,5 +60,5 @@ class LossGuard:
         more = f" and {index.numel() - _ROWS_SHOWN} more" if index.numel() > _ROWS_SHOWN else ""
         raise NonFiniteLossError(
             f"Expected finite losses, but got {parts} in epoch {epoch}, step {step} of this process, on training rows "
-            f"{rows}{more}; try a lower SOLVER.LR. A checkpoint of an earlier epoch, if there is one, is still valid"
+            f"{rows}{more}; try a lower {self.rate}. A checkpoint of an earlier epoch, if there is one, is still valid"
         )

@@ -1,0 +1,183 @@
+"""What a run does in one process: without `--tllm` nothing, with it hold-out, flags, files, and checked checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.hosts.repdistiller.lists import Lists, make_lists
+from tests.hosts.repdistiller.stand_in import reference_epoch, stand_in
+from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.hosts.config_checks import lookup
+from tllm_plugin.hosts.repdistiller import Run
+from tllm_plugin.hosts.repdistiller.images import FolderImages
+from tllm_plugin.hosts.repdistiller.options import FLAGS
+from tllm_plugin.hosts.tllm_node import tllm_node
+from tllm_plugin.runs.run_folder import RunFolder
+
+CLASSES, PER_CLASS = 6, 12
+
+
+def to_tensor(image: Any) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
+
+
+def loaders(kind: str) -> tuple[Any, Any]:
+    """Return a training loader with the indices that `kind` wants, and a test loader."""
+    targets = np.arange(CLASSES * PER_CLASS) % CLASSES
+    images = np.random.default_rng(0).integers(0, 255, (len(targets), 32, 32, 3), dtype=np.uint8)
+    names = tuple(f"class {label}" for label in range(CLASSES))
+    contrast = 4 if kind == "crd" else 0
+    train = FolderImages(images, targets, names, to_tensor, contrast=contrast, with_index=True)
+    test = FolderImages(images[:20], targets[:20], names, to_tensor)
+    make = torch.utils.data.DataLoader
+    return make(train, batch_size=10, shuffle=True), make(test, batch_size=10)
+
+
+def prepared(folder: Path, kind: str = "crd", **changes: Any) -> tuple[Lists, Any]:
+    defaults = {flag.name: lookup(tllm_node(), flag.key) for flag in FLAGS}
+    torch.manual_seed(0)
+    np.random.seed(0)
+    options = {"tllm": True, "tllm_resume": False, "tllm_seed": None, "epochs": 2, "save_folder": str(folder)}
+    chosen = {"tllm_detector": "fixed", "tllm_classes": ["2", "class 3"], "tllm_holdout": 0.5}
+    lists = make_lists(stand_in(), kind, **{**defaults, **options, **chosen, **changes})
+    return lists, lists.options
+
+
+def validate(loader: Any, student: nn.Module) -> tuple[float, float, float]:
+    student.eval()
+    with torch.no_grad():
+        right = [(student(image).argmax(1) == target).float() for image, target in loader]
+    return 100 * float(torch.cat(right).mean()), 0.0, 0.0
+
+
+def train(lists: Lists, options: Any, stop_after: int = 99) -> Run:
+    """Do what the patched script does."""
+    train_loader, val_loader = loaders(options.distill)
+    run = Run(options, train_loader, val_loader)
+    optimizer = lists.optimizer()
+    run.start(lists.modules, lists.criteria, optimizer)
+    for epoch in run.epochs():
+        if epoch > stop_after:
+            break
+        run.train(reference_epoch, epoch, run.train_loader, lists.modules, lists.criteria, optimizer, options)
+        run.validate(validate, val_loader, lists.modules[0])
+    return run
+
+
+def test_without_tllm_the_hosts_functions_run_and_nothing_is_written(tmp_path: Path) -> None:
+    lists, options = prepared(tmp_path, "kd", tllm=False)
+    run = train(lists, options)
+    mine = {name: value.clone() for name, value in lists.modules.state_dict().items()}
+    lists, options = prepared(tmp_path, "kd", tllm=False)
+    loader, val_loader = loaders("kd")
+    assert len(run.train_loader.dataset) == CLASSES * PER_CLASS
+    optimizer = lists.optimizer()
+    for epoch in (1, 2):
+        reference_epoch(epoch, loader, lists.modules, lists.criteria, optimizer, options)
+        validate(val_loader, lists.modules[0])
+    assert all(torch.equal(value, mine[name]) for name, value in lists.modules.state_dict().items())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_hold_out_is_trained_on_by_nobody(tmp_path: Path) -> None:
+    lists, options = prepared(tmp_path)
+    train_loader, val_loader = loaders("crd")
+    run = Run(options, train_loader, val_loader)
+    seen = [batch[2:] for batch in run.train_loader]
+    index = torch.cat([part[0] for part in seen])
+    contrast = torch.cat([part[1] for part in seen])
+    train(lists, options)
+    record = RunFolder.inside(tmp_path).read_split()
+    held = torch.tensor(record.holdout)
+    assert len(held) == CLASSES * PER_CLASS // 2 and len(index) == CLASSES * PER_CLASS - len(held)
+    assert not torch.isin(index, held).any() and not torch.isin(contrast, held).any()
+
+
+def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
+    lists, options = prepared(tmp_path)
+    run = train(lists, options)
+    folder = RunFolder.inside(tmp_path)
+    flags, metrics = folder.read_flags(), folder.read_metrics()
+    assert [item.name for item in flags.classes if item.flagged] == ["class 2", "class 3"]
+    assert flags.epochs == 2 and metrics.epochs_done == 2 and metrics.finished
+    _, val_loader = loaders("crd")
+    images = torch.stack([image for image, _ in val_loader.dataset])
+    targets = torch.tensor(val_loader.dataset.targets)
+    right = lists.modules[0].eval()(images).argmax(1) == targets
+    assert metrics.class_correct == tuple(int(right[targets == label].sum()) for label in range(CLASSES))
+    assert metrics.class_total == tuple(int((targets == label).sum()) for label in range(CLASSES))
+    assert run.best_acc >= 100 * metrics.test_accuracy
+    state = torch.load(folder.state, weights_only=True)
+    assert state["epoch"] == 2 and state["options"]["distill"] == "crd"
+    best = torch.load(folder.student_best_holdout, weights_only=True)
+    assert set(best["model"]) == set(lists.modules[0].state_dict())
+    assert "tllm_detector: fixed" in folder.config_yaml.read_text()
+
+
+def test_a_learning_rate_of_numpys_does_not_get_into_the_checkpoint(tmp_path: Path) -> None:
+    lists, options = prepared(tmp_path, "kd", epochs=1)
+    optimizer = lists.optimizer()
+    optimizer.param_groups[0]["lr"] = np.float64(0.01)
+    train_loader, val_loader = loaders("kd")
+    run = Run(options, train_loader, val_loader)
+    run.start(lists.modules, lists.criteria, optimizer)
+    list(run.epochs())
+    assert type(torch.load(RunFolder.inside(tmp_path).state)["optimizer"]["param_groups"][0]["lr"]) is float
+
+
+def test_resuming_is_refused_where_it_cannot_be_exact(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no epoch was finished under these options; start without it"):
+        train(*prepared(tmp_path, tllm_resume=True))
+    train(*prepared(tmp_path), stop_after=1)
+    with pytest.raises(ConfigError, match="but these differ: --alpha, --epochs; resume with the same ones"):
+        train(*prepared(tmp_path, tllm_resume=True, epochs=3, alpha=0.1))
+    state = RunFolder.inside(tmp_path).state
+    whole = state.read_bytes()
+    state.write_bytes(whole[:-100])
+    with pytest.raises(FileFormatError, match="a checkpoint to resume from, but it is"):
+        train(*prepared(tmp_path, tllm_resume=True))
+    torch.save({"version": 1}, state)
+    with pytest.raises(FileFormatError, match="version 1, but it is something else"):
+        train(*prepared(tmp_path, tllm_resume=True))
+    state.write_bytes(whole)
+    assert train(*prepared(tmp_path, tllm_resume=True)).best_acc > 0
+
+
+def test_a_new_run_forgets_the_checkpoint_of_an_old_one(tmp_path: Path) -> None:
+    train(*prepared(tmp_path))
+    lists, options = prepared(tmp_path)
+    Run(options, *loaders("crd")).start(lists.modules, lists.criteria, lists.optimizer())
+    assert not RunFolder.inside(tmp_path).state.exists()
+
+
+def test_errors_of_detector_and_hold_out_are_about_flags(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Expected `--tllm_classes` to be one of class 0, .*, but got 'no'"):
+        train(*prepared(tmp_path, tllm_classes=["no"]))
+    with pytest.raises(ConfigError, match="0.1 gives 1 of class 'class 0'; 0.417 would do"):
+        train(*prepared(tmp_path, tllm_holdout=0.1))
+
+
+def test_init_stages_run_once(tmp_path: Path) -> None:
+    calls: list[Any] = []
+    for resume in (False, True):
+        _, options = prepared(tmp_path, tllm_resume=resume)
+        Run(options, *loaders("crd")).init(calls.append, resume)
+    assert calls == [False]
+
+
+def test_random_contrast_is_of_other_classes() -> None:
+    loader, _ = loaders("crd")
+    for _, target, index, contrast in loader:
+        assert contrast.shape == (len(target), 5) and torch.equal(contrast[:, 0], index)
+        assert (contrast[:, 1:] % CLASSES != target[:, None]).all()
+    relaxed = SimpleNamespace(**vars(loader.dataset))
+    relaxed.mode = "relax"
+    positives = {int(FolderImages._contrast(relaxed, 3, 3)[0]) for _ in range(50)}  # type: ignore[arg-type]
+    assert len(positives) > 3 and {value % CLASSES for value in positives} == {3}

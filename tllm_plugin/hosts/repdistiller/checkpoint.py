@@ -1,0 +1,55 @@
+"""What a run of RepDistiller continues from, and when it may."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.runs.reading import load_torch
+from tllm_plugin.runs.run_folder import RunFolder
+
+STATE_VERSION = 1
+_PARTS = {"version", "epoch", "best_acc", "seconds", "options", "wrapper", "optimizer"}
+# Where things lie and how often something is printed; no result depends on these.
+_WITHOUT_EFFECT = frozenset(
+    {"print_freq", "tb_freq", "save_freq", "tllm_resume", "path_t", "data_folder", "tllm_reference"}
+    | {"model_path", "tb_path", "tb_folder", "save_folder", "model_name"}
+)
+
+
+def relevant_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that results depend on, as plain values."""
+    return {name: value for name, value in sorted(vars(options).items()) if name not in _WITHOUT_EFFECT}
+
+
+def read_state(folder: RunFolder, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Read the checkpoint of a run that was made with `options`.
+
+    Raises:
+        ConfigError: There is none, or it was made with other options.
+        FileFormatError: It is damaged or of another version.
+    """
+    if not folder.state.exists():
+        raise ConfigError(
+            f"Expected {folder.path} to hold a checkpoint for `--tllm_resume`, but there is none: no epoch was "
+            "finished under these options; start without it"
+        )
+    state = load_torch(folder.state, "a checkpoint to resume from")
+    if not isinstance(state, Mapping) or not set(state) >= _PARTS or state["version"] != STATE_VERSION:
+        raise FileFormatError(
+            f"Expected {folder.state} to be a checkpoint of RepDistiller with TLLM, version {STATE_VERSION}, but it is "
+            "something else; start the run anew"
+        )
+    before = state["options"]
+    changed = sorted(
+        name for name in set(before) | set(options) if before.get(name, options) != options.get(name, before)
+    )
+    if changed:
+        names = ", ".join(f"--{name}" for name in changed)
+        raise ConfigError(
+            f"Expected the options that {folder.state} was written under, but these differ: {names}; resume with the "
+            "same ones, or give the run another --trial"
+        )
+    return state

@@ -1,0 +1,46 @@
+"""TLLM's models under RepDistiller's contract, for those that the host lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from tllm_plugin.models import create_model
+
+#: Teachers of the seed's Table 6, and the modified ResNet-24 of its section 2.2.
+EXTRA_MODELS = ("wrn_28_2", "wrn_16_4", "wrn_28_4", "resnet24_1_1_9")
+
+
+def extend_models(models: MutableMapping[str, Callable[..., nn.Module]]) -> None:
+    """Add the models that a host's `model_dict` lacks; what is there is left alone."""
+    for name in EXTRA_MODELS:
+        models.setdefault(name, partial(create_listed, name))
+
+
+def create_listed(name: str, num_classes: int = 100) -> nn.Module:
+    """Return one of TLLM's models that answers as RepDistiller's do; parameter names are unchanged.
+
+    Args:
+        name: As `tllm_plugin.models.create_model` takes it.
+        num_classes: Logits per image.
+
+    Returns:
+        A network: `network(x)` is logits (n, C); `network(x, is_feat=True)` is `([f0, ..., fn, pooled], logits)`, with
+        `preact=True` the maps before their activation.
+    """
+    model = create_model(name, num_classes=num_classes)
+    kind = type(model)
+    model.__class__ = type(f"Listed{kind.__name__}", (_Listed, kind), {})
+    return model
+
+
+class _Listed(nn.Module):
+    def forward(self, x: Tensor, is_feat: bool = False, preact: bool = False) -> Any:
+        logits, features = super().forward(x)  # type: ignore[misc]
+        if not is_feat:
+            return logits
+        maps = features["preact_feats" if preact else "feats"]
+        return [*maps, features["pooled_feat"]], logits

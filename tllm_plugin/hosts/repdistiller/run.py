@@ -1,0 +1,197 @@
+"""One run of `train_student.py` with TLLM in it: what the host's script calls, in the order of its calls."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torchvision
+import yaml
+from torch import nn
+
+from tllm_plugin.hosts.checkouts import source_of
+from tllm_plugin.hosts.embedded.evaluation import peak_memory_bytes
+from tllm_plugin.hosts.embedded.loss_guard import LossGuard
+from tllm_plugin.hosts.loader_data import LoaderData
+from tllm_plugin.hosts.random_state import RandomState
+from tllm_plugin.hosts.repdistiller.checkpoint import STATE_VERSION, read_state, relevant_options
+from tllm_plugin.hosts.repdistiller.distiller import ListedDistiller
+from tllm_plugin.hosts.repdistiller.epoch import train_epoch
+from tllm_plugin.hosts.repdistiller.options import errors_name_flags, node_of
+from tllm_plugin.hosts.repdistiller.watched import WatchedLoader
+from tllm_plugin.hosts.teaching import Teaching, cut, student_predictor
+from tllm_plugin.runs.atomic import save_torch, write_text
+from tllm_plugin.runs.metrics_file import MetricsRecord
+from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.version import __version__
+
+
+class Run:
+    """Hold-out, wrapped distiller, flags and resume around the host's loop; without `--tllm` nothing but that loop.
+
+    The host's script makes it once its data are loaded, lets it stand in for its own calls from then on, and the loop
+    over `epochs` writes a checkpoint each time the host has finished with an epoch.
+
+    Args:
+        options: The host's parsed options, from `parse_student`.
+        train_loader: The host's, over all training data.
+        val_loader: The host's; its transform is used for the hold-out.
+    """
+
+    def __init__(self, options: argparse.Namespace, train_loader: Any, val_loader: Any) -> None:
+        self.options = options
+        #: What is trained on: the host's loader, without the hold-out.
+        self.train_loader = train_loader
+        #: Highest test accuracy so far, in percent.
+        self.best_acc: float = 0
+        self.teaching: Teaching | None = None
+        self._done = 0
+        self._seconds: list[float] = []
+        if options.tllm:
+            with errors_name_flags():
+                self._data = LoaderData(train_loader, val_loader.dataset.transform)
+                self.train_loader = self._data.train_loader(cut(node_of(options), self._data).train)
+
+    def init(self, stage: Callable[..., None], *arguments: Any) -> None:
+        """Run the host's init stage, unless the run continues from a checkpoint, which has its result."""
+        if not self.options.tllm_resume:
+            stage(*arguments)
+
+    def start(
+        self,
+        module_list: nn.ModuleList,
+        criterion_list: nn.ModuleList,
+        optimizer: torch.optim.Optimizer,
+        logger: Any = None,
+    ) -> float:
+        """Wrap what the host has built and, to continue a killed run, restore its state.
+
+        Args:
+            module_list: Student first, teacher last.
+            criterion_list: Cross-entropy, KL divergence, the method's own.
+            optimizer: Over everything that is trained.
+            logger: TensorBoard's `SummaryWriter`, or whatever else the host logs with, which is then not used.
+
+        Returns:
+            The highest test accuracy so far.
+
+        Raises:
+            ConfigError: Detector, hold-out or checkpoint do not fit the options.
+        """
+        if not self.options.tllm:
+            return self.best_acc
+        learnable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        distiller = ListedDistiller(module_list, criterion_list, self.options, learnable)
+        self.optimizer = optimizer
+        self.writer = logger if hasattr(logger, "add_histogram") else None
+        self.device = next(distiller.student.parameters()).device
+        with errors_name_flags():
+            self.teaching = Teaching(node_of(self.options), distiller, self._data, self.options.epochs)
+        self.teaching.wrapper.to(self.device)
+        self.teaching.wrapper.carry("rng", RandomState())
+        self.folder = RunFolder.inside(self.options.save_folder)
+        if self.options.tllm_resume:
+            self._restore(read_state(self.folder, relevant_options(self.options)))
+        else:
+            self.folder.state.unlink(missing_ok=True)
+        self.teaching.open(self.options.save_folder)
+        write_text(self.folder.config_yaml, _description(self.options))
+        return self.best_acc
+
+    def epochs(self) -> Iterator[int]:
+        """Yield the epochs that are still to be done, counted from 1."""
+        for epoch in range(self._done + 1, self.options.epochs + 1):
+            yield epoch
+            self._done = epoch
+            if self.teaching is not None:
+                self._save(self.teaching)
+        if self.teaching is not None:
+            print(f"next: tllm show {shlex.quote(self.options.save_folder)}")
+
+    def train(self, host_train: Callable[..., Any], epoch: int, loader: Any, *arguments: Any) -> Any:
+        """Return training accuracy in percent and mean loss of an epoch, and score the hold-out after it."""
+        if self.teaching is None:
+            return host_train(epoch, loader, *arguments)
+        start = time.time()
+        every = max(1, self.options.print_freq)
+        result = train_epoch(
+            epoch,
+            loader,
+            self.teaching.wrapper,
+            self.optimizer,
+            print_freq=every,
+            guard=LossGuard(every, "--learning_rate"),
+        )
+        predict = student_predictor(self.teaching.wrapper)
+        self.teaching.catch_up(epoch, lambda image: predict(image.to(self.device)), self.writer)
+        self._seconds.append(time.time() - start)
+        return result.accuracy_percent, result.loss
+
+    def validate(self, host_validate: Callable[..., Any], loader: Any, student: nn.Module, *arguments: Any) -> Any:
+        """Return what the host's `validate` does, and record per class what it saw."""
+        if self.teaching is None:
+            return host_validate(loader, student, *arguments)
+        watched = WatchedLoader(loader)
+        hook = student.register_forward_hook(watched.see)
+        try:
+            result = host_validate(watched, student, *arguments)
+        finally:
+            hook.remove()
+        self.best_acc = max(self.best_acc, float(result[0]))
+        self.folder.write_metrics(self._metrics(*watched.per_class()))
+        return result
+
+    def _metrics(self, correct: tuple[int, ...], count: tuple[int, ...]) -> MetricsRecord:
+        done = len(self._seconds)
+        return MetricsRecord(
+            test_accuracy=sum(correct) / sum(count),
+            class_correct=correct,
+            class_total=count,
+            seconds_per_epoch=tuple(self._seconds),
+            peak_memory_bytes=peak_memory_bytes(self.device),
+            epochs_done=done,
+            finished=done == self.options.epochs,
+        )
+
+    def _save(self, teaching: Teaching) -> None:
+        optimizer = self.optimizer.state_dict()
+        for group in optimizer["param_groups"]:
+            group["lr"] = float(group["lr"])  # The stock host's is NumPy's, which `weights_only` refuses to read.
+        state = {
+            "version": STATE_VERSION,
+            "epoch": self._done,
+            "best_acc": self.best_acc,
+            "seconds": self._seconds,
+            "options": relevant_options(self.options),
+            "wrapper": teaching.wrapper.state_dict(),
+            "optimizer": optimizer,
+        }
+        save_torch(self.folder.state, state)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        assert self.teaching is not None
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._done, self.best_acc, self._seconds = state["epoch"], state["best_acc"], list(state["seconds"])
+        # Last, because it sets the random numbers' state.
+        self.teaching.wrapper.load_state_dict(state["wrapper"])
+
+
+def _description(options: argparse.Namespace) -> str:
+    """Return `config.yaml`: everything needed to run again, with versions."""
+    source = source_of("repdistiller")
+    content = {
+        "host": {"name": source.name, "commit": source.commit},
+        "options": {name: value for name, value in sorted(vars(options).items())},
+        "versions": {
+            "tllm_plugin": __version__,
+            "torch": str(torch.__version__),
+            "torchvision": str(torchvision.__version__),
+            "python": platform.python_version(),
+        },
+    }
+    return yaml.safe_dump(content, sort_keys=False)

@@ -1,0 +1,40 @@
+"""What a network answered to a loader's batches, class by class, while somebody else's loop ran over them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tllm_plugin.core.routing import logits_of
+
+
+class WatchedLoader:
+    """A loader that notes the labels it hands out and, as a hook, the network's answers to them."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+        self.labels: list[Tensor] = []
+        self.predictions: list[Tensor] = []
+        self.num_classes = 0
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.loader:
+            self.labels.append(batch[1])
+            yield batch
+
+    def see(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        logits = logits_of(output)
+        self.num_classes = logits.shape[1]
+        self.predictions.append(logits.argmax(1))
+
+    def per_class(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return correct and all images of each class."""
+        labels, predictions = torch.cat(self.labels), torch.cat(self.predictions).cpu()
+        correct = torch.bincount(labels[predictions == labels], minlength=self.num_classes)
+        return tuple(correct.tolist()), tuple(torch.bincount(labels, minlength=self.num_classes).tolist())
