@@ -35,7 +35,11 @@ class TLLMWrapper(nn.Module):
     Args:
         distiller: The inner distiller, with the contract of mdistiller: attributes `student` and (unless it is a
             vanilla one) `teacher`, `get_learnable_parameters()`; called in training as `distiller(image=, target=,
-            ...) -> (logits (n, C), {name: loss})`, in evaluation as `distiller(image=) -> logits`.
+            ...) -> (logits (n, C), {name: loss})`, in evaluation as `distiller(image=) -> logits`. What its student
+            returns, or the first item of that, are the logits that predict: on them undistillable rows are trained,
+            and they are what is returned. A method that predicts by other means than its network's own head puts these
+            into its student (`tllm_plugin.methods.ContextStudent`). One without a teacher whose losses are not called
+            `ce` names them in an attribute `loss_names`.
         num_classes: C.
         label_smoothing: Smoothing of the undistillable rows' cross-entropy, in [0, 1).
         ce_weight: Weight of that cross-entropy, >= 0.
@@ -224,7 +228,8 @@ class TLLMWrapper(nn.Module):
         """
         shapes: dict[str, tuple[int, ...]] = self._loss_shapes
         if not shapes:
-            shapes = {"loss_ce": (), "loss_kd": ()} if self.teacher is not None else {"ce": ()}
+            usual = ("loss_ce", "loss_kd") if self.teacher is not None else ("ce",)
+            shapes = dict.fromkeys(getattr(self.distiller, "loss_names", usual), ())
         zero = logits.new_zeros(())
         for parameter in self.get_learnable_parameters():
             zero = zero + parameter.sum() * 0

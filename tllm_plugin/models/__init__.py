@@ -15,8 +15,9 @@ from tllm_plugin.models import (  # noqa: F401  (importing a family registers it
     vgg,
     wrn,
 )
-from tllm_plugin.models.features import FeatureNet, Features, head
+from tllm_plugin.models.features import FeatureNet, Features, head, head_name
 from tllm_plugin.models.registry import FAMILIES, MODELS, ModelBuilder, create_model, is_model, model_names
+from tllm_plugin.models.tail import Tail, map_shapes
 
 __all__ = [
     "FAMILIES",
@@ -24,8 +25,11 @@ __all__ = [
     "FeatureNet",
     "Features",
     "ModelBuilder",
+    "Tail",
     "create_model",
     "head",
+    "head_name",
     "is_model",
+    "map_shapes",
     "model_names",
 ]

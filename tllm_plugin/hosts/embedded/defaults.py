@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from yacs.config import CfgNode
 
+from tllm_plugin.hosts.ported_methods import ported_nodes
 from tllm_plugin.hosts.tllm_node import tllm_node
 
 
@@ -50,6 +51,9 @@ def default_config() -> CfgNode:
     cfg.AT.LOSS = CfgNode({"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1000.0})
     cfg.FITNET = CfgNode({"HINT_LAYER": 2, "INPUT_SIZE": (32, 32)})
     cfg.FITNET.LOSS = CfgNode({"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 100.0})
+
+    for name, node in ported_nodes().items():
+        cfg[name] = node
 
     cfg.TLLM = tllm_node()
     return cfg
