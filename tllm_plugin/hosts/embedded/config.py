@@ -58,6 +58,7 @@ def check_config(cfg: CfgNode) -> list[str]:
         "DISTILLER.TYPE": one_of(distiller_dict),
         "DISTILLER.TEACHER": _model_name,
         "DISTILLER.STUDENT": _model_name,
+        "DISTILLER.TEACHER_STAGE": one_of(["", "SFTN"]),
         "DISTILLER.TEACHER_EPOCHS": at_least(0),
         "DISTILLER.PLANT.STRENGTH": number_in(0, 1, open_low=True),
         "SOLVER.TRAINER": one_of(trainer_dict),

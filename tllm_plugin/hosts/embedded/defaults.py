@@ -20,6 +20,7 @@ def default_config() -> CfgNode:
     cfg.DISTILLER.TEACHER = "digits_teacher"
     cfg.DISTILLER.STUDENT = "digits_student"
     cfg.DISTILLER.TEACHER_CHECKPOINT = ""  # empty: trained first, and reused
+    cfg.DISTILLER.TEACHER_STAGE = ""  # how it is trained then: "" vanilla, "SFTN" with branches of the student
     cfg.DISTILLER.TEACHER_EPOCHS = 0  # 0: as many as the student
     cfg.DISTILLER.PLANT = CfgNode({"CLASSES": [], "STRENGTH": 1.0})  # a teacher made wrong on purpose; off if empty
 

@@ -20,6 +20,7 @@ from tllm_plugin.hosts.embedded.evaluation import ClassResults, peak_memory_byte
 from tllm_plugin.hosts.embedded.loss_guard import LossGuard
 from tllm_plugin.hosts.embedded.progress import EpochReport, RunProgress
 from tllm_plugin.hosts.embedded.schedule import make_schedule
+from tllm_plugin.hosts.optimizers import spare_from_decay
 from tllm_plugin.runs.atomic import remove_temporaries, save_torch
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.reading import load_torch
@@ -72,13 +73,15 @@ class BaseTrainer:
 
     def init_optimizer(self, cfg: CfgNode) -> torch.optim.Optimizer:
         """Return SGD over what the distiller wants trained."""
-        return torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             self.distiller.get_learnable_parameters(),  # type: ignore[operator]
             lr=cfg.SOLVER.LR,
             momentum=cfg.SOLVER.MOMENTUM,
             weight_decay=cfg.SOLVER.WEIGHT_DECAY,
             nesterov=cfg.SOLVER.NESTEROV,
         )
+        spare_from_decay(optimizer, self.distiller)
+        return optimizer
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the precision of every forward pass."""
