@@ -114,11 +114,15 @@ def _cid(student: nn.Module, teacher: nn.Module) -> CID:
 
 def _cid_with_context(student: nn.Module, teacher: nn.Module) -> nn.Module:
     """CID in the middle of a run: the context of an epoch is there, and the next one is being collected."""
-    distiller = _cid(student, teacher)
+    return give_context(_cid(student, teacher))
+
+
+def give_context(distiller: CID) -> CID:
+    """Let an epoch have passed, in which random features were collected."""
     distiller.warmup_epochs = EPOCH - 1
     generator = torch.Generator().manual_seed(3)
-    rows = 4 * NUM_CLASSES
-    features, weight = torch.rand(rows, 12, generator=generator), torch.rand(rows, generator=generator)
+    rows, dim = 4 * NUM_CLASSES, distiller.student.context.shape[1]
+    features, weight = torch.rand(rows, dim, generator=generator), torch.rand(rows, generator=generator)
     distiller.student.begin_epoch(EPOCH - 1, warmup_epochs=EPOCH - 1)
     distiller.student.collect(features, torch.arange(rows) % NUM_CLASSES, weight)
     distiller.student.begin_epoch(EPOCH, warmup_epochs=EPOCH - 1)

@@ -17,10 +17,10 @@ from tllm_plugin.methods import SFTN, Branch
 from tllm_plugin.models import create_model
 
 
-def make(teacher: str, student: str, *, size: int = 32, num_classes: int = 4) -> SFTN:
+def make(teacher: str, student: str, *, num_classes: int = 4) -> SFTN:
     torch.manual_seed(0)
     networks = [create_model(name, num_classes) for name in (teacher, student)]
-    return SFTN(networks[0], make_branches(networks[1], networks[0], student, size)).train()
+    return SFTN(networks[0], make_branches(networks[1], networks[0], student)).train()
 
 
 def batch(size: int = 32, rows: int = 4) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from tllm_plugin.hosts.config_checks import Rule, at_least, more_than
 from tllm_plugin.methods import CID, SFTN, SRRL, Branch
 from tllm_plugin.models import FeatureNet, Tail, create_model, head, head_name, is_model, map_shapes, model_names
 
-#: Of CIFAR's images; the hosts' networks for it are as they are for any size, or take this one only.
-SMALL_IMAGE = 32
+# Of CIFAR, Tiny ImageNet and ImageNet. Some networks of the hosts take images of one size only.
+_IMAGE_SIZES = (32, 64, 224)
 
 
 def ported_nodes() -> dict[str, CfgNode]:
@@ -49,13 +49,13 @@ def check_sftn(cfg: CfgNode) -> list[str]:
     return problems
 
 
-def build_srrl(student: nn.Module, teacher: nn.Module, cfg: CfgNode, image_size: int = SMALL_IMAGE) -> SRRL:
+def build_srrl(student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> SRRL:
     """Make `SRRL` from the config node of that name."""
     loss = cfg.SRRL.LOSS
     return SRRL(
         student,
         teacher,
-        student_channels=map_shapes(student, image_size)[-1][0],
+        student_channels=_map_shapes(student)[0][-1][0],
         teacher_dim=head(teacher).in_features,
         teacher_head=head_name(teacher),
         ce_weight=loss.CE_WEIGHT,
@@ -81,7 +81,7 @@ def build_cid(student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> CID:
     )
 
 
-def build_sftn(student: nn.Module, teacher: nn.Module, cfg: CfgNode, image_size: int = SMALL_IMAGE) -> SFTN:
+def build_sftn(student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> SFTN:
     """Make `SFTN` from the config node of that name.
 
     Args:
@@ -89,7 +89,6 @@ def build_sftn(student: nn.Module, teacher: nn.Module, cfg: CfgNode, image_size:
             made of TLLM's own network of that name.
         teacher: The network to train.
         cfg: The host's config.
-        image_size: Height and width of an image.
 
     Raises:
         ConfigError: TLLM has no such student, or the two have fewer than two stages in common.
@@ -97,7 +96,7 @@ def build_sftn(student: nn.Module, teacher: nn.Module, cfg: CfgNode, image_size:
     loss = cfg.SFTN.LOSS
     return SFTN(
         teacher,
-        make_branches(student, teacher, cfg.DISTILLER.STUDENT, image_size),
+        make_branches(student, teacher, cfg.DISTILLER.STUDENT),
         temperature=cfg.SFTN.TEMPERATURE,
         ce_weight=loss.CE_WEIGHT,
         kl_weight=loss.KL_WEIGHT,
@@ -105,12 +104,12 @@ def build_sftn(student: nn.Module, teacher: nn.Module, cfg: CfgNode, image_size:
     )
 
 
-def make_branches(student: nn.Module, teacher: nn.Module, student_name: str, image_size: int) -> list[Branch]:
+def make_branches(student: nn.Module, teacher: nn.Module, student_name: str) -> list[Branch]:
     """Return a branch for every stage of the teacher that leaves the student at least one stage, first stage first.
 
     Stages are paired from the last one backwards, so that networks of different depth go together.
     """
-    teacher_shapes, student_shapes = map_shapes(teacher, image_size), map_shapes(student, image_size)
+    teacher_shapes, student_shapes = _map_shapes(teacher, student)
     num_classes = head(teacher).out_features
     branches = []
     # A network of ours per branch, of which its tail is kept. Its first entry of `feats` is the stem.
@@ -129,6 +128,17 @@ def make_branches(student: nn.Module, teacher: nn.Module, student_name: str, ima
             )
         )
     return branches
+
+
+def _map_shapes(*networks: nn.Module) -> list[list[tuple[int, int]]]:
+    """Return channels and height of the networks' maps, for the smallest usual image that all of them take."""
+    for size in _IMAGE_SIZES:
+        try:
+            return [map_shapes(network, size) for network in networks]
+        except RuntimeError as error:
+            refusal = error
+    sizes = ", ".join(map(str, _IMAGE_SIZES))
+    raise ConfigError(f"Expected networks for images of {sizes} pixels, but {refusal}") from refusal
 
 
 def _own_network(name: str, num_classes: int) -> FeatureNet:

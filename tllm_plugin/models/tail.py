@@ -46,11 +46,16 @@ def map_shapes(network: nn.Module, image_size: int) -> list[tuple[int, int]]:
 
     Args:
         network: `image -> (logits, features)` with square convolutions.
-        image_size: Height and width of the image; some networks of the hosts take one size only.
+        image_size: Height and width of the image.
+
+    Raises:
+        RuntimeError: PyTorch's own, where the network does not take images of this size.
     """
     first = next(parameter for parameter in network.parameters() if parameter.dim() == 4)
     modes = {module: module.training for module in network.modules()}
-    _, features = network.eval()(first.new_zeros(1, first.shape[1], image_size, image_size))
-    for module, mode in modes.items():
-        module.training = mode
+    try:
+        _, features = network.eval()(first.new_zeros(1, first.shape[1], image_size, image_size))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
     return [(int(feat.shape[1]), int(feat.shape[2])) for feat in features["feats"]]

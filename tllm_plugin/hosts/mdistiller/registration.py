@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.adapter import Host, make_distiller_factory, make_trainer_factory
 from tllm_plugin.hosts.loader_data import LoaderData
+from tllm_plugin.hosts.ported_methods import build_cid, build_sftn, build_srrl, ported_nodes
 from tllm_plugin.hosts.tllm_node import tllm_node
 from tllm_plugin.models import create_model
 
@@ -35,6 +36,11 @@ def register() -> None:
         cfg.TLLM = tllm_node()
     if "TEACHER_CHECKPOINT" not in cfg.DISTILLER:
         cfg.DISTILLER.TEACHER_CHECKPOINT = ""  # instead of the file that the host expects for a teacher
+    if "NESTEROV" not in cfg.SOLVER:
+        cfg.SOLVER.NESTEROV = False  # read by the trainer `tllm`
+    for name, node in ported_nodes().items():
+        if name not in cfg:
+            cfg[name] = node
     host = Host(
         trainers=engine.trainer_dict,
         distillers=distillers.distiller_dict,
@@ -45,6 +51,8 @@ def register() -> None:
     )
     engine.trainer_dict.setdefault("tllm", make_trainer_factory(host))
     distillers.distiller_dict.setdefault("TLLM", make_distiller_factory(host))
+    for name, build in (("SRRL", build_srrl), ("CID", build_cid), ("SFTN", build_sftn)):
+        distillers.distiller_dict.setdefault(name, build)
     for name in _EXTRA_MODELS:
         models.cifar_model_dict.setdefault(name, (partial(_create, name), None))
     tiny_imagenet = getattr(models, "tiny_imagenet_model_dict", None)
