@@ -25,6 +25,7 @@ SCALES = {
     "wrn_10_1": ([1, 1, 2, 4], math.ceil),
     "wrn_16_2": ([1, 1, 2, 4], math.ceil),
     "vgg8": ([1, 2, 4, 8, 8], math.floor),
+    "MobileNetV1": ([2, 4, 8, 16, 32], math.ceil),
     "MobileNetV2": ([2, 2, 4, 8, 16], math.ceil),
     "ShuffleV1": ([1, 2, 4, 8], math.ceil),
     "ShuffleV2": ([1, 2, 4, 8], math.ceil),

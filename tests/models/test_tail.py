@@ -10,7 +10,17 @@ from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.models import FeatureNet, Tail, create_model, head, head_name, map_shapes
 from tllm_plugin.models.features import HEAD_NAMES
 
-NAMES = ["resnet8", "ResNet18", "wrn_10_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2", "digits_student"]
+NAMES = [
+    "resnet8",
+    "ResNet18",
+    "wrn_10_1",
+    "vgg8",
+    "MobileNetV1",
+    "MobileNetV2",
+    "ShuffleV1",
+    "ShuffleV2",
+    "digits_student",
+]
 
 
 def build(name: str) -> FeatureNet:

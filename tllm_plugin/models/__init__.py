@@ -8,6 +8,7 @@ so that their published checkpoints load.
 
 from tllm_plugin.models import (  # noqa: F401  (importing a family registers its models)
     cifar_resnet,
+    mobilenetv1,
     mobilenetv2,
     resnet_four_stage,
     shufflenet,
