@@ -87,7 +87,7 @@ def test_importing_the_config_alone_is_enough() -> None:
         (
             "DATASET.TYPE",
             "cifar",
-            "Expected `DATASET.TYPE` to be one of cifar100, digits, imagefolder, but got 'cifar'",
+            "Expected `DATASET.TYPE` to be one of cifar100, cub200, digits, imagefolder, but got 'cifar'",
         ),
         ("SOLVER.TRAINER", "crd", "Expected `SOLVER.TRAINER` to be one of base, tllm, but got 'crd'"),
         ("TLLM.TRAINER", "tllm", "Expected `TLLM.TRAINER` to be one of base, but got 'tllm'"),

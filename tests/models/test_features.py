@@ -29,6 +29,7 @@ SCALES = {
     "MobileNetV2": ([2, 2, 4, 8, 16], math.ceil),
     "ShuffleV1": ([1, 2, 4, 8], math.ceil),
     "ShuffleV2": ([1, 2, 4, 8], math.ceil),
+    "tv_resnet18": ([2, 4, 8, 16, 32], math.ceil),
     "digits_teacher": ([1, 2, 4], math.ceil),
     "digits_student": ([1, 2, 4], math.ceil),
 }

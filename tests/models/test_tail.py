@@ -20,6 +20,8 @@ NAMES = [
     "ShuffleV1",
     "ShuffleV2",
     "digits_student",
+    "tv_resnet18",
+    "tv_mobilenet_v2",
 ]
 
 

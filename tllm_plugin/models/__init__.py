@@ -13,12 +13,14 @@ from tllm_plugin.models import (  # noqa: F401  (importing a family registers it
     resnet_four_stage,
     shufflenet,
     tiny,
+    torchvision_nets,
     vgg,
     wrn,
 )
 from tllm_plugin.models.features import FeatureNet, Features, head, head_name
 from tllm_plugin.models.registry import FAMILIES, MODELS, ModelBuilder, create_model, is_model, model_names
 from tllm_plugin.models.tail import Tail, map_shapes
+from tllm_plugin.models.torchvision_nets import load_pretrained
 
 __all__ = [
     "FAMILIES",
@@ -31,6 +33,7 @@ __all__ = [
     "head",
     "head_name",
     "is_model",
+    "load_pretrained",
     "map_shapes",
     "model_names",
 ]

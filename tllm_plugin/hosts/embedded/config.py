@@ -93,6 +93,11 @@ def check_config(cfg: CfgNode) -> list[str]:
     ):
         if any(isinstance(value, bool) or not isinstance(value, int) or value < 0 for value in values):
             problems.append(f"Expected `{key}` to be a list of {rule}, but got {values!r}")
+    trained = cfg.DISTILLER.TEACHER if cfg.DISTILLER.TYPE == "SFTN" else cfg.DISTILLER.STUDENT
+    if cfg.DISTILLER.PRETRAINED and not trained.startswith("tv_"):
+        problems.append(
+            f"Expected a model of torchvision's (tv_...) to train with DISTILLER.PRETRAINED, but got {trained!r}"
+        )
     if cfg.SOLVER.NESTEROV and cfg.SOLVER.MOMENTUM == 0:
         problems.append("Expected `SOLVER.MOMENTUM` to be more than 0 with SOLVER.NESTEROV, but got 0")
     if cfg.SOLVER.TRAINER != "tllm" and cfg.DISTILLER.TYPE == "TLLM":

@@ -22,6 +22,7 @@ def default_config() -> CfgNode:
     cfg.DISTILLER.TEACHER_CHECKPOINT = ""  # empty: trained first, and reused
     cfg.DISTILLER.TEACHER_STAGE = ""  # how it is trained then: "" vanilla, "SFTN" with branches of the student
     cfg.DISTILLER.TEACHER_EPOCHS = 0  # 0: as many as the student
+    cfg.DISTILLER.PRETRAINED = False  # what is trained starts from torchvision's weights; models tv_... only
     cfg.DISTILLER.PLANT = CfgNode({"CLASSES": [], "STRENGTH": 1.0})  # a teacher made wrong on purpose; off if empty
 
     cfg.SOLVER = CfgNode()

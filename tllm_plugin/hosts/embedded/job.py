@@ -114,8 +114,8 @@ def run(cfg: CfgNode, *, resume: bool = False, overwrite: bool = False, bundle: 
     # Seeded here, so that the weights depend neither on what was trained before nor on the method.
     torch.manual_seed(cfg.EXPERIMENT.SEED)
     if cfg.DISTILLER.TYPE == "SFTN":
-        teacher = make_network(cfg, cfg.DISTILLER.TEACHER, bundle, device)  # It is what this run trains.
-    student = make_network(cfg, cfg.DISTILLER.STUDENT, bundle, device)
+        teacher = make_network(cfg, cfg.DISTILLER.TEACHER, bundle, device, pretrained=cfg.DISTILLER.PRETRAINED)
+    student = make_network(cfg, cfg.DISTILLER.STUDENT, bundle, device, pretrained=cfg.DISTILLER.PRETRAINED)
     build = distiller_dict[cfg.DISTILLER.TYPE]
     distiller = (build(student) if teacher is None else build(student, teacher, cfg)).to(device)
     data = EmbeddedData(bundle, cfg, device)
@@ -202,6 +202,8 @@ def prerequisite(cfg: CfgNode, model: str, epochs: int, role: str, *, branches_o
         "model": model,
         "seed": needed.EXPERIMENT.SEED,
     }
+    if cfg.DISTILLER.PRETRAINED:
+        needed.DISTILLER.PRETRAINED = depends_on["pretrained"] = True
     if branches_of:
         needed.DISTILLER.TYPE, needed.DISTILLER.TEACHER, needed.DISTILLER.STUDENT = "SFTN", model, branches_of
         needed.SFTN = cfg.SFTN.clone()

@@ -12,13 +12,29 @@ from yacs.config import CfgNode
 from tllm_plugin.core.errors import FileFormatError
 from tllm_plugin.data import DataBundle
 from tllm_plugin.methods import ContextStudent
-from tllm_plugin.models import create_model
+from tllm_plugin.models import create_model, load_pretrained
 from tllm_plugin.runs.reading import load_torch
 
 
-def make_network(cfg: CfgNode, name: str, bundle: DataBundle, device: torch.device) -> nn.Module:
-    """Return a new network for the images and classes of `bundle`, laid out and compiled as the config says."""
-    network = create_model(name, num_classes=bundle.num_classes, in_channels=bundle.in_channels).to(device)
+def make_network(
+    cfg: CfgNode, name: str, bundle: DataBundle, device: torch.device, *, pretrained: bool = False
+) -> nn.Module:
+    """Return a new network for the images and classes of `bundle`, laid out and compiled as the config says.
+
+    Args:
+        cfg: Of the run.
+        name: Of the model.
+        bundle: The data.
+        device: Where the network is to be.
+        pretrained: Start from torchvision's weights for ImageNet.
+
+    Raises:
+        ConfigError: `pretrained` is set for a model that torchvision has no weights for.
+    """
+    network = create_model(name, num_classes=bundle.num_classes, in_channels=bundle.in_channels)
+    if pretrained:
+        load_pretrained(network)
+    network = network.to(device)
     if cfg.RUNTIME.CHANNELS_LAST:
         network = network.to(memory_format=torch.channels_last)
     if cfg.RUNTIME.COMPILE:
