@@ -311,3 +311,11 @@ def test_learnable_and_undecayed_parameters() -> None:
     _, losses = distiller(**distiller_cases.batch("CID"))
     sum(losses.values()).backward()
     assert all(parameter.grad is not None for parameter in distiller.get_learnable_parameters())
+
+
+def test_export_keeps_the_context() -> None:
+    distiller: Any = distiller_cases.build("CID").eval()
+    image = distiller_cases.batch("CID")["image"]
+    with torch.no_grad():
+        exported = torch.export.export(distiller.student, (image,)).module()
+        torch.testing.assert_close(exported(image)[0], distiller(image=image))

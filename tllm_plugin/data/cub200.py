@@ -12,10 +12,10 @@ Source: Wah et al., "The Caltech-UCSD Birds-200-2011 Dataset", 2011.
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from tllm_plugin.core.errors import ConfigError, DataError
 from tllm_plugin.data.bundle import DataBundle
@@ -30,6 +30,25 @@ LISTS = ("classes.txt", "images.txt", "image_class_labels.txt", "train_test_spli
 IMAGE_SIZE = 224
 # The paper names brightness jitter "of MXNet", whose training scripts use this strength.
 BRIGHTNESS = 0.4
+
+
+@dataclass(frozen=True)
+class Cub200:
+    """What the lists say.
+
+    Args:
+        class_names: Readable, in the order of the labels.
+        train_files: Paths of the training images.
+        train_labels: Their labels, from 0 on.
+        test_files: Paths of the test images.
+        test_labels: Their labels.
+    """
+
+    class_names: tuple[str, ...]
+    train_files: tuple[str, ...]
+    train_labels: tuple[int, ...]
+    test_files: tuple[str, ...]
+    test_labels: tuple[int, ...]
 
 
 @DATA_SETS.register("cub200")
@@ -48,27 +67,38 @@ def load_cub200(path: str, *, image_size: int = 0, num_workers: int = 2, **_: ob
         ConfigError: `path` is not such a folder.
         DataError: A list or an image is missing, or the lists contradict each other; the message names what.
     """
+    birds = read_cub200(path)
+    return StreamedBundle(
+        class_names=birds.class_names,
+        in_channels=3,
+        image_size=image_size or IMAGE_SIZE,
+        mean=LARGE_IMAGE_MEAN,
+        std=LARGE_IMAGE_STD,
+        train_labels=torch.tensor(birds.train_labels, dtype=torch.int64),
+        test_labels=torch.tensor(birds.test_labels, dtype=torch.int64),
+        train_files=birds.train_files,
+        test_files=birds.test_files,
+        num_workers=num_workers,
+        brightness=BRIGHTNESS,
+    )
+
+
+def read_cub200(path: str) -> Cub200:
+    """Read the lists of a folder and check that they and the images are complete; see `load_cub200`."""
     root = find_root(path)
     names = [name.split(".", 1)[-1].replace("_", " ") for name in _read(root, "classes.txt").values()]
     files = _read(root, "images.txt")
     labels = _numbers(root, "image_class_labels.txt", files, 1, len(names))
     is_train = _numbers(root, "train_test_split.txt", files, 0, 1)
     _check_images(root, files)
-    bundle = StreamedBundle(
-        class_names=tuple(names),
-        in_channels=3,
-        image_size=image_size or IMAGE_SIZE,
-        mean=LARGE_IMAGE_MEAN,
-        std=LARGE_IMAGE_STD,
-        train_labels=_labels(labels, is_train, 1),
-        test_labels=_labels(labels, is_train, 0),
-        train_files=_files(root, files, is_train, 1),
-        test_files=_files(root, files, is_train, 0),
-        num_workers=num_workers,
-        brightness=BRIGHTNESS,
-    )
-    logger.info("%s: %d training and %d test images", root, len(bundle.train_files), len(bundle.test_files))
-    return bundle
+
+    def part(wanted: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        numbers = [number for number in files if is_train[number] == wanted]
+        return tuple(str(root / "images" / files[i]) for i in numbers), tuple(labels[i] - 1 for i in numbers)
+
+    train, test = part(1), part(0)
+    logger.info("%s: %d training and %d test images", root, len(train[0]), len(test[0]))
+    return Cub200(tuple(names), *train, *test)
 
 
 def find_root(path: str) -> Path:
@@ -134,11 +164,3 @@ def _check_images(root: Path, files: dict[int, str]) -> None:
             f"Expected `{root / 'images'}` to hold the {len(files)} images of images.txt, but {len(missing)} are "
             f"missing, {missing[0]} among them; extract the archive again"
         )
-
-
-def _files(root: Path, files: dict[int, str], is_train: dict[int, int], part: int) -> tuple[str, ...]:
-    return tuple(str(root / "images" / name) for number, name in files.items() if is_train[number] == part)
-
-
-def _labels(labels: dict[int, int], is_train: dict[int, int], part: int) -> Tensor:
-    return torch.tensor([label - 1 for number, label in labels.items() if is_train[number] == part], dtype=torch.int64)
