@@ -10,10 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tllm_plugin.hosts.embedded.distillers import AT, KD, Distiller, FitNet, Vanilla
-from tllm_plugin.models import create_model
+from tllm_plugin.methods import CID, SFTN, SRRL, Branch
+from tllm_plugin.models import FeatureNet, Tail, create_model
 
 NUM_CLASSES = 6
 IMAGE_SIZE = 8
+#: Of every batch.
+EPOCH = 3
 #: Ends the names of a host's distillers that want two views.
 TWO_VIEW_SUFFIX = " (two views)"
 
@@ -100,10 +103,47 @@ def _fitnet(student: nn.Module, teacher: nn.Module) -> nn.Module:
     return FitNet(student, teacher, hint_layer=1, input_size=size, ce_weight=1.0, feature_weight=10.0)
 
 
+def _srrl(student: nn.Module, teacher: nn.Module) -> nn.Module:
+    return SRRL(student, teacher, student_channels=12, teacher_dim=48, teacher_head="fc", regression_weight=0.5)
+
+
+def _cid(student: nn.Module, teacher: nn.Module) -> CID:
+    dims = {"num_classes": NUM_CLASSES, "student_dim": 12, "teacher_dim": 48}
+    return CID(student, teacher, **dims, warmup_epochs=EPOCH, sample_weight=2.0)
+
+
+def _cid_with_context(student: nn.Module, teacher: nn.Module) -> nn.Module:
+    """CID in the middle of a run: the context of an epoch is there, and the next one is being collected."""
+    return give_context(_cid(student, teacher))
+
+
+def give_context(distiller: CID) -> CID:
+    """Let an epoch have passed, in which random features were collected."""
+    distiller.warmup_epochs = EPOCH - 1
+    generator = torch.Generator().manual_seed(3)
+    rows, dim = 4 * NUM_CLASSES, distiller.student.context.shape[1]
+    features, weight = torch.rand(rows, dim, generator=generator), torch.rand(rows, generator=generator)
+    distiller.student.begin_epoch(EPOCH - 1, warmup_epochs=EPOCH - 1)
+    distiller.student.collect(features, torch.arange(rows) % NUM_CLASSES, weight)
+    distiller.student.begin_epoch(EPOCH, warmup_epochs=EPOCH - 1)
+    return distiller
+
+
+def _sftn(student: nn.Module, teacher: nn.Module) -> nn.Module:
+    """The network in training is the teacher's; the student gives the branch after the first stage."""
+    assert isinstance(student, FeatureNet)
+    sizes = {"teacher_channels": 24, "student_channels": 8, "teacher_size": 4, "student_size": 4}
+    return SFTN(teacher, [Branch(1, Tail(student, 1), **sizes)])
+
+
 BUILDERS: dict[str, Callable[[nn.Module, nn.Module], nn.Module]] = {
     "KD": _kd,
     "AT": _at,
     "FITNET": _fitnet,
+    "SRRL": _srrl,
+    "CID": _cid_with_context,
+    "CID_warmup": _cid,
+    "SFTN": _sftn,
     "NONE": lambda student, teacher: Vanilla(student),
     "two_view": TwoView,
     "teacher_in_train_mode": TeacherInTrainMode,
@@ -111,7 +151,11 @@ BUILDERS: dict[str, Callable[[nn.Module, nn.Module], nn.Module]] = {
     "wants_keywords": WantsKeywords,
 }
 #: Losses are means over rows, so that a batch's total is the row-weighted sum of its parts'.
-SEPARABLE = ("KD", "AT", "FITNET", "NONE", "wants_keywords")
+SEPARABLE = ("KD", "AT", "FITNET", "SRRL", "SFTN", "NONE", "wants_keywords")
+#: They have no teacher.
+WITHOUT_TEACHER = ("NONE", "SFTN")
+#: Their logits take no part in the losses of rows with a teacher.
+WITHOUT_LABELS = ("CID_warmup",)
 
 
 #: Distillers of other hosts, with their own networks, on colour images of 32 pixels; tests of hosts add to this.
@@ -143,7 +187,7 @@ def batch(name: str, rows: int = 12, seed: int = 1) -> dict[str, Any]:
         "target": torch.arange(rows) % NUM_CLASSES,
         "index": torch.arange(rows) + 1,
         "contrastive_index": torch.randint(100, (rows, 5), generator=generator),
-        "epoch": 3,
+        "epoch": EPOCH,
         "class_weights": torch.ones(NUM_CLASSES + 50),
         "note": "as it is",
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.hosts.conftest import Trained
 from tests.hosts.digits_runs import BASE, CONFIG, EPOCHS, assert_equal, assert_same_run, load_latest, make_config, train
@@ -107,6 +108,17 @@ def test_interrupted_between_checkpoint_and_scores(
             train(tmp_path, *trained.detecting)
     assert not RunFolder.find(tmp_path / "digits/kd-digits_student-seed0").curves_npz.exists()
     assert_same_run(train(tmp_path, *trained.detecting, resume=True), uninterrupted)
+
+
+def test_a_run_of_an_earlier_version_goes_on_although_keys_were_added(trained: Trained, tmp_path: Path) -> None:
+    run = train(tmp_path, *trained.detecting)
+    state = load_latest(run)
+    assert "  MIN_ROWS: 4\n" in state["config"]
+    state["config"] = state["config"].replace("  MIN_ROWS: 4\n", "")
+    torch.save(state, run.log_folder / "latest")
+    train(tmp_path, *trained.detecting, resume=True)
+    with pytest.raises(ConfigError, match=r"these keys differ: TLLM\.MIN_ROWS;"):
+        train(tmp_path, *trained.detecting, "TLLM.MIN_ROWS", "5", resume=True)
 
 
 def test_resuming_a_finished_run_changes_nothing(uninterrupted: RunFolder, trained: Trained, tmp_path: Path) -> None:

@@ -25,9 +25,11 @@ SCALES = {
     "wrn_10_1": ([1, 1, 2, 4], math.ceil),
     "wrn_16_2": ([1, 1, 2, 4], math.ceil),
     "vgg8": ([1, 2, 4, 8, 8], math.floor),
+    "MobileNetV1": ([2, 4, 8, 16, 32], math.ceil),
     "MobileNetV2": ([2, 2, 4, 8, 16], math.ceil),
     "ShuffleV1": ([1, 2, 4, 8], math.ceil),
     "ShuffleV2": ([1, 2, 4, 8], math.ceil),
+    "tv_resnet18": ([2, 4, 8, 16, 32], math.ceil),
     "digits_teacher": ([1, 2, 4], math.ceil),
     "digits_student": ([1, 2, 4], math.ceil),
 }

@@ -14,6 +14,7 @@ from tllm_plugin.models.wrn import WideResNet
 # Parameters with 100 classes, counted in mdistiller at commit a08d46f. The models that RepDistiller (b84f547) has under
 # the same names have the same parameters.
 PARAMETERS = {
+    "MobileNetV1": 3_309_476,
     "MobileNetV2": 812_836,
     "ResNet18": 11_220_132,
     "ResNet50": 23_705_252,
@@ -28,6 +29,9 @@ PARAMETERS = {
     "resnet110": 1_736_564,
     "resnet8x4": 1_233_540,
     "resnet32x4": 7_433_860,
+    "tv_mobilenet_v2": 2_351_972,
+    "tv_resnet18": 11_227_812,
+    "tv_resnet50": 23_712_932,
     "vgg8": 3_965_028,
     "vgg11": 9_277_284,
     "vgg13": 9_462_180,

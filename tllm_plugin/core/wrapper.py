@@ -35,8 +35,11 @@ class TLLMWrapper(nn.Module):
     Args:
         distiller: The inner distiller, with the contract of mdistiller: attributes `student` and (unless it is a
             vanilla one) `teacher`, `get_learnable_parameters()`; called in training as `distiller(image=, target=,
-            ...) -> (logits (n, C), {name: loss})`, in evaluation as `distiller(image=) -> logits`. Where it has an
-            attribute `loss_shapes`, name -> shape of each loss, these are known before its first call.
+            ...) -> (logits (n, C), {name: loss})`, in evaluation as `distiller(image=) -> logits`. What its student
+            returns, or the first tensor in that, are the logits that predict: on them undistillable rows are trained,
+            and they are what is returned. A method that predicts by other means than its network's own head puts these
+            into its student (`tllm_plugin.methods.ContextStudent`). Where the distiller has an attribute `loss_shapes`,
+            name -> shape of each loss, these are known before its first call.
         num_classes: C.
         label_smoothing: Smoothing of the undistillable rows' cross-entropy, in [0, 1).
         ce_weight: Weight of that cross-entropy, >= 0.

@@ -1,4 +1,4 @@
-"""Data sets: scikit-learn's digits, any image folder, CIFAR-100.
+"""Data sets: scikit-learn's digits, any image folder, CIFAR-100, CUB-200-2011.
 
 >>> data = load_data("digits")
 >>> data.num_classes, data.in_channels, data.image_size, len(data.train_labels), len(data.test_labels)
@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.data import cifar100, digits, image_folder  # noqa: F401 (they register themselves)
+from tllm_plugin.data import cifar100, cub200, digits, image_folder  # noqa: F401 (they register themselves)
 from tllm_plugin.data.bundle import DataBundle, Split
 from tllm_plugin.data.image_set import ImageSet
 from tllm_plugin.data.loaders import EvalLoader, TrainLoader
@@ -43,7 +43,7 @@ def load_data(
     """Load a data set by its name.
 
     Args:
-        name: A key of `DATA_SETS`: digits, imagefolder, cifar100, or one that you registered.
+        name: A key of `DATA_SETS`: digits, imagefolder, cifar100, cub200, or one that you registered.
         path: Folder of the data, for sets that are on disk.
         download: Fetch what is missing, for sets that can be fetched.
         image_size: Height and width for the network, in pixels; 0: as stored.

@@ -29,7 +29,8 @@ Transform = Callable[[Image.Image], Image.Image]
 class StreamedBundle(DataBundle):
     """A data set whose images stay on disk.
 
-    Training images go through `RandomResizedCrop` and `RandomHorizontalFlip`, each with random numbers of its own
+    Training images go through `RandomResizedCrop`, `RandomHorizontalFlip` and, if `brightness` is more than 0,
+    `ColorJitter(brightness)`, each with random numbers of its own
     that depend on seed, epoch and position alone, so that the number of workers changes nothing. Test images are
     resized and cropped in the centre. Workers send uint8; the batch is normalised on its device.
 
@@ -37,11 +38,13 @@ class StreamedBundle(DataBundle):
         train_files: One file for each training label.
         test_files: One file for each test label.
         num_workers: Processes that read and decode; 0: the calling one does.
+        brightness: Training images are made brighter or darker by up to this share.
     """
 
     train_files: tuple[str, ...]
     test_files: tuple[str, ...]
     num_workers: int
+    brightness: float = 0.0
 
     def _train_loader(
         self, rows: Tensor, *, batch_size: int, seed: int, device: torch.device, drop_last: bool
@@ -66,9 +69,10 @@ class _TrainLoader(TrainLoader):
         super().__init__(rows, batch_size=batch_size, seed=seed, drop_last=drop_last)
         self._bundle = bundle
         self._device = device
-        self._transform = transforms.Compose(
-            [transforms.RandomResizedCrop(bundle.image_size), transforms.RandomHorizontalFlip()]
-        )
+        steps: list[Transform] = [transforms.RandomResizedCrop(bundle.image_size), transforms.RandomHorizontalFlip()]
+        if bundle.brightness > 0:
+            steps.append(transforms.ColorJitter(brightness=bundle.brightness))
+        self._transform = transforms.Compose(steps)
 
     def _batches(self, rows: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         bundle = self._bundle

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError, unknown_name
+from tllm_plugin.hosts.optimizers import spare_from_decay, use_nesterov
 from tllm_plugin.hosts.random_state import RandomState
 from tllm_plugin.hosts.teaching import Teaching, TrainingData, student_predictor
 
@@ -103,6 +104,13 @@ class _TLLMTrainer:
             wrapped = nn.DataParallel(wrapped, device_ids=parallel.device_ids)
         super().__init__(experiment_name, wrapped, self.teaching.train_loader, val_loader, cfg)  # type: ignore[call-arg]
         self.teaching.open(self.log_path)
+
+    def init_optimizer(self, cfg: CfgNode) -> Any:
+        optimizer = super().init_optimizer(cfg)  # type: ignore[misc]
+        spare_from_decay(optimizer, self.teaching.wrapper)
+        if cfg.SOLVER.get("NESTEROV", False):
+            use_nesterov(optimizer)
+        return optimizer
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the precision to score in; a host's trainer that has its own overrides this."""

@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 
 from tllm_plugin.core.errors import ConfigError
 
+_MOST_NEAR = 6
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -48,9 +49,11 @@ def _configs_folder() -> Path:
 
 def _suggest(name: str, known: list[str]) -> str:
     wanted = PurePath(name).name
-    by_file_name = difflib.get_close_matches(wanted, {PurePath(item).name for item in known}, n=3)
+    by_file_name = difflib.get_close_matches(wanted, {PurePath(item).name for item in known}, n=3, cutoff=0.8)
     near = [item for item in known if PurePath(item).name in by_file_name]
+    # Of many files of one name those whose folders are alike as well.
+    near.sort(key=lambda item: -difflib.SequenceMatcher(None, name, item).ratio())
     near += [item for item in difflib.get_close_matches(name, known, n=3) if item not in near]
     if near:
-        return f"configs of a similar name: {', '.join(near)}"
+        return f"configs of a similar name: {', '.join(near[:_MOST_NEAR])}"
     return f"configs that come with TLLM: {', '.join(known) or 'none'}"

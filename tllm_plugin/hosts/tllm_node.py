@@ -58,7 +58,8 @@ def check_tllm(cfg: CfgNode) -> list[str]:
     detector = cfg.TLLM.DETECTOR
     if detector.TYPE == "fixed" and not detector.CLASSES:
         problems.append("Expected `TLLM.DETECTOR.CLASSES` to name classes for the detector `fixed`, but got none")
-    if detector.REFERENCE and not os.path.exists(detector.REFERENCE):
+    needed = detector.TYPE in DETECTORS and DETECTORS[detector.TYPE].needs_reference
+    if needed and detector.REFERENCE and not os.path.exists(detector.REFERENCE):
         problems.append(
             f"Expected `TLLM.DETECTOR.REFERENCE` to be a run folder or curves.npz, but {detector.REFERENCE} does not "
             "exist"

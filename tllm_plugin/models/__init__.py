@@ -8,15 +8,19 @@ so that their published checkpoints load.
 
 from tllm_plugin.models import (  # noqa: F401  (importing a family registers its models)
     cifar_resnet,
+    mobilenetv1,
     mobilenetv2,
     resnet_four_stage,
     shufflenet,
     tiny,
+    torchvision_nets,
     vgg,
     wrn,
 )
-from tllm_plugin.models.features import FeatureNet, Features, head
+from tllm_plugin.models.features import FeatureNet, Features, head, head_name
 from tllm_plugin.models.registry import FAMILIES, MODELS, ModelBuilder, create_model, is_model, model_names
+from tllm_plugin.models.tail import Tail, map_shapes
+from tllm_plugin.models.torchvision_nets import load_pretrained
 
 __all__ = [
     "FAMILIES",
@@ -24,8 +28,12 @@ __all__ = [
     "FeatureNet",
     "Features",
     "ModelBuilder",
+    "Tail",
     "create_model",
     "head",
+    "head_name",
     "is_model",
+    "load_pretrained",
+    "map_shapes",
     "model_names",
 ]

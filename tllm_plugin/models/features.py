@@ -52,6 +52,16 @@ class FeatureNet(nn.Module, ABC):
         """Return `feats`, `preact_feats` and the map that is pooled for the head."""
 
     @abstractmethod
+    def modules_after(self, stage: int) -> list[nn.Module]:
+        """Return what leads from `feats[stage]` to the map that is pooled for the head, in order.
+
+        A module that returns several tensors passes the first one on.
+
+        Args:
+            stage: In [0, number of stages]; 0 is the stem.
+        """
+
+    @abstractmethod
     def get_feat_modules(self) -> nn.ModuleList:
         """Return the modules that make the features, in order, without the head."""
 
@@ -75,28 +85,45 @@ class FeatureNet(nn.Module, ABC):
         return logits, Features(feats=feats, preact_feats=preacts, pooled_feat=pooled)
 
 
-def head(model: nn.Module) -> nn.Linear:
-    """Return the linear layer that turns `pooled_feat` into logits.
+def head_name(model: nn.Module) -> str:
+    """Return the name, as in `model.get_submodule(name)`, of the linear layer that turns `pooled_feat` into logits.
 
     Args:
         model: Any model with a linear layer named `fc`, `linear` or `classifier`, or a `classifier` that is a
-            sequence with exactly one linear layer in it.
+            sequence with exactly one linear layer in it; or a module around one such model and nothing else.
 
     Raises:
         ConfigError: There is no such layer.
     """
-    for name in HEAD_NAMES:
-        module = getattr(model, name, None)
-        if isinstance(module, nn.Linear):
-            return module
-        if isinstance(module, nn.Sequential):
-            layers = [layer for layer in module if isinstance(layer, nn.Linear)]
-            if len(layers) == 1:
-                return layers[0]
+    inner, prefix = model, ""
+    while True:
+        for name in HEAD_NAMES:
+            module = getattr(inner, name, None)
+            if isinstance(module, nn.Linear):
+                return prefix + name
+            if isinstance(module, nn.Sequential):
+                layers = [key for key, layer in module.named_children() if isinstance(layer, nn.Linear)]
+                if len(layers) == 1:
+                    return f"{prefix}{name}.{layers[0]}"
+        children = list(inner.named_children())
+        if len(children) != 1:
+            break
+        inner, prefix = children[0][1], f"{prefix}{children[0][0]}."
     raise ConfigError(
         f"Expected `model` to have one linear layer named {', '.join(HEAD_NAMES)} or inside classifier, "
         f"but got {type(model).__name__}"
     )
+
+
+def head(model: nn.Module) -> nn.Linear:
+    """Return the linear layer that `head_name` names.
+
+    Raises:
+        ConfigError: There is no such layer.
+    """
+    layer = model.get_submodule(head_name(model))
+    assert isinstance(layer, nn.Linear)
+    return layer
 
 
 def last_norm(module: nn.Module) -> nn.BatchNorm2d:

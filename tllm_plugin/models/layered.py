@@ -67,6 +67,9 @@ class LayeredNet(FeatureNet):
             preacts.append(preact)
         return feats, preacts, feat
 
+    def modules_after(self, stage: int) -> list[nn.Module]:
+        return list(self.stages[stage:])
+
     def get_feat_modules(self) -> nn.ModuleList:
         return nn.ModuleList([self.conv1, self.bn1, *self.stages])
 

@@ -97,6 +97,10 @@ class MobileNetV2(FeatureNet):
                 feats.append(feat)
         return feats, list(feats), self.conv2(feat)
 
+    def modules_after(self, stage: int) -> list[nn.Module]:
+        begin = _STAGE_ENDS[stage - 1] + 1 if stage else 0
+        return [*self.blocks[begin:], self.conv2]
+
     def get_feat_modules(self) -> nn.ModuleList:
         return nn.ModuleList([self.conv1, self.blocks])
 

@@ -176,6 +176,9 @@ class ShuffleNetV2(LayeredNet):
         feats, preacts, last_map = super().extract(images)
         return feats, preacts, F.relu(self.bn2(self.conv2(last_map)))
 
+    def modules_after(self, stage: int) -> list[nn.Module]:
+        return [*super().modules_after(stage), self.conv2, self.bn2, nn.ReLU()]
+
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         raise ConfigError(
             "Expected a model whose stages each end in one BatchNorm (needed by OFD of its teacher), but got "

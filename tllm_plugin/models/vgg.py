@@ -34,6 +34,13 @@ def _group(in_channels: int, width: int, depth: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+class _PoolLarge(nn.Module):
+    """The pooling before the fifth group, told from the map: images of 64 pixels and more leave maps of 8 and more."""
+
+    def forward(self, feat: Tensor) -> Tensor:
+        return F.max_pool2d(feat, 2) if feat.shape[2] >= 8 else feat
+
+
 class VGG(FeatureNet):
     """A VGG described by the number of convolutions in its five groups; the first group is the stem.
 
@@ -77,6 +84,12 @@ class VGG(FeatureNet):
             feats.append(feat)
             preacts.append(preact)
         return feats, preacts, feat
+
+    def modules_after(self, stage: int) -> list[nn.Module]:
+        modules: list[nn.Module] = []
+        for number, group in enumerate(self.groups[stage + 1 :], start=stage + 1):
+            modules += [nn.MaxPool2d(2) if number <= 3 else _PoolLarge(), group, nn.ReLU()]
+        return modules
 
     def get_feat_modules(self) -> nn.ModuleList:
         return nn.ModuleList(self.groups)

@@ -119,6 +119,9 @@ class WideResNet(FeatureNet):
         preact3 = self.bn1(feat3)
         return [stem, feat1, feat2, feat3], [stem, preact1, preact2, preact3], F.relu(preact3)
 
+    def modules_after(self, stage: int) -> list[nn.Module]:
+        return [*(self.block1, self.block2, self.block3)[stage:], self.bn1, nn.ReLU()]
+
     def get_feat_modules(self) -> nn.ModuleList:
         return nn.ModuleList([self.conv1, self.block1, self.block2, self.block3])
 

@@ -18,7 +18,7 @@ from tllm_plugin.core.detectors import Detector
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import job
-from tllm_plugin.hosts.embedded.trainer import changed_keys, read_state
+from tllm_plugin.hosts.embedded.trainer import changed_keys, read_state, recorded_config
 from tllm_plugin.hosts.tllm_node import build_detector
 from tllm_plugin.runs.atomic import save_torch, write_bytes, write_text
 from tllm_plugin.runs.curves_file import to_state
@@ -66,7 +66,7 @@ def fork(base: RunFolder, cfg: CfgNode) -> int:
     if checkpoint is None:
         return 0
     state: dict[str, Any] = dict(read_state(checkpoint))
-    old = CfgNode.load_cfg(state["config"])
+    old = recorded_config(state)
     differing = [key for key in changed_keys(old, CfgNode.load_cfg(cfg.dump())) if not key.startswith(_FREE)]
     if differing or old.TLLM.DETECTOR.TYPE != "none":
         raise ConfigError(

@@ -76,4 +76,6 @@ def make_cifar100(folder: Path, per_class: int = 10) -> None:
 
 def environment(root: Path) -> dict[str, str]:
     """Return the environment of a process that is to use this copy."""
-    return {**os.environ, "TLLM_MDISTILLER_ROOT": str(root), "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    # What was on the path stays there: a work tree of this repository, perhaps, that is not the installed one.
+    paths = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "TLLM_MDISTILLER_ROOT": str(root), "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}

@@ -14,13 +14,14 @@ from tests import distiller_cases
 from tests.core import test_wrapper_invariants as invariants
 
 STOCK = ("AT", "CRD", "DKD", "FITNET", "KD", "KDSVD", "NST", "OFD", "PKT", "REVIEWKD", "RKD", "SP", "VID", "NONE")
-SEPARABLE = ("KD", "AT", "OFD", "FITNET", "KDSVD", "NST", "VID", "REVIEWKD", "DKD")
+PORTED = ("SRRL", "CID", "SFTN")
+SEPARABLE = ("SRRL", "SFTN", "KD", "AT", "OFD", "FITNET", "KDSVD", "NST", "VID", "REVIEWKD", "DKD")
 # Differences of nearly equal distances: the stock loss itself is off by more than its size under bf16 autocast.
 INEXACT_IN_BF16 = ("PKT", "RKD")
 PAIR = ("resnet32x4", "resnet8x4")
 # Across architectures: what the host's own methods support.
 CROSS_PAIR = ("resnet32x4", "ShuffleV1")
-CROSS = ("AT", "CRD", "DKD", "FITNET", "KD", "NST", "PKT", "RKD", "SP", "VID")
+CROSS = ("SRRL", "CID", "AT", "CRD", "DKD", "FITNET", "KD", "NST", "PKT", "RKD", "SP", "VID")
 OPTIONS: dict[tuple[str, str], list[Any]] = {
     ("CRD", "resnet8x4"): ["CRD.NCE.K", 4],
     ("CRD", "ShuffleV1"): ["CRD.NCE.K", 4, "CRD.FEAT.STUDENT_DIM", 960],
@@ -38,8 +39,10 @@ def make(kind: str, teacher: str, student: str) -> nn.Module:
     networks = [cifar_model_dict[name][0](num_classes=distiller_cases.NUM_CLASSES) for name in (student, teacher)]
     if kind == "NONE":
         return distiller_dict[kind](networks[0])  # type: ignore[no-any-return]
+    cfg.DISTILLER.STUDENT = student
     extra = [200] if kind == "CRD" else []
-    return distiller_dict[kind](*networks, cfg, *extra)  # type: ignore[no-any-return]
+    distiller = distiller_dict[kind](*networks, cfg, *extra)
+    return distiller_cases.give_context(distiller) if kind == "CID" else distiller  # type: ignore[no-any-return]
 
 
 def register(kind: str, pair: tuple[str, str]) -> str:
@@ -48,7 +51,7 @@ def register(kind: str, pair: tuple[str, str]) -> str:
     return name
 
 
-@pytest.mark.parametrize("kind", STOCK)
+@pytest.mark.parametrize("kind", STOCK + PORTED)
 @pytest.mark.parametrize(
     "check",
     [
@@ -65,8 +68,8 @@ def register(kind: str, pair: tuple[str, str]) -> str:
 )
 def test_same_architecture(imported: Path, kind: str, check: Callable[[str], None]) -> None:
     name = check.__name__
-    if "mixed" in name and kind == "NONE":
-        pytest.skip("Vanilla has no teacher")
+    if "mixed" in name and kind in distiller_cases.WITHOUT_TEACHER:
+        pytest.skip("it has no teacher")
     if "separable" in name and kind not in SEPARABLE:
         pytest.skip("its loss is about relations between rows")
     if "threads" in name and kind == "CRD":
@@ -76,7 +79,7 @@ def test_same_architecture(imported: Path, kind: str, check: Callable[[str], Non
     check(register(kind, PAIR))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in STOCK if kind not in INEXACT_IN_BF16])
+@pytest.mark.parametrize("kind", [kind for kind in STOCK + PORTED if kind not in INEXACT_IN_BF16])
 def test_bf16_autocast(imported: Path, kind: str) -> None:
     invariants.test_bf16_autocast(register(kind, PAIR))
 
@@ -99,7 +102,7 @@ def test_bf16_autocast_of_methods_that_are_inexact_themselves(imported: Path, ki
 
 
 @pytest.mark.parametrize("distillable", [0, 1, 2])
-@pytest.mark.parametrize("kind", STOCK)
+@pytest.mark.parametrize("kind", STOCK + PORTED)
 def test_few_rows(imported: Path, kind: str, distillable: int) -> None:
     invariants.test_few_distillable_rows_give_finite_losses_and_gradients(register(kind, PAIR), distillable)
 
@@ -115,7 +118,7 @@ def test_across_architectures(imported: Path, kind: str) -> None:
 def test_every_distiller_of_the_host_is_covered(imported: Path) -> None:
     from mdistiller.distillers import distiller_dict
 
-    known = set(STOCK) | {"TLLM", "MLKD", "KD_ours", "Sonly"}
+    known = set(STOCK + PORTED) | {"TLLM", "MLKD", "KD_ours", "Sonly"}
     assert set(distiller_dict) <= known
 
 

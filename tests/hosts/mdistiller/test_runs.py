@@ -124,7 +124,7 @@ def test_run_resume_and_what_is_left_behind(prepared: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["AT", "CRD", "DKD", "FITNET", "KDSVD", "NST", "OFD", "PKT", "REVIEWKD", "RKD", "SP", "VID"]
+    "kind", ["AT", "CRD", "DKD", "FITNET", "KDSVD", "NST", "OFD", "PKT", "REVIEWKD", "RKD", "SP", "VID", "SRRL", "CID"]
 )
 def test_every_distiller_trains_under_the_trainer(prepared: Path, kind: str) -> None:
     options = ("DISTILLER.TYPE", kind, "SOLVER.EPOCHS", "2", *detecting(prepared))
@@ -133,6 +133,29 @@ def test_every_distiller_trains_under_the_trainer(prepared: Path, kind: str) -> 
     train(prepared, *options)
     runs = [path for path in (prepared / "output").rglob("flags.json") if f"TYPE:{kind}" in str(path)]
     assert len(runs) == 1 and RunFolder(runs[0].parent).read_flags().epochs == 2
+
+
+def test_teacher_stage_and_what_it_leaves(scratch: Path) -> None:
+    seeded(scratch)
+    stage = ("DISTILLER.TYPE", "SFTN", "TLLM.DETECTOR.TYPE", "none", "SOLVER.EPOCHS", "1")
+    train(scratch, *stage)
+    checkpoint = folder(scratch, *stage) / "student_latest"
+    saved = torch.load(checkpoint, weights_only=True)["model"]
+    create_model("resnet20", num_classes=200).load_state_dict(saved)
+    student = ("DISTILLER.TYPE", "CID", "TLLM.DETECTOR.TYPE", "none", "CID.WARMUP_EPOCHS", "1", "SOLVER.EPOCHS", "2")
+    train(scratch, *student, "SOLVER.NESTEROV", "True", "DISTILLER.TEACHER_CHECKPOINT", str(checkpoint))
+    (latest,) = [path for path in (scratch / "output").rglob("latest") if "TYPE:CID" in str(path)]
+    state = torch.load(latest, weights_only=True)
+    taught_by = "module.distiller.teacher."
+    assert all(torch.equal(state["model"][taught_by + key], value) for key, value in saved.items())
+    assert state["model"]["module.distiller.student.has_context"]
+    groups = state["optimizer"]["param_groups"]
+    assert [group["nesterov"] for group in groups] == [True, True] and groups[1]["weight_decay"] == 0.0
+    # What the host's tools/eval.py does with the weights of a student.
+    with pytest.raises(RuntimeError, match="context_head"):
+        create_model("resnet8", num_classes=200).load_state_dict(
+            torch.load(latest.with_name("student_latest"), weights_only=True)["model"]
+        )
 
 
 def check_contrast(root: Path) -> None:

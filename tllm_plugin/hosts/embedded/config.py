@@ -26,10 +26,12 @@ from tllm_plugin.hosts.embedded import job  # noqa: F401 (it registers the train
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
 from tllm_plugin.hosts.embedded.trainer import trainer_dict
+from tllm_plugin.hosts.ported_methods import check_sftn, ported_rules
 from tllm_plugin.hosts.tllm_node import check_tllm
 from tllm_plugin.models import is_model, model_names
 
 SCHEDULES = ("step", "one_cycle")
+_NOT_INNER = {"TLLM", "NONE", "SFTN"}
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -56,6 +58,7 @@ def check_config(cfg: CfgNode) -> list[str]:
         "DISTILLER.TYPE": one_of(distiller_dict),
         "DISTILLER.TEACHER": _model_name,
         "DISTILLER.STUDENT": _model_name,
+        "DISTILLER.TEACHER_STAGE": one_of(["", "SFTN"]),
         "DISTILLER.TEACHER_EPOCHS": at_least(0),
         "DISTILLER.PLANT.STRENGTH": number_in(0, 1, open_low=True),
         "SOLVER.TRAINER": one_of(trainer_dict),
@@ -81,14 +84,20 @@ def check_config(cfg: CfgNode) -> list[str]:
         "FITNET.INPUT_SIZE": _image_size,
         "FITNET.LOSS.CE_WEIGHT": at_least(0),
         "FITNET.LOSS.FEAT_WEIGHT": at_least(0),
+        **ported_rules(),
     }
-    problems = check(cfg, rules) + check_tllm(cfg)
+    problems = check(cfg, rules) + check_tllm(cfg) + check_sftn(cfg)
     for key, values, rule in (
         ("SOLVER.LR_DECAY_STAGES", cfg.SOLVER.LR_DECAY_STAGES, "epochs"),
         ("DISTILLER.PLANT.CLASSES", cfg.DISTILLER.PLANT.CLASSES, "class indices"),
     ):
         if any(isinstance(value, bool) or not isinstance(value, int) or value < 0 for value in values):
             problems.append(f"Expected `{key}` to be a list of {rule}, but got {values!r}")
+    trained = cfg.DISTILLER.TEACHER if cfg.DISTILLER.TYPE == "SFTN" else cfg.DISTILLER.STUDENT
+    if cfg.DISTILLER.PRETRAINED and not trained.startswith("tv_"):
+        problems.append(
+            f"Expected a model of torchvision's (tv_...) to train with DISTILLER.PRETRAINED, but got {trained!r}"
+        )
     if cfg.SOLVER.NESTEROV and cfg.SOLVER.MOMENTUM == 0:
         problems.append("Expected `SOLVER.MOMENTUM` to be more than 0 with SOLVER.NESTEROV, but got 0")
     if cfg.SOLVER.TRAINER != "tllm" and cfg.DISTILLER.TYPE == "TLLM":
@@ -96,8 +105,8 @@ def check_config(cfg: CfgNode) -> list[str]:
     if cfg.TLLM.TRAINER not in trainer_dict or cfg.TLLM.TRAINER == "tllm":
         known = ", ".join(sorted(set(trainer_dict) - {"tllm"}))
         problems.append(f"Expected `TLLM.TRAINER` to be one of {known}, but got {cfg.TLLM.TRAINER!r}")
-    if cfg.TLLM.DISTILLER not in distiller_dict or cfg.TLLM.DISTILLER in ("TLLM", "NONE"):
-        known = ", ".join(sorted(set(distiller_dict) - {"TLLM", "NONE"}))
+    if cfg.TLLM.DISTILLER not in distiller_dict or cfg.TLLM.DISTILLER in _NOT_INNER:
+        known = ", ".join(sorted(set(distiller_dict) - _NOT_INNER))
         problems.append(f"Expected `TLLM.DISTILLER` to be one of {known}, but got {cfg.TLLM.DISTILLER!r}")
     checkpoint = cfg.DISTILLER.TEACHER_CHECKPOINT
     if checkpoint and not os.path.isfile(checkpoint):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from yacs.config import CfgNode
 
+from tllm_plugin.hosts.ported_methods import ported_nodes
 from tllm_plugin.hosts.tllm_node import tllm_node
 
 
@@ -19,7 +20,9 @@ def default_config() -> CfgNode:
     cfg.DISTILLER.TEACHER = "digits_teacher"
     cfg.DISTILLER.STUDENT = "digits_student"
     cfg.DISTILLER.TEACHER_CHECKPOINT = ""  # empty: trained first, and reused
+    cfg.DISTILLER.TEACHER_STAGE = ""  # how it is trained then: "" vanilla, "SFTN" with branches of the student
     cfg.DISTILLER.TEACHER_EPOCHS = 0  # 0: as many as the student
+    cfg.DISTILLER.PRETRAINED = False  # what is trained starts from torchvision's weights; models tv_... only
     cfg.DISTILLER.PLANT = CfgNode({"CLASSES": [], "STRENGTH": 1.0})  # a teacher made wrong on purpose; off if empty
 
     cfg.SOLVER = CfgNode()
@@ -50,6 +53,9 @@ def default_config() -> CfgNode:
     cfg.AT.LOSS = CfgNode({"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1000.0})
     cfg.FITNET = CfgNode({"HINT_LAYER": 2, "INPUT_SIZE": (32, 32)})
     cfg.FITNET.LOSS = CfgNode({"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 100.0})
+
+    for name, node in ported_nodes().items():
+        cfg[name] = node
 
     cfg.TLLM = tllm_node()
     return cfg

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,15 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from tllm_plugin.core.detectors import DETECTORS
-from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.data import DataBundle, load_data
 from tllm_plugin.hosts.adapter import Host, make_distiller_factory, make_trainer_factory
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
+from tllm_plugin.hosts.embedded.networks import load_network, make_network
 from tllm_plugin.hosts.embedded.planting import PlantedTeacher
 from tllm_plugin.hosts.embedded.trainer import read_checkpoint, trainer_dict
-from tllm_plugin.models import create_model
 from tllm_plugin.runs.atomic import write_text
-from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.version import __version__
 
@@ -108,12 +106,14 @@ def run(cfg: CfgNode, *, resume: bool = False, overwrite: bool = False, bundle: 
         read_checkpoint(latest, cfg)
     elif overwrite:
         _remove_results(folder)
-    teacher = _teacher(cfg, bundle, device) if cfg.DISTILLER.TYPE != "NONE" else None
+    teacher = _teacher(cfg, bundle, device) if cfg.DISTILLER.TYPE not in ("NONE", "SFTN") else None
     if vanilla is not None:
         ensure_trained(vanilla, bundle)
     # Seeded here, so that the weights depend neither on what was trained before nor on the method.
     torch.manual_seed(cfg.EXPERIMENT.SEED)
-    student = _network(cfg, cfg.DISTILLER.STUDENT, bundle, device)
+    if cfg.DISTILLER.TYPE == "SFTN":
+        teacher = make_network(cfg, cfg.DISTILLER.TEACHER, bundle, device, pretrained=cfg.DISTILLER.PRETRAINED)
+    student = make_network(cfg, cfg.DISTILLER.STUDENT, bundle, device, pretrained=cfg.DISTILLER.PRETRAINED)
     build = distiller_dict[cfg.DISTILLER.TYPE]
     distiller = (build(student) if teacher is None else build(student, teacher, cfg)).to(device)
     data = EmbeddedData(bundle, cfg, device)
@@ -161,7 +161,8 @@ def experiment_name(cfg: CfgNode) -> str:
     name = cfg.EXPERIMENT.NAME
     if not name:
         kind = cfg.DISTILLER.TYPE.lower() if cfg.DISTILLER.TYPE != "NONE" else "vanilla"
-        name = f"{kind}-{cfg.DISTILLER.STUDENT}-seed{cfg.EXPERIMENT.SEED}"
+        networks = f"{cfg.DISTILLER.TEACHER}-for-" if kind == "sftn" else ""
+        name = f"{kind}-{networks}{cfg.DISTILLER.STUDENT}-seed{cfg.EXPERIMENT.SEED}"
     return f"{cfg.EXPERIMENT.PROJECT}/{name}"
 
 
@@ -170,8 +171,16 @@ def log_folder(cfg: CfgNode) -> Path:
     return Path(cfg.LOG.PREFIX) / experiment_name(cfg)
 
 
-def prerequisite(cfg: CfgNode, model: str, epochs: int, role: str) -> CfgNode:
-    """Return the config of a vanilla run that another run needs, named after everything that its result depends on."""
+def prerequisite(cfg: CfgNode, model: str, epochs: int, role: str, *, branches_of: str = "") -> CfgNode:
+    """Return the config of a run that another run needs, named after everything that its result depends on.
+
+    Args:
+        cfg: Of the other run.
+        model: What to train, vanilla or, if `branches_of` names a student, with SFTN's branches of that student.
+        epochs: How long.
+        role: Begins the run's name.
+        branches_of: Name of a student, or nothing.
+    """
     # From the defaults: keys that a vanilla run does not read must not keep an interrupted one from being resumed.
     needed = default_config()
     for name in ("EXPERIMENT", "DATASET", "SOLVER", "RUNTIME", "LOG"):
@@ -191,6 +200,12 @@ def prerequisite(cfg: CfgNode, model: str, epochs: int, role: str) -> CfgNode:
         "model": model,
         "seed": needed.EXPERIMENT.SEED,
     }
+    if cfg.DISTILLER.PRETRAINED:
+        needed.DISTILLER.PRETRAINED = depends_on["pretrained"] = True
+    if branches_of:
+        needed.DISTILLER.TYPE, needed.DISTILLER.TEACHER, needed.DISTILLER.STUDENT = "SFTN", model, branches_of
+        needed.SFTN = cfg.SFTN.clone()
+        depends_on["sftn"] = {"student": branches_of, "node": needed.SFTN}
     digest = hashlib.sha256(str(depends_on).encode()).hexdigest()[:8]
     needed.EXPERIMENT.NAME = f"{role}-{model}-{digest}"
     needed.freeze()
@@ -211,10 +226,14 @@ def _teacher(cfg: CfgNode, bundle: DataBundle, device: torch.device) -> nn.Modul
     checkpoint = cfg.DISTILLER.TEACHER_CHECKPOINT
     if not checkpoint:
         epochs = cfg.DISTILLER.TEACHER_EPOCHS or cfg.SOLVER.EPOCHS
-        trained = ensure_trained(prerequisite(cfg, cfg.DISTILLER.TEACHER, epochs, "teacher"), bundle)
+        sftn = cfg.DISTILLER.TEACHER_STAGE == "SFTN"
+        role, branches_of = ("sftn", cfg.DISTILLER.STUDENT) if sftn else ("teacher", "")
+        trained = ensure_trained(
+            prerequisite(cfg, cfg.DISTILLER.TEACHER, epochs, role, branches_of=branches_of), bundle
+        )
         checkpoint = trained.log_folder / "student_latest"
-    teacher = _network(cfg, cfg.DISTILLER.TEACHER, bundle, device)
-    load_network(teacher, checkpoint)
+    teacher = make_network(cfg, cfg.DISTILLER.TEACHER, bundle, device)
+    teacher = load_network(teacher, checkpoint).to(device)
     plant = cfg.DISTILLER.PLANT
     if plant.CLASSES:
         teacher = PlantedTeacher(teacher, plant.CLASSES, bundle.num_classes, plant.STRENGTH).to(device)
@@ -242,31 +261,6 @@ def _remove_results(folder: Path) -> None:
     run_folder = RunFolder.inside(folder)
     for path in (folder / "latest", run_folder.metrics_json, run_folder.flags_json, run_folder.curves_npz):
         path.unlink(missing_ok=True)
-
-
-def _network(cfg: CfgNode, name: str, bundle: DataBundle, device: torch.device) -> nn.Module:
-    network = create_model(name, num_classes=bundle.num_classes, in_channels=bundle.in_channels).to(device)
-    if cfg.RUNTIME.CHANNELS_LAST:
-        network = network.to(memory_format=torch.channels_last)
-    if cfg.RUNTIME.COMPILE:
-        network.compile()
-    return network
-
-
-def load_network(network: nn.Module, path: str | Path) -> None:
-    """Load the weights of a checkpoint `{"model": state_dict}`, as the hosts write them.
-
-    Raises:
-        FileFormatError: It is missing, damaged, or of another architecture or number of classes.
-    """
-    state = load_torch(path, "a network's checkpoint")
-    if not isinstance(state, Mapping) or not isinstance(state.get("model"), Mapping):
-        raise FileFormatError(f"Expected {path} to hold a state_dict under the key `model`, but it does not")
-    try:
-        network.load_state_dict(state["model"])
-    except RuntimeError as error:
-        cause = " ".join(str(error).split())
-        raise FileFormatError(f"Expected {path} to fit {type(network).__name__}, but {cause[:300]}") from error
 
 
 def _described(cfg: CfgNode) -> str:

@@ -16,10 +16,12 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.core.registry import Registry
+from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.embedded.evaluation import ClassResults, peak_memory_bytes, score_test_set
 from tllm_plugin.hosts.embedded.loss_guard import LossGuard
 from tllm_plugin.hosts.embedded.progress import EpochReport, RunProgress
 from tllm_plugin.hosts.embedded.schedule import make_schedule
+from tllm_plugin.hosts.optimizers import spare_from_decay
 from tllm_plugin.runs.atomic import remove_temporaries, save_torch
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.reading import load_torch
@@ -72,13 +74,15 @@ class BaseTrainer:
 
     def init_optimizer(self, cfg: CfgNode) -> torch.optim.Optimizer:
         """Return SGD over what the distiller wants trained."""
-        return torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             self.distiller.get_learnable_parameters(),  # type: ignore[operator]
             lr=cfg.SOLVER.LR,
             momentum=cfg.SOLVER.MOMENTUM,
             weight_decay=cfg.SOLVER.WEIGHT_DECAY,
             nesterov=cfg.SOLVER.NESTEROV,
         )
+        spare_from_decay(optimizer, self.distiller)
+        return optimizer
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the precision of every forward pass."""
@@ -221,7 +225,7 @@ def read_checkpoint(path: Path, cfg: CfgNode) -> Mapping[str, Any]:
     """
     state = read_state(path)
     # Both by way of YAML, which turns tuples into lists.
-    changed = changed_keys(CfgNode.load_cfg(state["config"]), CfgNode.load_cfg(cfg.dump()))
+    changed = changed_keys(recorded_config(state), CfgNode.load_cfg(cfg.dump()))
     if changed:
         raise ConfigError(
             f"Expected the config that {path} was written under, but these keys differ: {', '.join(changed)}; "
@@ -240,6 +244,21 @@ def read_state(path: Path) -> Mapping[str, Any]:
     if not isinstance(state, Mapping) or not set(state) >= _CHECKPOINT_PARTS:
         raise FileFormatError(f"Expected {path} to be a checkpoint of the embedded host, but parts are missing")
     return state
+
+
+def recorded_config(state: Mapping[str, Any]) -> CfgNode:
+    """Return the config that a checkpoint was written under; keys that came into being later have their defaults."""
+    recorded = CfgNode.load_cfg(default_config().dump())
+    _update(recorded, CfgNode.load_cfg(state["config"]))
+    return recorded
+
+
+def _update(cfg: CfgNode, other: CfgNode) -> None:
+    for key, value in other.items():
+        if isinstance(value, CfgNode) and isinstance(cfg.get(key), CfgNode):
+            _update(cfg[key], value)
+        else:
+            cfg[key] = value
 
 
 def changed_keys(old: CfgNode, new: CfgNode, prefix: str = "") -> list[str]:

@@ -11,10 +11,12 @@ from types import TracebackType
 from yacs.config import CfgNode
 
 from tllm_plugin.core.detectors import DETECTORS
-from tllm_plugin.core.errors import ConfigError, TLLMError
+from tllm_plugin.core.errors import TLLMError
 from tllm_plugin.hosts import config_files
-from tllm_plugin.hosts.config_checks import refuse
+from tllm_plugin.hosts.config_checks import check, refuse
 from tllm_plugin.hosts.mdistiller.registration import inner_trainer
+from tllm_plugin.hosts.mdistiller.teachers import choose_teacher
+from tllm_plugin.hosts.ported_methods import check_sftn, ported_rules
 from tllm_plugin.hosts.tllm_node import check_tllm
 
 
@@ -40,7 +42,7 @@ def prepare(cfg: CfgNode) -> None:
     if cfg.LOG.WANDB and importlib.util.find_spec("wandb") is None:
         cfg.LOG.WANDB = False  # The host would do so itself, but only once its config is frozen.
     refuse(check_config(cfg))
-    _use_teacher_checkpoint(cfg)
+    choose_teacher(cfg)
 
 
 def check_config(cfg: CfgNode) -> list[str]:
@@ -54,12 +56,13 @@ def check_config(cfg: CfgNode) -> list[str]:
     ):
         if value not in known:
             problems.append(f"Expected `{key}` to be one of {', '.join(sorted(known))}, but got {value!r}")
+    problems += check(cfg, ported_rules())
     checkpoint = cfg.DISTILLER.TEACHER_CHECKPOINT
     if checkpoint and not os.path.isfile(checkpoint):
         problems.append(f"Expected `DISTILLER.TEACHER_CHECKPOINT` to be a file, but {checkpoint} does not exist")
     if cfg.SOLVER.TRAINER != "tllm":
         return problems
-    problems += check_tllm(cfg)
+    problems += check_tllm(cfg) + check_sftn(cfg)
     if inner_trainer(cfg) not in trainers or cfg.TLLM.TRAINER == "tllm":
         known = ", ".join(sorted(set(trainers) - {"tllm"}))
         problems.append(f"Expected `TLLM.TRAINER` to be one of {known}, but got {cfg.TLLM.TRAINER!r}")
@@ -71,26 +74,6 @@ def check_config(cfg: CfgNode) -> list[str]:
             "NONE TLLM.DETECTOR.TYPE none"
         )
     return problems
-
-
-def _use_teacher_checkpoint(cfg: CfgNode) -> None:
-    """Let the host find the teacher's weights where the config says."""
-    checkpoint = cfg.DISTILLER.TEACHER_CHECKPOINT
-    if not checkpoint or cfg.DISTILLER.TYPE == "NONE":
-        return
-    models = importlib.import_module("mdistiller.models")
-    name = {"tiny_imagenet": "tiny_imagenet_model_dict", "imagenet": ""}.get(cfg.DATASET.TYPE, "cifar_model_dict")
-    if not name:
-        raise ConfigError(
-            "Expected `DISTILLER.TEACHER_CHECKPOINT` to be empty for DATASET.TYPE imagenet, whose teachers are "
-            f"torchvision's, but got {checkpoint!r}"
-        )
-    known = getattr(models, name)
-    if cfg.DISTILLER.TEACHER not in known:
-        raise ConfigError(
-            f"Expected `DISTILLER.TEACHER` to be one of {', '.join(sorted(known))}, but got {cfg.DISTILLER.TEACHER!r}"
-        )
-    known[cfg.DISTILLER.TEACHER] = (known[cfg.DISTILLER.TEACHER][0], checkpoint)
 
 
 def _say(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

@@ -14,10 +14,13 @@ from yacs.config import CfgNode
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.adapter import Host, make_distiller_factory, make_trainer_factory
 from tllm_plugin.hosts.loader_data import LoaderData
+from tllm_plugin.hosts.mdistiller.cub200 import offer_cub200
+from tllm_plugin.hosts.ported_methods import build_cid, build_sftn, build_srrl, ported_nodes
 from tllm_plugin.hosts.tllm_node import tllm_node
-from tllm_plugin.models import create_model
+from tllm_plugin.models import create_model, load_pretrained
 
 # Models of the seed's tables that the host does not have, and those of CIFAR that it lacks for its other data sets.
+_PHOTOGRAPH_MODELS = ("tv_resnet50", "tv_resnet18", "tv_mobilenet_v2")
 _EXTRA_MODELS = ("wrn_28_2", "wrn_16_4", "wrn_28_4", "resnet24_1_1_9")
 
 
@@ -35,6 +38,11 @@ def register() -> None:
         cfg.TLLM = tllm_node()
     if "TEACHER_CHECKPOINT" not in cfg.DISTILLER:
         cfg.DISTILLER.TEACHER_CHECKPOINT = ""  # instead of the file that the host expects for a teacher
+    if "NESTEROV" not in cfg.SOLVER:
+        cfg.SOLVER.NESTEROV = False  # read by the trainer `tllm`
+    for name, node in ported_nodes().items():
+        if name not in cfg:
+            cfg[name] = node
     host = Host(
         trainers=engine.trainer_dict,
         distillers=distillers.distiller_dict,
@@ -45,6 +53,15 @@ def register() -> None:
     )
     engine.trainer_dict.setdefault("tllm", make_trainer_factory(host))
     distillers.distiller_dict.setdefault("TLLM", make_distiller_factory(host))
+    for name, build in (("SRRL", build_srrl), ("CID", build_cid), ("SFTN", build_sftn)):
+        distillers.distiller_dict.setdefault(name, build)
+    if "PATH" not in cfg.DATASET:
+        cfg.DATASET.PATH = ""  # read for cub200, which the host lacks
+    if "PRETRAINED" not in cfg.DISTILLER:
+        cfg.DISTILLER.PRETRAINED = False  # students named tv_... start from torchvision's weights
+    offer_cub200(_import("mdistiller.dataset"))
+    for name in _PHOTOGRAPH_MODELS:
+        models.cifar_model_dict.setdefault(name, (partial(_create_for_photographs, cfg, name), None))
     for name in _EXTRA_MODELS:
         models.cifar_model_dict.setdefault(name, (partial(_create, name), None))
     tiny_imagenet = getattr(models, "tiny_imagenet_model_dict", None)
@@ -81,6 +98,13 @@ def inner_trainer(cfg: CfgNode) -> str:
 
 def _create(name: str, num_classes: int = 100) -> nn.Module:
     return create_model(name, num_classes=num_classes)
+
+
+def _create_for_photographs(cfg: CfgNode, name: str, num_classes: int) -> nn.Module:
+    network = create_model(name, num_classes=num_classes)
+    if cfg.DISTILLER.PRETRAINED and name == cfg.DISTILLER.STUDENT:
+        load_pretrained(network)
+    return network
 
 
 def _training_data(train_loader: Any, val_loader: Any, cfg: CfgNode) -> LoaderData:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.hosts.embedded.distillers.base import Distiller, Losses, distiller_dict
+from tllm_plugin.hosts.embedded.distillers.base import distiller_dict
+from tllm_plugin.methods.base import Distiller, Losses
 
 
 def attention_map(features: Tensor, power: float) -> Tensor:

@@ -9,22 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from tllm_plugin.hosts.embedded.distillers.base import Distiller, Losses, distiller_dict
-
-
-def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """Return the batch mean of `T^2 * KL(teacher_T || student_T)`, 0-dim.
-
-    Args:
-        student_logits: (n, C), unnormalised.
-        teacher_logits: (n, C), unnormalised.
-        temperature: T > 0.
-
-    Source: Hinton et al., "Distilling the Knowledge in a Neural Network" (2015), section 2.
-    """
-    student = F.log_softmax(student_logits / temperature, dim=1)
-    teacher = F.log_softmax(teacher_logits / temperature, dim=1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+from tllm_plugin.hosts.embedded.distillers.base import distiller_dict
+from tllm_plugin.methods.base import Distiller, Losses
+from tllm_plugin.methods.kd_loss import kd_loss
 
 
 class KD(Distiller):

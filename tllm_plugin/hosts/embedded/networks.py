@@ -1,0 +1,64 @@
+"""Networks of a run: made as its config says, or loaded from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+from tllm_plugin.core.errors import FileFormatError
+from tllm_plugin.data import DataBundle
+from tllm_plugin.methods import ContextStudent
+from tllm_plugin.models import create_model, load_pretrained
+from tllm_plugin.runs.reading import load_torch
+
+
+def make_network(
+    cfg: CfgNode, name: str, bundle: DataBundle, device: torch.device, *, pretrained: bool = False
+) -> nn.Module:
+    """Return a new network for the images and classes of `bundle`, laid out and compiled as the config says.
+
+    Args:
+        cfg: Of the run.
+        name: Of the model.
+        bundle: The data.
+        device: Where the network is to be.
+        pretrained: Start from torchvision's weights for ImageNet.
+
+    Raises:
+        ConfigError: `pretrained` is set for a model that torchvision has no weights for.
+    """
+    network = create_model(name, num_classes=bundle.num_classes, in_channels=bundle.in_channels)
+    if pretrained:
+        load_pretrained(network)
+    network = network.to(device)
+    if cfg.RUNTIME.CHANNELS_LAST:
+        network = network.to(memory_format=torch.channels_last)
+    if cfg.RUNTIME.COMPILE:
+        network.compile()
+    return network
+
+
+def load_network(network: nn.Module, path: str | Path) -> nn.Module:
+    """Load the weights of a checkpoint `{"model": state_dict}`, as the hosts write them.
+
+    Returns:
+        The network; or the module around it that predicts, if these are the weights of a student of CID.
+
+    Raises:
+        FileFormatError: It is missing, damaged, or of another architecture or number of classes.
+    """
+    state = load_torch(path, "a network's checkpoint")
+    if not isinstance(state, Mapping) or not isinstance(state.get("model"), Mapping):
+        raise FileFormatError(f"Expected {path} to hold a state_dict under the key `model`, but it does not")
+    try:
+        if ContextStudent.is_state(state["model"]):
+            return ContextStudent.restore(network, state["model"])
+        network.load_state_dict(state["model"])
+    except RuntimeError as error:
+        cause = " ".join(str(error).split())
+        raise FileFormatError(f"Expected {path} to fit {type(network).__name__}, but {cause[:300]}") from error
+    return network

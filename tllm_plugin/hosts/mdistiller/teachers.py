@@ -1,0 +1,72 @@
+"""Which weights mdistiller's script finds for a teacher: those of a named checkpoint, or initial ones for SFTN."""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+from yacs.config import CfgNode
+
+from tllm_plugin.core.errors import ConfigError, FileFormatError, unknown_name
+from tllm_plugin.runs.atomic import save_torch
+from tllm_plugin.runs.reading import load_torch
+
+# As the host's `get_dataset` has them.
+_CLASSES = {"cifar100": 100, "tiny_imagenet": 200}
+
+
+def choose_teacher(cfg: CfgNode) -> None:
+    """Put into the host's table of models what its script is to load for DISTILLER.TEACHER.
+
+    The script loads a teacher for every type but NONE. `DISTILLER.TEACHER_CHECKPOINT` takes the place of the file that
+    it expects, or of torchvision's weights. For the type SFTN without one, whose teacher is yet to be trained, a
+    network with its initial weights does.
+
+    Raises:
+        ConfigError: The host has no such model for the data set.
+    """
+    checkpoint = cfg.DISTILLER.TEACHER_CHECKPOINT
+    untrained = cfg.DISTILLER.TYPE == "SFTN" and not checkpoint
+    if cfg.DISTILLER.TYPE == "NONE" or not (checkpoint or untrained):
+        return
+    models = importlib.import_module("mdistiller.models")
+    large = cfg.DATASET.TYPE == "imagenet"
+    tables = {"imagenet": "imagenet_model_dict", "tiny_imagenet": "tiny_imagenet_model_dict"}
+    known = getattr(models, tables.get(cfg.DATASET.TYPE, "cifar_model_dict"))
+    name = cfg.DISTILLER.TEACHER
+    if name not in known:
+        raise ConfigError(unknown_name("DISTILLER.TEACHER", name, known))
+    if large:
+        known[name] = partial(_large_network, known[name], checkpoint)
+        return
+    builder = known[name][0]
+    known[name] = (builder, checkpoint or _initial_weights(builder, _CLASSES[cfg.DATASET.TYPE]))
+
+
+def _large_network(builder: Callable[..., nn.Module], checkpoint: str, pretrained: bool = False) -> nn.Module:
+    """Stand in for a builder of ImageNet networks: `pretrained` means the checkpoint, if there is one."""
+    network = builder(pretrained=False)
+    if pretrained and checkpoint:
+        state = load_torch(checkpoint, "a network's checkpoint")
+        if not isinstance(state, Mapping) or not isinstance(state.get("model"), Mapping):
+            raise FileFormatError(f"Expected {checkpoint} to hold a state_dict under the key `model`, but it does not")
+        try:
+            network.load_state_dict(state["model"])
+        except RuntimeError as error:
+            cause = " ".join(str(error).split())[:300]
+            raise FileFormatError(f"Expected {checkpoint} to fit {type(network).__name__}, but {cause}") from error
+    return network
+
+
+def _initial_weights(builder: Callable[..., nn.Module], num_classes: int) -> str:
+    folder = tempfile.mkdtemp(prefix="tllm-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = Path(folder) / "initial_weights.pth"
+    save_torch(path, {"model": builder(num_classes=num_classes).state_dict()})
+    return str(path)

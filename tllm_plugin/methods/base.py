@@ -1,0 +1,53 @@
+"""The contract of a distiller, as in mdistiller."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+Losses = dict[str, Tensor]
+
+
+class Distiller(nn.Module):
+    """Student, frozen teacher, and losses between them.
+
+    A subclass implements `losses`. In training `forward(image=, target=, ...)` returns `(logits, losses)`, in
+    evaluation `forward(image=)` returns logits. The logits that the student returns are those that predict; a method
+    that predicts by other means gives the student a module around it that does so (`ContextStudent` is an example),
+    so that evaluation, checkpoints and TLLM need not know.
+
+    Args:
+        student: `image -> (logits, features)`, a dictionary with `feats`, `preact_feats` and `pooled_feat`.
+        teacher: The same; kept in evaluation mode and without gradients.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = teacher.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Distiller:
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def get_learnable_parameters(self) -> list[nn.Parameter]:
+        """Return what the optimizer trains; a method with modules of its own adds their parameters."""
+        return list(self.student.parameters())
+
+    def get_undecayed_parameters(self) -> list[nn.Parameter]:
+        """Return those learnable parameters that weight decay must leave alone; none, unless a method says so."""
+        return []
+
+    def get_extra_parameters(self) -> int:
+        """Return the number of learnable parameters beyond the student's."""
+        extra = sum(parameter.numel() for parameter in self.get_learnable_parameters())
+        return extra - sum(parameter.numel() for parameter in self.student.parameters())
+
+    def losses(self, image: Tensor, target: Tensor, **batch: Any) -> tuple[Tensor, Losses]:
+        """Return logits (n, C) and 0-dim losses; `batch` holds what else the loop passes (`epoch`, `index`)."""
+        raise NotImplementedError
+
+    def forward(self, **batch: Any) -> Any:
+        return self.losses(**batch) if self.training else self.student(batch["image"])[0]

@@ -1,0 +1,113 @@
+"""CID's student: a network that predicts from its features and from the context of the classes it believes in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class ContextStudent(nn.Module):
+    """A network around which a linear head `g` predicts: `z_new = g([f, softmax(z / T) C])`.
+
+    `f` and `z` are the network's pooled features and own logits, `C` is the context, one vector per class. What this
+    module returns first is what predicts: the network's own logits until there is a context, `z_new` from then on. So
+    evaluation, hold-out scores, checkpoints of the student and TLLM's label smoothing all concern the right thing.
+
+    The context lives in buffers. An epoch's context is the weighted mean of the features collected in the epoch before;
+    a class of which nothing was collected keeps what it had. Like BatchNorm's statistics, what several replicas of one
+    process collect is that of the first one.
+
+    The weights do not fit a plain network: its `load_state_dict` refuses them, because the network alone would give
+    other, worse predictions. `restore` makes what they do fit.
+
+    Args:
+        network: `image -> (logits, features)`.
+        feature_dim: Entries of `pooled_feat`.
+        num_classes: C.
+        temperature: T > 0.
+
+    Source: Deng and Zhang, "Comprehensive Knowledge Distillation with Causal Intervention" (NeurIPS 2021), section 3.3.
+    """
+
+    temperature: Tensor
+    context: Tensor
+    context_sum: Tensor
+    context_weight: Tensor
+    context_epoch: Tensor
+    has_context: Tensor
+
+    def __init__(self, network: nn.Module, *, feature_dim: int, num_classes: int, temperature: float) -> None:
+        super().__init__()
+        self.network = network
+        self.context_head = nn.Linear(2 * feature_dim, num_classes)
+        self.register_buffer("temperature", torch.tensor(temperature))
+        self.register_buffer("context", torch.zeros(num_classes, feature_dim))
+        self.register_buffer("context_sum", torch.zeros(num_classes, feature_dim))
+        self.register_buffer("context_weight", torch.zeros(num_classes))
+        self.register_buffer("context_epoch", torch.zeros((), dtype=torch.int64))  # of the sums; 0: none yet
+        self.register_buffer("has_context", torch.zeros((), dtype=torch.bool))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """Return the logits (n, C) that predict, and the network's features with its own logits as `own_logits`."""
+        own_logits, features = self.network(image)
+        # Copies: the next step writes into the buffers, perhaps before this step's graph has been used.
+        context, has_context = self.context.clone(), self.has_context.clone()
+        seen = (own_logits / self.temperature).softmax(1) @ context
+        predicted = self.context_head(torch.cat([features["pooled_feat"], seen], dim=1))
+        # No branch in Python: that would wait for the device in every step.
+        return torch.where(has_context, predicted, own_logits), {**features, "own_logits": own_logits}
+
+    @torch.no_grad()
+    def begin_epoch(self, epoch: int, *, warmup_epochs: int) -> None:
+        """Turn what was collected into the context, if `epoch` is a new one; to be called before every step.
+
+        Args:
+            epoch: Of the step; the host's count.
+            warmup_epochs: Last epoch that is trained without context, at least 1.
+        """
+        new_epoch = self.context_epoch != epoch
+        collected = self.context_weight > 0
+        mean = self.context_sum / self.context_weight.where(collected, 1.0).unsqueeze(1)
+        self.context.copy_(torch.where((new_epoch & collected).unsqueeze(1), mean, self.context))
+        if epoch > warmup_epochs:
+            self.has_context.logical_or_(new_epoch & collected.any())
+        self.context_sum.masked_fill_(new_epoch, 0.0)
+        self.context_weight.masked_fill_(new_epoch, 0.0)
+        self.context_epoch.fill_(epoch)
+
+    @torch.no_grad()
+    def collect(self, features: Tensor, target: Tensor, weight: Tensor) -> None:
+        """Add rows to what the next epoch's context is made of.
+
+        Args:
+            features: (n, D).
+            target: (n,) int64.
+            weight: (n,), >= 0.
+        """
+        weight = weight.to(self.context_weight.dtype)
+        self.context_sum.index_add_(0, target, features.to(weight.dtype) * weight.unsqueeze(1))
+        self.context_weight.index_add_(0, target, weight)
+
+    @staticmethod
+    def is_state(state: Mapping[str, Tensor]) -> bool:
+        """Return whether a state_dict is that of such a student."""
+        return "context_head.weight" in state
+
+    @classmethod
+    def restore(cls, network: nn.Module, state: Mapping[str, Tensor]) -> ContextStudent:
+        """Return a plain network as the student whose state_dict this is.
+
+        Args:
+            network: Of the architecture that was trained; its weights are overwritten.
+            state: Of a `ContextStudent`.
+
+        Raises:
+            RuntimeError: The state does not fit.
+        """
+        num_classes, feature_dim = state["context"].shape
+        student = cls(network, feature_dim=feature_dim, num_classes=num_classes, temperature=1.0)
+        student.load_state_dict(state)
+        return student
