@@ -10,7 +10,6 @@ from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.hosts.checkouts import locate
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.config import load_config
-from tllm_plugin.hosts.mdistiller.launch import launch
 
 
 def add_parser(commands: Any) -> None:
@@ -36,6 +35,9 @@ def run(options: argparse.Namespace) -> None:
     if options.host == "mdistiller":
         if options.overwrite:
             raise ConfigError("Expected `--overwrite` with the embedded host only: mdistiller always starts anew")
+        # Importing it registers in mdistiller, which need not be there.
+        from tllm_plugin.hosts.mdistiller.launch import launch
+
         launch(locate("mdistiller"), options.cfg, options.opts, resume=options.resume)
         return
     cfg = load_config(options.cfg, options.opts)
