@@ -37,6 +37,7 @@ def write_run(
     reference: Path | None = None,
     teacher_checkpoint: Path | None = None,
     data_set: str = "imagefolder",
+    names: Sequence[str] = (),
 ) -> Path:
     """Write a run whose student has `accuracy` on every class but loses `drop` on those in `hurt`.
 
@@ -58,7 +59,7 @@ def write_run(
     )
     if answers:
         folder.write_predictions(PredictionsRecord(labels, predictions, classes))
-    names = [f"class {index:04d}" for index in range(classes)]
+    names = names or [f"class {index:04d}" for index in range(classes)]
     evidence = [
         ClassFlag(i, name, i in flagged, epochs // 2 if i in flagged else None, 0.1, 0.02, 30.0, HOLDOUT_PER_CLASS, 12)
         for i, name in enumerate(names)

@@ -58,8 +58,10 @@ def test_the_wheel_holds_all_code_and_configs_and_nothing_else(wheel: Path) -> N
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tllm_plugin").rglob("*.py")}
     configs = {f"tllm_plugin/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
-    assert code and configs
-    assert names == code | configs
+    patches = {f"tllm_plugin/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "patches").rglob("*.patch")}
+    page = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tllm_plugin/report/assets").iterdir()}
+    assert code and configs and len(page) == 3
+    assert names == code | configs | patches | page
 
 
 def test_the_wheel_states_version_and_licence(wheel: Path, site: Path, tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def teacher_network(run: LoadedRun, checkpoint: Path, bundle: DataBundle, device
     return teacher
 
 
-def test_batches(bundle: DataBundle, cfg: CfgNode, rows: Tensor | None, device: torch.device) -> Any:
+def batches_of_test_set(bundle: DataBundle, cfg: CfgNode, rows: Tensor | None, device: torch.device) -> Any:
     """Return batches of test images; all of them for None."""
     return bundle.eval_loader(rows, batch_size=cfg.DATASET.TEST.BATCH_SIZE, device=device, split="test")
 

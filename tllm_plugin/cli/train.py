@@ -10,6 +10,7 @@ from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.hosts.checkouts import locate
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.config import load_config
+from tllm_plugin.report.page import write_report_if_possible
 
 
 def add_parser(commands: Any) -> None:
@@ -51,4 +52,7 @@ def run(options: argparse.Namespace) -> None:
     print(f"test accuracy {metrics.test_accuracy:.2%} after {metrics.epochs_done} epochs")
     print(f"run folder    {folder.log_folder}")
     if folder.flags_json.exists():
+        report = write_report_if_possible([folder.path], networks=False)
+        if report is not None:
+            print(f"report        {report}")
         print(f"next          tllm show {shlex.quote(str(folder.log_folder))}")
