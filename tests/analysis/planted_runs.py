@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ def write_run(
     teacher_checkpoint: Path | None = None,
     data_set: str = "imagefolder",
     names: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a run whose student has `accuracy` on every class but loses `drop` on those in `hurt`.
 
@@ -67,7 +69,7 @@ def write_run(
     reason = "" if len(flagged) else "no class had evidence enough"
     folder.write_flags(FlagsRecord(detector, epochs, classes, tuple(evidence), {"ETA": 0.05}, reason))
     folder.write_curves(_curves(generator, level, epochs, method != "NONE").state_dict())
-    config = {
+    config: dict[str, Any] = {
         "DATASET": {"TYPE": data_set},
         "DISTILLER": {
             "TYPE": method,
@@ -78,6 +80,12 @@ def write_run(
         "EXPERIMENT": {"SEED": seed, "NAME": log_folder.name},
         "TLLM": {"DETECTOR": {"TYPE": detector, "REFERENCE": str(reference or "")}},
     }
+    for key, value in (settings or {}).items():
+        *sections, last = key.split(".")
+        node: dict[str, Any] = config
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[last] = value
     folder.config_yaml.write_text(yaml.safe_dump(config))
     return log_folder
 

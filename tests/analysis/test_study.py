@@ -51,6 +51,28 @@ def test_pairs_are_named_where_there_are_several(make_run: RunMaker) -> None:
     assert [run.student for method in study.methods for run in method.vanilla] == ["a", "b"]
 
 
+def test_settings_make_methods_and_seeds_do_not(make_run: RunMaker, caplog: pytest.LogCaptureFixture) -> None:
+    eskd = {"method": "KD", "detector": "after"}
+    paths = [
+        make_run("vanilla"),
+        make_run("eskd-0", **eskd, settings={"TLLM.DETECTOR.AFTER_FRACTION": 0.7}),
+        make_run("eskd-1", **eskd, settings={"TLLM.DETECTOR.AFTER_FRACTION": 0.9}),
+        make_run("eskd-2", **eskd, settings={"TLLM.DETECTOR.AFTER_FRACTION": 0.7}, seed=1),
+    ]
+    study = build_study([load_run(path) for path in paths])
+    assert [(method.label, len(method.runs)) for method in study.methods] == [
+        ("ESKD (KD), AFTER_FRACTION 0.7", 2),
+        ("ESKD (KD), AFTER_FRACTION 0.9", 1),
+    ]
+    assert "seeds of one vanilla student" not in caplog.text
+    other = make_run("vanilla-long", seed=1, settings={"SOLVER.EPOCHS": 99})
+    build_study([load_run(path) for path in [*paths, other]])
+    assert (
+        "vanilla and vanilla-long are taken for seeds of one vanilla student, but differ in SOLVER.EPOCHS"
+        in caplog.text
+    )
+
+
 def test_no_vanilla_run_and_no_answers_per_image(make_run: RunMaker) -> None:
     alone = build_study([load_run(make_run("kd", method="KD"))])
     assert alone.methods[0].comparison is None and alone.compared == ()

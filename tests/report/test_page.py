@@ -40,7 +40,7 @@ def write_study(folder: Path, **shape: Any) -> list[Path]:
 
 def test_content(tmp_path: Path) -> None:
     paths = write_study(tmp_path)
-    page = write_report(paths, networks=False)
+    page = write_report([load_run(path) for path in paths], networks=False)
     assert page == tmp_path / "tllm" / "tllm" / "report.html"
     content = content_of(page)
     study = build_study([load_run(path) for path in paths])
@@ -68,7 +68,7 @@ def test_what_the_runs_refer_to_is_read_too(tmp_path: Path) -> None:
         reference=vanilla / "tllm",
         teacher_checkpoint=teacher / "student_latest",
     )
-    content = content_of(write_report([run], tmp_path / "page.html", networks=False))
+    content = content_of(write_report([load_run(run)], tmp_path / "page.html", networks=False))
     assert [row["label"] for row in content["rows"]] == ["vanilla", "TLLM (KD)", "teacher resnet20"]
     assert content["teacher"] is not None and content["methods"][0]["delta"] is not None
 
@@ -76,7 +76,7 @@ def test_what_the_runs_refer_to_is_read_too(tmp_path: Path) -> None:
 def test_a_thousand_classes_fit_and_are_quick(tmp_path: Path) -> None:
     paths = write_study(tmp_path, classes=1000, per_class=10, epochs=100)
     started = time.process_time()
-    page = write_report(paths, tmp_path / "page.html", networks=False)
+    page = write_report([load_run(path) for path in paths], tmp_path / "page.html", networks=False)
     assert time.process_time() - started < 10
     assert page.stat().st_size < 6e6
 
@@ -109,7 +109,7 @@ def test_findings(tmp_path: Path) -> None:
 def test_next_steps(runs: list[dict[str, Any]], expected: str, tmp_path: Path) -> None:
     paths = [write_run(tmp_path / str(place), **how) for place, how in enumerate(runs)]
     assert expected in " ".join(next_steps(build_study([load_run(path) for path in paths])))
-    content_of(write_report(paths, tmp_path / "page.html", networks=False))
+    content_of(write_report([load_run(path) for path in paths], tmp_path / "page.html", networks=False))
 
 
 def test_command(digits: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

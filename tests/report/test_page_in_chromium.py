@@ -10,6 +10,7 @@ import pytest
 
 from tests.analysis.planted_runs import write_run
 from tests.report.browser import chromium, click, open_page, requests_of, wait_for
+from tllm_plugin.analysis.loaded_run import load_run
 from tllm_plugin.report.page import write_report
 
 # One browser for all tests; pytest-xdist keeps a group in one process.
@@ -34,7 +35,7 @@ def write_page(folder: Path, classes: int, **how: Any) -> Path:
         write_run(folder / "kd", method="KD", hurt=HURT, **shape),
         write_run(folder / "tllm", method="KD", detector="reference", flagged=HURT, **shape),
     ]
-    return write_report(runs, folder / "report.html", networks=False)
+    return write_report([load_run(run) for run in runs], folder / "report.html", networks=False)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,18 @@ logger = logging.getLogger(__name__)
 VANILLA = "vanilla"
 _BY_DETECTOR = {"none": "{}", "all": "LS", "after": "ESKD ({})", "fixed": "{}, fixed classes"}
 _TEACHERLESS = {"none": VANILLA, "all": "LS"}
+# What may differ between two seeds of one method: seeds, names, places, and how fast it ran.
+_NO_PART_OF_A_METHOD = (
+    "EXPERIMENT",
+    "LOG",
+    "RUNTIME",
+    "DATASET.PATH",
+    "DATASET.DOWNLOAD",
+    "DATASET.NUM_WORKERS",
+    "DATASET.TEST",
+    "DISTILLER.TEACHER_CHECKPOINT",
+    "TLLM.DETECTOR.REFERENCE",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +71,15 @@ class LoadedRun:
     def pair(self) -> str:
         """Teacher and student as the field writes them, "resnet56/resnet20"; the student alone without a teacher."""
         return f"{self.teacher}/{self.student}" if self.teacher else self.student
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Everything that two seeds of one method have in common, by dotted key."""
+        return {
+            key: value
+            for key, value in _flat(self.config or {})
+            if not any(key == name or key.startswith(f"{name}.") for name in _NO_PART_OF_A_METHOD)
+        }
 
     @cached_property
     def curves(self) -> Curves | None:
@@ -156,7 +177,7 @@ def method_of(config: Mapping[str, Any]) -> str:
     kind = tllm.get("DISTILLER", kind) if kind == "TLLM" else kind
     detector = _section(tllm, "DETECTOR").get("TYPE", "none")
     if kind in ("", "NONE"):
-        return _TEACHERLESS.get(detector, VANILLA) if kind else ""
+        return _TEACHERLESS.get(detector, "LS, some classes") if kind else ""
     return _BY_DETECTOR.get(detector, "TLLM ({})").format(kind)
 
 
@@ -187,6 +208,14 @@ def _moved(run: LoadedRun, named: Path) -> Path | None:
         except FileFormatError:
             continue
     return None
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:

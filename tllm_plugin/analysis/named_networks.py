@@ -40,7 +40,8 @@ def load_named(name: str, data: str = "", image_size: int = 0) -> list[LoadedRun
             runs.append(_score_checkpoint(model, checkpoint, data, image_size))
         else:
             runs.append(load_run(part))
-    return [replace(run, method=label) for run in runs] if label else runs
+    # Who names a method groups its runs, whatever their configs say.
+    return [replace(run, method=label, config=None) for run in runs] if label else runs
 
 
 def _score_checkpoint(model: str, checkpoint: str, data: str, image_size: int) -> LoadedRun:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +14,17 @@ from tllm_plugin.analysis.loaded_run import VANILLA, LoadedRun
 from tllm_plugin.analysis.overlap import Everywhere, Overlap, in_every, overlap
 from tllm_plugin.core.errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
+_NAMED_SETTINGS = 3
+
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """Runs that differ only in their seed, and what they are compared with.
+    """Runs that differ in nothing but their seed, and what they are compared with.
 
     Args:
-        label: What to call it; names the pair of networks only where there are several pairs.
+        label: What to call it; names the pair of networks, or settings, only where there are several.
         runs: At least one.
         vanilla: Vanilla runs of the same student; empty where none is known.
         comparison: With `vanilla`; None without it.
@@ -97,7 +102,7 @@ def build_study(runs: Sequence[LoadedRun]) -> Study:
     return Study(
         class_names=runs[0].class_names,
         vanilla=tuple(vanilla),
-        methods=_methods(taught, vanilla),
+        methods=_methods(taught, lambda run: [other for other in vanilla if other.student == run.student]),
         teachers={run.student: run for run in reversed(teachers)},
     )
 
@@ -109,38 +114,64 @@ def build_comparison(baseline: Sequence[LoadedRun], others: Sequence[LoadedRun])
         ConfigError: The runs are of different classes.
     """
     _check_classes([*baseline, *others])
-    groups: dict[tuple[str, str], list[LoadedRun]] = {}
-    for run in _without_repetition(others):
-        groups.setdefault((run.method, run.pair), []).append(run)
-    several = len({pair for _, pair in groups if pair}) > 1
     return Study(
         class_names=baseline[0].class_names,
         vanilla=tuple(baseline),
-        methods=tuple(_method(key, group, baseline, several) for key, group in groups.items()),
+        methods=_methods(_without_repetition(others), lambda run: baseline),
         teachers={},
     )
 
 
-def _methods(taught: Sequence[LoadedRun], vanilla: Sequence[LoadedRun]) -> tuple[Method, ...]:
-    groups: dict[tuple[str, str], list[LoadedRun]] = {}
-    for run in taught:
-        groups.setdefault((run.method, run.pair), []).append(run)
-    several = len({pair for _, pair in groups}) > 1
-    return tuple(
-        _method(key, group, [run for run in vanilla if run.student == group[0].student], several)
-        for key, group in groups.items()
-    )
+def _methods(runs: Sequence[LoadedRun], vanilla_of: Callable[[LoadedRun], Sequence[LoadedRun]]) -> tuple[Method, ...]:
+    """Group runs into methods: one method, one pair, equal settings."""
+    kinds: dict[tuple[str, str], list[list[LoadedRun]]] = {}
+    for run in runs:
+        groups = kinds.setdefault((run.method, run.pair), [])
+        same = next((group for group in groups if group[0].settings == run.settings), None)
+        if same is None:
+            groups.append([run])
+        else:
+            same.append(run)
+    several_pairs = len({pair for _, pair in kinds if pair}) > 1
+    methods = []
+    for (method, pair), groups in kinds.items():
+        base = f"{method}, {pair}" if several_pairs and pair else method
+        for group, label in zip(groups, _labels(base, [group[0] for group in groups]), strict=True):
+            vanilla = tuple(vanilla_of(group[0]))
+            _warn_of_unlike(vanilla)
+            comparison = None
+            if vanilla:
+                sides = ([(run.seed, run.result) for run in side] for side in (vanilla, group))
+                comparison = compare(*sides)
+            methods.append(Method(label, tuple(group), vanilla, comparison))
+    return tuple(methods)
 
 
-def _method(
-    key: tuple[str, str], runs: Sequence[LoadedRun], vanilla: Sequence[LoadedRun], name_the_pair: bool
-) -> Method:
-    method, pair = key
-    comparison = None
-    if vanilla:
-        comparison = compare([(run.seed, run.result) for run in vanilla], [(run.seed, run.result) for run in runs])
-    label = f"{method}, {pair}" if name_the_pair and pair else method
-    return Method(label, tuple(runs), tuple(vanilla), comparison)
+def _labels(base: str, runs: Sequence[LoadedRun]) -> list[str]:
+    """Return one label for each of several settings of a method: what differs is part of the name."""
+    if len(runs) == 1:
+        return [base]
+    keys = sorted({key for run in runs for key in run.settings})
+    differing = [key for key in keys if len({str(run.settings.get(key)) for run in runs}) > 1]
+    labels = []
+    for place, run in enumerate(runs, start=1):
+        told = [f"{key.rpartition('.')[2]} {run.settings.get(key)}" for key in differing[:_NAMED_SETTINGS]]
+        labels.append(", ".join([base, *(told or [f"settings {place}"])]))
+    # More than the named settings may differ.
+    return labels if len(set(labels)) == len(labels) else [f"{label} ({n})" for n, label in enumerate(labels, start=1)]
+
+
+def _warn_of_unlike(vanilla: Sequence[LoadedRun]) -> None:
+    for run in vanilla[1:]:
+        keys = {*run.settings, *vanilla[0].settings}
+        unlike = sorted(key for key in keys if run.settings.get(key) != vanilla[0].settings.get(key))
+        if unlike:
+            logger.warning(
+                "%s and %s are taken for seeds of one vanilla student, but differ in %s",
+                vanilla[0].name,
+                run.name,
+                ", ".join(unlike[:_NAMED_SETTINGS]),
+            )
 
 
 def _hurt_against(method: Method, place: int) -> npt.NDArray[np.bool_]:

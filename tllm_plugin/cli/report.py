@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from tllm_plugin.analysis.named_networks import load_named
 from tllm_plugin.analysis.representations import TSNE_POINTS
 from tllm_plugin.report.page import write_report
 
@@ -20,7 +21,12 @@ def add_parser(commands: Any) -> None:
         ),
         epilog="Example: tllm report output/demo/vanilla output/demo/vanilla-2 output/demo/kd output/demo/tllm",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="log folders of runs; several seeds are recognised")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="log folder; runs that differ in their seed are recognised, LABEL=RUN,RUN groups others",
+    )
     parser.add_argument("--out", default=None, metavar="FILE", help="default: tllm/report.html of the last run")
     parser.add_argument("--no-networks", action="store_true", help="do not run the networks for CKA and t-SNE")
     parser.add_argument("--points", type=int, default=TSNE_POINTS, metavar="N", help="of a t-SNE at most")
@@ -29,5 +35,6 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Write the page and say where it is."""
-    path = write_report(options.runs, options.out, networks=not options.no_networks, points=options.points)
+    runs = [found for name in options.runs for found in load_named(name)]
+    path = write_report(runs, options.out, networks=not options.no_networks, points=options.points)
     print(f"report        {path}")

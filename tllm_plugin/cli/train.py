@@ -52,7 +52,8 @@ def run(options: argparse.Namespace) -> None:
     print(f"test accuracy {metrics.test_accuracy:.2%} after {metrics.epochs_done} epochs")
     print(f"run folder    {folder.log_folder}")
     if folder.flags_json.exists():
-        report = write_report_if_possible([folder.path], networks=False)
+        taught = cfg.DISTILLER.TYPE != "NONE"  # A vanilla student has nothing to be compared with.
+        report = write_report_if_possible([folder.path], networks=False) if taught else None
         if report is not None:
             print(f"report        {report}")
         print(f"next          tllm show {shlex.quote(str(folder.log_folder))}")

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_report(
-    paths: Sequence[str | os.PathLike[str]],
+    runs: Sequence[LoadedRun],
     target: str | os.PathLike[str] | None = None,
     *,
     networks: bool = True,
@@ -33,7 +33,7 @@ def write_report(
     Vanilla runs and teachers that the runs' configs name are read too.
 
     Args:
-        paths: Runs, as `RunFolder.find` takes them.
+        runs: From `load_run`, at least one.
         target: The file; `tllm/report.html` of the last run if None.
         networks: Whether to run teacher and students over test images for CKA, agreement and t-SNE.
         points: Of a t-SNE at most.
@@ -45,12 +45,11 @@ def write_report(
         ConfigError: The runs do not belong together.
         FileFormatError: A run cannot be read.
     """
-    named = [load_run(path) for path in paths]
-    if not named:
+    if not runs:
         raise ConfigError("Expected at least one run to report on, but got none")
-    study = build_study([*named, *_mentioned(named)])
+    study = build_study([*runs, *_mentioned(runs)])
     likeness = likeness_of(study, points=points) if networks else None
-    folder = named[-1].folder
+    folder = runs[-1].folder
     path = Path(target) if target is not None else Path(folder.report_html if folder is not None else "report.html")
     write_text(path, render(study, likeness))
     return path
@@ -63,7 +62,7 @@ def write_report_if_possible(paths: Sequence[str | os.PathLike[str]], *, network
         Where it is; None, and a warning in the log, if it could not be written.
     """
     try:
-        return write_report(paths, networks=networks)
+        return write_report([load_run(path) for path in paths], networks=networks)
     except (TLLMError, OSError) as error:
         logger.warning("no report was written: %s", error)
         return None
