@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,12 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from tllm_plugin.analysis.answers import with_answers
 from tllm_plugin.analysis.likeness import likeness_of
 from tllm_plugin.analysis.loaded_run import load_run
 from tllm_plugin.analysis.networks import ask, batches_of_test_set, embedded_config, student_network
 from tllm_plugin.analysis.representations import linear_cka
 from tllm_plugin.analysis.study import build_study
+from tllm_plugin.cli import main
 from tllm_plugin.hosts.embedded import job
+from tllm_plugin.models import create_model
+from tllm_plugin.runs.atomic import save_torch
 
 
 def test_answers_are_those_of_the_run(digits: dict[str, Path]) -> None:
@@ -56,6 +61,25 @@ def test_likeness(digits: dict[str, Path]) -> None:
     assert found.cka["KD"].shape == found.agreement["KD"].shape == (10,)
     assert [picture.title for picture in found.pictures] == ["vanilla", "KD"]
     assert all(np.bincount(picture.labels).tolist() == [6] * 10 for picture in found.pictures)
+
+
+def test_answers_of_a_run_that_kept_counts_only(
+    digits: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    kept = load_run(digits["vanilla"])
+    copy = shutil.copytree(digits["vanilla"], tmp_path / "vanilla")
+    (copy / "tllm" / "predictions.npz").unlink()
+    assert load_run(copy).result.predictions is None
+    (again,) = with_answers([load_run(copy)])
+    np.testing.assert_array_equal(again.result.predictions, kept.result.predictions)
+    # Weights of another network would compare something else.
+    save_torch(copy / "student_latest", {"model": create_model("digits_student", 10, 1).state_dict()})
+    (same,) = with_answers([load_run(copy)])
+    assert same.result.predictions is None and "its checkpoint gives" in caplog.text
+    shutil.copy(digits["vanilla"] / "student_latest", copy)
+    assert main(["compare", str(copy), str(digits["kd"]), "--answers", "--json", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out").read_text())["methods"][0]["paired_by_image"] is True
 
 
 def test_nothing_to_run(digits: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

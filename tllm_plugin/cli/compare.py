@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tllm_plugin.analysis import records
+from tllm_plugin.analysis.answers import with_answers
 from tllm_plugin.analysis.named_networks import load_named
 from tllm_plugin.analysis.study import Study, build_comparison
 from tllm_plugin.core.errors import ConfigError
@@ -34,6 +35,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("others", nargs="+", metavar="DISTILLED", help="runs or checkpoints")
     parser.add_argument("--data", default="", metavar="TYPE[=PATH]", help="test data of bare checkpoints")
     parser.add_argument("--image-size", type=int, default=0, metavar="PIXELS", help="of that data (default: as stored)")
+    parser.add_argument(
+        "--answers", action="store_true", help="run students again whose runs kept counts only, to compare in pairs"
+    )
     parser.add_argument("--classes", type=int, default=10, metavar="N", help="classes to print, the worst first")
     for name, what in (("json", "everything"), ("csv", "one line per method and class"), ("markdown", "both tables")):
         parser.add_argument(f"--{name}", default="", metavar="FILE", help=f"write {what}; - is standard output")
@@ -49,6 +53,8 @@ def run(options: argparse.Namespace) -> None:
     data, size = options.data, options.image_size
     baseline = load_named(options.vanilla, data, size)
     others = [found for name in options.others for found in load_named(name, data, size)]
+    if options.answers:
+        baseline, others = with_answers(baseline), with_answers(others)
     # Further seeds of the vanilla student may stand among the others.
     known = {str(found.folder) for found in baseline if found.folder is not None}
     more = [found for found in others if _same_kind(found, baseline[0]) and str(found.folder) not in known]

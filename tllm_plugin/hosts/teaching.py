@@ -94,8 +94,8 @@ class Teaching:
         self._teacher_prediction: Tensor | None = None
         self.run: RunFolder | None = None
 
-    def open(self, log_folder: str) -> None:
-        """Start writing into `<log_folder>/tllm/`."""
+    def open(self, log_folder: str) -> RunFolder:
+        """Start writing into `<log_folder>/tllm/`, and return that folder."""
         self.run = RunFolder.inside(log_folder).create()
         self.run.write_split(
             SplitRecord(
@@ -106,6 +106,7 @@ class Teaching:
                 num_classes=len(self.class_names),
             )
         )
+        return self.run
 
     def catch_up(self, epoch: int, predict: Callable[[Tensor], Tensor], writer: SummaryWriter | None = None) -> None:
         """Score the hold-out after `epoch` and update the flags, unless that has been done.

@@ -10,6 +10,7 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+from tllm_plugin.analysis.answers import with_answers
 from tllm_plugin.analysis.likeness import Likeness, likeness_of
 from tllm_plugin.analysis.loaded_run import LoadedRun, load_run, reference_of, teacher_of
 from tllm_plugin.analysis.representations import TSNE_POINTS
@@ -35,7 +36,8 @@ def write_report(
     Args:
         runs: From `load_run`, at least one.
         target: The file; `tllm/report.html` of the last run if None.
-        networks: Whether to run teacher and students over test images for CKA, agreement and t-SNE.
+        networks: Whether to run teacher and students over test images: for CKA, agreement and t-SNE, and for answers
+            that runs did not keep.
         points: Of a t-SNE at most.
 
     Returns:
@@ -47,7 +49,8 @@ def write_report(
     """
     if not runs:
         raise ConfigError("Expected at least one run to report on, but got none")
-    study = build_study([*runs, *_mentioned(runs)])
+    everything = [*runs, *_mentioned(runs)]
+    study = build_study(with_answers(everything) if networks else everything)
     likeness = likeness_of(study, points=points) if networks else None
     folder = runs[-1].folder
     path = Path(target) if target is not None else Path(folder.report_html if folder is not None else "report.html")
