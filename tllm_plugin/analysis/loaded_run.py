@@ -54,6 +54,7 @@ class LoadedRun:
         flags: What the detector decided; None without one.
         folder: Its folder; None for a bare checkpoint.
         config: `config.yaml` as a mapping; empty where there is none.
+        grouped: Whether a user named the method: then runs of one name are its seeds, whatever their configs say.
     """
 
     name: str
@@ -66,6 +67,7 @@ class LoadedRun:
     flags: FlagsRecord | None = None
     folder: RunFolder | None = None
     config: Mapping[str, Any] | None = None
+    grouped: bool = False
 
     @property
     def pair(self) -> str:
@@ -75,6 +77,8 @@ class LoadedRun:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Everything that two seeds of one method have in common, by dotted key."""
+        if self.grouped:
+            return {}
         return {
             key: value
             for key, value in _flat(self.config or {})

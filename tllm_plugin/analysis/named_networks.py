@@ -10,6 +10,7 @@ import torch
 from tllm_plugin.analysis.loaded_run import LoadedRun, load_run
 from tllm_plugin.analysis.networks import ask
 from tllm_plugin.analysis.results import TestResult
+from tllm_plugin.analysis.timm_networks import PREFIX, score_timm
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.data import load_data
 from tllm_plugin.hosts.embedded import job
@@ -22,7 +23,7 @@ def load_named(name: str, data: str = "", image_size: int = 0) -> list[LoadedRun
     """Return what `name` stands for.
 
     Args:
-        name: `RUN`, `RUN,RUN` for several seeds, `LABEL=RUN,RUN`, or `MODEL@CHECKPOINT`.
+        name: `RUN`, `RUN,RUN` for several seeds, `LABEL=RUN,RUN`, `MODEL@CHECKPOINT`, or `timm:NAME[@CHECKPOINT]`.
         data: `TYPE` or `TYPE=PATH` of the test data that a bare checkpoint is run on.
         image_size: Of that data, in pixels; 0: as stored.
 
@@ -35,13 +36,15 @@ def load_named(name: str, data: str = "", image_size: int = 0) -> list[LoadedRun
         label, rest = "", name
     runs = []
     for part in [rest] if Path(rest).exists() else rest.split(","):
+        if part.startswith(PREFIX):
+            runs.append(score_timm(part, data))
+            continue
         model, at, checkpoint = part.partition("@")
         if at and is_model(model) and not Path(part).exists():
             runs.append(_score_checkpoint(model, checkpoint, data, image_size))
         else:
             runs.append(load_run(part))
-    # Who names a method groups its runs, whatever their configs say.
-    return [replace(run, method=label, config=None) for run in runs] if label else runs
+    return [replace(run, method=label, grouped=True) for run in runs] if label else runs
 
 
 def _score_checkpoint(model: str, checkpoint: str, data: str, image_size: int) -> LoadedRun:

@@ -22,12 +22,27 @@ def study_record(study: Study) -> Record:
         "schema": "tllm/comparison",
         "version": VERSION,
         "num_classes": len(study.class_names),
-        "vanilla": {
-            "runs": [run.name for run in study.vanilla],
-            "test_accuracy": _spread(Spread.of([run.result.accuracy for run in study.vanilla])),
-        },
+        "vanilla": {"runs": [run.name for run in study.vanilla], "test_accuracy": vanilla_record(study)},
+        "hurt_in_every_method": every_record(study),
         "methods": method_records(study),
         "classes": class_records(study),
+    }
+
+
+def vanilla_record(study: Study) -> Record | None:
+    """Return the test accuracy of the vanilla runs; None where every method has vanilla runs of its own."""
+    return _spread(Spread.of([run.result.accuracy for run in study.vanilla])) if study.vanilla else None
+
+
+def every_record(study: Study) -> Record | None:
+    """Return the classes with delta acc < 0 in every method, and what chance would give (the paper's Table 7)."""
+    if len(study.compared) < 2:
+        return None
+    found = study.hurt_in_every(study.compared)
+    return {
+        "classes": [study.class_names[index] for index in found.classes],
+        "expected_by_chance": found.expected,
+        "p_value": found.p_value,
     }
 
 
@@ -42,6 +57,7 @@ def method_records(study: Study) -> list[Record]:
                 "method": method.label,
                 "pair": method.runs[0].pair,
                 "runs": [run.name for run in method.runs],
+                "vanilla": [run.name for run in method.vanilla],
                 "test_accuracy": _spread(comparison.accuracy),
                 "paired_by_image": comparison.paired,
                 "undistillable": _count(comparison.hurt_count),

@@ -122,6 +122,23 @@ def build_comparison(baseline: Sequence[LoadedRun], others: Sequence[LoadedRun])
     )
 
 
+def build_pairs(pairs: Sequence[tuple[Sequence[LoadedRun], Sequence[LoadedRun]]]) -> Study:
+    """Compare several students, each with a vanilla one of its own, as the paper's Table 7 does.
+
+    Args:
+        pairs: Vanilla and distilled runs of each student, at least one of either.
+
+    Raises:
+        ConfigError: The runs are of different classes.
+    """
+    _check_classes([run for pair in pairs for side in pair for run in side])
+    methods = []
+    for vanilla, distilled in pairs:
+        sides = ([(run.seed, run.result) for run in side] for side in (vanilla, distilled))
+        methods.append(Method(distilled[0].method, tuple(distilled), tuple(vanilla), compare(*sides)))
+    return Study(pairs[0][0][0].class_names, (), tuple(methods), {})
+
+
 def _methods(runs: Sequence[LoadedRun], vanilla_of: Callable[[LoadedRun], Sequence[LoadedRun]]) -> tuple[Method, ...]:
     """Group runs into methods: one method, one pair, equal settings."""
     kinds: dict[tuple[str, str], list[list[LoadedRun]]] = {}
