@@ -48,8 +48,7 @@ def first_classes(browser: Any, count: int = 3) -> list[str]:
     return list(browser.execute_script(script))[:count]
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("classes", [12, 100])
+@pytest.mark.parametrize("classes, theme", [(12, "light"), (100, "dark")])
 def test_loads_without_errors_and_without_a_network(
     browser: Any, classes: int, theme: str, small: Path, tmp_path: Path
 ) -> None:
