@@ -14,7 +14,7 @@ from tllm_plugin.cli.main import build_parser
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
 from tllm_plugin.runs.run_folder import RunFolder
 
-COMMANDS = ("train", "demo", "validate", "show")
+COMMANDS = ("train", "demo", "validate", "show", "compare", "report", "tables")
 VANILLA = ("DISTILLER.TYPE", "NONE", "SOLVER.EPOCHS", "1")
 
 
@@ -112,6 +112,14 @@ def test_train_prints_folder_and_next_command(tmp_path: Path, capsys: pytest.Cap
     assert main(words) == 2
     assert "add --resume to continue it, --overwrite to start anew" in capsys.readouterr().err
     assert main([*words[:3], "--overwrite", *words[3:]]) == 0
+
+
+def test_train_links_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(train_words(tmp_path, "SOLVER.EPOCHS", "1", "EXPERIMENT.NAME", "a run")) == 0
+    page = tmp_path / "digits" / "a run" / "tllm" / "report.html"
+    assert f"report        {page}" in capsys.readouterr().out.splitlines()
+    # The reference that was trained first is in it.
+    assert '"label":"vanilla"' in page.read_text() and '"label":"TLLM (KD)"' in page.read_text()
 
 
 def test_ctrl_c_says_how_to_go_on(

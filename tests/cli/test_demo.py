@@ -43,6 +43,8 @@ def test_demo(
         return sum(ours < theirs for ours, theirs in pairs)
 
     assert [row[-2] for row in rows] == ["", "", "", *(f"{hurt(name)} ({hurt('vanilla-2')})" for name in RUNS[3:])]
+    assert f"Report: {folder / 'tllm' / 'tllm' / 'report.html'}" in shown
+    assert "<title>What distillation did to 10 classes</title>" in (folder / "tllm/tllm/report.html").read_text()
     following = shlex.split(shown.splitlines()[-1].removeprefix("Next: "))
     assert following == ["tllm", "show", str(folder / "tllm")]
     assert main(following[1:]) == 0

@@ -60,8 +60,9 @@ def test_the_wheel_holds_all_code_and_configs_and_nothing_else(wheel: Path) -> N
     patterns = ("configs/**/*.yaml", "configs/**/*.sh", "patches/**/*.patch")
     found = [path.relative_to(ROOT).as_posix() for pattern in patterns for path in ROOT.glob(pattern)]
     configs = {f"tllm_plugin/{name}" for name in found}
-    assert code and configs
-    assert names == code | configs
+    page = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tllm_plugin/report/assets").iterdir()}
+    assert code and configs and len(page) == 3
+    assert names == code | configs | page
 
 
 def test_the_wheel_states_version_and_licence(wheel: Path, site: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import logging
 import shlex
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from tllm_plugin.analysis.delta_accuracy import hurt_classes
 from tllm_plugin.core.errors import TLLMError
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.config import load_config
+from tllm_plugin.report.page import write_report_if_possible
 from tllm_plugin.runs.run_folder import RunFolder
 
 CONFIG = "tllm/embedded/digits.yaml"
@@ -49,7 +51,8 @@ def run(options: argparse.Namespace) -> None:
         runs = _train_all(base, plant)
     except KeyboardInterrupt:
         raise TLLMError("interrupted; start the demo again: finished parts are overwritten") from None
-    print_results(runs, planted, time.perf_counter() - started)
+    report = write_report_if_possible([folder.path for folder in runs.values()])
+    print_results(runs, planted, time.perf_counter() - started, report)
 
 
 def _train_all(base: Sequence[str], plant: Sequence[str]) -> dict[str, RunFolder]:
@@ -73,7 +76,9 @@ def _train_all(base: Sequence[str], plant: Sequence[str]) -> dict[str, RunFolder
     return runs
 
 
-def print_results(runs: dict[str, RunFolder], planted: Sequence[int], seconds: float) -> None:
+def print_results(
+    runs: dict[str, RunFolder], planted: Sequence[int], seconds: float, report: Path | None = None
+) -> None:
     """Print what came out, what it means, and what to do next."""
     metrics = {name: folder.read_metrics() for name, folder in runs.items()}
     flags = runs["tllm"].read_flags()
@@ -122,4 +127,6 @@ def print_results(runs: dict[str, RunFolder], planted: Sequence[int], seconds: f
     for folder in runs.values():
         console.print(f"  {folder.log_folder}", soft_wrap=True)
     console.print(f"{seconds:.0f} seconds in all.")
+    if report is not None:
+        console.print(f"Report: {report}", soft_wrap=True)
     console.print(f"Next: tllm show {shlex.quote(str(runs['tllm'].log_folder))}", soft_wrap=True)

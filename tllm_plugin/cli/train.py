@@ -11,6 +11,7 @@ from tllm_plugin.hosts.checkouts import locate, make_importable
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.config import load_config
 from tllm_plugin.hosts.repdistiller import launch as repdistiller
+from tllm_plugin.report.page import write_report_if_possible
 
 
 def add_parser(commands: Any) -> None:
@@ -70,6 +71,10 @@ def run(options: argparse.Namespace) -> None:
     print(f"test accuracy {metrics.test_accuracy:.2%} after {metrics.epochs_done} epochs")
     print(f"run folder    {folder.log_folder}")
     if folder.flags_json.exists():
+        taught = cfg.DISTILLER.TYPE != "NONE"  # A vanilla student has nothing to be compared with.
+        report = write_report_if_possible([folder.path], networks=False) if taught else None
+        if report is not None:
+            print(f"report        {report}")
         print(f"next          tllm show {shlex.quote(str(folder.log_folder))}")
 
 

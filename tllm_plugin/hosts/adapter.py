@@ -17,7 +17,9 @@ from yacs.config import CfgNode
 from tllm_plugin.core.errors import ConfigError, unknown_name
 from tllm_plugin.hosts.optimizers import spare_from_decay, use_nesterov
 from tllm_plugin.hosts.random_state import RandomState
+from tllm_plugin.hosts.results import write_test_results
 from tllm_plugin.hosts.teaching import Teaching, TrainingData, student_predictor
+from tllm_plugin.runs.atomic import write_text
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,13 @@ class _TLLMTrainer:
         if parallel is not None:
             wrapped = nn.DataParallel(wrapped, device_ids=parallel.device_ids)
         super().__init__(experiment_name, wrapped, self.teaching.train_loader, val_loader, cfg)  # type: ignore[call-arg]
-        self.teaching.open(self.log_path)
+        self.test_batches = val_loader
+        run = self.teaching.open(self.log_path)
+        # A host that has such a method tests and describes its runs itself.
+        self.writes_results = hasattr(self, "write_metrics")
+        if not self.writes_results:
+            run.metrics_json.unlink(missing_ok=True)  # Of an earlier run in this folder.
+            write_text(run.config_yaml, cfg.dump())
 
     def init_optimizer(self, cfg: CfgNode) -> Any:
         optimizer = super().init_optimizer(cfg)  # type: ignore[misc]
@@ -126,6 +134,14 @@ class _TLLMTrainer:
     def train(self, resume: bool = False) -> None:
         super().train(resume=resume)  # type: ignore[misc]
         self._catch_up(self.cfg.SOLVER.EPOCHS)
+        if not self.writes_results and self.teaching.run is not None:
+            write_test_results(
+                self.teaching.run,
+                self._predictor(),
+                self.test_batches,
+                num_classes=len(self.teaching.class_names),
+                epochs_done=self.cfg.SOLVER.EPOCHS,
+            )
 
     def finish(self) -> None:
         # A host that has such a method calls it before it declares the run finished.
@@ -133,10 +149,13 @@ class _TLLMTrainer:
         super().finish()  # type: ignore[misc]
 
     def _catch_up(self, epoch: int) -> None:
+        self.teaching.catch_up(epoch, self._predictor(), self.tf_writer)
+
+    def _predictor(self) -> Callable[[Tensor], Tensor]:
         predict = student_predictor(self.distiller)
 
         def in_precision(image: Tensor) -> Tensor:
             with self.autocast():
                 return predict(image.to(self.tllm_device, non_blocking=True))
 
-        self.teaching.catch_up(epoch, in_precision, self.tf_writer)
+        return in_precision

@@ -17,6 +17,7 @@ from tllm_plugin.core.holdout import Split, split
 from tllm_plugin.core.routing import logits_of
 from tllm_plugin.core.scores import class_means, score_samples
 from tllm_plugin.core.wrapper import TLLMWrapper
+from tllm_plugin.hosts.tensorboard import log_holdout
 from tllm_plugin.hosts.tllm_node import build_detector
 from tllm_plugin.runs.atomic import save_torch
 from tllm_plugin.runs.flags_file import ClassFlag, FlagsRecord
@@ -99,8 +100,8 @@ class Teaching:
         self._teacher_prediction: Tensor | None = None
         self.run: RunFolder | None = None
 
-    def open(self, log_folder: str) -> None:
-        """Start writing into `<log_folder>/tllm/`."""
+    def open(self, log_folder: str) -> RunFolder:
+        """Start writing into `<log_folder>/tllm/`, and return that folder."""
         self.run = RunFolder.inside(log_folder).create()
         self.run.write_split(
             SplitRecord(
@@ -111,6 +112,7 @@ class Teaching:
                 num_classes=len(self.class_names),
             )
         )
+        return self.run
 
     def catch_up(self, epoch: int, predict: Callable[[Tensor], Tensor], writer: SummaryWriter | None = None) -> None:
         """Score the hold-out after `epoch` and update the flags, unless that has been done.
@@ -132,9 +134,16 @@ class Teaching:
             logger.info("epoch %d: no teacher from now on for %s", epoch, ", ".join(self.class_names[c] for c in new))
         if writer is not None:
             per_class = class_means(samples.correct.float(), samples.labels, len(self.class_names))
-            writer.add_scalar("tllm/flagged_classes", int(flags.sum()), epoch)
-            writer.add_scalar("tllm/holdout_accuracy", float(per_class.mean()), epoch)
-            writer.add_histogram("tllm/holdout_accuracy_per_class", per_class, epoch)
+            log_holdout(
+                writer,
+                epoch,
+                per_class=per_class,
+                flags=flags,
+                new=new if self.detector.holdout_count.any() else [],
+                curves=self.curves,
+                reference=getattr(self.detector, "reference", None),
+                class_names=self.class_names,
+            )
         self._keep_best(epoch)
         self.write(epoch)
 

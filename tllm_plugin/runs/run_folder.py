@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tllm_plugin.core.errors import FileFormatError, TLLMError
-from tllm_plugin.runs import curves_file, flags_file, metrics_file, split_file
+from tllm_plugin.runs import curves_file, flags_file, metrics_file, predictions_file, split_file
 from tllm_plugin.runs.atomic import remove_temporaries, write_json
 from tllm_plugin.runs.fields import FieldError
 from tllm_plugin.runs.flags_file import FlagsRecord
 from tllm_plugin.runs.metrics_file import MetricsRecord
+from tllm_plugin.runs.predictions_file import PredictionsRecord
 from tllm_plugin.runs.reading import read_json, schema_of
 from tllm_plugin.runs.split_file import SplitRecord
 
@@ -101,6 +102,16 @@ class RunFolder:
         return self.path / "metrics.json"
 
     @property
+    def predictions_npz(self) -> Path:
+        """Answers on the test images; `PredictionsRecord`. Runs of earlier versions have none."""
+        return self.path / "predictions.npz"
+
+    @property
+    def report_html(self) -> Path:
+        """The report that was written last with this run in it."""
+        return self.path / "report.html"
+
+    @property
     def state(self) -> Path:
         """What an interrupted run goes on from; written with `save_torch`, read with `load_torch`."""
         return self.path / "state.pt"
@@ -143,6 +154,14 @@ class RunFolder:
     def read_metrics(self) -> MetricsRecord:
         """Read `metrics.json`; a `FileFormatError` says what is wrong with it."""
         return _read(self.metrics_json, metrics_file.KIND, metrics_file.VERSION, MetricsRecord.from_json)
+
+    def write_predictions(self, record: PredictionsRecord) -> None:
+        """Write `predictions.npz`."""
+        predictions_file.write_predictions(self.predictions_npz, record)
+
+    def read_predictions(self) -> PredictionsRecord:
+        """Read `predictions.npz`; a `FileFormatError` says what is wrong with it."""
+        return predictions_file.read_predictions(self.predictions_npz)
 
     def write_curves(self, state: Mapping[str, Any]) -> None:
         """Write `curves.npz` from `Curves.state_dict()`; see `curves_file.write_curves`."""

@@ -20,10 +20,14 @@ class ClassResults:
     Args:
         class_correct: (C,) int64 on the CPU.
         class_total: (C,) int64 on the CPU.
+        labels: (n,) int64 on the CPU, in the order of the test data.
+        predictions: (n,) int64 on the CPU.
     """
 
     class_correct: Tensor
     class_total: Tensor
+    labels: Tensor
+    predictions: Tensor
 
     @property
     def accuracy(self) -> float:
@@ -45,17 +49,20 @@ def score_test_set(
         autocast: Makes the context of a forward pass.
     """
     distiller.eval()
-    labels, correct, num_classes = [], [], 0
+    labels, predictions, num_classes = [], [], 0
     for image, label in batches:
         with autocast():
             logits = distiller(image=image)
         num_classes = logits.shape[1]
         labels.append(label)
-        correct.append(logits.argmax(1) == label)
-    all_labels, all_correct = torch.cat(labels), torch.cat(correct)
+        predictions.append(logits.argmax(1))
+    all_labels, all_predictions = torch.cat(labels), torch.cat(predictions)
+    right = all_labels == all_predictions
     return ClassResults(
-        class_correct=torch.bincount(all_labels[all_correct], minlength=num_classes).cpu(),
+        class_correct=torch.bincount(all_labels[right], minlength=num_classes).cpu(),
         class_total=torch.bincount(all_labels, minlength=num_classes).cpu(),
+        labels=all_labels.cpu(),
+        predictions=all_predictions.cpu(),
     )
 
 

@@ -24,6 +24,7 @@ from tllm_plugin.hosts.embedded.schedule import make_schedule
 from tllm_plugin.hosts.optimizers import spare_from_decay
 from tllm_plugin.runs.atomic import remove_temporaries, save_torch
 from tllm_plugin.runs.metrics_file import MetricsRecord
+from tllm_plugin.runs.predictions_file import PredictionsRecord
 from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -201,8 +202,12 @@ class BaseTrainer:
         _set_rng_state(state["rng"], self.device)
 
     def write_metrics(self, *, finished: bool, results: ClassResults | None = None) -> None:
-        """Write `metrics.json`; the test set is scored unless `results` are at hand."""
+        """Write `metrics.json`, in the end `predictions.npz` too; the test set is scored without `results`."""
         results = results or score_test_set(self.distiller, self.val_loader, self.autocast)
+        if finished:
+            self.run.write_predictions(
+                PredictionsRecord(results.labels.numpy(), results.predictions.numpy(), len(results.class_total))
+            )
         self.run.write_metrics(
             MetricsRecord(
                 test_accuracy=results.accuracy,

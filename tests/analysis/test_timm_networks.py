@@ -1,0 +1,118 @@
+"""Vision transformers of timm with random weights, on generated images."""
+
+from __future__ import annotations
+
+import builtins
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tllm_plugin.analysis.timm_networks import score_timm
+from tllm_plugin.cli import main
+from tllm_plugin.core.errors import ConfigError, FileFormatError
+
+timm = pytest.importorskip("timm", reason="the optional extra `timm` is not installed")
+
+CLASSES, PER_CLASS = 3, 5
+NAME = "test_vit"  # timm's own tiny vision transformer, 160 x 160.
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for label in range(CLASSES):
+        (root / "val" / f"n{label}").mkdir(parents=True)
+        for number in range(PER_CLASS):
+            pixels = generator.integers(0, 256, size=(40, 50, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / "val" / f"n{label}" / f"{number}.png")
+    (root / "classes.txt").write_text("n0\tEnglish setter\nn1\tweasel\nn2\tmaillot\n")
+    return root
+
+
+def save_weights(path: Path, seed: int, key: str = "model", prefix: str = "") -> torch.nn.Module:
+    torch.manual_seed(seed)
+    network = timm.create_model(NAME, num_classes=CLASSES)
+    with torch.no_grad():
+        network.head.weight.normal_()  # timm starts heads near zero: all answers would be the same.
+    state = {f"{prefix}{name}": value for name, value in network.state_dict().items()}
+    torch.save({key: state} if key else state, path)
+    return network.eval()
+
+
+@pytest.mark.parametrize("key, prefix", [("model", ""), ("state_dict", "module."), ("", "")])
+def test_answers_are_those_of_the_model(key: str, prefix: str, folder: Path, tmp_path: Path) -> None:
+    network = save_weights(tmp_path / "weights.pt", 0, key, prefix)
+    found = score_timm(f"timm:{NAME}@{tmp_path / 'weights.pt'}", f"imagefolder={folder}", workers=0)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network), is_training=False)
+    files = [folder / "val" / f"n{label}" / f"{n}.png" for label in range(CLASSES) for n in range(PER_CLASS)]
+    with torch.no_grad():
+        expected = network(torch.stack([transform(Image.open(file)) for file in files])).argmax(1).numpy()
+    np.testing.assert_array_equal(found.result.predictions, expected)
+    np.testing.assert_array_equal(found.result.labels, np.repeat(np.arange(CLASSES), PER_CLASS))
+    assert found.class_names == ("English setter", "weasel", "maillot")
+
+
+def test_several_students_in_one_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = []
+    for seed in range(4):
+        save_weights(tmp_path / f"{seed}.pt", seed)
+        names.append(f"timm:{NAME}@{tmp_path / f'{seed}.pt'}")
+    words = ["compare", *names, "--pairs", "--data", f"imagefolder={folder / 'val'}", "--json", "-"]
+    assert main(words) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [method["vanilla"] for method in content["methods"]] == [[names[0]], [names[2]]]
+    assert content["vanilla"]["test_accuracy"] is None and content["num_classes"] == CLASSES
+    hurt = [
+        {record["class"] for record in content["classes"][place * CLASSES :][:CLASSES] if record["delta_acc"] < 0}
+        for place in range(2)
+    ]
+    assert set(content["hurt_in_every_method"]["classes"]) == hurt[0] & hurt[1]
+    assert main(words[:-2]) == 0
+    assert "delta acc < 0 in every one of the 2" in " ".join(capsys.readouterr().out.split())
+    assert main([*words[:2], *words[3:]]) == 2
+    assert "a vanilla and a distilled student each, but got 3 names" in capsys.readouterr().err
+
+
+def test_what_is_missing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = f"imagefolder={folder}"
+    with pytest.raises(ConfigError, match="a model of timm .*, but got 'deit_smal_patch16_224'; similar .*deit_small"):
+        score_timm("timm:deit_smal_patch16_224", data)
+    with pytest.raises(ConfigError, match="`--data` to name a folder of validation images for timm:test_vit"):
+        score_timm(f"timm:{NAME}", "digits")
+    torch.save({"model": {"head.weight": torch.zeros(2, 2)}}, tmp_path / "other.pt")
+    with pytest.raises(FileFormatError, match="to fit test_vit, but"):
+        score_timm(f"timm:{NAME}@{tmp_path / 'other.pt'}", data)
+
+    def offline(*arguments: Any, **options: Any) -> Any:
+        raise OSError("no route to host\nmore")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(
+        ConfigError, match="weights of test_vit to be downloadable, but no route to host; .*test_vit@FILE"
+    ):
+        score_timm(f"timm:{NAME}", data)
+    real = builtins.__import__
+
+    def without_timm(name: str, *arguments: Any) -> Any:
+        if name.startswith("timm"):
+            raise ImportError("No module named 'timm'")
+        return real(name, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", without_timm)
+    with pytest.raises(
+        ConfigError, match=r"timm to be installed for timm:test_vit, .*pip install 'tllm-plugin\[timm\]'"
+    ):
+        score_timm(f"timm:{NAME}", data)
+
+
+def test_another_number_of_classes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: original(name, num_classes=7))
+    with pytest.raises(ConfigError, match=r"as many class folders as test_vit has classes \(7\), but got 3"):
+        score_timm(f"timm:{NAME}", f"imagefolder={folder}")

@@ -1,0 +1,84 @@
+"""`tllm compare` on planted runs, and on checkpoints of real networks."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.analysis.planted_runs import write_run
+from tllm_plugin.cli import main
+from tllm_plugin.models import create_model
+from tllm_plugin.runs.atomic import save_torch
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> dict[str, str]:
+    return {
+        "vanilla": str(write_run(tmp_path / "vanilla")),
+        "vanilla-1": str(write_run(tmp_path / "vanilla-1", seed=1)),
+        "kd": str(write_run(tmp_path / "kd", method="KD", hurt=(3, 8))),
+        "tllm": str(write_run(tmp_path / "tllm", method="KD", detector="reference", flagged=(3, 8))),
+    }
+
+
+def test_table_json_csv_markdown(
+    runs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    files = {kind: tmp_path / f"out.{kind}" for kind in ("json", "csv", "markdown")}
+    written = [word for kind, path in files.items() for word in (f"--{kind}", str(path))]
+    assert main(["compare", *runs.values(), *written]) == 0
+    shown = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if line.startswith("│")]
+    content = json.loads(files["json"].read_text())
+    assert content["vanilla"]["test_accuracy"]["n"] == 2
+    kd, tllm = content["methods"]
+    assert rows[0][:2] == ["vanilla", "2"] and [row[0] for row in rows[1:3]] == ["KD", "TLLM (KD)"]
+    assert kd["undistillable_fdr_5_percent"]["found"]["mean"] == 2 and kd["paired_by_image"]
+    assert kd["undistillable"]["null"]["source"] == "vanilla"
+    assert (kd["flagged"], tllm["flagged"]) == (0, 2)
+    assert f"{kd['undistillable']['found']['mean']:.0f} (null" in rows[1][3]
+    assert {row[0] for row in rows[3:5]} == {"class 0003", "class 0008"} and all("*" in row[2] for row in rows[3:5])
+
+    lines = list(csv.DictReader(io.StringIO(files["csv"].read_text())))
+    assert len(lines) == 2 * 12 == len(content["classes"])
+    for line, record in zip(lines, content["classes"], strict=True):
+        assert float(line["delta_acc"]) == pytest.approx(record["delta_acc"])
+        assert record["low"] <= record["delta_acc"] <= record["high"]
+    markdown = files["markdown"].read_text()
+    assert markdown.count("| --- |") >= 2 and "| KD | 1 |" in markdown
+    assert "image by image" in shown and "image by image" in markdown
+    assert "2 vanilla runs against each other" in " ".join(shown.split())
+
+
+def test_labels_seeds_and_standard_output(runs: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    both = f"base={runs['vanilla']},{runs['vanilla-1']}"
+    assert main(["compare", both, f"mine={runs['kd']},{runs['tllm']}", "--json", "-"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [(m["method"], m["test_accuracy"]["n"]) for m in content["methods"]] == [("mine", 2)]
+    assert content["classes"][0]["std_over_seeds"] is not None
+
+
+def test_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = []
+    for place in range(2):
+        save_torch(tmp_path / f"net{place}", {"model": create_model("digits_student", 10, 1).state_dict()})
+        paths.append(f"digits_student@{tmp_path / f'net{place}'}")
+    assert main(["compare", *paths, "--data", "digits", "--json", "-"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["num_classes"] == 10 and sum(c["test_images"] for c in content["classes"]) == 600
+    assert main(["compare", *paths]) == 2
+    assert "Expected `--data` to name the test data for digits_student@" in capsys.readouterr().err
+
+
+def test_refusals(runs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", runs["vanilla"], str(tmp_path / "nothing")]) == 1
+    assert "nothing to be a run, but it does not exist" in capsys.readouterr().err
+    assert main(["compare", runs["vanilla"], runs["vanilla-1"]]) == 2
+    assert "a run of another kind than the vanilla one" in capsys.readouterr().err
+    assert main(["compare", runs["vanilla"], str(write_run(tmp_path / "other", method="KD", classes=11))]) == 2
+    assert "runs on the same classes, but" in capsys.readouterr().err

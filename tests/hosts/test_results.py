@@ -1,0 +1,76 @@
+"""Test results of a host that writes none of its own: they are there afterwards, and the analysis reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from yacs.config import CfgNode
+
+from tllm_plugin.analysis.loaded_run import load_run
+from tllm_plugin.hosts.adapter import Host, make_trainer_factory
+from tllm_plugin.hosts.embedded.distillers import KD
+from tllm_plugin.hosts.tllm_node import tllm_node
+from tllm_plugin.models import create_model
+
+CLASSES, PER_CLASS = 4, 20
+LABELS = torch.arange(CLASSES).repeat(PER_CLASS)
+IMAGES = torch.randn(len(LABELS), 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Data:
+    labels, class_names = LABELS, ("a", "b", "c", "d")
+
+    def train_loader(self, indices: Tensor) -> Any:
+        return [(IMAGES[indices], LABELS[indices], indices)]
+
+    def holdout_loader(self, indices: Tensor) -> Any:
+        return [(IMAGES[indices], LABELS[indices])]
+
+
+class PlainTrainer:
+    """The least that mdistiller's trainers have in common."""
+
+    def __init__(self, name: str, distiller: nn.Module, train_loader: Any, val_loader: Any, cfg: CfgNode) -> None:
+        self.distiller, self.train_loader, self.cfg = distiller, train_loader, cfg
+        self.log_path = f"{cfg.LOG.PREFIX}/{name}"
+        self.tf_writer = SummaryWriter(self.log_path)
+
+    def train(self, resume: bool = False) -> None:
+        for epoch in range(1, self.cfg.SOLVER.EPOCHS + 1):
+            self.train_epoch(epoch)
+
+    def train_epoch(self, epoch: int) -> None:
+        self.distiller.train()
+        for image, target, _ in self.train_loader:
+            self.distiller(image=image, target=target, epoch=epoch)
+
+
+def test_results_are_written(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    cfg = CfgNode({"SOLVER": CfgNode({"EPOCHS": 2, "TRAINER": "tllm"}), "LOG": CfgNode({"PREFIX": str(tmp_path)})})
+    cfg.DISTILLER = CfgNode({"TYPE": "KD", "TEACHER": "digits_teacher", "STUDENT": "digits_student"})
+    cfg.TLLM = tllm_node()
+    cfg.TLLM.HOLDOUT.FRACTION = 0.25
+    cfg.TLLM.DETECTOR.TYPE = "none"
+    student, teacher = (create_model(name, CLASSES, 1) for name in ("digits_student", "digits_teacher"))
+    distiller = KD(student, teacher, temperature=4.0, ce_weight=0.1, kd_weight=0.9)
+    tests = [(IMAGES[rows], LABELS[rows]) for rows in torch.arange(len(LABELS)).split(24)]
+    host = Host({"base": PlainTrainer}, {}, frozenset({"NONE"}), lambda train, val, cfg: Data())
+    for _ in range(2):  # Once more into the same folder: results of the first run must not pass for the second's.
+        trainer = make_trainer_factory(host)("run", distiller, None, tests, cfg)
+        assert not trainer.teaching.run.metrics_json.exists()
+        trainer.train()
+        trainer.tf_writer.close()
+    run = load_run(tmp_path / "run")
+    with torch.no_grad():
+        expected = torch.cat([student.eval()(image)[0].argmax(1) for image, _ in tests]).numpy()
+    np.testing.assert_array_equal(run.result.predictions, expected)
+    assert run.result.accuracy == pytest.approx((expected == LABELS.numpy()).mean())
+    assert (run.method, run.pair, run.class_names) == ("KD", "digits_teacher/digits_student", Data.class_names)
+    assert run.flags is not None and run.curves is not None and run.curves.epochs == [1, 2]

@@ -1,0 +1,69 @@
+"""What TensorBoard is given, read back from the event files of a real run."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.analysis.planted_runs import write_run
+from tests.hosts.conftest import Trained
+from tests.hosts.digits_runs import EPOCHS, train
+from tllm_plugin import Curves
+from tllm_plugin.hosts.tensorboard import MOST_CURVES, draw_curves, worst_tenth
+from tllm_plugin.runs.curves_file import to_state
+from tllm_plugin.runs.run_folder import RunFolder
+
+
+def curves_of(folder: RunFolder) -> Curves:
+    return Curves.from_state(to_state(folder.read_curves()))
+
+
+def test_events_of_a_run(trained: Trained, tmp_path: Path) -> None:
+    run = train(tmp_path, *trained.detecting, "EXPERIMENT.NAME", "flagging")
+    events = EventAccumulator(str(run.log_folder / "train.events"), {"images": 0, "histograms": 0, "scalars": 0})
+    events.Reload()
+    scalars = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    accuracy = curves_of(run).class_curves("accuracy")
+    flags = run.read_flags()
+    for row, epoch in enumerate(range(1, EPOCHS + 1)):
+        flagged = sum(item.flagged and (item.epoch_flagged or 0) <= epoch for item in flags.classes)
+        assert scalars["tllm/flagged_classes"][row] == (epoch, flagged)
+        for tag, expected in (
+            ("tllm/holdout_accuracy", accuracy[row].mean()),
+            ("tllm/holdout_accuracy_worst_tenth", accuracy[row].min()),
+        ):
+            assert scalars[tag][row] == (epoch, pytest.approx(float(expected), abs=1e-6))
+    assert [event.step for event in events.Histograms("tllm/holdout_accuracy_per_class")] == [1, 2, 3]
+    first_flags = sorted({item.epoch_flagged for item in flags.classes if item.flagged})
+    images = events.Images("tllm/newly_flagged_classes")
+    assert first_flags and [event.step for event in images] == first_flags
+    picture = np.asarray(Image.open(io.BytesIO(images[0].encoded_image_string)).convert("RGB"))
+    assert picture.std() > 5
+
+
+@pytest.mark.parametrize("classes", [1, 5, 40])
+def test_drawing(classes: int, tmp_path: Path) -> None:
+    folders = [
+        RunFolder.find(write_run(tmp_path / f"{seed}", seed=seed, classes=40, per_class=5, epochs=20))
+        for seed in (0, 1)
+    ]
+    run, vanilla = map(curves_of, folders)
+    names = ["$x^", "caf\udce9", "<b>", "\u2603" * 60, *(f"{i}" for i in range(36))]
+    alone, both = (draw_curves(run, reference, range(classes), names) for reference in (None, vanilla))
+    assert both.dtype == np.uint8 and both.shape[2] == 3 and both.shape[1] == 240 * min(classes, 4)
+    assert both.shape[0] == 176 * -(-min(classes, MOST_CURVES) // 4)
+    assert (alone != both).any()
+    # The run is drawn in its colour, whatever else is in the picture.
+    assert (np.abs(both.astype(int) - [184, 67, 0]).sum(2) < 30).sum() > 30 * min(classes, MOST_CURVES)
+
+
+def test_worst_tenth() -> None:
+    values = torch.rand(30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert worst_tenth(values) == pytest.approx(np.sort(values.numpy())[:3].mean())
+    assert worst_tenth(values[:4]) == pytest.approx(values[:4].min().item())

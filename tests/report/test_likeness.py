@@ -1,0 +1,91 @@
+"""Networks of real runs, run over the test data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tllm_plugin.analysis.answers import with_answers
+from tllm_plugin.analysis.likeness import likeness_of
+from tllm_plugin.analysis.loaded_run import load_run
+from tllm_plugin.analysis.networks import ask, batches_of_test_set, embedded_config, student_network
+from tllm_plugin.analysis.representations import linear_cka
+from tllm_plugin.analysis.study import build_study
+from tllm_plugin.cli import main
+from tllm_plugin.hosts.embedded import job
+from tllm_plugin.models import create_model
+from tllm_plugin.runs.atomic import save_torch
+
+
+def test_answers_are_those_of_the_run(digits: dict[str, Path]) -> None:
+    run = load_run(digits["kd"])
+    cfg, device = embedded_config(run), torch.device("cpu")
+    bundle = job.load_bundle(cfg)
+    network = student_network(run, bundle, device)
+    answers = ask(network, batches_of_test_set(bundle, cfg, None, device), device, features=True)
+    np.testing.assert_array_equal(answers.labels, run.result.labels)
+    np.testing.assert_array_equal(answers.predictions, run.result.predictions)
+    # What is kept as features is what the last layer reads.
+    logits = answers.features @ network.fc.weight.detach().numpy().T + network.fc.bias.detach().numpy()
+    assert (logits.argmax(1) == answers.predictions).mean() > 0.999
+
+
+def test_likeness(digits: dict[str, Path]) -> None:
+    study = build_study([load_run(path) for path in digits.values()])
+    found = likeness_of(study, points=60)
+    assert found is not None and found.images == 600
+    assert found.teacher_accuracy is not None
+    # The teacher as the student met it: wrong on the planted class, unlike the run that trained it.
+    assert found.teacher_accuracy[3] < 0.2 < study.teachers["digits_teacher"].result.class_accuracy[3]
+    other = np.arange(10) != 3
+    np.testing.assert_allclose(
+        found.teacher_accuracy[other], study.teachers["digits_teacher"].result.class_accuracy[other], atol=0.25
+    )
+    run = study.methods[0].runs[0]
+    cfg, device = embedded_config(run), torch.device("cpu")
+    bundle = job.load_bundle(cfg)
+    features = [
+        ask(network, batches_of_test_set(bundle, cfg, None, device), device, features=True)
+        for network in (
+            student_network(load_run(digits["teacher"]), bundle, device),
+            student_network(run, bundle, device),
+        )
+    ]
+    zero = features[0].labels == 0
+    assert found.cka["KD"][0] == pytest.approx(linear_cka(*(one.features[zero] for one in features)), abs=1e-4)
+    assert found.cka["KD"].shape == found.agreement["KD"].shape == (10,)
+    assert [picture.title for picture in found.pictures] == ["vanilla", "KD"]
+    assert all(np.bincount(picture.labels).tolist() == [6] * 10 for picture in found.pictures)
+
+
+def test_answers_of_a_run_that_kept_counts_only(
+    digits: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    kept = load_run(digits["vanilla"])
+    copy = shutil.copytree(digits["vanilla"], tmp_path / "vanilla")
+    (copy / "tllm" / "predictions.npz").unlink()
+    assert load_run(copy).result.predictions is None
+    (again,) = with_answers([load_run(copy)])
+    np.testing.assert_array_equal(again.result.predictions, kept.result.predictions)
+    # Weights of another network would compare something else.
+    save_torch(copy / "student_latest", {"model": create_model("digits_student", 10, 1).state_dict()})
+    (same,) = with_answers([load_run(copy)])
+    assert same.result.predictions is None and "its checkpoint gives" in caplog.text
+    shutil.copy(digits["vanilla"] / "student_latest", copy)
+    assert main(["compare", str(copy), str(digits["kd"]), "--answers", "--json", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out").read_text())["methods"][0]["paired_by_image"] is True
+
+
+def test_nothing_to_run(digits: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    copies = [shutil.copytree(path, tmp_path / name) for name, path in digits.items()]
+    (tmp_path / "kd" / "student_latest").unlink()
+    assert likeness_of(build_study([load_run(path) for path in copies]), points=0) is None
+    assert "networks are not compared: Expected" in caplog.text and "student_latest" in caplog.text
+    assert likeness_of(build_study([load_run(digits["vanilla"])])) is None

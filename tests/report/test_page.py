@@ -1,0 +1,129 @@
+"""The page without a browser: what is in it, how large it is, what it says."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.analysis.planted_runs import write_run
+from tllm_plugin.analysis.loaded_run import load_run
+from tllm_plugin.analysis.study import build_study
+from tllm_plugin.cli import main
+from tllm_plugin.report.findings import findings, next_steps
+from tllm_plugin.report.page import write_report, write_report_if_possible
+
+HURT = (3, 8)
+
+
+def content_of(page: Path) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.S)
+    assert found
+    content: dict[str, Any] = json.loads(found[1])
+    return content
+
+
+def write_study(folder: Path, **shape: Any) -> list[Path]:
+    return [
+        write_run(folder / "vanilla", **shape),
+        write_run(folder / "vanilla-1", seed=1, **shape),
+        write_run(folder / "kd", method="KD", hurt=HURT, **shape),
+        write_run(folder / "tllm", method="KD", detector="reference", flagged=HURT, **shape),
+    ]
+
+
+def test_content(tmp_path: Path) -> None:
+    paths = write_study(tmp_path)
+    page = write_report([load_run(path) for path in paths], networks=False)
+    assert page == tmp_path / "tllm" / "tllm" / "report.html"
+    content = content_of(page)
+    study = build_study([load_run(path) for path in paths])
+    for method, shown in zip(study.methods, content["methods"], strict=True):
+        assert method.comparison is not None and shown["label"] == method.label
+        np.testing.assert_allclose(shown["delta"], method.comparison.delta, atol=1e-4)
+        np.testing.assert_allclose(shown["low"], method.comparison.interval[0], atol=1e-4)
+        np.testing.assert_allclose(shown["q"], method.comparison.q_value, atol=1e-5)
+    assert [index for index, epoch in enumerate(content["methods"][1]["flagged"]) if epoch is not None] == list(HURT)
+    curve = content["curves"][0]
+    values = np.frombuffer(base64.b64decode(curve["data"]), dtype=np.uint8).reshape(len(curve["epochs"]), 12) / 255
+    curves = study.vanilla[0].curves
+    assert curves is not None and curve["epochs"] == curves.epochs
+    np.testing.assert_allclose(values, curves.class_curves("accuracy").numpy(), atol=1 / 510 + 1e-9)
+    assert set(content["picks"][:2]) == set(HURT)
+    assert "src=" not in page.read_text().split("<script>")[0] and "<link" not in page.read_text().split("<script>")[0]
+
+
+def test_what_the_runs_refer_to_is_read_too(tmp_path: Path) -> None:
+    vanilla, teacher = write_run(tmp_path / "vanilla"), write_run(tmp_path / "teacher", student="resnet20")
+    run = write_run(
+        tmp_path / "tllm",
+        method="KD",
+        detector="reference",
+        reference=vanilla / "tllm",
+        teacher_checkpoint=teacher / "student_latest",
+    )
+    content = content_of(write_report([load_run(run)], tmp_path / "page.html", networks=False))
+    assert [row["label"] for row in content["rows"]] == ["vanilla", "TLLM (KD)", "teacher resnet20"]
+    assert content["teacher"] is not None and content["methods"][0]["delta"] is not None
+
+
+def test_a_thousand_classes_fit_and_are_quick(tmp_path: Path) -> None:
+    paths = write_study(tmp_path, classes=1000, per_class=10, epochs=100)
+    started = time.process_time()
+    page = write_report([load_run(path) for path in paths], tmp_path / "page.html", networks=False)
+    assert time.process_time() - started < 10
+    assert page.stat().st_size < 6e6
+
+
+def test_findings(tmp_path: Path) -> None:
+    study = build_study([load_run(path) for path in write_study(tmp_path)])
+    told = " ".join(findings(study))
+    assert re.search(r"KD is below the vanilla student on \d+ of 12 classes; .* that vanilla runs differ by", told)
+    assert re.search(r"Surely hurt: 2, namely class 000[38] \(\u2212\d+\.\d\), class 000[38]", told)
+    assert (
+        "took the teacher from 2 classes (class 0003, class 0008), among them 2 of the 2 that KD surely hurts" in told
+    )
+    steps = " ".join(next_steps(study))
+    assert "one seed" in steps and "TLLM.DETECTOR.TYPE after" in steps and "second vanilla" not in steps
+
+
+@pytest.mark.parametrize(
+    "runs, expected",
+    [
+        ([{"method": "KD"}], "Train a vanilla student (DISTILLER.TYPE NONE"),
+        ([{}, {"method": "KD"}], "Train a second vanilla student with another EXPERIMENT.SEED"),
+        ([{}, {"method": "KD"}], "No class is surely hurt."),
+        ([{}, {"method": "KD", "hurt": [4]}], "KD surely hurts class 0004: run it with TLLM.DETECTOR.TYPE reference"),
+        (
+            [{}, {"method": "KD", "detector": "reference", "hurt": [4]}],
+            "TLLM (KD) did not flag class 0004, which it surely hurts: a hold-out of 20 images",
+        ),
+    ],
+)
+def test_next_steps(runs: list[dict[str, Any]], expected: str, tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / str(place), **how) for place, how in enumerate(runs)]
+    assert expected in " ".join(next_steps(build_study([load_run(path) for path in paths])))
+    content_of(write_report([load_run(path) for path in paths], tmp_path / "page.html", networks=False))
+
+
+def test_command(digits: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.html"
+    assert main(["report", *map(str, digits.values()), "--out", str(page), "--points", "50"]) == 0
+    assert f"report        {page}" in capsys.readouterr().out
+    content = content_of(page)
+    assert len(content["tsne"]) == 2 and content["methods"][0]["cka"] is not None
+    assert "as the students met it" in content["teacher"]["note"]
+    assert main(["report", str(tmp_path / "nothing")]) == 1
+    assert "to be a run, but it does not exist" in capsys.readouterr().err
+
+
+def test_a_training_does_not_fail_for_its_report(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = write_run(tmp_path / "kd", method="KD")
+    (run / "tllm" / "flags.json").write_text("{")
+    assert write_report_if_possible([run]) is None and "no report was written: Expected" in caplog.text

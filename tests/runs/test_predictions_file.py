@@ -1,0 +1,42 @@
+"""Answers per image: what is written comes back, and what does not fit together is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tllm_plugin.core.errors import FileFormatError
+from tllm_plugin.runs.atomic import write_npz
+from tllm_plugin.runs.predictions_file import PredictionsRecord
+from tllm_plugin.runs.run_folder import RunFolder
+
+
+@pytest.mark.parametrize("classes", [1, 10, 256, 257, 100_000])
+def test_round_trip(classes: int, tmp_path: Path) -> None:
+    generator = np.random.default_rng(classes)
+    record = PredictionsRecord(*generator.integers(0, classes, size=(2, 50)), classes)
+    folder = RunFolder(tmp_path)
+    folder.write_predictions(record)
+    back = folder.read_predictions()
+    assert back.num_classes == classes and back.labels.dtype == back.predictions.dtype == np.int64
+    np.testing.assert_array_equal(back.labels, record.labels)
+    np.testing.assert_array_equal(back.predictions, record.predictions)
+
+
+@pytest.mark.parametrize(
+    "arrays, message",
+    [
+        ({"labels": [0, 1], "predictions": [0]}, "as many predictions as labels"),
+        ({"labels": [0, 3], "predictions": [0, 1]}, "`labels` in .* to be from 0 to 2"),
+        ({"labels": [0, 1], "predictions": [0, -1]}, "`predictions` in .* to be from 0 to 2"),
+        ({"labels": [0.0, 1.0], "predictions": [0, 1]}, "`labels` in .* to be integers in 1 dimensions"),
+        ({"labels": [0, 1]}, "`predictions` in .* to be integers"),
+    ],
+)
+def test_what_does_not_fit(arrays: dict[str, list[float]], message: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    write_npz(folder.predictions_npz, schema="tllm/predictions", version=1, num_classes=3, **arrays)
+    with pytest.raises(FileFormatError, match=message):
+        folder.read_predictions()

@@ -1,0 +1,227 @@
+"""A finished run, read from its folder: what was trained, how, and what came out."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from tllm_plugin.analysis.results import TestResult
+from tllm_plugin.core.curves import Curves
+from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.runs.curves_file import to_state
+from tllm_plugin.runs.flags_file import FlagsRecord
+from tllm_plugin.runs.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+VANILLA = "vanilla"
+_BY_DETECTOR = {"none": "{}", "all": "LS", "after": "ESKD ({})", "fixed": "{}, fixed classes"}
+_TEACHERLESS = {"none": VANILLA, "all": "LS"}
+# What may differ between two seeds of one method: seeds, names, places, and how fast it ran.
+_NO_PART_OF_A_METHOD = (
+    "EXPERIMENT",
+    "LOG",
+    "RUNTIME",
+    "DATASET.PATH",
+    "DATASET.DOWNLOAD",
+    "DATASET.NUM_WORKERS",
+    "DATASET.TEST",
+    "DISTILLER.TEACHER_CHECKPOINT",
+    "TLLM.DETECTOR.REFERENCE",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedRun:
+    """One network with its test results, and the run that trained it if there is one.
+
+    Args:
+        name: To tell it from others.
+        method: "vanilla", "KD", "TLLM (KD)", "ESKD (KD)", "LS", or what a user calls it.
+        student: Architecture; empty where it is not known.
+        teacher: Architecture of the teacher; empty without one.
+        seed: Of the run; None where it is not known.
+        class_names: (C,) names.
+        result: On the test data.
+        flags: What the detector decided; None without one.
+        folder: Its folder; None for a bare checkpoint.
+        config: `config.yaml` as a mapping; empty where there is none.
+        grouped: Whether a user named the method: then runs of one name are its seeds, whatever their configs say.
+    """
+
+    name: str
+    method: str
+    student: str
+    teacher: str
+    seed: int | None
+    class_names: tuple[str, ...]
+    result: TestResult
+    flags: FlagsRecord | None = None
+    folder: RunFolder | None = None
+    config: Mapping[str, Any] | None = None
+    grouped: bool = False
+
+    @property
+    def pair(self) -> str:
+        """Teacher and student as the field writes them, "resnet56/resnet20"; the student alone without a teacher."""
+        return f"{self.teacher}/{self.student}" if self.teacher else self.student
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Everything that two seeds of one method have in common, by dotted key."""
+        if self.grouped:
+            return {}
+        return {
+            key: value
+            for key, value in _flat(self.config or {})
+            if not any(key == name or key.startswith(f"{name}.") for name in _NO_PART_OF_A_METHOD)
+        }
+
+    @cached_property
+    def curves(self) -> Curves | None:
+        """The hold-out history; None where the run has none."""
+        if self.folder is None or not self.folder.curves_npz.exists():
+            return None
+        curves = Curves.from_state(to_state(self.folder.read_curves()))
+        return curves if len(curves) and curves.labels.numel() else None
+
+
+def load_run(path: str | os.PathLike[str]) -> LoadedRun:
+    """Read a run.
+
+    Args:
+        path: Its log folder, the `tllm/` folder in that, or a file of the latter.
+
+    Raises:
+        FileFormatError: There is no run, or a file of it is missing or damaged.
+        ConfigError: It has not been tested yet.
+    """
+    folder = RunFolder.find(path)
+    config = read_config(folder)
+    flags = folder.read_flags() if folder.flags_json.exists() else None
+    result = read_result(folder)
+    names = tuple(item.name for item in flags.classes) if flags else tuple(map(str, range(result.total.size)))
+    if len(names) != result.total.size:
+        raise FileFormatError(
+            f"Expected flags.json and metrics.json in {folder.path} to be of as many classes, but got {len(names)} and "
+            f"{result.total.size}; run again what wrote them"
+        )
+    distiller = _section(config, "DISTILLER")
+    taught = distiller.get("TYPE", "NONE") != "NONE"
+    return LoadedRun(
+        name=folder.log_folder.name,
+        method=method_of(config) or folder.log_folder.name,
+        student=str(distiller.get("STUDENT", "")),
+        teacher=str(distiller.get("TEACHER", "")) if taught else "",
+        seed=_section(config, "EXPERIMENT").get("SEED"),
+        class_names=names,
+        result=result,
+        flags=flags,
+        folder=folder,
+        config=config,
+    )
+
+
+def read_result(folder: RunFolder) -> TestResult:
+    """Read test results: answers per image where the run kept them, counts per class otherwise.
+
+    Raises:
+        FileFormatError: A file is missing or damaged, or the two disagree.
+        ConfigError: The run has not been tested yet.
+    """
+    metrics = folder.read_metrics()
+    if not sum(metrics.class_total):
+        raise ConfigError(f"Expected {folder.log_folder} to be a run that was tested, but it has no test results yet")
+    if not metrics.finished:
+        logger.warning("%s: not finished; its results are those after epoch %d", folder.path, metrics.epochs_done)
+    counts = TestResult(np.asarray(metrics.class_correct), np.asarray(metrics.class_total))
+    if not (metrics.finished and folder.predictions_npz.exists()):
+        return counts
+    record = folder.read_predictions()
+    result = TestResult.from_predictions(record.labels, record.predictions, record.num_classes)
+    if not (np.array_equal(result.correct, counts.correct) and np.array_equal(result.total, counts.total)):
+        raise FileFormatError(
+            f"Expected predictions.npz and metrics.json in {folder.path} to agree, but they do not; run again what "
+            "wrote them"
+        )
+    return result
+
+
+def read_config(folder: RunFolder) -> dict[str, Any]:
+    """Return `config.yaml` as a mapping; empty where a host wrote none.
+
+    Raises:
+        FileFormatError: It is there but cannot be read.
+    """
+    try:
+        content = yaml.safe_load(folder.config_yaml.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise FileFormatError(f"Expected {folder.config_yaml} to be the YAML of a config, but {error}") from error
+    return content if isinstance(content, dict) else {}
+
+
+def method_of(config: Mapping[str, Any]) -> str:
+    """Return what a config trains, in the words of the field; empty where it does not say.
+
+    >>> method_of({"DISTILLER": {"TYPE": "KD"}, "TLLM": {"DETECTOR": {"TYPE": "reference"}}})
+    'TLLM (KD)'
+    """
+    kind = _section(config, "DISTILLER").get("TYPE", "")
+    tllm = _section(config, "TLLM")
+    kind = tllm.get("DISTILLER", kind) if kind == "TLLM" else kind
+    detector = _section(tllm, "DETECTOR").get("TYPE", "none")
+    if kind in ("", "NONE"):
+        return _TEACHERLESS.get(detector, "LS, some classes") if kind else ""
+    return _BY_DETECTOR.get(detector, "TLLM ({})").format(kind)
+
+
+def reference_of(run: LoadedRun) -> Path | None:
+    """Return where the vanilla run lies that a run's detector compared with; None where it is not to be found.
+
+    A run folder that was moved with its neighbours is found beside the run.
+    """
+    named = _section(_section(run.config or {}, "TLLM"), "DETECTOR").get("REFERENCE", "")
+    return _moved(run, Path(named)) if named else None
+
+
+def teacher_of(run: LoadedRun) -> Path | None:
+    """Return where the run lies that trained a run's teacher, named by its checkpoint; None likewise."""
+    named = _section(run.config or {}, "DISTILLER").get("TEACHER_CHECKPOINT", "")
+    return _moved(run, Path(named).parent) if named and run.teacher else None
+
+
+def _moved(run: LoadedRun, named: Path) -> Path | None:
+    places = [named]
+    if run.folder is not None:
+        log_folder = named.parent if named.name == run.folder.path.name or named.is_file() else named
+        places.append(run.folder.log_folder.parent / log_folder.name)
+    for place in places:
+        try:
+            if RunFolder.find(place).metrics_json.exists():
+                return place
+        except FileFormatError:
+            continue
+    return None
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = config.get(name)
+    return section if isinstance(section, Mapping) else {}

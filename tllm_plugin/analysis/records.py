@@ -1,0 +1,155 @@
+"""A study as plain records: what tables, JSON, CSV and the report print, computed in one place."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tllm_plugin.analysis.comparison import Count, Spread
+from tllm_plugin.analysis.study import Study
+
+Record = dict[str, Any]
+
+VERSION = 1
+
+
+def study_record(study: Study) -> Record:
+    """Return everything as JSON values; a number that does not exist is null."""
+    return {
+        "schema": "tllm/comparison",
+        "version": VERSION,
+        "num_classes": len(study.class_names),
+        "vanilla": {"runs": [run.name for run in study.vanilla], "test_accuracy": vanilla_record(study)},
+        "hurt_in_every_method": every_record(study),
+        "methods": method_records(study),
+        "classes": class_records(study),
+    }
+
+
+def vanilla_record(study: Study) -> Record | None:
+    """Return the test accuracy of the vanilla runs; None where every method has vanilla runs of its own."""
+    return _spread(Spread.of([run.result.accuracy for run in study.vanilla])) if study.vanilla else None
+
+
+def every_record(study: Study) -> Record | None:
+    """Return the classes with delta acc < 0 in every method, and what chance would give (the paper's Table 7)."""
+    if len(study.compared) < 2:
+        return None
+    found = study.hurt_in_every(study.compared)
+    return {
+        "classes": [study.class_names[index] for index in found.classes],
+        "expected_by_chance": found.expected,
+        "p_value": found.p_value,
+    }
+
+
+def method_records(study: Study) -> list[Record]:
+    """Return one record per method that has a vanilla run: accuracies and counts with their nulls."""
+    records = []
+    for method in study.compared:
+        comparison = method.comparison
+        assert comparison is not None
+        records.append(
+            {
+                "method": method.label,
+                "pair": method.runs[0].pair,
+                "runs": [run.name for run in method.runs],
+                "vanilla": [run.name for run in method.vanilla],
+                "test_accuracy": _spread(comparison.accuracy),
+                "paired_by_image": comparison.paired,
+                "undistillable": _count(comparison.hurt_count),
+                "undistillable_fdr_5_percent": _count(comparison.surely_hurt_count),
+                "drop_over_5_points": _spread(comparison.largely_hurt_count),
+                "flagged": int(method.flagged.sum()) if any(run.flags for run in method.runs) else None,
+            }
+        )
+    return records
+
+
+def class_records(study: Study) -> list[Record]:
+    """Return one record per method and class, methods first."""
+    records = []
+    for method in study.compared:
+        comparison = method.comparison
+        assert comparison is not None
+        low, high = comparison.interval
+        flagged = method.flagged
+        for index, name in enumerate(study.class_names):
+            records.append(
+                {
+                    "method": method.label,
+                    "index": index,
+                    "class": name,
+                    "test_images": int(comparison.changes[0].vanilla.total[index]),
+                    "delta_acc": _number(comparison.delta[index]),
+                    "low": _number(low[index]),
+                    "high": _number(high[index]),
+                    "std_over_seeds": _number(comparison.delta_std[index]),
+                    "p_value": _number(comparison.p_value[index]),
+                    "q_value": _number(comparison.q_value[index]),
+                    "flagged": bool(flagged[index]),
+                }
+            )
+    return records
+
+
+def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return flat records as CSV with a header; null is an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(records[0]) if records else ["method"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
+def as_markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table.
+
+    >>> print(as_markdown(["a", "b"], [["1", "x|y"]]))
+    | a | b |
+    | --- | --- |
+    | 1 | x\\|y |
+    """
+    lines = [heading, ["---"] * len(heading), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def percent(spread: Mapping[str, Any], digits: int = 1) -> str:
+    """Return "71.2 % +- 0.3 (n = 3)" of a `Spread` record of a fraction."""
+    mean = f"{100 * spread['mean']:.{digits}f} %"
+    return mean if spread["std"] is None else f"{mean} +- {100 * spread['std']:.{digits}f} (n = {spread['n']})"
+
+
+def count_with_null(count: Mapping[str, Any]) -> str:
+    """Return "44 (null 47)" of a `Count` record, with standard deviations where there are several."""
+    return f"{_plain(count['found'])} (null {_plain(count['null'])})"
+
+
+def _plain(value: Mapping[str, Any]) -> str:
+    mean = value["mean"]
+    text = f"{mean:.0f}" if float(mean).is_integer() else f"{mean:.1f}"
+    return text if not value["std"] else f"{text} +- {value['std']:.1f}"
+
+
+def _spread(spread: Spread) -> Record:
+    return {"mean": spread.mean, "std": _number(spread.std), "n": spread.n}
+
+
+def _count(count: Count) -> Record:
+    return {
+        "found": _spread(count.found),
+        "null": {
+            "mean": count.null.mean,
+            "std": _number(count.null.std),
+            "source": count.null.source,
+            "pairs": count.null.pairs,
+        },
+        "permutation_p_value": _number(count.p_value),
+    }
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

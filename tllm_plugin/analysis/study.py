@@ -1,0 +1,226 @@
+"""Several runs put in order: which are vanilla, which are seeds of one method, and how each method compares."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tllm_plugin.analysis.comparison import Comparison, compare
+from tllm_plugin.analysis.loaded_run import VANILLA, LoadedRun
+from tllm_plugin.analysis.overlap import Everywhere, Overlap, in_every, overlap
+from tllm_plugin.core.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_NAMED_SETTINGS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """Runs that differ in nothing but their seed, and what they are compared with.
+
+    Args:
+        label: What to call it; names the pair of networks, or settings, only where there are several.
+        runs: At least one.
+        vanilla: Vanilla runs of the same student; empty where none is known.
+        comparison: With `vanilla`; None without it.
+    """
+
+    label: str
+    runs: tuple[LoadedRun, ...]
+    vanilla: tuple[LoadedRun, ...]
+    comparison: Comparison | None
+
+    @property
+    def flagged(self) -> npt.NDArray[np.bool_]:
+        """(C,) flagged by the detector in any of the runs."""
+        flags = np.zeros(len(self.runs[0].class_names), dtype=bool)
+        for run in self.runs:
+            if run.flags is not None:
+                flags[list(run.flags.flagged)] = True
+        return flags
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """Everything that several runs say together.
+
+    Args:
+        class_names: (C,).
+        vanilla: Vanilla students.
+        methods: All others, in the order in which they were given.
+        teachers: Runs of networks that teach one of the others, by architecture.
+    """
+
+    class_names: tuple[str, ...]
+    vanilla: tuple[LoadedRun, ...]
+    methods: tuple[Method, ...]
+    teachers: dict[str, LoadedRun]
+
+    @property
+    def compared(self) -> tuple[Method, ...]:
+        """The methods that have a vanilla run to be compared with."""
+        return tuple(method for method in self.methods if method.comparison is not None)
+
+    def overlap_of(self, row: Method, column: Method) -> Overlap:
+        """Return how far two methods hurt the same classes.
+
+        With two vanilla runs each side is judged against one of its own, so that no noise is shared; a method with
+        itself then shows how far its set of hurt classes repeats. With one vanilla run, both share it.
+        """
+        return overlap(_hurt_against(row, 0), _hurt_against(column, 1))
+
+    def hurt_in_every(self, methods: Sequence[Method]) -> Everywhere:
+        """Return the classes with delta acc < 0 in every one of `methods`."""
+        return in_every([method.comparison.hurt for method in methods if method.comparison is not None])
+
+
+def separate_vanilla(methods: Iterable[Method]) -> bool:
+    """Tell whether each side of an overlap can be judged against a vanilla run of its own."""
+    return all(len(method.vanilla) > 1 for method in methods)
+
+
+def build_study(runs: Sequence[LoadedRun]) -> Study:
+    """Put runs in order by what their configs say.
+
+    Vanilla is what has no teacher; a vanilla run of another network that some run was taught by is that run's teacher.
+
+    Raises:
+        ConfigError: There is no run, or the runs are of different classes.
+    """
+    _check_classes(runs)
+    runs = _without_repetition(runs)
+    taught = [run for run in runs if run.method != VANILLA]
+    students, teaching = {run.student for run in taught}, {run.teacher for run in taught if run.teacher}
+    plain = [run for run in runs if run.method == VANILLA]
+    teachers = [run for run in plain if run.student in teaching and run.student not in students]
+    vanilla = [run for run in plain if run not in teachers]
+    return Study(
+        class_names=runs[0].class_names,
+        vanilla=tuple(vanilla),
+        methods=_methods(taught, lambda run: [other for other in vanilla if other.student == run.student]),
+        teachers={run.student: run for run in reversed(teachers)},
+    )
+
+
+def build_comparison(baseline: Sequence[LoadedRun], others: Sequence[LoadedRun]) -> Study:
+    """Compare everything in `others` with `baseline`, whatever the configs say.
+
+    Raises:
+        ConfigError: The runs are of different classes.
+    """
+    _check_classes([*baseline, *others])
+    return Study(
+        class_names=baseline[0].class_names,
+        vanilla=tuple(baseline),
+        methods=_methods(_without_repetition(others), lambda run: baseline),
+        teachers={},
+    )
+
+
+def build_pairs(pairs: Sequence[tuple[Sequence[LoadedRun], Sequence[LoadedRun]]]) -> Study:
+    """Compare several students, each with a vanilla one of its own, as the paper's Table 7 does.
+
+    Args:
+        pairs: Vanilla and distilled runs of each student, at least one of either.
+
+    Raises:
+        ConfigError: The runs are of different classes.
+    """
+    _check_classes([run for pair in pairs for side in pair for run in side])
+    methods = []
+    for vanilla, distilled in pairs:
+        sides = ([(run.seed, run.result) for run in side] for side in (vanilla, distilled))
+        methods.append(Method(distilled[0].method, tuple(distilled), tuple(vanilla), compare(*sides)))
+    return Study(pairs[0][0][0].class_names, (), tuple(methods), {})
+
+
+def _methods(runs: Sequence[LoadedRun], vanilla_of: Callable[[LoadedRun], Sequence[LoadedRun]]) -> tuple[Method, ...]:
+    """Group runs into methods: one method, one pair, equal settings."""
+    kinds: dict[tuple[str, str], list[list[LoadedRun]]] = {}
+    for run in runs:
+        groups = kinds.setdefault((run.method, run.pair), [])
+        same = next((group for group in groups if group[0].settings == run.settings), None)
+        if same is None:
+            groups.append([run])
+        else:
+            same.append(run)
+    several_pairs = len({pair for _, pair in kinds if pair}) > 1
+    methods = []
+    for (method, pair), groups in kinds.items():
+        base = f"{method}, {pair}" if several_pairs and pair else method
+        for group, label in zip(groups, _labels(base, [group[0] for group in groups]), strict=True):
+            vanilla = tuple(vanilla_of(group[0]))
+            _warn_of_unlike(vanilla)
+            comparison = None
+            if vanilla:
+                sides = ([(run.seed, run.result) for run in side] for side in (vanilla, group))
+                comparison = compare(*sides)
+            methods.append(Method(label, tuple(group), vanilla, comparison))
+    return tuple(methods)
+
+
+def _labels(base: str, runs: Sequence[LoadedRun]) -> list[str]:
+    """Return one label for each of several settings of a method: what differs is part of the name."""
+    if len(runs) == 1:
+        return [base]
+    keys = sorted({key for run in runs for key in run.settings})
+    differing = [key for key in keys if len({str(run.settings.get(key)) for run in runs}) > 1]
+    labels = []
+    for place, run in enumerate(runs, start=1):
+        told = [f"{key.rpartition('.')[2]} {run.settings.get(key)}" for key in differing[:_NAMED_SETTINGS]]
+        labels.append(", ".join([base, *(told or [f"settings {place}"])]))
+    # More than the named settings may differ.
+    return labels if len(set(labels)) == len(labels) else [f"{label} ({n})" for n, label in enumerate(labels, start=1)]
+
+
+def _warn_of_unlike(vanilla: Sequence[LoadedRun]) -> None:
+    for run in vanilla[1:]:
+        keys = {*run.settings, *vanilla[0].settings}
+        unlike = sorted(key for key in keys if run.settings.get(key) != vanilla[0].settings.get(key))
+        if unlike:
+            logger.warning(
+                "%s and %s are taken for seeds of one vanilla student, but differ in %s",
+                vanilla[0].name,
+                run.name,
+                ", ".join(unlike[:_NAMED_SETTINGS]),
+            )
+
+
+def _hurt_against(method: Method, place: int) -> npt.NDArray[np.bool_]:
+    """Return (C,) hurt classes of a method's first run against one vanilla run, or of all of them with one only."""
+    if method.comparison is None:
+        raise ValueError(f"Expected {method.label} to have a vanilla run, but it has none")
+    if len(method.vanilla) < 2:
+        return method.comparison.hurt
+    vanilla = [(None, method.vanilla[place].result)]
+    return compare(vanilla, [(None, run.result) for run in method.runs]).hurt
+
+
+def _check_classes(runs: Sequence[LoadedRun]) -> None:
+    if not runs:
+        raise ConfigError("Expected at least one run, but got none")
+    first = runs[0]
+    for run in runs:
+        if run.class_names != first.class_names:
+            raise ConfigError(
+                f"Expected runs on the same classes, but {first.name} has {len(first.class_names)} "
+                f"({', '.join(first.class_names[:3])}, ...) and {run.name} has {len(run.class_names)} "
+                f"({', '.join(run.class_names[:3])}, ...)"
+            )
+
+
+def _without_repetition(runs: Sequence[LoadedRun]) -> list[LoadedRun]:
+    """Return each run once, even if it was named twice: twice the same seed would look like agreement of seeds."""
+    seen: set[str] = set()
+    kept = []
+    for run in runs:
+        place = str(run.folder.path) if run.folder is not None else f"{run.name}@{id(run)}"
+        if place not in seen:
+            seen.add(place)
+            kept.append(run)
+    return kept

@@ -1,0 +1,83 @@
+"""Filled tables as Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from tllm_plugin.analysis.comparison import Spread
+from tllm_plugin.analysis.records import as_markdown
+from tllm_plugin.analysis.tables import FilledCell, FilledTable
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{sign: f"\\{sign}" for sign in "%&#_{}$"},
+    "\u0394": r"$\Delta$",
+    "<": r"$<$",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+
+
+def markdown(tables: Sequence[FilledTable]) -> str:
+    """Return the tables as Markdown: printed number, then one's own in bold; an empty place has no run."""
+    parts = []
+    for filled in tables:
+        heading = ["", *filled.table.columns]
+        rows = [
+            [label, *(_markdown_cell(cell, filled.table.decimals) for cell in cells)] for label, cells in filled.rows
+        ]
+        parts.append(f"### Table {filled.table.number}: {filled.table.title}\n\n{as_markdown(heading, rows)}\n")
+    note = "Printed / **own runs**, mean +- standard deviation over seeds (n); a place without a run holds only the "
+    "printed number."
+    return "\n".join([*parts, note, ""])
+
+
+def latex(tables: Sequence[FilledTable]) -> str:
+    """Return the tables as LaTeX that needs the package `booktabs`."""
+    parts = []
+    for filled in tables:
+        lines = [
+            r"\begin{table}",
+            rf"\caption{{Table {filled.table.number}: {escape(filled.table.title)}. Printed / \textbf{{own runs}}.}}",
+            rf"\begin{{tabular}}{{l{'r' * len(filled.table.columns)}}}",
+            r"\toprule",
+            " & ".join(["", *map(escape, filled.table.columns)]) + r" \\",
+            r"\midrule",
+            *(
+                " & ".join([escape(label), *(_latex_cell(cell, filled.table.decimals) for cell in cells)]) + r" \\"
+                for label, cells in filled.rows
+            ),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def escape(text: str) -> str:
+    r"""Return `text` as LaTeX shows it.
+
+    >>> escape("50 % of a_b")
+    '50 \\% of a\\_b'
+    """
+    return "".join(_LATEX.get(sign, sign) for sign in text)
+
+
+def _markdown_cell(cell: FilledCell, decimals: int) -> str:
+    printed = "" if cell.published is None else f"{cell.published:.{decimals}f}"
+    return printed if cell.ours is None else f"{printed} / **{_own(cell.ours, '+-')}**"
+
+
+def _latex_cell(cell: FilledCell, decimals: int) -> str:
+    printed = "" if cell.published is None else f"{cell.published:.{decimals}f}"
+    if cell.ours is None:
+        return printed
+    own = _own(cell.ours, r"$\pm$")
+    return rf"{printed} / \textbf{{{own}}}"
+
+
+def _own(spread: Spread, plus_minus: str) -> str:
+    deviation = "" if math.isnan(spread.std) else f" {plus_minus} {spread.std:.2f}"
+    return f"{spread.mean:.2f}{deviation} ({spread.n})"

@@ -1,0 +1,193 @@
+"""The paper's tables with one's own runs beside the printed numbers."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tllm_plugin.analysis.comparison import Spread, compare
+from tllm_plugin.analysis.loaded_run import LoadedRun, load_run
+from tllm_plugin.analysis.published import DIFFERENCE, TABLES, UNDISTILLABLE, Cell, PublishedTable
+from tllm_plugin.core.errors import ConfigError, TLLMError
+from tllm_plugin.runs.run_folder import NAME
+
+logger = logging.getLogger(__name__)
+
+DATA_SETS = ("cifar100", "imagenet", "cub200")
+
+
+@dataclass(frozen=True)
+class FilledCell:
+    """What a table shows in one place.
+
+    Args:
+        published: As printed, or the difference of what is; None where nothing is printed.
+        ours: From one's own runs, in percent; None without a run.
+        runs: Names of these runs.
+    """
+
+    published: float | None
+    ours: Spread | None
+    runs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FilledTable:
+    """A table with everything that is known of it."""
+
+    table: PublishedTable
+    rows: tuple[tuple[str, tuple[FilledCell, ...]], ...]
+
+    @property
+    def filled(self) -> int:
+        """Cells that own runs fill."""
+        return sum(cell.ours is not None for _, cells in self.rows for cell in cells)
+
+
+def find_runs(folder: str | os.PathLike[str]) -> list[LoadedRun]:
+    """Return every finished run below `folder`; what cannot be read is left out, and the log says why.
+
+    Raises:
+        ConfigError: It is no folder.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ConfigError(f"Expected `{root}` to be a folder that holds runs, but it is none")
+    runs = []
+    for metrics in sorted(root.rglob(f"{NAME}/metrics.json")):
+        try:
+            run = load_run(metrics.parent)
+        except TLLMError as error:
+            logger.warning("left out: %s", error)
+            continue
+        if run.folder is not None and run.folder.read_metrics().finished:
+            runs.append(run)
+    return runs
+
+
+def fill_tables(runs: Sequence[LoadedRun], image_folder: str = "") -> list[FilledTable]:
+    """Put runs where they belong.
+
+    Args:
+        runs: From `find_runs`.
+        image_folder: Which of `DATA_SETS` the runs on image folders are of; empty: of none of them.
+    """
+    return [_fill(table, runs, image_folder) for table in TABLES]
+
+
+def _fill(table: PublishedTable, runs: Sequence[LoadedRun], image_folder: str) -> FilledTable:
+    rows = []
+    for label, cells in table.rows:
+        filled: list[FilledCell] = []
+        for cell in cells:
+            if isinstance(cell, Cell):
+                filled.append(_fill_cell(cell, runs, image_folder))
+            elif cell == DIFFERENCE:
+                filled.append(_difference(*filled[-2:]))
+            else:
+                filled.append(FilledCell(None, None))
+        rows.append((label, tuple(filled)))
+    return FilledTable(table, tuple(rows))
+
+
+def _fill_cell(cell: Cell, runs: Sequence[LoadedRun], image_folder: str) -> FilledCell:
+    here = [run for run in runs if data_set_of(run, image_folder) == cell.data_set]
+    matching = [run for run in here if _is_of(run, cell)]
+    groups: list[list[LoadedRun]] = []
+    for run in matching:
+        same = next((group for group in groups if group[0].settings == run.settings), None)
+        if same is None:
+            groups.append([run])
+        else:
+            same.append(run)
+    vanilla = [run for run in here if run.method == "vanilla" and same_network(run.student, cell.student)]
+    found = [(spread, group) for group in groups if (spread := _measure(cell, group, vanilla)) is not None]
+    if not found:
+        return FilledCell(cell.published, None)
+    # Several settings: the best, as the paper does; the names say which runs these are.
+    best = min if cell.measure == UNDISTILLABLE else max
+    spread, group = best(found, key=lambda item: item[0].mean)
+    return FilledCell(cell.published, spread, tuple(run.name for run in group))
+
+
+def _measure(cell: Cell, group: Sequence[LoadedRun], vanilla: Sequence[LoadedRun]) -> Spread | None:
+    if cell.measure != UNDISTILLABLE:
+        return Spread.of([100.0 * run.result.accuracy for run in group])
+    if not vanilla:
+        return None
+    found = compare(*([(run.seed, run.result) for run in side] for side in (vanilla, group)))
+    classes = len(group[0].class_names)
+    count = found.hurt_count.found
+    return Spread(100.0 * count.mean / classes, 100.0 * count.std / classes, count.n)
+
+
+def _difference(first: FilledCell, second: FilledCell) -> FilledCell:
+    published = None
+    if first.published is not None and second.published is not None:
+        published = round(second.published - first.published, 2)
+    if first.ours is None or second.ours is None:
+        return FilledCell(published, None)
+    # Standard error-like spreads of independent groups add up in squares; n of a difference is the smaller one.
+    std = math.hypot(first.ours.std, second.ours.std)
+    return FilledCell(published, Spread(second.ours.mean - first.ours.mean, std, min(first.ours.n, second.ours.n)))
+
+
+def _is_of(run: LoadedRun, cell: Cell) -> bool:
+    if run.method.casefold() != cell.method.casefold() or not same_network(run.student, cell.student):
+        return False
+    return not cell.teacher or same_network(run.teacher, cell.teacher)
+
+
+def data_set_of(run: LoadedRun, image_folder: str = "") -> str:
+    """Return which of the paper's data sets a run is on; another text if it is none of them."""
+    section = (run.config or {}).get("DATASET")
+    kind = _plain(str(section.get("TYPE", ""))) if isinstance(section, Mapping) else ""
+    if kind == "imagefolder":
+        return image_folder or kind
+    return "cub200" if kind.startswith("cub") else kind
+
+
+def same_network(ours: str, theirs: str) -> bool:
+    """Tell whether two spellings name one architecture.
+
+    >>> same_network("wrn_16_2", "WRN-16-2"), same_network("ShuffleV1", "ShuffleNetV1")
+    (True, True)
+    """
+    return _plain(ours) == _plain(theirs) != ""
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.casefold()).replace("shufflenet", "shuffle")
+
+
+def tables_record(tables: Sequence[FilledTable]) -> dict[str, Any]:
+    """Return the tables as JSON values."""
+
+    def cell(value: FilledCell) -> dict[str, Any]:
+        ours = value.ours
+        spread = None if ours is None else {"mean": ours.mean, "std": None if math.isnan(ours.std) else ours.std}
+        return {
+            "published": value.published,
+            "ours": None if ours is None or spread is None else {**spread, "n": ours.n},
+            "runs": list(value.runs),
+        }
+
+    return {
+        "schema": "tllm/tables",
+        "version": 1,
+        "tables": [
+            {
+                "table": filled.table.number,
+                "title": filled.table.title,
+                "columns": list(filled.table.columns),
+                "rows": [{"label": label, "cells": [cell(value) for value in cells]} for label, cells in filled.rows],
+            }
+            for filled in tables
+        ],
+    }

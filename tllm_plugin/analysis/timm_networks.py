@@ -1,0 +1,139 @@
+"""Models of timm on a folder of validation images; timm is an optional extra."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from tllm_plugin.analysis.loaded_run import LoadedRun
+from tllm_plugin.analysis.networks import ask
+from tllm_plugin.analysis.results import TestResult
+from tllm_plugin.core.errors import ConfigError, DataError, FileFormatError
+from tllm_plugin.data.folder import TEST_FOLDERS, FolderPart, readable_names, scan_part
+from tllm_plugin.runs.reading import load_torch
+
+PREFIX = "timm:"
+_BATCH_SIZE = 64
+_WORKERS = 2
+
+
+class _Images(Dataset[tuple[Tensor, int]]):
+    """Files of a folder with a model's own transform."""
+
+    def __init__(self, part: FolderPart, transform: Any) -> None:
+        self.part = part
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.part.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        file = self.part.files[index]
+        try:
+            with Image.open(file) as image:
+                return self.transform(image.convert("RGB")), int(self.part.labels[index])
+        except OSError as error:
+            raise DataError(f"Expected `{file}` to be an image, but {error}") from error
+
+
+def score_timm(name: str, data: str, workers: int = _WORKERS) -> LoadedRun:
+    """Run a model of timm over validation images, with the transform that it was trained for.
+
+    Args:
+        name: `timm:NAME` for the weights that timm downloads, `timm:NAME@CHECKPOINT` for a file of one's own.
+        data: `imagefolder=PATH`; `PATH` holds one folder per class, or `val` or `test` that do.
+        workers: Processes that read images.
+
+    Raises:
+        ConfigError: timm, the model, its weights or the data are missing, or the numbers of classes differ.
+        FileFormatError: The checkpoint cannot be read or does not fit.
+    """
+    timm = _import_timm(name)
+    model, _, checkpoint = name.removeprefix(PREFIX).partition("@")
+    part, class_names = _validation_part(name, data)
+    network = _network(timm, model, checkpoint, len(part.classes))
+    config = timm.data.resolve_model_data_config(network)
+    images = _Images(part, timm.data.create_transform(**config, is_training=False))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batches = DataLoader(images, batch_size=_BATCH_SIZE, num_workers=workers, pin_memory=device.type == "cuda")
+    answers = ask(network.to(device), batches, device, features=False)
+    return LoadedRun(
+        name=name,
+        method=name.removeprefix(PREFIX),
+        student=model,
+        teacher="",
+        seed=None,
+        class_names=class_names,
+        result=TestResult.from_predictions(answers.labels, answers.predictions, len(part.classes)),
+    )
+
+
+def _import_timm(name: str) -> Any:
+    try:
+        import timm
+        import timm.data
+    except ImportError as error:
+        raise ConfigError(
+            f"Expected timm to be installed for {name}, but {error}; pip install 'tllm-plugin[timm]' brings it"
+        ) from error
+    return timm
+
+
+def _validation_part(name: str, data: str) -> tuple[FolderPart, tuple[str, ...]]:
+    kind, _, path = data.partition("=")
+    root = Path(path).expanduser()
+    if kind != "imagefolder" or not path or not root.is_dir():
+        raise ConfigError(
+            f"Expected `--data` to name a folder of validation images for {name}, as in imagefolder=/path/to/val, "
+            f"but got "
+            f"{data!r}"
+        )
+    part = scan_part(next((root / below for below in TEST_FOLDERS if (root / below).is_dir()), root))
+    return part, readable_names(root, part.classes)
+
+
+def _network(timm: Any, model: str, checkpoint: str, num_classes: int) -> nn.Module:
+    if model not in timm.list_models() and not timm.is_model(model):
+        near = difflib.get_close_matches(model, timm.list_models(), n=5)
+        raise ConfigError(
+            f"Expected a model of timm {timm.__version__}, but got {model!r}; similar names: "
+            f"{', '.join(near) or 'none'}"
+        )
+    if checkpoint:
+        network: nn.Module = timm.create_model(model, pretrained=False, num_classes=num_classes)
+        _load(network, model, checkpoint)
+        return network
+    try:
+        network = timm.create_model(model, pretrained=True)
+    except Exception as error:  # Whatever its hub, the network below it or a missing address raise.
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"Expected the weights of {model} to be downloadable, but {cause}; download them elsewhere and name the "
+            f"file: "
+            f"{PREFIX}{model}@FILE"
+        ) from error
+    if getattr(network, "num_classes", num_classes) != num_classes:
+        raise ConfigError(
+            f"Expected as many class folders as {model} has classes ({network.num_classes}), but got {num_classes}"
+        )
+    return network
+
+
+def _load(network: nn.Module, model: str, checkpoint: str) -> None:
+    """Load `{"model": ...}`, `{"state_dict": ...}` or a bare state dict, with or without DataParallel's prefix."""
+    content = load_torch(checkpoint, f"weights of {model}")
+    if not isinstance(content, Mapping):
+        raise FileFormatError(f"Expected {checkpoint} to hold a state dict, but it holds {type(content).__name__}")
+    state = next((content[key] for key in ("model", "state_dict") if isinstance(content.get(key), Mapping)), content)
+    try:
+        network.load_state_dict({str(key).removeprefix("module."): value for key, value in state.items()})
+    except (RuntimeError, TypeError, AttributeError) as error:
+        cause = " ".join(str(error).split())
+        raise FileFormatError(f"Expected {checkpoint} to fit {model}, but {cause[:300]}") from error

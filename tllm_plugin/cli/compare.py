@@ -1,0 +1,206 @@
+"""`tllm compare`: which classes distillation hurt, how sure that is, and what chance alone would give."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tllm_plugin.analysis import records
+from tllm_plugin.analysis.answers import with_answers
+from tllm_plugin.analysis.loaded_run import LoadedRun
+from tllm_plugin.analysis.named_networks import load_named
+from tllm_plugin.analysis.study import Study, build_comparison, build_pairs
+from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.runs.atomic import write_text
+
+_SUMMARY = ("method", "runs", "test accuracy", "delta acc < 0", "FDR 5 %", "< -5 points", "flagged")
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "compare",
+        help="per-class delta acc of runs or checkpoints, with intervals and nulls",
+        description=(
+            "Compare students with a vanilla one, per class. Runs whose configs differ in the seed only count as seeds "
+            "of one method; LABEL=RUN,RUN says so yourself. MODEL@CHECKPOINT names a bare checkpoint and "
+            "timm:NAME[@CHECKPOINT] a model of timm; both need --data. With --pairs every second name is the vanilla "
+            "student of the one after it, as for the four students of the paper's Table 7."
+        ),
+        epilog="Example: tllm compare output/digits/vanilla output/digits/kd output/digits/tllm --markdown -",
+    )
+    parser.add_argument("vanilla", metavar="VANILLA", help="what the others are compared with; RUN,RUN for seeds")
+    parser.add_argument("others", nargs="+", metavar="DISTILLED", help="runs or checkpoints")
+    parser.add_argument("--pairs", action="store_true", help="VANILLA DISTILLED VANILLA DISTILLED ...")
+    parser.add_argument("--data", default="", metavar="TYPE[=PATH]", help="test data of bare checkpoints")
+    parser.add_argument("--image-size", type=int, default=0, metavar="PIXELS", help="of that data (default: as stored)")
+    parser.add_argument(
+        "--answers", action="store_true", help="run students again whose runs kept counts only, to compare in pairs"
+    )
+    parser.add_argument("--classes", type=int, default=10, metavar="N", help="classes to print, the worst first")
+    for name, what in (("json", "everything"), ("csv", "one line per method and class"), ("markdown", "both tables")):
+        parser.add_argument(f"--{name}", default="", metavar="FILE", help=f"write {what}; - is standard output")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Compare, print and write.
+
+    Raises:
+        ConfigError: Something that is named cannot be compared.
+    """
+    study = _paired(options) if options.pairs else _with_one_baseline(options)
+    written = [
+        (options.json, json.dumps(records.study_record(study), indent=2, allow_nan=False) + "\n"),
+        (options.csv, records.as_csv(records.class_records(study))),
+        (options.markdown, markdown(study, options.classes)),
+    ]
+    for path, text in written:
+        if path == "-":
+            print(text, end="")
+        elif path:
+            write_text(path, text)
+    if "-" not in (path for path, _ in written):
+        show(study, options.classes, Console(highlight=False, markup=False))
+        for path, _ in written:
+            if path:
+                print(f"written: {path}")
+
+
+def _with_one_baseline(options: argparse.Namespace) -> Study:
+    baseline, *others_by_name = _load([options.vanilla, *options.others], options)
+    others = [found for runs in others_by_name for found in runs]
+    # Further seeds of the vanilla student may stand among the others.
+    known = {str(found.folder) for found in baseline if found.folder is not None}
+    more = [found for found in others if _same_kind(found, baseline[0]) and str(found.folder) not in known]
+    others = [found for found in others if not _same_kind(found, baseline[0])]
+    if not others:
+        raise ConfigError("Expected a run of another kind than the vanilla one to compare, but got seeds of it alone")
+    return build_comparison([*baseline, *more], others)
+
+
+def _paired(options: argparse.Namespace) -> Study:
+    names = [options.vanilla, *options.others]
+    if len(names) % 2:
+        raise ConfigError(f"Expected `--pairs` of a vanilla and a distilled student each, but got {len(names)} names")
+    runs = _load(names, options)
+    return build_pairs(list(zip(runs[::2], runs[1::2], strict=True)))
+
+
+def _load(names: Sequence[str], options: argparse.Namespace) -> list[list[LoadedRun]]:
+    loaded = [load_named(name, options.data, options.image_size) for name in names]
+    return [with_answers(runs) for runs in loaded] if options.answers else loaded
+
+
+def show(study: Study, most: int, console: Console) -> None:
+    """Print both tables and what they rest on."""
+    for title, heading, rows in (
+        (f"{len(study.class_names)} classes", _SUMMARY, summary_rows(study)),
+        (f"the {most} classes that lost most", class_heading(study), class_rows(study, most)),
+    ):
+        table = Table(title=title, title_justify="left")
+        for place, name in enumerate(heading):
+            table.add_column(name, justify="left" if place == 0 else "right")
+        for row in rows:
+            table.add_row(*row)
+        if rows:
+            console.print(table)
+    console.print(explanation(study))
+
+
+def markdown(study: Study, most: int) -> str:
+    """Return the same as Markdown."""
+    summary = records.as_markdown(_SUMMARY, summary_rows(study))
+    classes = records.as_markdown(class_heading(study), class_rows(study, most))
+    return f"{summary}\n\n{classes}\n\n{explanation(study)}\n"
+
+
+def summary_rows(study: Study) -> list[list[str]]:
+    """Return one row per method, the vanilla student first."""
+    rows = []
+    vanilla = records.vanilla_record(study)
+    if vanilla is not None:
+        rows.append(["vanilla", str(vanilla["n"]), records.percent(vanilla), *[""] * 4])
+    for record in records.method_records(study):
+        rows.append(
+            [
+                record["method"],
+                str(len(record["runs"])),
+                records.percent(record["test_accuracy"]),
+                records.count_with_null(record["undistillable"]),
+                records.count_with_null(record["undistillable_fdr_5_percent"]),
+                f"{record['drop_over_5_points']['mean']:g}",
+                "" if record["flagged"] is None else str(record["flagged"]),
+            ]
+        )
+    return rows
+
+
+def class_heading(study: Study) -> list[str]:
+    """Return the columns of `class_rows`."""
+    vanilla = ["vanilla"] if study.vanilla else []
+    return ["class", *vanilla, *(f"{method.label}: delta acc [95 %]" for method in study.compared)]
+
+
+def class_rows(study: Study, most: int) -> list[list[str]]:
+    """Return the classes that lost most in any method, in points; `*` marks those that are surely hurt."""
+    columns = [method.comparison for method in study.compared if method.comparison is not None]
+    order = sorted(range(len(study.class_names)), key=lambda index: min(_known(float(c.delta[index])) for c in columns))
+    rows = []
+    for index in order[: max(most, 0)]:
+        cells = [study.class_names[index]]
+        if study.vanilla:
+            cells.append(f"{study.vanilla[0].result.class_accuracy[index]:.0%}")
+        for comparison in columns:
+            low, high = (end[index] for end in comparison.interval)
+            mark = "*" if comparison.surely_hurt[index] else ""
+            cells.append(f"{mark}{100 * comparison.delta[index]:+.1f} [{100 * low:+.0f}, {100 * high:+.0f}]")
+        rows.append(cells)
+    return rows
+
+
+def explanation(study: Study) -> str:
+    """Return what the numbers mean and rest on."""
+    vanilla = min((len(method.vanilla) for method in study.compared), default=0)
+    null = (
+        f"the same count for {vanilla} vanilla runs against each other"
+        if vanilla > 1
+        else "what chance gives if every changed answer were as likely a loss as a gain (one vanilla run; a second "
+        "one, with another seed, would also show how far seeds differ)"
+    )
+    paired = all(method.comparison.paired for method in study.compared if method.comparison is not None)
+    basis = (
+        "Runs were compared image by image: exact paired intervals and McNemar's test."
+        if paired
+        else "Only counts per class are known of some runs: wider intervals and Fisher's test for these."
+    )
+    return (
+        f"delta acc: accuracy of the class minus the vanilla student's, in points, with exact 95 % intervals. {basis} "
+        "FDR 5 % (*): classes that are worse with a false discovery rate of 5 % over classes (Benjamini-Hochberg). "
+        f"null: {null}.{_every(study)}"
+    )
+
+
+def _every(study: Study) -> str:
+    found = records.every_record(study)
+    if found is None:
+        return ""
+    names = ", ".join(found["classes"][:10]) + (" and others" if len(found["classes"]) > 10 else "")
+    return (
+        f" delta acc < 0 in every one of the {len(study.compared)}: {len(found['classes'])} classes"
+        f"{f' ({names})' if names else ''}; independent sets of these sizes would share "
+        f"{found['expected_by_chance']:.1f} (p = {found['p_value']:.2g})."
+    )
+
+
+def _known(value: float) -> float:
+    return value if value == value else 0.0
+
+
+def _same_kind(one: Any, other: Any) -> bool:
+    return bool(one.student) and (one.method, one.pair) == (other.method, other.pair)

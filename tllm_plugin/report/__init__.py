@@ -1,0 +1,1 @@
+"""Showing results: one HTML page from several runs, and images for TensorBoard."""

@@ -1,0 +1,187 @@
+"""The report's sentences: what was found, what to try next, how to read the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tllm_plugin.analysis.comparison import Comparison, Count
+from tllm_plugin.analysis.study import Method, Study
+
+_NAMED = 5
+
+
+def findings(study: Study) -> list[str]:
+    """Return what a reader should know within a minute, the surest first."""
+    sentences = []
+    for method in study.methods:
+        if method.comparison is None:
+            flags = method.runs[0].flags
+            if flags is not None:
+                sentences.append(
+                    f"{method.label}: {len(flags.flagged)} of {flags.num_classes} classes flagged by "
+                    f"`{flags.detector}`. There is no vanilla run of the same student to compare with."
+                )
+            continue
+        sentences += [_accuracy(study, method, method.comparison), _hurt(study, method, method.comparison)]
+        if method.flagged.any() and not method.flagged.all():
+            sentences.append(_flagged(study, method, method.comparison))
+    return sentences
+
+
+def next_steps(study: Study) -> list[str]:
+    """Return what to try, with the settings that do it."""
+    steps = []
+    if not study.vanilla:
+        steps.append(
+            "Train a vanilla student (DISTILLER.TYPE NONE TLLM.DETECTOR.TYPE none) and name its run too: delta acc is "
+            "measured against it."
+        )
+        return steps
+    if len(study.vanilla) == 1:
+        steps.append(
+            "Train a second vanilla student with another EXPERIMENT.SEED and name it too: only then does the null show "
+            "how far two seeds differ."
+        )
+    detecting = [method for method in study.compared if method.label.startswith("TLLM")]
+    for method in study.compared:
+        comparison = method.comparison
+        assert comparison is not None
+        sure = comparison.surely_hurt
+        if method not in detecting and sure.any() and not detecting:
+            names = _names(study, np.nonzero(sure)[0])
+            steps.append(
+                f"{method.label} surely hurts {names}: run it with TLLM.DETECTOR.TYPE reference, or take the teacher "
+                f"from just these classes with TLLM.DETECTOR.TYPE fixed and TLLM.DETECTOR.CLASSES."
+            )
+        missed = sure & ~method.flagged
+        if method in detecting and missed.any():
+            flags = method.runs[0].flags
+            images = min((item.holdout_count for item in flags.classes), default=0) if flags else 0
+            steps.append(
+                f"{method.label} did not flag {_names(study, np.nonzero(missed)[0])}, which it surely hurts: a "
+                f"hold-out of {images} images per class shows large drops only. Raise TLLM.HOLDOUT.FRACTION, or list "
+                "the classes under TLLM.DETECTOR.CLASSES with TLLM.DETECTOR.TYPE fixed."
+            )
+    if study.compared and not any(m.comparison is not None and m.comparison.surely_hurt.any() for m in study.compared):
+        steps.append(
+            "No class is surely hurt. With this many test images per class only large drops can be told from noise; "
+            "more seeds (EXPERIMENT.SEED) or more test images per class show smaller ones."
+        )
+    if all(len(method.runs) == 1 for method in study.methods):
+        steps.append("Every method has one seed. Differences in mean accuracy below a point need three or more each.")
+    if not any(method.label.startswith("ESKD") for method in study.methods):
+        steps.append(
+            "Compare with ESKD (TLLM.DETECTOR.TYPE after): if taking the teacher from all classes late does as well, "
+            "which classes are chosen does not matter."
+        )
+    return steps
+
+
+def reading_guide(study: Study) -> list[str]:
+    """Return what the numbers rest on."""
+    paired = all(method.comparison.paired for method in study.compared if method.comparison is not None)
+    basis = (
+        "Students are compared image by image. A class's interval is exact: it covers the difference of the two "
+        "networks' accuracies on images like these in at least 95 % of all test sets (Clopper-Pearson intervals of how "
+        "many answers change and of how many changes are gains). The test is McNemar's, exact and one-sided."
+        if paired
+        else "Some runs kept counts per class only: their intervals join two Clopper-Pearson intervals and their "
+        "test is Fisher's, both wider and weaker than a comparison image by image."
+    )
+    return [
+        basis,
+        "Undistillable, as the paper counts: delta acc < 0, however little. Two vanilla students that differ in "
+        "nothing but their seed hurt about half of the classes of each other in that sense, which is why every count "
+        "has its null.",
+        "Surely hurt: the test's p-values after Benjamini-Hochberg, false discovery rate 5 % over classes. That is "
+        "about these networks; another seed may give other classes.",
+        "With several seeds, delta acc is the mean over pairs of runs (of one seed where seeds are known), intervals "
+        "are the means of intervals at 95 % divided among the pairs, and p-values are merged so that dependence does "
+        "no harm.",
+        "Overlaps are judged by a permutation test over classes, by its exact distribution.",
+    ]
+
+
+def null_note(study: Study) -> str:
+    """Return what stands behind the nulls."""
+    if len(study.vanilla) > 1:
+        pairs = len(study.vanilla) * (len(study.vanilla) - 1)
+        return f"In brackets the null: the same count between vanilla runs ({pairs} ordered pairs), without a teacher."
+    if not study.vanilla:
+        return ""
+    return (
+        "In brackets the null: what chance gives if every answer that changed were as likely a loss as a gain "
+        "(mean \u00b1 standard deviation; there is one vanilla run)."
+    )
+
+
+def _accuracy(study: Study, method: Method, comparison: Comparison) -> str:
+    vanilla = float(np.mean([run.result.accuracy for run in method.vanilla]))
+    found = comparison.accuracy
+    seeds = f" (n = {found.n}, \u00b1 {100 * found.std:.1f})" if found.n > 1 else ""
+    return (
+        f"{method.label}: {found.mean:.1%} test accuracy{seeds}, {_signed(found.mean - vanilla)} points against the "
+        f"vanilla student's {vanilla:.1%}."
+    )
+
+
+def _hurt(study: Study, method: Method, comparison: Comparison) -> str:
+    count, classes = comparison.hurt_count, len(study.class_names)
+    told = "no more than" if not _above_null(count) else "more than"
+    sentence = (
+        f"{method.label} is below the vanilla student on {_plain(count.found.mean)} of {classes} classes; {told} the "
+        f"{_plain(count.null.mean)} that "
+        f"{'vanilla runs differ by' if count.null.source == 'vanilla' else 'chance gives'}. "
+    )
+    sure = np.nonzero(comparison.surely_hurt)[0]
+    if not len(sure):
+        return sentence + "None of them is surely hurt."
+    worst = sure[np.argsort(comparison.delta[sure])]
+    return sentence + f"Surely hurt: {len(sure)}, namely {_names(study, worst, comparison)}."
+
+
+def _flagged(study: Study, method: Method, comparison: Comparison) -> str:
+    flagged = method.flagged
+    indices = np.nonzero(flagged)[0]
+    sentence = f"{method.label} took the teacher from {len(indices)} classes ({_names(study, indices)})"
+    plain = [
+        other
+        for other in study.compared
+        if other.comparison is not None and other is not method and f"({other.label.split(',')[0]})" in method.label
+    ]
+    mean = float(np.nanmean(comparison.delta[flagged]))
+    if not plain or plain[0].comparison is None:
+        return f"{sentence}; their mean delta acc is {_signed(mean)} points."
+    before = plain[0].comparison
+    found = int((before.surely_hurt & flagged).sum())
+    return (
+        f"{sentence}, among them {found} of the {int(before.surely_hurt.sum())} that {plain[0].label} surely hurts; "
+        f"mean delta acc of the flagged classes: {_signed(float(np.nanmean(before.delta[flagged])))} points under "
+        f"{plain[0].label}, {_signed(mean)} now."
+    )
+
+
+def _above_null(count: Count) -> bool:
+    if count.p_value == count.p_value:
+        return count.p_value <= 0.05 and count.found.mean > count.null.mean
+    spread = count.null.std if count.null.std == count.null.std else 0.0
+    return count.found.mean > count.null.mean + 2.0 * spread
+
+
+def _names(study: Study, indices: Sequence[int] | np.ndarray, comparison: Comparison | None = None) -> str:
+    shown = []
+    for index in list(indices)[:_NAMED]:
+        drop = f" ({_signed(float(comparison.delta[index]))})" if comparison is not None else ""
+        shown.append(f"{study.class_names[index]}{drop}")
+    more = len(indices) - _NAMED
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
+def _signed(fraction: float) -> str:
+    return f"{100 * fraction:+.1f}".replace("-", "\u2212")
+
+
+def _plain(value: float) -> str:
+    return f"{value:.0f}" if value.is_integer() else f"{value:.1f}"

@@ -1,0 +1,286 @@
+"""What the page is made of, as JSON values; compact, for a thousand classes must fit beside the plotting library."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import spearmanr
+
+from tllm_plugin.analysis.comparison import Count, Spread
+from tllm_plugin.analysis.likeness import Likeness
+from tllm_plugin.analysis.loaded_run import LoadedRun
+from tllm_plugin.analysis.results import Vector
+from tllm_plugin.analysis.study import Method, Study, separate_vanilla
+from tllm_plugin.report import findings
+from tllm_plugin.version import __version__
+
+Json = dict[str, Any]
+
+#: Epochs of a teaching curve that the page shows at most, and runs whose curves it shows.
+MOST_EPOCHS = 60
+MOST_CURVES = 8
+_PICKS = 12
+
+
+def payload(study: Study, likeness: Likeness | None) -> Json:
+    """Return everything that the page shows."""
+    classes = len(study.class_names)
+    teacher = _teacher(study, likeness)
+    runs = len(study.vanilla) + sum(len(method.runs) for method in study.methods)
+    curves = [curve for curve in map(_curve, _shown_curves(study)) if curve]
+    return {
+        "title": f"What distillation did to {classes} classes",
+        "subtitle": _subtitle(study, runs),
+        "made": f"Written by tllm-plugin {__version__}. This page loads nothing from a network.",
+        "classes": list(study.class_names),
+        "findings": findings.findings(study),
+        "next": findings.next_steps(study),
+        "how": findings.reading_guide(study),
+        "null_note": findings.null_note(study),
+        "vanilla": _numbers(_vanilla_accuracy(study.vanilla)) if study.vanilla else None,
+        "rows": _rows(study),
+        "methods": [_method(method, likeness) for method in study.methods],
+        "counts": [_counts(method) for method in study.compared],
+        "picks": _picks(study) if curves else [],
+        "curves": curves,
+        "overlap": _overlap(study),
+        "every": _every(study),
+        "teacher": teacher,
+        "similar_note": _similar_note(study, likeness),
+        **_tsne(study, likeness),
+    }
+
+
+def _subtitle(study: Study, runs: int) -> str:
+    pairs = sorted({method.runs[0].pair for method in study.methods if method.runs[0].pair})
+    images = study.vanilla or [run for method in study.methods for run in method.runs]
+    return f"{', '.join(pairs)} \u00b7 {runs} runs \u00b7 {int(images[0].result.total.sum()):,} test images"
+
+
+def _rows(study: Study) -> list[Json]:
+    rows: list[Json] = []
+    if study.vanilla:
+        rows.append({"label": "vanilla", "accuracy": _spread(Spread.of([r.result.accuracy for r in study.vanilla]))})
+    for method in study.methods:
+        row: Json = {
+            "label": method.label,
+            "accuracy": _spread(Spread.of([run.result.accuracy for run in method.runs])),
+            "flagged": int(method.flagged.sum()) if any(run.flags for run in method.runs) else None,
+        }
+        if method.comparison is not None:
+            row |= {**_counts(method), "large": _spread(method.comparison.largely_hurt_count)}
+        rows.append(row)
+    for name, run in study.teachers.items():
+        rows.append({"label": f"teacher {name}", "accuracy": _spread(Spread.of([run.result.accuracy]))})
+    return rows
+
+
+def _method(method: Method, likeness: Likeness | None) -> Json:
+    content: Json = {"label": method.label, "flagged": _epochs_flagged(method)}
+    comparison = method.comparison
+    if comparison is not None:
+        low, high = comparison.interval
+        content |= {
+            "delta": _numbers(comparison.delta),
+            "low": _numbers(low),
+            "high": _numbers(high),
+            "q": _numbers(comparison.q_value, digits=5),
+        }
+    if likeness is not None and method.label in likeness.cka:
+        content["cka"] = _numbers(likeness.cka[method.label], digits=3)
+        content["agreement"] = _numbers(likeness.agreement[method.label])
+    else:
+        agreement = _holdout_agreement(method.runs[0])
+        if agreement is not None:
+            content["agreement"] = _numbers(agreement)
+    return content
+
+
+def _epochs_flagged(method: Method) -> list[int | None]:
+    """Return (C,) the first epoch after which any of the runs flagged a class."""
+    result: list[int | None] = [None] * len(method.runs[0].class_names)
+    for run in method.runs:
+        for item in run.flags.classes if run.flags is not None else ():
+            if item.flagged and item.epoch_flagged is not None:
+                known = result[item.index]
+                result[item.index] = item.epoch_flagged if known is None else min(known, item.epoch_flagged)
+    return result
+
+
+def _holdout_agreement(run: LoadedRun) -> Vector | None:
+    curves = run.curves
+    if curves is None or curves.samples_at(curves.epochs[-1]).agree is None:
+        return None
+    return curves.class_curves("agreement")[-1].numpy()
+
+
+def _counts(method: Method) -> Json:
+    comparison = method.comparison
+    assert comparison is not None
+    return {"hurt": _count(comparison.hurt_count), "sure": _count(comparison.surely_hurt_count)}
+
+
+def _shown_curves(study: Study) -> list[tuple[str, LoadedRun]]:
+    """Return labelled runs: the first seed of everything, then further seeds as far as there is room."""
+    kinds = [("vanilla", study.vanilla), *((method.label, method.runs) for method in study.methods)]
+    first = [(label, runs[0]) for label, runs in kinds if runs]
+    more = [(f"{label}, {run.name}", run) for label, runs in kinds for run in runs[1:]]
+    return [*first, *more][:MOST_CURVES]
+
+
+def _curve(labelled: tuple[str, LoadedRun]) -> Json | None:
+    label, run = labelled
+    curves = run.curves
+    if curves is None:
+        return None
+    rows = np.unique(np.linspace(0, len(curves) - 1, min(MOST_EPOCHS, len(curves))).round().astype(int))
+    values = curves.class_curves("accuracy").numpy()[rows]
+    # A 255th is finer than one image of any hold-out that the curves are drawn from.
+    steps = np.nan_to_num(values * 255).round().astype(np.uint8)
+    flagged = {item.index: item.epoch_flagged for item in (run.flags.classes if run.flags else ()) if item.flagged}
+    if len(flagged) == len(run.class_names):
+        flagged = {}  # Every class, as label smoothing does: a line in every curve would say nothing.
+    return {
+        "label": label,
+        "epochs": [curves.epochs[row] for row in rows],
+        "data": base64.b64encode(steps.tobytes()).decode("ascii"),
+        "flagged": flagged,
+    }
+
+
+def _picks(study: Study) -> list[int]:
+    """Return the classes that a reader will want to see the curves of: flagged, surely hurt, then the worst."""
+    ranked: dict[int, None] = {}
+    for method in study.methods:
+        if not method.flagged.all():
+            ranked |= dict.fromkeys(np.nonzero(method.flagged)[0].tolist())
+    for method in study.compared:
+        if method.comparison is not None:
+            ranked |= dict.fromkeys(np.nonzero(method.comparison.surely_hurt)[0].tolist())
+    for method in study.compared:
+        if method.comparison is not None:
+            ranked |= dict.fromkeys(np.argsort(method.comparison.delta)[:_PICKS].tolist())
+    return list(ranked)[:_PICKS]
+
+
+def _overlap(study: Study) -> Json | None:
+    methods = study.compared
+    if len(methods) < 2 and not (methods and separate_vanilla(methods)):
+        return None
+    cells = [[study.overlap_of(row, column) for column in methods] for row in methods]
+    note = (
+        "Rows are judged against one vanilla run, columns against another, so that no noise is shared; the diagonal "
+        "shows how far one method's set repeats when the vanilla run is exchanged."
+        if separate_vanilla(methods)
+        else "All methods are judged against the same vanilla run and share its noise: expect overlap above chance for "
+        "this reason alone. A second vanilla run removes that."
+    )
+    return {
+        "labels": [method.label for method in methods],
+        "jaccard": [_numbers([cell.jaccard for cell in row], digits=3) for row in cells],
+        "expected": [_numbers([cell.expected for cell in row], digits=3) for row in cells],
+        "p_value": [_numbers([cell.p_value for cell in row]) for row in cells],
+        "note": note,
+    }
+
+
+def _every(study: Study) -> Json | None:
+    if not study.compared:
+        return None
+    found = study.hurt_in_every(study.compared)
+    note = (
+        f"{len(found.classes)} classes have delta acc < 0 under every one of {len(study.compared)} methods; "
+        f"independent sets of these sizes would share {found.expected:.1f} (p = {found.p_value:.3g})."
+    )
+    means = np.mean([method.comparison.delta for method in study.compared if method.comparison is not None], axis=0)
+    return {"classes": sorted(found.classes, key=lambda index: means[index])[:50], "note": note}
+
+
+def _teacher(study: Study, likeness: Likeness | None) -> Json | None:
+    accuracy, origin = None, ""
+    if likeness is not None and likeness.teacher_accuracy is not None:
+        accuracy, origin = likeness.teacher_accuracy, "the teacher as the students met it, on the test images"
+    elif study.teachers:
+        name, run = next(iter(study.teachers.items()))
+        accuracy, origin = run.result.class_accuracy, f"the run that trained {name}"
+    if accuracy is None:
+        return None
+    parts = []
+    for method in study.compared:
+        if method.comparison is None:
+            continue
+        delta = method.comparison.delta
+        known = np.isfinite(accuracy) & np.isfinite(delta)
+        if known.sum() > 2 and np.ptp(accuracy[known]) > 0 and np.ptp(delta[known]) > 0:
+            found = spearmanr(accuracy[known], delta[known])
+            parts.append(f"{method.label} {found.statistic:+.2f} (p = {found.pvalue:.2g})")
+    told = f" Spearman's rank correlation with delta acc: {'; '.join(parts)}." if parts else ""
+    note = (
+        f"One point per class; outlined: surely hurt. Teacher's accuracy: {origin}.{told} If classes that are hard "
+        f"for the teacher were the undistillable ones, the correlation would be clearly positive."
+    )
+    return {"accuracy": _numbers(accuracy), "note": note}
+
+
+def _similar_note(study: Study, likeness: Likeness | None) -> str:
+    if likeness is not None and likeness.cka:
+        return (
+            "Linear CKA (unbiased) of the pooled features, and the share of equal answers, per class, of teacher and "
+            f"first student on {likeness.images} test images. A CKA far below the others' says that the student sees "
+            f"the class in its own way."
+        )
+    return "Share of equal answers of teacher and student on the hold-out after the last epoch."
+
+
+def _tsne(study: Study, likeness: Likeness | None) -> Json:
+    if likeness is None or not likeness.pictures:
+        return {"tsne": None, "tsne_note": ""}
+    methods = [method for method in study.compared if method.runs[0].teacher]
+    comparison = methods[0].comparison
+    assert comparison is not None
+    sure = comparison.surely_hurt
+    hurt = sure if sure.any() else comparison.hurt
+    pictures = [
+        {
+            "title": picture.title,
+            "x": np.round(picture.positions[:, 0], 1).tolist(),
+            "y": np.round(picture.positions[:, 1], 1).tolist(),
+            "labels": picture.labels.tolist(),
+            "hurt": np.nonzero(hurt)[0].tolist(),
+        }
+        for picture in likeness.pictures
+    ]
+    which = "surely hurt" if sure.any() else "delta acc < 0"
+    return {
+        "tsne": pictures,
+        "tsne_legend": f"{which} under {methods[0].label}",
+        "tsne_note": f"t-SNE of the penultimate layer on {len(pictures[0]['labels'])} test images, the same in both. "
+        f"Coloured: classes that are {which if sure.any() else 'below the vanilla student (' + which + ')'} under "
+        f"{methods[0].label}. Distances between groups and their sizes mean nothing.",
+    }
+
+
+def _vanilla_accuracy(runs: Sequence[LoadedRun]) -> Vector:
+    return np.asarray(np.mean([run.result.class_accuracy for run in runs], axis=0))
+
+
+def _spread(spread: Spread) -> Json:
+    return {"mean": round(spread.mean, 6), "std": _number(spread.std, 6), "n": spread.n}
+
+
+def _count(count: Count) -> Json:
+    null = count.null
+    return {"found": _spread(count.found), "null": {"mean": round(null.mean, 2), "std": _number(null.std, 2)}}
+
+
+def _numbers(values: Iterable[float] | npt.NDArray[np.floating], digits: int = 4) -> list[float | None]:
+    return [_number(float(value), digits) for value in values]
+
+
+def _number(value: float, digits: int) -> float | None:
+    return round(value, digits) if math.isfinite(value) else None
