@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections import Counter
 from pathlib import Path, PurePath
 
 from tllm_plugin.core.errors import ConfigError
 
+_SHOWN = 6
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -47,10 +49,21 @@ def _configs_folder() -> Path:
 
 
 def _suggest(name: str, known: list[str]) -> str:
-    wanted = PurePath(name).name
-    by_file_name = difflib.get_close_matches(wanted, {PurePath(item).name for item in known}, n=3)
-    near = [item for item in known if PurePath(item).name in by_file_name]
+    wanted = PurePath(name).stem
+    by_stem = difflib.get_close_matches(wanted, {PurePath(item).stem for item in known}, n=3)
+    # Many folders hold a kd.yaml: those whose whole path is most alike come first.
+    near = sorted(
+        (item for item in known if PurePath(item).stem in by_stem),
+        key=lambda item: (by_stem.index(PurePath(item).stem), -difflib.SequenceMatcher(None, name, item).ratio()),
+    )
     near += [item for item in difflib.get_close_matches(name, known, n=3) if item not in near]
     if near:
-        return f"configs of a similar name: {', '.join(near)}"
-    return f"configs that come with TLLM: {', '.join(known) or 'none'}"
+        return f"configs of a similar name: {', '.join(near[:_SHOWN])}"
+    return f"configs that come with TLLM: {', '.join(_by_folder(known)) or 'none'}"
+
+
+def _by_folder(known: list[str]) -> list[str]:
+    """Return names, but for folders with many of them, of which it says how many."""
+    sizes = Counter("/".join(item.split("/")[:2]) for item in known)
+    many = [f"{count} below {folder}" for folder, count in sizes.items() if count > _SHOWN]
+    return [*many, *(item for item in known if sizes["/".join(item.split("/")[:2])] <= _SHOWN)]
