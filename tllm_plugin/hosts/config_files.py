@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections import Counter
 from pathlib import Path, PurePath
 
 from tllm_plugin.core.errors import ConfigError
 
-_SHOWN = 6
+_MOST_NEAR = 6
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -49,21 +48,12 @@ def _configs_folder() -> Path:
 
 
 def _suggest(name: str, known: list[str]) -> str:
-    wanted = PurePath(name).stem
-    by_stem = difflib.get_close_matches(wanted, {PurePath(item).stem for item in known}, n=3)
-    # Many folders hold a kd.yaml: those whose whole path is most alike come first.
-    near = sorted(
-        (item for item in known if PurePath(item).stem in by_stem),
-        key=lambda item: (by_stem.index(PurePath(item).stem), -difflib.SequenceMatcher(None, name, item).ratio()),
-    )
+    wanted = PurePath(name).name
+    by_file_name = difflib.get_close_matches(wanted, {PurePath(item).name for item in known}, n=3, cutoff=0.8)
+    near = [item for item in known if PurePath(item).name in by_file_name]
+    # Of many files of one name those whose folders are alike as well.
+    near.sort(key=lambda item: -difflib.SequenceMatcher(None, name, item).ratio())
     near += [item for item in difflib.get_close_matches(name, known, n=3) if item not in near]
     if near:
-        return f"configs of a similar name: {', '.join(near[:_SHOWN])}"
-    return f"configs that come with TLLM: {', '.join(_by_folder(known)) or 'none'}"
-
-
-def _by_folder(known: list[str]) -> list[str]:
-    """Return names, but for folders with many of them, of which it says how many."""
-    sizes = Counter("/".join(item.split("/")[:2]) for item in known)
-    many = [f"{count} below {folder}" for folder, count in sizes.items() if count > _SHOWN]
-    return [*many, *(item for item in known if sizes["/".join(item.split("/")[:2])] <= _SHOWN)]
+        return f"configs of a similar name: {', '.join(near[:_MOST_NEAR])}"
+    return f"configs that come with TLLM: {', '.join(known) or 'none'}"
