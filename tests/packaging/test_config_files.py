@@ -53,3 +53,10 @@ def test_a_wrong_name_is_answered_with_similar_ones(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=rf"^Expected `cfg` to be a YAML file, but got .*: .*({text})"):
         find_config(wrong)
+
+
+def test_of_many_configs_with_one_name_the_nearest_are_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        find_config("tllm/cifar100/res50_mv1/kd.yaml")
+    suggested = str(caught.value).split("similar name: ")[1].split(", ")
+    assert len(suggested) == 6 and "tllm/cifar100/res50_mv2/kd.yaml" in suggested[:2]

@@ -76,12 +76,12 @@ def test_holds_in_the_embedded_host(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [path for path in CONFIGS if "cifar100" in path.parts], ids=str)
-def test_configs_of_cifar_hold_in_the_embedded_host_too(path: Path, tmp_path: Path) -> None:
+def test_configs_of_cifar_hold_in_the_embedded_host_too(path: Path) -> None:
+    """With the overrides that the index gives, by which teacher and vanilla student are trained first."""
+    first = ["TLLM.DETECTOR.REFERENCE", "", "DISTILLER.TEACHER_CHECKPOINT", "", "DISTILLER.TEACHER_STAGE", "SFTN"]
     for words in commands(path):
         cfg = default_config()
-        assert merge_file(cfg, path) + merge_options(cfg, options_of(words)) == []
-        use_made_up_paths(cfg, tmp_path)
-        assert check_config(cfg) == []
+        assert merge_file(cfg, path) + merge_options(cfg, options_of(words) + first) + check_config(cfg) == []
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from tllm_plugin.core.errors import ConfigError, FileFormatError, unknown_name
 from tllm_plugin.runs.atomic import save_torch
 from tllm_plugin.runs.reading import load_torch
 
-# As the host's `get_dataset` has them.
-_CLASSES = {"cifar100": 100, "tiny_imagenet": 200}
+# As `get_dataset` has them.
+_CLASSES = {"cifar100": 100, "tiny_imagenet": 200, "cub200": 200}
 
 
 def choose_teacher(cfg: CfgNode) -> None:
