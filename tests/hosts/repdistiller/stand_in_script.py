@@ -15,7 +15,6 @@ import tllm_plugin.hosts.repdistiller as tllm
 from tests.hosts.repdistiller.stand_in import reference_epoch, stand_in
 
 HOST = stand_in()
-sys.modules["models"] = SimpleNamespace(model_dict=HOST.model_dict)  # type: ignore[assignment]
 
 
 def parse_option() -> argparse.Namespace:
@@ -41,7 +40,8 @@ def validate(loader: Any, model: nn.Module, criterion: nn.Module, opt: Any) -> A
 
 
 def main() -> None:
-    best_acc: Any = 0
+    # Not on import: doctest imports this file into a process that may have the real host's modules.
+    sys.modules["models"] = SimpleNamespace(model_dict=HOST.model_dict)  # type: ignore[assignment]
     opt = parse_option()
     train_loader, val_loader, _, classes = tllm.load_images(opt)
     run = tllm.Run(opt, train_loader, val_loader)
