@@ -23,7 +23,6 @@ def parse_option() -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=default)
     for name in ("path_t", "model_s", "dataset", "distill", "model_t", "mode"):
         parser.add_argument(f"--{name}", type=str, default=None, choices=["resnet8"] if name == "model_s" else None)
-    parser.add_argument("--fail_in", type=int, default=0)
     opt = tllm.parse_student(parser)
     opt.alpha, opt.beta, opt.gamma = 0.9, 1.0, 1.0
     opt.save_folder = os.path.join("save", opt.distill + tllm.suffix(opt))
