@@ -29,7 +29,9 @@ def main() -> None:
     vanilla = [run for run in runs if VANILLA in run.log_folder.name]
     if not vanilla:
         parser.error(f"Expected a vanilla run ({VANILLA}) in {options.folder}, but there is none")
-    rows = [_row(run, vanilla[0]) for run in runs]
+    # The null's trial has a longer name: 0-null beside 0.
+    reference = min(vanilla, key=lambda run: len(run.log_folder.name))
+    rows = [_row(run, reference) for run in runs]
     print("| run | epochs | test accuracy | classes below vanilla | by more than 5 points | flagged (epoch) |")
     print("| --- | --- | --- | --- | --- | --- |")
     for row in rows:

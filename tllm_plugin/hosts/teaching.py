@@ -170,7 +170,11 @@ class Teaching:
         if self._teacher_prediction is None:
             # The teacher is frozen: once is enough.
             was_training = teacher.training
-            samples = score_samples(lambda image: logits_of(teacher.eval()(image)), self.holdout_loader, None)
+            # A host's loader leaves the images on the CPU.
+            device = next(teacher.parameters()).device
+            samples = score_samples(
+                lambda image: logits_of(teacher.eval()(image.to(device))), self.holdout_loader, None
+            )
             teacher.train(was_training)
             self._teacher_prediction = samples.prediction
         return self._teacher_prediction

@@ -17,9 +17,6 @@ from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.checkouts import locate, patches
 from tllm_plugin.hosts.repdistiller.patching import patched_imports, read_patches
 
-# A script, which puts modules of its own in the host's place; doctest would import it.
-collect_ignore = ["stand_in_script.py"]
-
 CLASSES, TRAIN, VAL = 6, 20, 5
 ZOO = (
     *("Attention", "Correlation", "DistillKL", "HintLoss", "Similarity", "VIDLoss", "RKDLoss"),

@@ -34,21 +34,28 @@ def python(cwd: Path, env: dict[str, str], *words: str, check: bool = True) -> s
     return done
 
 
+# Imported by Python when it starts: the process kills itself, without a chance to clean up, once it has printed a text.
+# Killing it from here would race with what it does next.
+_KILLER = """
+import builtins, os, signal
+show = builtins.print
+def print_and_die(*words, **options):
+    show(*words, **options)
+    if words and {text!r} in str(words[0]):
+        os.kill(os.getpid(), signal.SIGKILL)
+builtins.print = print_and_die
+"""
+
+
 def kill_when(text: str, cwd: Path, env: dict[str, str], *words: str) -> None:
-    """Start a script and kill it, without a chance to clean up, when it prints a line that holds `text`."""
+    """Start a script that is killed when it prints a line that holds `text`."""
     cwd.mkdir(exist_ok=True)
-    process = subprocess.Popen(
-        [sys.executable, "-u", *words], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if text in line:
-            os.kill(process.pid, signal.SIGKILL)
-            break
-    else:
-        raise AssertionError(f"the script ended without printing {text!r}")
-    process.stdout.close()
-    assert process.wait() == -signal.SIGKILL
+    killer = cwd / "killer"
+    killer.mkdir()
+    (killer / "sitecustomize.py").write_text(_KILLER.format(text=text))
+    path = os.pathsep.join([str(killer), *filter(None, [env.get("PYTHONPATH")])])
+    done = python(cwd, {**env, "PYTHONPATH": path}, *words, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
 
 
 def only_run(folder: Path) -> RunFolder:

@@ -15,7 +15,6 @@ import tllm_plugin.hosts.repdistiller as tllm
 from tests.hosts.repdistiller.stand_in import reference_epoch, stand_in
 
 HOST = stand_in()
-sys.modules["models"] = SimpleNamespace(model_dict=HOST.model_dict)  # type: ignore[assignment]
 
 
 def parse_option() -> argparse.Namespace:
@@ -24,7 +23,6 @@ def parse_option() -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=default)
     for name in ("path_t", "model_s", "dataset", "distill", "model_t", "mode"):
         parser.add_argument(f"--{name}", type=str, default=None, choices=["resnet8"] if name == "model_s" else None)
-    parser.add_argument("--fail_in", type=int, default=0)
     opt = tllm.parse_student(parser)
     opt.alpha, opt.beta, opt.gamma = 0.9, 1.0, 1.0
     opt.save_folder = os.path.join("save", opt.distill + tllm.suffix(opt))
@@ -41,7 +39,8 @@ def validate(loader: Any, model: nn.Module, criterion: nn.Module, opt: Any) -> A
 
 
 def main() -> None:
-    best_acc: Any = 0
+    # Not on import: doctest imports this file into a process that may have the real host's modules.
+    sys.modules["models"] = SimpleNamespace(model_dict=HOST.model_dict)  # type: ignore[assignment]
     opt = parse_option()
     train_loader, val_loader, _, classes = tllm.load_images(opt)
     run = tllm.Run(opt, train_loader, val_loader)

@@ -164,6 +164,28 @@ def test_errors_of_detector_and_hold_out_are_about_flags(tmp_path: Path) -> None
         train(*prepared(tmp_path, tllm_holdout=0.1))
 
 
+def test_the_teacher_is_shown_the_hold_out_on_its_own_device(tmp_path: Path) -> None:
+    """A parameter on the device `meta` stands for one on a GPU; the images come from the CPU."""
+    seen: set[str] = set()
+
+    class Elsewhere(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1, device="meta"))
+
+        def forward(self, image: torch.Tensor) -> Any:
+            seen.add(image.device.type)
+            return torch.zeros(len(image), CLASSES)
+
+    lists, options = prepared(tmp_path, "kd")
+    run = Run(options, *loaders("kd"))
+    run.start(lists.modules, lists.criteria, lists.optimizer())
+    assert run.teaching is not None
+    lists.modules[-1] = Elsewhere()
+    run.teaching._teacher_predictions()
+    assert seen == {"meta"}
+
+
 def test_init_stages_run_once(tmp_path: Path) -> None:
     calls: list[Any] = []
     for resume in (False, True):
