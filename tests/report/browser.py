@@ -26,7 +26,7 @@ FLAGS = (
     "--disable-dev-shm-usage",
     "--window-size=1300,1000",
 )
-_PATIENCE_SECONDS = 60
+_PATIENCE_SECONDS = 180
 
 
 @contextmanager

@@ -112,6 +112,12 @@ def test_next_steps(runs: list[dict[str, Any]], expected: str, tmp_path: Path) -
     content_of(write_report([load_run(path) for path in paths], tmp_path / "page.html", networks=False))
 
 
+def test_a_detector_that_flags_nothing_says_why(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / "v"), write_run(tmp_path / "t", method="KD", detector="reference")]
+    told = " ".join(findings(build_study([load_run(path) for path in paths])))
+    assert "TLLM (KD) flagged no class (no class had evidence enough)" in told
+
+
 def test_command(digits: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.html"
     assert main(["report", *map(str, digits.values()), "--out", str(page), "--points", "50"]) == 0

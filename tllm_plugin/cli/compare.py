@@ -194,7 +194,8 @@ def _every(study: Study) -> str:
     return (
         f" delta acc < 0 in every one of the {len(study.compared)}: {len(found['classes'])} classes"
         f"{f' ({names})' if names else ''}; independent sets of these sizes would share "
-        f"{found['expected_by_chance']:.1f} (p = {found['p_value']:.2g})."
+        f"{found['expected_by_chance']:.1f} (p = {found['p_value']:.2g})"
+        f"{', but these share the noise of one vanilla student' if study.vanilla else ''}."
     )
 
 

@@ -27,6 +27,12 @@ def findings(study: Study) -> list[str]:
         sentences += [_accuracy(study, method, method.comparison), _hurt(study, method, method.comparison)]
         if method.flagged.any() and not method.flagged.all():
             sentences.append(_flagged(study, method, method.comparison))
+        reasons = [run.flags.reason for run in method.runs if run.flags is not None]
+        if method.label.startswith("TLLM") and reasons and not method.flagged.any():
+            sentences.append(
+                f"{method.label} flagged no class ({reasons[0] or 'no reason was recorded'}): it is what it would have "
+                "been without a detector."
+            )
     return sentences
 
 

@@ -21,6 +21,11 @@ from tllm_plugin.version import __version__
 
 Json = dict[str, Any]
 
+SHARED_NOISE = (
+    "Methods that are judged against the same vanilla runs share these runs' noise, and have more in common for this "
+    "reason alone."
+)
+
 #: Epochs of a teaching curve that the page shows at most, and runs whose curves it shows.
 MOST_EPOCHS = 60
 MOST_CURVES = 8
@@ -195,7 +200,7 @@ def _every(study: Study) -> Json | None:
     found = study.hurt_in_every(study.compared)
     note = (
         f"{len(found.classes)} classes have delta acc < 0 under every one of {len(study.compared)} methods; "
-        f"independent sets of these sizes would share {found.expected:.1f} (p = {found.p_value:.3g})."
+        f"independent sets of these sizes would share {found.expected:.1f} (p = {found.p_value:.3g}). {SHARED_NOISE}"
     )
     means = np.mean([method.comparison.delta for method in study.compared if method.comparison is not None], axis=0)
     return {"classes": sorted(found.classes, key=lambda index: means[index])[:50], "note": note}
