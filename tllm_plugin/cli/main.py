@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.logging import RichHandler
 
-from tllm_plugin.cli import demo, host, show, train, validate
+from tllm_plugin.cli import demo, host, search, show, train, validate
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.version import __version__
 
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tllm-plugin {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (train, demo, validate, show, host):
+    for module in (train, search, demo, validate, show, host):
         module.add_parser(commands)
     return parser
 

@@ -240,7 +240,8 @@ def named_reference(cfg: CfgNode) -> tuple[CfgNode, CfgNode | None]:
 def _remove_results(folder: Path) -> None:
     """Remove what would pass for results of the run that is about to start."""
     run_folder = RunFolder.inside(folder)
-    for path in (folder / "latest", run_folder.metrics_json, run_folder.flags_json, run_folder.curves_npz):
+    results = (run_folder.metrics_json, run_folder.flags_json, run_folder.curves_npz, run_folder.search_curves_npz)
+    for path in (folder / "latest", *results):
         path.unlink(missing_ok=True)
 
 
