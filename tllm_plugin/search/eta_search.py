@@ -126,9 +126,8 @@ def collect(plan: Plan, study: SharedStudy, baselines: Baselines) -> SearchRecor
     others = [_describe(plan, baselines.base, -1, "taught to the end", {})]
     if baselines.vanilla is not None:
         others.insert(0, replace(_describe(plan, baselines.vanilla, -1, "vanilla", {}), taught_share=0.0))
-    finished = [trial for trial in trials if trial.score is not None]
-    # Of equals the one that teaches the most: it is the smallest step from what the user has.
-    best = max(finished, key=lambda item: (item.score, item.taught_share, -item.number), default=None)
+    chosen = choose(trials)
+    best = next((trial for trial in trials if trial.number == chosen), None)
     if best is not None:
         trials, others = (_compared(plan, best, items) for items in (trials, others))
     curves = _search_curves(baselines.base)
@@ -140,9 +139,15 @@ def collect(plan: Plan, study: SharedStudy, baselines: Baselines) -> SearchRecor
         fraction=plan.cfg.TLLM.HOLDOUT.SEARCH_FRACTION,
         trials=tuple(trials),
         baselines=tuple(others),
-        best=None if best is None else best.number,
+        best=chosen,
         warnings=tuple(warnings_about(best, trials, others)),
     )
+
+
+def choose(trials: Sequence[TrialRecord]) -> int | None:
+    """Return the number of the best trial: of equals the one that teaches the most, the smallest step from plain KD."""
+    finished = [(trial.score, trial.taught_share, -trial.number) for trial in trials if trial.score is not None]
+    return -max(finished)[2] if finished else None
 
 
 def warnings_about(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import socket
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -54,7 +56,7 @@ class SharedStudy:
         self.space = tuple(space)
         self.trials = trials
         self.seed = seed
-        self.worker = uuid.uuid4().hex[:12]
+        self.worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         described = f"{folder.name} {'grid' if trials is None else 'tpe'} {' '.join(map(str, self.space))}"
         self.name = hashlib.sha256(described.encode()).hexdigest()[:8]
         folder.mkdir(parents=True, exist_ok=True)
