@@ -6,47 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.hosts.conftest import Trained, trained  # noqa: F401  (fixture)
 from tests.hosts.digits_runs import EPOCHS, assert_equal, assert_same_run, make_config, train
-from tllm_plugin.core.detectors import DETECTORS, Detector, Evidence
+from tests.search.staged import SAVING, epochs_trained  # noqa: F401  (fixture)
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.core.scores import SampleScores
-from tllm_plugin.hosts.embedded.trainer import BaseTrainer
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.shared_prefix import fork, run_sharing, shared_with
-
-SAVING = ("LOG.SAVE_CHECKPOINT_FREQ", "1")
-
-
-@DETECTORS.register("staged_for_tests")
-class StagedDetector(Detector):
-    """Flags class 3 after epoch 1, and class 8 after epoch 10 * eta."""
-
-    def __init__(self, num_classes: int, *, eta: float) -> None:
-        super().__init__(num_classes)
-        self.second = round(10 * eta)
-
-    def judge(self, epoch: int, samples: SampleScores) -> tuple[Tensor, Evidence]:
-        flags = torch.zeros(self.num_classes, dtype=torch.bool)
-        flags[3], flags[8] = epoch >= 1, epoch >= self.second
-        return flags, Evidence.none(self.num_classes)
 
 
 def staged(trained: Trained, eta: str, *more: str) -> tuple[str, ...]:  # noqa: F811
     return (*trained.taught, "TLLM.DETECTOR.TYPE", "staged_for_tests", "TLLM.DETECTOR.ETA", eta, *SAVING, *more)
-
-
-@pytest.fixture
-def epochs_trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Every epoch that is trained from now on."""
-    epochs: list[int] = []
-    original = BaseTrainer.train_epoch
-    monkeypatch.setattr(
-        BaseTrainer, "train_epoch", lambda self, epoch: (epochs.append(epoch), original(self, epoch))[1]
-    )
-    return epochs
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +35,7 @@ def test_equals_the_run_alone(
     trained: Trained,  # noqa: F811
     base: RunFolder,
     tmp_path: Path,
-    epochs_trained: list[int],
+    epochs_trained: list[int],  # noqa: F811
 ) -> None:
     options = {
         "reference": (*trained.detecting, "TLLM.CE_WEIGHT", "2.0"),
@@ -109,7 +79,7 @@ def test_begins_where_it_parts_from_an_earlier_trial(
     base: RunFolder,
     earlier: RunFolder,
     tmp_path: Path,
-    epochs_trained: list[int],
+    epochs_trained: list[int],  # noqa: F811
 ) -> None:
     options = staged(trained, "0.2")
     alone = train(tmp_path / "alone", *options)
@@ -128,7 +98,7 @@ def test_flagging_the_same_is_the_same_run(
     base: RunFolder,
     earlier: RunFolder,
     tmp_path: Path,
-    epochs_trained: list[int],
+    epochs_trained: list[int],  # noqa: F811
 ) -> None:
     shared = run_sharing(base, make_config(tmp_path / "shared", *staged(trained, "0.8")), others=[earlier])
     assert epochs_trained == []
@@ -140,7 +110,7 @@ def test_another_treatment_parts_at_the_first_flag(
     base: RunFolder,
     earlier: RunFolder,
     tmp_path: Path,
-    epochs_trained: list[int],
+    epochs_trained: list[int],  # noqa: F811
 ) -> None:
     options = staged(trained, "0.9", "TLLM.CE_WEIGHT", "2.0")
     shared = run_sharing(base, make_config(tmp_path / "shared", *options), others=[earlier])
