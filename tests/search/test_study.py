@@ -18,6 +18,12 @@ GRID = (Dimension(ETA, (0.02, 0.1, 0.05)),)
 RANGE = (Dimension(ETA, (), 0.01, 0.3, log=True), Dimension("TLLM.MIN_ROWS", (), 1, 8, whole=True))
 
 
+def shared(folder: Path, space: tuple[Dimension, ...] = GRID, **how: int) -> SharedStudy:
+    """Return a study in a journal, which is opened sooner than a database."""
+    folder.mkdir(exist_ok=True)
+    return SharedStudy(f"journal:{folder / 'journal'}", folder, space, **how)
+
+
 class Recorder:
     """Scores a trial by its eta, and remembers what it was given."""
 
@@ -44,14 +50,14 @@ def test_the_grid_is_done_once(storage: str, tmp_path: Path) -> None:
 
 def test_tpe_keeps_its_budget_and_goes_on(tmp_path: Path) -> None:
     record = Recorder()
-    SharedStudy("", tmp_path, RANGE, trials=2, seed=3).work(record)
+    shared(tmp_path, RANGE, trials=2, seed=3).work(record)
     assert len(record.seen) == 2
-    SharedStudy("", tmp_path, RANGE, trials=5, seed=3).work(record)
+    shared(tmp_path, RANGE, trials=5, seed=3).work(record)
     assert len(record.seen) == 5 and len({values[ETA] for values in record.seen}) == 5
     for values in record.seen:
         assert 0.01 <= values[ETA] <= 0.3 and type(values["TLLM.MIN_ROWS"]) is int
     whole = Recorder()
-    SharedStudy("", tmp_path / "other", RANGE, trials=5, seed=3).work(whole)
+    shared(tmp_path / "other", RANGE, trials=5, seed=3).work(whole)
     assert whole.seen[:2] == record.seen[:2], "the same seed draws the same trials"
 
 
@@ -61,11 +67,11 @@ def test_a_diverging_trial_fails_alone(tmp_path: Path) -> None:
             raise NonFiniteLossError("the loss became NaN")
         return 0.5
 
-    study = SharedStudy("", tmp_path, GRID)
+    study = shared(tmp_path)
     study.work(train)
     assert [trial.value for trial in study.finished()] == [0.5, None, 0.5]
     assert study.finished()[1].user_attrs["error"] == "the loss became NaN"
-    SharedStudy("", tmp_path, GRID).work(lambda values, trial: pytest.fail("a failed trial is not tried again"))
+    shared(tmp_path).work(lambda values, trial: pytest.fail("a failed trial is not tried again"))
 
 
 def interrupted(tmp_path: Path) -> None:
@@ -75,13 +81,13 @@ def interrupted(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        SharedStudy("", tmp_path, GRID[:1]).work(train)
+        shared(tmp_path).work(train)
 
 
 def test_an_abandoned_trial_is_taken_over(tmp_path: Path) -> None:
     interrupted(tmp_path)
     record = Recorder()
-    study = SharedStudy("", tmp_path, GRID)
+    study = shared(tmp_path)
     study.work(record)
     assert sorted(values[ETA] for values in record.seen) == [0.02, 0.05, 0.1]
     assert len(study.finished()) == 3
@@ -91,20 +97,20 @@ def test_an_abandoned_trial_is_taken_over(tmp_path: Path) -> None:
 
 
 def test_a_trial_on_which_workers_die_is_given_up(tmp_path: Path) -> None:
-    study = SharedStudy("", tmp_path, (Dimension(ETA, (0.1,)),))
+    study = shared(tmp_path, (Dimension(ETA, (0.1,)),))
 
     def die(values: dict[str, Any], trial: object) -> float:
         raise KeyboardInterrupt
 
     for _ in range(MAX_TAKEOVERS + 1):
         with pytest.raises(KeyboardInterrupt):
-            SharedStudy("", tmp_path, (Dimension(ETA, (0.1,)),)).work(die)
+            shared(tmp_path, (Dimension(ETA, (0.1,)),)).work(die)
     study.work(lambda values, trial: pytest.fail("it was given up"))
     assert study.finished()[0].user_attrs["error"] == "given up: 4 workers died on it"
 
 
 def test_a_trial_of_a_living_worker_is_left_alone(tmp_path: Path) -> None:
-    first, second = (SharedStudy("", tmp_path, GRID) for _ in range(2))
+    first, second = (shared(tmp_path) for _ in range(2))
     with held(tmp_path / "workers" / first.worker):
         assert is_held(tmp_path / "workers" / first.worker)
         begun = first._begin()

@@ -18,7 +18,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from tllm_plugin.core.errors import ConfigError, NonFiniteLossError, TLLMError
+from tllm_plugin.core.errors import ConfigError, NonFiniteLossError
 from tllm_plugin.search.locks import held, is_held
 from tllm_plugin.search.space import Dimension, Values, grid
 
@@ -166,9 +166,7 @@ def open_storage(address: str, folder: Path) -> BaseStorage:
         if address.startswith(_JOURNAL):
             return JournalStorage(JournalFileBackend(address.removeprefix(_JOURNAL)))
         return RDBStorage(address)
-    except OSError as error:
-        raise TLLMError(f"Cannot open the storage {address}: {error.strerror or error}") from error
-    except Exception as error:  # SQLAlchemy raises a dozen types, ImportError for a driver that is missing.
+    except Exception as error:  # SQLAlchemy raises a dozen types, and there is OSError, or a driver that is missing.
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
             f"Expected `--storage` to be sqlite:///FILE, journal:FILE or another database address, but got {address!r}:"
