@@ -40,22 +40,23 @@ def main() -> None:
     parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="overrides")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    rounds = [measure(options, number) for number in range(options.rounds)]
     print(
-        f"\n{' '.join([options.cfg, *options.opts])}: {len(options.eta)} values of eta, torch {torch.__version__}, "
-        f"{platform.machine()}, {torch.get_num_threads()} threads; {len(rounds)} rounds, A B A B\n"
-    )
-    print(
+        f"{' '.join([options.cfg, *options.opts])}: {len(options.eta)} values of eta, torch {torch.__version__}, "
+        f"{platform.machine()}, {torch.get_num_threads()} threads; {options.rounds} rounds, A B A B\n\n"
         "| round | KD run, CPU s (wall) | search, CPU s (wall) | ratio (wall) | epochs, KD | one by one / KD | "
         "flags of the trials |\n| --- | --- | --- | --- | --- | --- | --- |"
     )
-    for number, item in enumerate(rounds):
+    rounds = []
+    for number in range(options.rounds):
+        item = measure(options, number)
+        rounds.append(item)
         print(
             f"| {number} | {item['kd_seconds'][0]:.1f} ({item['kd_seconds'][1]:.0f}) | "
             f"{item['search_seconds'][0]:.1f} ({item['search_seconds'][1]:.0f}) | "
             f"{item['ratio']:.2f} ({item['wall_ratio']:.2f}) | "
             f"{item['epochs_trained']} / {item['kd_epochs']} = {item['epochs_trained'] / item['kd_epochs']:.2f} | "
-            f"{item['alone_ratio']:.2f} | {item['flags']} |"
+            f"{item['alone_ratio']:.2f} | {item['flags']} |",
+            flush=True,
         )
     print(f"\nratio, median: {statistics.median(item['ratio'] for item in rounds):.2f} (goal: at most 1.5)")
     (Path(options.out) / "search_cost.json").write_text(json.dumps(rounds, indent=2))

@@ -39,11 +39,6 @@ class Comparison:
     difference: Estimate
     p_value: float
 
-    @property
-    def within_noise(self) -> bool:
-        """Whether the samples do not tell the two apart."""
-        return self.p_value >= NOISE_LEVEL
-
 
 def estimate(values: Tensor, labels: Tensor, num_classes: int) -> Estimate:
     """Return the class-balanced mean of per-sample values and its stratified standard error.

@@ -13,12 +13,12 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
-from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.run_folder import RunFolder, write_search
 from tllm_plugin.runs.search_file import FlaggedClass, SearchRecord, TrialRecord
-from tllm_plugin.search.choice import compare, estimate
+from tllm_plugin.search.choice import NOISE_LEVEL, compare, estimate
 from tllm_plugin.search.plan import Baselines, Plan
 from tllm_plugin.search.shared_prefix import shared_with
 from tllm_plugin.search.space import Dimension, Values
@@ -66,7 +66,8 @@ def search(
         checkpoint_every: Epochs between the checkpoints that trials can part from.
 
     Raises:
-        ConfigError: The config, the space and the data do not fit together, or no trial finished.
+        ConfigError: The config, the space and the data do not fit together.
+        TLLMError: No trial finished.
     """
     # Optuna takes a second to import; other commands need not wait for it.
     from tllm_plugin.search.study import SharedStudy
@@ -92,7 +93,7 @@ def search(
     chosen = record.chosen
     if chosen is None:
         failed = "; ".join(trial.error for trial in record.trials)
-        raise ConfigError(f"Expected at least one trial that finishes, but all failed: {failed}")
+        raise TLLMError(f"Expected at least one trial that finishes, but all failed: {failed}")
     return Outcome(record, path, plan.train_final(chosen.values, bundle) if retrain else None)
 
 
@@ -159,7 +160,7 @@ def warnings_about(
     found = []
     rivals = [item for item in trials if item.number != best.number and item.score is not None]
     same = [item for item in rivals if item.flagged == best.flagged and item.score == best.score]
-    close = [item for item in rivals if item not in same and item.p_value is not None and item.p_value >= 0.05]
+    close = [item for item in rivals if item not in same and item.p_value is not None and item.p_value >= NOISE_LEVEL]
     if close:
         found.append(
             f"the choice is within noise: the images of the search hold-out do not tell {best.title} from "
@@ -176,7 +177,7 @@ def warnings_about(
             continue
         if item.score > best.score:
             found.append(f"`{item.title}` did better on the search hold-out than every trial")
-        elif item.p_value >= 0.05:
+        elif item.p_value >= NOISE_LEVEL:
             found.append(f"the images of the search hold-out do not tell {best.title} from `{item.title}`")
     if not any(item.flagged for item in trials):
         found.append("no trial flagged a class: they are all the same run")
