@@ -184,7 +184,8 @@ def prerequisite(cfg: CfgNode, model: str, epochs: int, role: str) -> CfgNode:
     needed.SOLVER.EPOCHS = epochs
     depends_on = {
         "data": {key: value for key, value in needed.DATASET.items() if key not in ("NUM_WORKERS", "DOWNLOAD")},
-        "solver": needed.SOLVER,
+        # A batch in one part: as before there was a choice, so that what was trained then is found.
+        "solver": CfgNode({k: v for k, v in needed.SOLVER.items() if (k, v) != ("ACCUMULATE", 1)}),
         "runtime": needed.RUNTIME,
         "holdout": needed.TLLM.HOLDOUT,
         "trainer": needed.TLLM.TRAINER,

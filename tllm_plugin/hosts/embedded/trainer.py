@@ -37,6 +37,8 @@ _WITHOUT_EFFECT = {
     *("DATASET.PATH", "DATASET.DOWNLOAD", "DATASET.NUM_WORKERS"),
     "TLLM.DETECTOR.REFERENCE",
 }
+# Keys that checkpoints of older versions lack, with the values that these were made under.
+_ADDED = {"SOLVER.ACCUMULATE": 1}
 
 
 @trainer_dict.register("base")
@@ -132,18 +134,29 @@ class BaseTrainer:
         self.write_metrics(finished=False, results=results)
 
     def train_iter(self, image: Tensor, target: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """Make one step; return logits (n, C) and the 0-dim total loss, both detached."""
+        """Make one step; return logits (n, C) and the 0-dim total loss, both detached.
+
+        The batch goes through the networks in `SOLVER.ACCUMULATE` parts, whose gradients add up to that of the batch:
+        exactly where losses are means over rows and no layer looks at several rows (BatchNorm sees a part at a time).
+        """
         if self.cfg.RUNTIME.CHANNELS_LAST:
             image = image.contiguous(memory_format=torch.channels_last)
         self.optimizer.zero_grad(set_to_none=True)
-        with self.autocast():
-            logits, losses = self.distiller(image=image, target=target, index=index, epoch=epoch)
-        total = torch.stack([loss.mean() for loss in losses.values()]).sum()
-        self.guard.see(epoch, losses, index)
-        total.backward()
+        parts = self.cfg.SOLVER.ACCUMULATE
+        outputs, totals = [], []
+        for images, targets, rows in zip(*(item.chunk(parts) for item in (image, target, index)), strict=True):
+            with self.autocast():
+                logits, losses = self.distiller(image=images, target=targets, index=rows, epoch=epoch)
+            total = torch.stack([loss.mean() for loss in losses.values()]).sum()
+            self.guard.see(epoch, losses, rows)
+            if parts > 1:
+                total = total * (targets.shape[0] / target.shape[0])
+            total.backward()
+            outputs.append(logits.detach())
+            totals.append(total.detach())
         self.optimizer.step()
         self.schedule.step()
-        return logits.detach(), total.detach()
+        return torch.cat(outputs), torch.stack(totals).sum()
 
     def log(self, report: EpochReport) -> None:
         """Write an epoch's numbers to TensorBoard, `worklog.txt` and the console."""
@@ -249,7 +262,7 @@ def changed_keys(old: CfgNode, new: CfgNode, prefix: str = "") -> list[str]:
         name = f"{prefix}{key}"
         if name in _WITHOUT_EFFECT:
             continue
-        before, now = old.get(key), new.get(key)
+        before, now = old.get(key, _ADDED.get(name)), new.get(key)
         if isinstance(before, CfgNode) and isinstance(now, CfgNode):
             changed += changed_keys(before, now, f"{name}.")
         elif before != now:
