@@ -62,9 +62,11 @@ class SharedStudy:
         folder.mkdir(parents=True, exist_ok=True)
         with self._alone():
             self.study = optuna.create_study(
-                storage=open_storage(storage, folder), study_name=f"tllm-{self.name}", direction="maximize",
+                storage=open_storage(storage, folder),
+                study_name=f"tllm-{self.name}",
+                direction="maximize",
                 load_if_exists=True,
-            )  # fmt: skip
+            )
             if trials is None:
                 for values in grid(self.space):
                     self.study.enqueue_trial(values, skip_if_exists=True)
