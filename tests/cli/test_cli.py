@@ -14,7 +14,7 @@ from tllm_plugin.cli.main import build_parser
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
 from tllm_plugin.runs.run_folder import RunFolder
 
-COMMANDS = ("train", "demo", "validate", "show", "compare", "report", "tables")
+COMMANDS = ("train", "search", "demo", "validate", "show", "compare", "report", "tables")
 VANILLA = ("DISTILLER.TYPE", "NONE", "SOLVER.EPOCHS", "1")
 
 

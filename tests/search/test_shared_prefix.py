@@ -1,4 +1,4 @@
-"""A run that begins where it parts from another ends like the same run trained alone."""
+"""A run that begins where it parts from another ends like the same run trained alone, bit for bit."""
 
 from __future__ import annotations
 
@@ -9,42 +9,43 @@ import torch
 
 from tests.hosts.conftest import Trained, trained  # noqa: F401  (fixture)
 from tests.hosts.digits_runs import EPOCHS, assert_equal, assert_same_run, make_config, train
+from tests.search.staged import SAVING, epochs_trained  # noqa: F401  (fixture)
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.hosts.embedded.trainer import BaseTrainer
 from tllm_plugin.runs.run_folder import RunFolder
-from tllm_plugin.search.shared_prefix import fork, run_sharing
+from tllm_plugin.search.shared_prefix import fork, run_sharing, shared_with
+
+
+def staged(trained: Trained, eta: str, *more: str) -> tuple[str, ...]:  # noqa: F811
+    return (*trained.taught, "TLLM.DETECTOR.TYPE", "staged_for_tests", "TLLM.DETECTOR.ETA", eta, *SAVING, *more)
 
 
 @pytest.fixture(scope="module")
 def base(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:  # noqa: F811
     folder = tmp_path_factory.mktemp("base")
-    return train(folder, *trained.taught, "TLLM.DETECTOR.TYPE", "none", "LOG.SAVE_CHECKPOINT_FREQ", "1")
+    return train(folder, *trained.taught, "TLLM.DETECTOR.TYPE", "none", *SAVING)
 
 
 def after(trained: Trained, fraction: str) -> tuple[str, ...]:  # noqa: F811
     return (*trained.taught, "TLLM.DETECTOR.TYPE", "after", "TLLM.DETECTOR.AFTER_FRACTION", fraction)
 
 
-@pytest.mark.parametrize("rule", ["reference", "after", "never"])
+@pytest.mark.parametrize("rule", ["reference", "true_prob", "after", "never"])
 def test_equals_the_run_alone(
     rule: str,
     trained: Trained,  # noqa: F811
     base: RunFolder,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    epochs_trained: list[int],  # noqa: F811
 ) -> None:
     options = {
         "reference": (*trained.detecting, "TLLM.CE_WEIGHT", "2.0"),
+        "true_prob": (*trained.detecting, "TLLM.DETECTOR.SCORE", "true_prob"),
         "after": after(trained, "0.67"),
         "never": after(trained, "1.0"),
     }[rule]
     alone = train(tmp_path / "alone", *options)
     first = min((item.epoch_flagged or EPOCHS) for item in alone.read_flags().classes)
-    epochs_trained: list[int] = []
-    original = BaseTrainer.train_epoch
-    monkeypatch.setattr(
-        BaseTrainer, "train_epoch", lambda self, epoch: (epochs_trained.append(epoch), original(self, epoch))[1]
-    )
+    epochs_trained.clear()
     shared = run_sharing(base, make_config(tmp_path / "shared", *options))
     assert epochs_trained == list(range(first + 1, EPOCHS + 1))
     assert_same_run(alone, shared)
@@ -65,6 +66,53 @@ def test_another_run_is_refused(trained: Trained, base: RunFolder, tmp_path: Pat
     with pytest.raises(ConfigError, match=r"these keys differ: SOLVER\.LR$"):
         fork(base, make_config(tmp_path, *after(trained, "0.67"), "SOLVER.LR", "0.3"))
     assert not list(tmp_path.rglob("latest"))
-    flagged = train(tmp_path / "base", *after(trained, "0.67"))
-    with pytest.raises(ConfigError, match="under `after`"):
-        fork(flagged, make_config(tmp_path / "new", *after(trained, "1.0")))
+
+
+@pytest.fixture(scope="module")
+def earlier(trained: Trained, base: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:  # noqa: F811
+    """A trial that flags class 3 after epoch 1 and nothing else, forked from the base."""
+    return run_sharing(base, make_config(tmp_path_factory.mktemp("earlier"), *staged(trained, "0.9")))
+
+
+def test_begins_where_it_parts_from_an_earlier_trial(
+    trained: Trained,  # noqa: F811
+    base: RunFolder,
+    earlier: RunFolder,
+    tmp_path: Path,
+    epochs_trained: list[int],  # noqa: F811
+) -> None:
+    options = staged(trained, "0.2")
+    alone = train(tmp_path / "alone", *options)
+    assert [item.epoch_flagged for item in alone.read_flags().classes if item.flagged] == [1, 2]
+    epochs_trained.clear()
+    shared = run_sharing(base, make_config(tmp_path / "shared", *options), others=[earlier])
+    assert epochs_trained == [3], "the base shares one epoch, the earlier trial two"
+    assert_same_run(alone, shared)
+    assert_equal(*(torch.load(run.student_best_holdout, weights_only=True) for run in (alone, shared)))
+    epochs, parent = shared_with(shared)
+    assert epochs == 2 and parent is not None and parent.path.samefile(earlier.path)
+
+
+def test_flagging_the_same_is_the_same_run(
+    trained: Trained,  # noqa: F811
+    base: RunFolder,
+    earlier: RunFolder,
+    tmp_path: Path,
+    epochs_trained: list[int],  # noqa: F811
+) -> None:
+    shared = run_sharing(base, make_config(tmp_path / "shared", *staged(trained, "0.8")), others=[earlier])
+    assert epochs_trained == []
+    assert_same_run(train(tmp_path / "alone", *staged(trained, "0.8")), shared)
+
+
+def test_another_treatment_parts_at_the_first_flag(
+    trained: Trained,  # noqa: F811
+    base: RunFolder,
+    earlier: RunFolder,
+    tmp_path: Path,
+    epochs_trained: list[int],  # noqa: F811
+) -> None:
+    options = staged(trained, "0.9", "TLLM.CE_WEIGHT", "2.0")
+    shared = run_sharing(base, make_config(tmp_path / "shared", *options), others=[earlier])
+    assert epochs_trained == [2, 3]
+    assert_same_run(train(tmp_path / "alone", *options), shared)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.logging import RichHandler
 
-from tllm_plugin.cli import compare, demo, host, report, show, tables, train, validate
+from tllm_plugin.cli import compare, demo, host, report, search, show, tables, train, validate
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.version import __version__
 
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tllm-plugin {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (train, demo, validate, show, compare, report, tables, host):
+    for module in (train, search, demo, validate, show, compare, report, tables, host):
         module.add_parser(commands)
     return parser
 

@@ -79,6 +79,9 @@ class Teaching:
         self.train_loader = data.train_loader(self.split.train)
         self.holdout_loader = data.holdout_loader(self.split.holdout)
         self.curves = Curves(data.labels[self.split.holdout], num_classes, self.split.holdout)
+        # Choices of eta are judged on these. Neither the detector nor the training sees them.
+        self.search_loader = data.holdout_loader(self.split.search) if len(self.split.search) else None
+        self.search_curves = Curves(data.labels[self.split.search], num_classes, self.split.search)
         has_teacher = getattr(distiller, "teacher", None) is not None
         self.detector: Detector = build_detector(
             node,
@@ -96,6 +99,8 @@ class Teaching:
         )
         self.wrapper.carry("curves", self.curves)
         self.wrapper.carry("detector", self.detector)
+        if self.search_loader is not None:
+            self.wrapper.carry("search_curves", self.search_curves)
         self.wrapper.set_undistillable(self.detector.flags)
         self._teacher_prediction: Tensor | None = None
         self.run: RunFolder | None = None
@@ -126,8 +131,11 @@ class Teaching:
             return
         samples = score_samples(predict, self.holdout_loader, self._teacher_predictions())
         self.curves.append(epoch, samples)
+        if self.search_loader is not None:
+            self.search_curves.append(epoch, score_samples(predict, self.search_loader, None))
         before = self.detector.flags.clone()
-        flags = self.detector.update(epoch, samples)
+        # As recorded, probabilities rounded: whoever replays the curves comes to the same flags.
+        flags = self.detector.update(epoch, self.curves.samples_at(epoch))
         self.wrapper.set_undistillable(flags)
         new = (flags & ~before).nonzero().squeeze(1).tolist()
         if new and self.detector.holdout_count.any():
@@ -161,6 +169,8 @@ class Teaching:
         if self.run is None:
             return
         self.run.write_curves(self.curves.state_dict())
+        if self.search_loader is not None:
+            self.run.write_search_curves(self.search_curves.state_dict())
         self.run.write_flags(flags_record(self.detector, self.node, self.class_names, epoch))
 
     def _teacher_predictions(self) -> Tensor | None:

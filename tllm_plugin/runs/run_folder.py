@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tllm_plugin.core.errors import FileFormatError, TLLMError
-from tllm_plugin.runs import curves_file, flags_file, metrics_file, predictions_file, split_file
+from tllm_plugin.runs import curves_file, flags_file, metrics_file, predictions_file, search_file, split_file
 from tllm_plugin.runs.atomic import remove_temporaries, write_json
 from tllm_plugin.runs.fields import FieldError
 from tllm_plugin.runs.flags_file import FlagsRecord
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.predictions_file import PredictionsRecord
 from tllm_plugin.runs.reading import read_json, schema_of
+from tllm_plugin.runs.search_file import SearchRecord
 from tllm_plugin.runs.split_file import SplitRecord
 
 T = TypeVar("T")
@@ -90,6 +91,11 @@ class RunFolder:
     def curves_npz(self) -> Path:
         """The hold-out history; see `read_curves`."""
         return self.path / "curves.npz"
+
+    @property
+    def search_curves_npz(self) -> Path:
+        """The history on the search hold-out, in the format of `curves_npz`; only where there is one."""
+        return self.path / "search_curves.npz"
 
     @property
     def flags_json(self) -> Path:
@@ -171,10 +177,28 @@ class RunFolder:
         """Read `curves.npz`; see `curves_file.read_curves`."""
         return curves_file.read_curves(self.curves_npz)
 
+    def write_search_curves(self, state: Mapping[str, Any]) -> None:
+        """Write `search_curves.npz`; see `curves_file.write_curves`."""
+        curves_file.write_curves(self.search_curves_npz, state)
+
+    def read_search_curves(self) -> dict[str, np.ndarray]:
+        """Read `search_curves.npz`; see `curves_file.read_curves`."""
+        return curves_file.read_curves(self.search_curves_npz)
+
 
 def read_flags(path: str | os.PathLike[str]) -> FlagsRecord:
     """Read a `flags.json` that may lie anywhere; a `FileFormatError` says what is wrong with it."""
     return _read(Path(path), flags_file.KIND, flags_file.VERSION, FlagsRecord.from_json)
+
+
+def write_search(path: Path, record: SearchRecord) -> None:
+    """Write a search's outcome."""
+    _write(path, search_file.KIND, search_file.VERSION, record.to_json())
+
+
+def read_search(path: str | os.PathLike[str]) -> SearchRecord:
+    """Read a search's outcome; a `FileFormatError` says what is wrong with it."""
+    return _read(Path(path), search_file.KIND, search_file.VERSION, SearchRecord.from_json)
 
 
 def find_curves(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

@@ -63,6 +63,7 @@ def check_config(cfg: CfgNode) -> list[str]:
         "DISTILLER.PLANT.STRENGTH": number_in(0, 1, open_low=True),
         "SOLVER.TRAINER": one_of(trainer_dict),
         "SOLVER.BATCH_SIZE": at_least(1),
+        "SOLVER.ACCUMULATE": at_least(1),
         "SOLVER.EPOCHS": at_least(1),
         "SOLVER.TYPE": one_of(["SGD"]),
         "SOLVER.LR": more_than(0),

@@ -28,6 +28,7 @@ def default_config() -> CfgNode:
     cfg.SOLVER = CfgNode()
     cfg.SOLVER.TRAINER = "base"
     cfg.SOLVER.BATCH_SIZE = 64
+    cfg.SOLVER.ACCUMULATE = 1  # parts in which a batch goes through the networks, for less memory
     cfg.SOLVER.EPOCHS = 240
     cfg.SOLVER.TYPE = "SGD"
     cfg.SOLVER.LR = 0.05  # of "one_cycle" the highest

@@ -193,7 +193,8 @@ def prerequisite(cfg: CfgNode, model: str, epochs: int, role: str, *, branches_o
     needed.SOLVER.EPOCHS = epochs
     depends_on = {
         "data": {key: value for key, value in needed.DATASET.items() if key not in ("NUM_WORKERS", "DOWNLOAD")},
-        "solver": needed.SOLVER,
+        # A batch in one part: as before there was a choice, so that what was trained then is found.
+        "solver": CfgNode({k: v for k, v in needed.SOLVER.items() if (k, v) != ("ACCUMULATE", 1)}),
         "runtime": needed.RUNTIME,
         "holdout": needed.TLLM.HOLDOUT,
         "trainer": needed.TLLM.TRAINER,
@@ -259,7 +260,10 @@ def named_reference(cfg: CfgNode) -> tuple[CfgNode, CfgNode | None]:
 def _remove_results(folder: Path) -> None:
     """Remove what would pass for results of the run that is about to start."""
     run_folder = RunFolder.inside(folder)
-    results = (run_folder.metrics_json, run_folder.predictions_npz, run_folder.flags_json, run_folder.curves_npz)
+    results = (
+        *(run_folder.metrics_json, run_folder.predictions_npz, run_folder.flags_json),
+        *(run_folder.curves_npz, run_folder.search_curves_npz),
+    )
     for path in (folder / "latest", *results):
         path.unlink(missing_ok=True)
 

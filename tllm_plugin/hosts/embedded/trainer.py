@@ -137,18 +137,29 @@ class BaseTrainer:
         self.write_metrics(finished=False, results=results)
 
     def train_iter(self, image: Tensor, target: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """Make one step; return logits (n, C) and the 0-dim total loss, both detached."""
+        """Make one step; return logits (n, C) and the 0-dim total loss, both detached.
+
+        The batch goes through the networks in `SOLVER.ACCUMULATE` parts, whose gradients add up to that of the batch:
+        exactly where losses are means over rows and no layer looks at several rows (BatchNorm sees a part at a time).
+        """
         if self.cfg.RUNTIME.CHANNELS_LAST:
             image = image.contiguous(memory_format=torch.channels_last)
         self.optimizer.zero_grad(set_to_none=True)
-        with self.autocast():
-            logits, losses = self.distiller(image=image, target=target, index=index, epoch=epoch)
-        total = torch.stack([loss.mean() for loss in losses.values()]).sum()
-        self.guard.see(epoch, losses, index)
-        total.backward()
+        parts = self.cfg.SOLVER.ACCUMULATE
+        outputs, totals = [], []
+        for images, targets, rows in zip(*(item.chunk(parts) for item in (image, target, index)), strict=True):
+            with self.autocast():
+                logits, losses = self.distiller(image=images, target=targets, index=rows, epoch=epoch)
+            total = torch.stack([loss.mean() for loss in losses.values()]).sum()
+            self.guard.see(epoch, losses, rows)
+            if parts > 1:
+                total = total * (targets.shape[0] / target.shape[0])
+            total.backward()
+            outputs.append(logits.detach())
+            totals.append(total.detach())
         self.optimizer.step()
         self.schedule.step()
-        return logits.detach(), total.detach()
+        return torch.cat(outputs), torch.stack(totals).sum()
 
     def log(self, report: EpochReport) -> None:
         """Write an epoch's numbers to TensorBoard, `worklog.txt` and the console."""
@@ -230,7 +241,7 @@ def read_checkpoint(path: Path, cfg: CfgNode) -> Mapping[str, Any]:
     """
     state = read_state(path)
     # Both by way of YAML, which turns tuples into lists.
-    changed = changed_keys(recorded_config(state), CfgNode.load_cfg(cfg.dump()))
+    changed = changed_keys(recorded_config(state["config"]), CfgNode.load_cfg(cfg.dump()))
     if changed:
         raise ConfigError(
             f"Expected the config that {path} was written under, but these keys differ: {', '.join(changed)}; "
@@ -251,10 +262,10 @@ def read_state(path: Path) -> Mapping[str, Any]:
     return state
 
 
-def recorded_config(state: Mapping[str, Any]) -> CfgNode:
-    """Return the config that a checkpoint was written under; keys that came into being later have their defaults."""
+def recorded_config(text: str) -> CfgNode:
+    """Return the config that a run has written down; keys that came into being later have their defaults."""
     recorded = CfgNode.load_cfg(default_config().dump())
-    _update(recorded, CfgNode.load_cfg(state["config"]))
+    _update(recorded, CfgNode.load_cfg(text))
     return recorded
 
 

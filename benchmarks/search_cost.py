@@ -1,0 +1,116 @@
+"""What a search over 5 values of eta and the vanilla reference costs, in units of one KD run of the same loop.
+
+    python benchmarks/search_cost.py --out output/search-cost --rounds 2
+
+A is one run of the distiller without TLLM's detector (`none`), its teacher at hand. B is everything that `tllm search`
+trains: the vanilla reference, the run that is taught to the end, and the trials. They alternate, A B A B, each round in
+a folder of its own, and both have the same search hold-out. Printed are CPU seconds of the process, everything
+included (wall-clock seconds as well, which other work on the machine disturbs; on a GPU look at these), and epochs
+trained. "One by one" is the vanilla reference and every trial from its first epoch to its last, by their seconds per
+epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import platform
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded.config import load_config
+from tllm_plugin.search.eta_search import Outcome, search
+from tllm_plugin.search.plan import SEARCH_FRACTION, TYPE
+from tllm_plugin.search.space import parse_space, with_values
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg", default="tllm/embedded/digits.yaml")
+    parser.add_argument("--out", default="output/search-cost", metavar="FOLDER", help="emptied before each round")
+    parser.add_argument("--eta", nargs="+", default=["0.01", "0.02", "0.05", "0.1", "0.2"])
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="overrides")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    print(
+        f"{' '.join([options.cfg, *options.opts])}: {len(options.eta)} values of eta, torch {torch.__version__}, "
+        f"{platform.machine()}, {torch.get_num_threads()} threads; {options.rounds} rounds, A B A B\n\n"
+        "| round | KD run, CPU s (wall) | search, CPU s (wall) | ratio (wall) | epochs, KD | one by one / KD | "
+        "flags of the trials |\n| --- | --- | --- | --- | --- | --- | --- |"
+    )
+    rounds = []
+    for number in range(options.rounds):
+        item = measure(options, number)
+        rounds.append(item)
+        print(
+            f"| {number} | {item['kd_seconds'][0]:.1f} ({item['kd_seconds'][1]:.0f}) | "
+            f"{item['search_seconds'][0]:.1f} ({item['search_seconds'][1]:.0f}) | "
+            f"{item['ratio']:.2f} ({item['wall_ratio']:.2f}) | "
+            f"{item['epochs_trained']} / {item['kd_epochs']} = {item['epochs_trained'] / item['kd_epochs']:.2f} | "
+            f"{item['alone_ratio']:.2f} | {item['flags']} |",
+            flush=True,
+        )
+    print(f"\nratio, median: {statistics.median(item['ratio'] for item in rounds):.2f} (goal: at most 1.5)")
+    (Path(options.out) / "search_cost.json").write_text(json.dumps(rounds, indent=2))
+
+
+def now() -> tuple[float, float]:
+    """Return CPU and wall-clock seconds."""
+    return time.process_time(), time.perf_counter()
+
+
+def since(started: tuple[float, float]) -> tuple[float, float]:
+    cpu, wall = now()
+    return cpu - started[0], wall - started[1]
+
+
+def measure(options: argparse.Namespace, number: int) -> dict[str, Any]:
+    """Run A and B once, in an empty folder, and return their costs."""
+    folder = Path(options.out) / f"round-{number}"
+    shutil.rmtree(folder, ignore_errors=True)
+    cfg = load_config(options.cfg, ["LOG.PREFIX", str(folder), *options.opts])
+    cfg = with_values(cfg, {SEARCH_FRACTION: cfg.TLLM.HOLDOUT.SEARCH_FRACTION or cfg.TLLM.HOLDOUT.FRACTION})
+    bundle = job.load_bundle(cfg)
+    # Both need the teacher, which is trained once whatever is searched.
+    epochs = cfg.DISTILLER.TEACHER_EPOCHS or cfg.SOLVER.EPOCHS
+    job.ensure_trained(job.prerequisite(cfg, cfg.DISTILLER.TEACHER, epochs, "teacher"), bundle)
+    started = now()
+    job.run(with_values(cfg, {TYPE: "none", "EXPERIMENT.NAME": "kd"}), bundle=bundle)
+    kd_seconds = since(started)
+    space, _ = parse_space([f"ETA={','.join(options.eta)}"], cfg)
+    started = now()
+    outcome = search(cfg, space)
+    seconds = since(started)
+    ratios = {"ratio": seconds[0] / kd_seconds[0], "wall_ratio": seconds[1] / kd_seconds[1]}
+    return {"kd_seconds": kd_seconds, "search_seconds": seconds, **ratios, **described(outcome)}
+
+
+def described(outcome: Outcome) -> dict[str, Any]:
+    """Return what a search trained, and what the same runs would have cost one by one."""
+    record = outcome.record
+    runs = [*record.baselines, *record.trials]
+    taught = next(run for run in record.baselines if run.title == "taught to the end")
+    alone = sum(run.seconds for run in runs if run is not taught)
+    return {
+        "kd_epochs": taught.epochs,
+        "epochs_trained": sum(run.epochs - run.shared_epochs for run in runs),
+        "alone_ratio": alone / taught.seconds,
+        "flags": "; ".join(
+            f"{next(iter(trial.values.values())):g}: "
+            + (", ".join(f"{item.name} ({item.epoch})" for item in trial.flagged) or "none")
+            for trial in record.trials
+        ),
+        "score_spread": [trial.score for trial in record.trials],
+    }
+
+
+if __name__ == "__main__":
+    main()

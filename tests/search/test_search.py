@@ -1,0 +1,186 @@
+"""`tllm search` as a whole, on digits, with a detector whose flags are known."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.hosts.conftest import Trained, trained  # noqa: F401  (fixture)
+from tests.hosts.digits_runs import BASE, CONFIG, EPOCHS, HOLDOUT_FRACTION, assert_same_run, make_config, train
+from tests.search.staged import SAVING, epochs_trained  # noqa: F401  (fixture)
+from tllm_plugin.cli import main
+from tllm_plugin.core.errors import FileFormatError
+from tllm_plugin.data import DataBundle
+from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded.trainer import BaseTrainer
+from tllm_plugin.models import create_model
+from tllm_plugin.runs.run_folder import RunFolder, read_search
+from tllm_plugin.runs.search_file import SearchRecord
+
+STAGED = ("TLLM.DETECTOR.TYPE", "staged_for_tests", "TLLM.HOLDOUT.SEARCH_FRACTION", "0.1")
+ETAS = ("0.2", "0.8", "0.9")
+
+
+def words(trained: Trained, prefix: Path, *more: str) -> list[str]:  # noqa: F811
+    cfg = ["search", "--cfg", str(CONFIG), *more]
+    return [*cfg, *BASE, "LOG.PREFIX", str(prefix), *trained.taught, *STAGED]
+
+
+def load(prefix: Path) -> tuple[Path, SearchRecord]:
+    (path,) = prefix.glob("digits/*-search-*/search-*.json")
+    return path.parent, read_search(path)
+
+
+@pytest.fixture(scope="module")
+def searched(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    prefix = tmp_path_factory.mktemp("searched")
+    assert main(words(trained, prefix, "--eta", *ETAS, "--retrain")) == 0
+    return prefix
+
+
+@pytest.fixture(scope="module")
+def bundle() -> DataBundle:
+    return job.load_bundle(make_config("unused"))
+
+
+def test_scores_are_those_of_the_students_on_the_search_hold_out(searched: Path, bundle: DataBundle) -> None:
+    folder, record = load(searched)
+    assert [trial.values for trial in record.trials] == [{"TLLM.DETECTOR.ETA": float(eta)} for eta in ETAS[::-1]]
+    for trial in (*record.trials, *record.baselines):
+        run = RunFolder.inside(folder / trial.run)
+        split = run.read_split()
+        holdouts = [set(part) for part in (split.holdout, split.search_holdout)]
+        assert not holdouts[0] & holdouts[1] and record.holdout_samples == len(holdouts[1]) == 100
+        student = create_model("digits_student", num_classes=10, in_channels=1).eval()
+        student.load_state_dict(torch.load(run.log_folder / "student_latest", weights_only=True)["model"])
+        right, count = [0] * 10, [0] * 10
+        rows = torch.tensor(split.search_holdout)
+        for image, label in bundle.eval_loader(rows, batch_size=7, device="cpu", split="train"):
+            with torch.no_grad():
+                predicted = student(image)[0].argmax(1)
+            for one, other in zip(predicted.tolist(), label.tolist(), strict=True):
+                right[other] += one == other
+                count[other] += 1
+        assert count == [10] * 10
+        accuracy = sum(r / n for r, n in zip(right, count, strict=True)) / 10
+        assert trial.score == pytest.approx(accuracy) and len(trial.curve) == EPOCHS
+        assert trial.curve[-1] == pytest.approx(accuracy)
+    scores = [trial.score or 0.0 for trial in record.trials]
+    assert record.chosen is not None and record.chosen.score == max(scores)
+    assert record.chosen.p_value == 1.0 and record.chosen.difference == 0.0
+
+
+def test_trials_equal_the_runs_alone_and_share_what_they_can(
+    trained: Trained,  # noqa: F811
+    searched: Path,
+    tmp_path: Path,
+) -> None:
+    folder, record = load(searched)
+    assert [trial.shared_epochs for trial in record.trials] == [1, EPOCHS, 2]
+    first = record.trials[0].run
+    assert [trial.parent for trial in record.trials] == [record.baselines[0].run, first, first]
+    assert record.baselines[0].title == "taught to the end" and record.baselines[0].run == "taught"
+    for eta, trial in zip(ETAS[::-1], record.trials, strict=True):
+        alone = train(tmp_path / eta, *trained.taught, *STAGED, "TLLM.DETECTOR.ETA", eta, *SAVING)
+        shared = RunFolder.inside(folder / trial.run)
+        assert_same_run(alone, shared)
+        assert alone.search_curves_npz.read_bytes() == shared.search_curves_npz.read_bytes()
+
+
+def test_no_training_sees_a_hold_out(searched: Path, bundle: DataBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, record = load(searched)
+    split = RunFolder.inside(folder / "taught").read_split()
+    (final,) = folder.glob("final-*")
+    final_split = RunFolder.inside(final).read_split()
+    assert final_split.search_holdout == () and final_split.holdout == split.holdout
+    assert len(bundle.train_labels) * HOLDOUT_FRACTION == pytest.approx(len(split.holdout), rel=0.1)
+    seen: dict[str, set[int]] = {}
+    for name, more in (("search", ()), ("final", ("TLLM.HOLDOUT.SEARCH_FRACTION", "0.0"))):
+        options = ("DISTILLER.TYPE", "NONE", *STAGED, "TLLM.DETECTOR.TYPE", "none", *more)
+        taken = seen.setdefault(name, set())
+        original = BaseTrainer.train_iter
+        monkeypatch.setattr(
+            BaseTrainer,
+            "train_iter",
+            lambda self, image, target, index, epoch, taken=taken, original=original: (
+                taken.update(index.tolist()),
+                original(self, image, target, index, epoch),
+            )[1],
+        )
+        train(searched / "looked-at" / name, *options, "SOLVER.EPOCHS", "1")
+        monkeypatch.undo()
+    everything = set(range(len(bundle.train_labels)))
+    assert seen["search"] == everything - set(split.holdout) - set(split.search_holdout)
+    assert seen["final"] == everything - set(split.holdout)
+
+
+def test_giving_the_command_again_trains_nothing(
+    trained: Trained,  # noqa: F811
+    searched: Path,
+    epochs_trained: list[int],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    folder, record = load(searched)
+    assert main(words(trained, searched, "--eta", *ETAS)) == 0
+    assert epochs_trained == []
+    shown = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if line.startswith("│")]
+    assert record.chosen is not None
+    assert [row[0].removesuffix(" *") for row in rows] == ["taught to the end", "trial 0", "trial 1", "trial 2"]
+    assert [row[0] for row in rows if row[0].endswith("*")] == [f"{record.chosen.title} *"]
+    assert [row[4] for row in rows] == ["3 of 3", "2 of 3", "0 of 3", "1 of 3"]
+    assert [row[5] for row in rows[1:]] == ["3 (1)", "3 (1)", "3 (1), 8 (2)"]
+    assert "saved: 6 epochs were trained instead of 9" in shown
+    assert ("within noise" in shown) == any("within noise" in warning for warning in record.warnings)
+    following = shlex.split(next(line for line in shown.splitlines() if line.startswith("next: "))[6:])
+    assert following[:2] == ["tllm", "train"]
+    assert following[-2:] == ["TLLM.DETECTOR.ETA", str(record.chosen.values["TLLM.DETECTOR.ETA"])]
+
+
+def test_every_config_error_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = ["search", "--cfg", str(CONFIG), "--eta", "0.1", "7", "--space", "CE_WEIGT=1,2", "CE_WEIGHT=1:2"]
+    assert main([*bad, "--checkpoint-every", "0", "SOLVER.LRR", "1", "LOG.PREFIX", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    for part in (
+        "Expected `SOLVER key` to be one of",
+        "Expected `TLLM.DETECTOR.ETA` to be in (0, 1), but got 7.0",
+        "Expected `--space key` to be one of",
+        "Expected `--trials N` with a range, but got none for TLLM.CE_WEIGHT",
+        "Expected `--checkpoint-every` to be at least 1, but got 0",
+    ):
+        assert part in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_vanilla_runs_are_not_searched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["DISTILLER.TYPE", "NONE", "SOLVER.TRAINER", "base", "LOG.PREFIX", str(tmp_path / "out")]
+    assert main(["search", "--cfg", str(CONFIG), *options]) == 2
+    error = capsys.readouterr().err
+    assert "Expected `DISTILLER.TYPE` to be a distiller for a search" in error
+    assert "Expected `SOLVER.TRAINER` to be tllm for a search" in error
+
+
+def test_help_names_every_key_that_can_be_searched(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "AFTER_FRACTION, LABEL_SMOOTHING, CE_WEIGHT, MIN_ROWS" in " ".join(shown.split())
+    assert "--space ETA=0.01:0.2:log CE_WEIGHT=0.5:8:log LABEL_SMOOTHING=0:0.2 --trials 20" in shown
+
+
+def test_a_damaged_result_is_refused(searched: Path, tmp_path: Path) -> None:
+    (path,) = searched.glob("digits/*-search-*/search-*.json")
+    damaged = tmp_path / "search.json"
+    text = path.read_text()
+    for content, message in (
+        (text.replace('"version": 1', '"version": 2'), "which a newer TLLM wrote"),
+        (text.replace('"best": ', '"best": 9'), "`best` to be the number of a trial"),
+        (text[:-40], "truncated"),
+    ):
+        damaged.write_text(content)
+        with pytest.raises(FileFormatError, match=message):
+            read_search(damaged)

@@ -1,0 +1,128 @@
+"""The shared study: order, budget, failures, storages, and trials whose worker is gone. Nothing is trained here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from tllm_plugin.core.errors import ConfigError, NonFiniteLossError
+from tllm_plugin.search.locks import held, is_held
+from tllm_plugin.search.space import Dimension
+from tllm_plugin.search.study import MAX_TAKEOVERS, SharedStudy
+
+ETA = "TLLM.DETECTOR.ETA"
+GRID = (Dimension(ETA, (0.02, 0.1, 0.05)),)
+RANGE = (Dimension(ETA, (), 0.01, 0.3, log=True), Dimension("TLLM.MIN_ROWS", (), 1, 8, whole=True))
+
+
+def shared(folder: Path, space: tuple[Dimension, ...] = GRID, **how: int) -> SharedStudy:
+    """Return a study in a journal, which is opened sooner than a database."""
+    folder.mkdir(exist_ok=True)
+    return SharedStudy(f"journal:{folder / 'journal'}", folder, space, **how)
+
+
+class Recorder:
+    """Scores a trial by its eta, and remembers what it was given."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Any]] = []
+
+    def __call__(self, values: dict[str, Any], trial: object) -> float:
+        self.seen.append(values)
+        return 1.0 - abs(values[ETA] - 0.05)
+
+
+@pytest.mark.parametrize("storage", ["", "journal:{}/study.journal"])
+def test_the_grid_is_done_once(storage: str, tmp_path: Path) -> None:
+    record = Recorder()
+    address = storage.format(tmp_path)
+    SharedStudy(address, tmp_path / "search", GRID).work(record)
+    assert [values[ETA] for values in record.seen] == [0.1, 0.05, 0.02]
+    again = SharedStudy(address, tmp_path / "search", GRID)
+    again.work(record)
+    assert len(record.seen) == 3
+    assert [trial.value for trial in again.finished()] == pytest.approx([0.95, 1.0, 0.97])
+    assert list((tmp_path / "search" / "workers").iterdir()) == []
+
+
+def test_tpe_keeps_its_budget_and_goes_on(tmp_path: Path) -> None:
+    record = Recorder()
+    shared(tmp_path, RANGE, trials=2, seed=3).work(record)
+    assert len(record.seen) == 2
+    shared(tmp_path, RANGE, trials=5, seed=3).work(record)
+    assert len(record.seen) == 5 and len({values[ETA] for values in record.seen}) == 5
+    for values in record.seen:
+        assert 0.01 <= values[ETA] <= 0.3 and type(values["TLLM.MIN_ROWS"]) is int
+    whole = Recorder()
+    shared(tmp_path / "other", RANGE, trials=5, seed=3).work(whole)
+    assert whole.seen[:2] == record.seen[:2], "the same seed draws the same trials"
+
+
+def test_a_diverging_trial_fails_alone(tmp_path: Path) -> None:
+    def train(values: dict[str, Any], trial: object) -> float:
+        if values[ETA] == 0.05:
+            raise NonFiniteLossError("the loss became NaN")
+        return 0.5
+
+    study = shared(tmp_path)
+    study.work(train)
+    assert [trial.value for trial in study.finished()] == [0.5, None, 0.5]
+    assert study.finished()[1].user_attrs["error"] == "the loss became NaN"
+    shared(tmp_path).work(lambda values, trial: pytest.fail("a failed trial is not tried again"))
+
+
+def interrupted(tmp_path: Path) -> None:
+    """Leave a trial behind that is under way although its worker has gone."""
+
+    def train(values: dict[str, Any], trial: object) -> float:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        shared(tmp_path).work(train)
+
+
+def test_an_abandoned_trial_is_taken_over(tmp_path: Path) -> None:
+    interrupted(tmp_path)
+    record = Recorder()
+    study = shared(tmp_path)
+    study.work(record)
+    assert sorted(values[ETA] for values in record.seen) == [0.02, 0.05, 0.1]
+    assert len(study.finished()) == 3
+    failed = study.study.get_trials(states=(TrialState.FAIL,))
+    assert [trial.params for trial in failed] == [{ETA: 0.1}]
+    assert [trial.user_attrs["takeovers"] for trial in study.finished() if "takeovers" in trial.user_attrs] == [1]
+
+
+def test_a_trial_on_which_workers_die_is_given_up(tmp_path: Path) -> None:
+    study = shared(tmp_path, (Dimension(ETA, (0.1,)),))
+
+    def die(values: dict[str, Any], trial: object) -> float:
+        raise KeyboardInterrupt
+
+    for _ in range(MAX_TAKEOVERS + 1):
+        with pytest.raises(KeyboardInterrupt):
+            shared(tmp_path, (Dimension(ETA, (0.1,)),)).work(die)
+    study.work(lambda values, trial: pytest.fail("it was given up"))
+    assert study.finished()[0].user_attrs["error"] == "given up: 4 workers died on it"
+
+
+def test_a_trial_of_a_living_worker_is_left_alone(tmp_path: Path) -> None:
+    first, second = (shared(tmp_path) for _ in range(2))
+    with held(tmp_path / "workers" / first.worker):
+        assert is_held(tmp_path / "workers" / first.worker)
+        begun = first._begin()
+        other = second._begin()
+        assert begun is not None and other is not None and other.params != begun.params
+        assert len(second._under_way()) == 2
+    assert not is_held(tmp_path / "workers" / first.worker)
+
+
+@pytest.mark.parametrize(
+    "address", ["nonsense", "sqlite:////no/such/folder/study.db", "nodb://x", "journal:/no/such/f"]
+)
+def test_a_storage_that_cannot_be_opened(address: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Expected `--storage` to be sqlite:///FILE"):
+        SharedStudy(address, tmp_path, GRID)

@@ -1,0 +1,217 @@
+"""`tllm search`: choose eta, or anything else that TLLM can be told, on a hold-out of its own."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tllm_plugin.core.errors import ConfigError, TLLMError
+from tllm_plugin.hosts.config_checks import refuse
+from tllm_plugin.hosts.embedded.config import load_config
+from tllm_plugin.hosts.embedded.defaults import default_config
+from tllm_plugin.runs.search_file import SearchRecord, TrialRecord
+from tllm_plugin.search.eta_search import Outcome, check_search, search
+from tllm_plugin.search.space import ETA, parse_space, searchable_keys
+
+DEFAULT_ETAS = ("0.01", "0.02", "0.05", "0.1", "0.2")
+DEFAULT_RANGE = f"{ETA}=0.005:0.3:log"
+
+_DESCRIPTION = """\
+Choose eta by training with several values and scoring each student on a second class-balanced hold-out that is cut
+from the training data (TLLM.HOLDOUT.SEARCH_FRACTION; as large as the first if it is 0). Test data is not involved.
+What trials have in common is trained once. A search that was stopped goes on when the command is given again; the same
+command in several terminals, or on several machines that share LOG.PREFIX, makes several workers of one search.
+"""
+
+_EPILOG = f"""\
+--space takes these keys, by their full name or its last part:
+  {{keys}}
+as a list of values or as a range (a range needs --trials):
+  --space ETA=0.02,0.05,0.1 CE_WEIGHT=1,4         every combination: 6 trials
+  --space ETA=0.01:0.2:log CE_WEIGHT=0.5:8:log LABEL_SMOOTHING=0:0.2 --trials 20
+  --space TYPE=reference,imitation SCORE=accuracy,reciprocal_rank
+Without --eta and --space it is --eta {" ".join(DEFAULT_ETAS)}, or with --trials --space {DEFAULT_RANGE}.
+
+Example: tllm search --cfg configs/tllm/embedded/digits.yaml --eta 0.02 0.05 0.1 --retrain
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand."""
+    keys = [key.rpartition(".")[2] for key in searchable_keys(default_config())]
+    parser = commands.add_parser(
+        "search",
+        help="choose eta on a hold-out of its own",
+        description=_DESCRIPTION,
+        epilog=_EPILOG.format(keys=", ".join(keys)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--cfg", required=True, metavar="FILE", help="YAML file, or its path below the packaged configs"
+    )
+    parser.add_argument("--eta", nargs="+", metavar="ETA", help="the values to try")
+    parser.add_argument("--space", nargs="+", metavar="KEY=...", help="what else to search; see below")
+    parser.add_argument("--trials", type=int, metavar="N", help="let TPE choose N trials instead of trying all values")
+    parser.add_argument(
+        "--storage",
+        default="",
+        metavar="ADDRESS",
+        help="where workers meet: sqlite:///FILE, journal:FILE (network file systems), or a database that Optuna takes "
+        "(default: SQLite in the search's folder)",
+    )
+    parser.add_argument(
+        "--retrain", action="store_true", help="train the final student on everything but the detection hold-out"
+    )
+    parser.add_argument(
+        "--checkpoint-every",
+        type=int,
+        default=1,
+        metavar="EPOCHS",
+        help="epochs between checkpoints: more saves disk, fewer shares more (default: 1)",
+    )
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides, as in SOLVER.EPOCHS 30")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Search, and print trials, choice and evidence."""
+    words, opts = _words(options)
+    problems: list[str] = []
+    try:
+        cfg = load_config(options.cfg, opts)
+    except ConfigError as error:
+        # The space is looked at all the same, so that everything that is wrong is said at once.
+        problems += str(error).splitlines()
+        cfg = default_config()
+        cfg.SOLVER.TRAINER, cfg.DISTILLER.TYPE = "tllm", "KD"
+    space, found = parse_space(words, cfg)
+    problems += found + check_search(cfg, space or [*parse_space([f"{ETA}=0.1"], cfg)[0]], options.trials)
+    if options.checkpoint_every < 1:
+        problems.append(f"Expected `--checkpoint-every` to be at least 1, but got {options.checkpoint_every}")
+    refuse(problems)
+    try:
+        outcome = search(
+            cfg,
+            space,
+            trials=options.trials,
+            storage=options.storage,
+            retrain=options.retrain,
+            checkpoint_every=options.checkpoint_every,
+        )
+    except KeyboardInterrupt:
+        raise TLLMError("interrupted; give the same command again to go on") from None
+    print_outcome(outcome, options, opts)
+
+
+def _words(options: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Return the words of the search space, and all overrides, those that argparse took for values included."""
+    etas, after_etas = _leading(options.eta or [], _is_number)
+    words, after_words = _leading(options.space or [], lambda word: "=" in word)
+    if etas:
+        words.insert(0, f"{ETA}={','.join(etas)}")
+    elif not words and options.trials is None:
+        words = [f"{ETA}={','.join(DEFAULT_ETAS)}"]
+    elif not words:
+        words = [DEFAULT_RANGE]
+    return words, [*after_etas, *after_words, *options.opts]
+
+
+def _leading(words: Sequence[str], belongs: Any) -> tuple[list[str], list[str]]:
+    count = next((place for place, word in enumerate(words) if not belongs(word)), len(words))
+    return list(words[:count]), list(words[count:])
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def print_outcome(outcome: Outcome, options: argparse.Namespace, opts: Sequence[str]) -> None:
+    """Print the table, the warnings, what sharing saved, and what to do next."""
+    record, chosen = outcome.record, outcome.record.chosen
+    console = Console(highlight=False, markup=False)
+    console.print(table(record))
+    console.print(
+        f"search accuracy: on {record.holdout_samples} training images that neither training nor detector saw, classes "
+        "counting alike, +- its standard error; behind: against the best trial on the same images, with the exact "
+        "paired p-value."
+    )
+    if chosen is None:
+        return
+    values = " ".join(f"{key} {_number(value)}" for key, value in chosen.values.items())
+    console.print(f"chosen: {values} ({chosen.title})", soft_wrap=True)
+    for warning in record.warnings:
+        console.print(f"note: {warning}")
+    console.print(savings(record))
+    console.print(f"evidence: {outcome.path}", soft_wrap=True)
+    if outcome.final is not None:
+        metrics = outcome.final.read_metrics()
+        console.print(
+            "final student, trained on everything but the detection hold-out: test accuracy "
+            f"{metrics.test_accuracy:.2%}"
+        )
+        console.print(f"run folder: {outcome.final.log_folder}", soft_wrap=True)
+        console.print(f"next: tllm show {shlex.quote(str(outcome.final.log_folder))}", soft_wrap=True)
+    else:
+        overrides = [word for key, value in chosen.values.items() for word in (key, str(value))]
+        words = ["tllm", "train", "--cfg", options.cfg, *opts, *overrides]
+        console.print(f"next: {shlex.join(words)}", soft_wrap=True)
+
+
+def table(record: SearchRecord) -> Table:
+    """Return one row per trial and baseline."""
+    result = Table(title="search", title_justify="left")
+    result.add_column("run")
+    keys = [text.partition("=")[0] for text in record.space]
+    for key in keys:
+        result.add_column(key.rpartition(".")[2].lower(), justify="right")
+    for name in ("search accuracy", "behind (p)", "epochs trained"):
+        result.add_column(name, justify="right")
+    result.add_column("flagged (after epoch)")
+    for trial in (*record.baselines, *record.trials):
+        best = trial.number == record.best and trial.number >= 0
+        values = [_number(trial.values[key]) if key in trial.values else "" for key in keys]
+        result.add_row(
+            trial.title + (" *" if best else ""), *values, *_cells(trial, best), style="bold" if best else ""
+        )
+    return result
+
+
+def _cells(trial: TrialRecord, best: bool) -> list[str]:
+    if trial.score is None or trial.standard_error is None:
+        return ["failed", "", "", trial.error]
+    behind = ""
+    if trial.difference is not None and trial.p_value is not None and not best:
+        behind = (
+            f"{100 * trial.difference:+.1f} +- {100 * (trial.difference_standard_error or 0):.1f} ({trial.p_value:.2g})"
+        )
+    flagged = ", ".join(f"{item.name} ({item.epoch})" for item in sorted(trial.flagged, key=lambda item: item.epoch))
+    trained = f"{trial.epochs - trial.shared_epochs} of {trial.epochs}"
+    return [f"{100 * trial.score:.1f} +- {100 * trial.standard_error:.1f}", behind, trained, flagged or "none"]
+
+
+def savings(record: SearchRecord) -> str:
+    """Say in one sentence what the shared epochs saved.
+
+    Alone, every trial would be trained from its first epoch to its last.
+    """
+    runs = [*record.baselines, *(trial for trial in record.trials if trial.score is not None)]
+    alone = [run for run in runs if run.title != "taught to the end"]
+    trained = sum(run.epochs - run.shared_epochs for run in runs)
+    seconds = sum(run.seconds_trained for run in runs)
+    return (
+        f"saved: {trained} epochs were trained instead of {sum(run.epochs for run in alone)}, in {seconds:.1f} instead "
+        f"of about {sum(run.seconds for run in alone):.1f} seconds"
+    )
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,78 @@
+"""How good a student is on the search hold-out, how sure that is, and which trial is the best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tllm_plugin.core.evidence import mcnemar_p_value
+from tllm_plugin.core.scores import class_means
+
+#: Two-sided; a difference whose p-value is not below this is called noise.
+NOISE_LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over the samples of every class, then over classes, and its standard error.
+
+    Args:
+        value: In [0, 1], or in [-1, 1] for a difference.
+        standard_error: From the variance within classes; says nothing about what another training seed would give.
+    """
+
+    value: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One student against another on the same samples.
+
+    Args:
+        difference: Accuracy of the first minus accuracy of the second, classes counting alike.
+        p_value: Exact two-sided McNemar p-value, in [0, 1].
+    """
+
+    difference: Estimate
+    p_value: float
+
+
+def estimate(values: Tensor, labels: Tensor, num_classes: int) -> Estimate:
+    """Return the class-balanced mean of per-sample values and its stratified standard error.
+
+    Args:
+        values: (n,), for instance correctness.
+        labels: (n,) int64, at least 2 samples of every class.
+        num_classes: C.
+
+    >>> estimate(torch.tensor([1, 1, 1, 0]), torch.tensor([0, 0, 1, 1]), 2)
+    Estimate(value=0.75, standard_error=0.25)
+    """
+    values = values.double()
+    counts = torch.bincount(labels, minlength=num_classes)
+    means = class_means(values, labels, num_classes)
+    squares = class_means((values - means[labels]) ** 2, labels, num_classes)
+    variance = (squares / (counts - 1)).sum() / num_classes**2
+    return Estimate(float(means.mean()), float(variance.sqrt()))
+
+
+def compare(first: Tensor, second: Tensor, labels: Tensor, num_classes: int) -> Comparison:
+    """Compare the correctness of two students sample by sample.
+
+    Args:
+        first: (n,) bool.
+        second: (n,) bool, of the same samples in the same order.
+        labels: (n,) int64, at least 2 samples of every class.
+        num_classes: C.
+
+    >>> right = torch.tensor([True] * 6)
+    >>> compare(right, ~right, torch.tensor([0, 0, 0, 1, 1, 1]), 2).p_value
+    0.03125
+    """
+    difference = estimate(first.double() - second.double(), labels, num_classes)
+    better, worse = (first & ~second).sum().reshape(1), (~first & second).sum().reshape(1)
+    one_sided = min(float(mcnemar_p_value(better, worse)), float(mcnemar_p_value(worse, better)))
+    return Comparison(difference, min(1.0, 2.0 * one_sided))

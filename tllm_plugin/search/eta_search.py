@@ -1,0 +1,246 @@
+"""The search itself: train the trials, judge them on the search hold-out, choose, and write down why."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from yacs.config import CfgNode
+
+from tllm_plugin.core.curves import Curves
+from tllm_plugin.core.errors import ConfigError, TLLMError
+from tllm_plugin.hosts.embedded import job
+from tllm_plugin.runs.curves_file import to_state
+from tllm_plugin.runs.run_folder import RunFolder, write_search
+from tllm_plugin.runs.search_file import FlaggedClass, SearchRecord, TrialRecord
+from tllm_plugin.search.choice import NOISE_LEVEL, compare, estimate
+from tllm_plugin.search.plan import Baselines, Plan
+from tllm_plugin.search.shared_prefix import shared_with
+from tllm_plugin.search.space import Dimension, Values
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
+
+    from tllm_plugin.search.study import SharedStudy
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search leaves behind.
+
+    Args:
+        record: Trials, choice and evidence.
+        path: The file that holds them.
+        final: The run that was trained with the choice; None unless asked for.
+    """
+
+    record: SearchRecord
+    path: Path
+    final: RunFolder | None = None
+
+
+def search(
+    cfg: CfgNode,
+    space: Sequence[Dimension],
+    *,
+    trials: int | None = None,
+    storage: str = "",
+    retrain: bool = False,
+    checkpoint_every: int = 1,
+) -> Outcome:
+    """Choose the values of some keys on the search hold-out. Test data is not looked at for it.
+
+    Args:
+        cfg: Checked and frozen.
+        space: What is searched.
+        trials: How many trials TPE makes; None for every combination of the choices.
+        storage: See `study.SharedStudy`.
+        retrain: Whether to train the final student with the choice, on everything but the detection hold-out.
+        checkpoint_every: Epochs between the checkpoints that trials can part from.
+
+    Raises:
+        ConfigError: The config, the space and the data do not fit together.
+        TLLMError: No trial finished.
+    """
+    # Optuna takes a second to import; other commands need not wait for it.
+    from tllm_plugin.search.study import SharedStudy
+
+    problems = check_search(cfg, space, trials)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    plan = Plan(cfg, space, checkpoint_every)
+    bundle = job.load_bundle(plan.cfg)
+    study = SharedStudy(storage, plan.folder, space, trials, cfg.EXPERIMENT.SEED)
+    baselines = plan.prepare(bundle)
+
+    def train(values: Values, trial: Trial) -> float:
+        known = [plan.run_of(other.params) for other in study.finished() if other.value is not None]
+        run = plan.train(values, baselines, known, bundle)
+        curves = _search_curves(run)
+        return estimate(_last_correct(curves), curves.labels, curves.num_classes).value
+
+    study.work(train)
+    record = collect(plan, study, baselines)
+    path = plan.folder / f"search-{study.name}.json"
+    write_search(path, record)
+    chosen = record.chosen
+    if chosen is None:
+        failed = "; ".join(trial.error for trial in record.trials)
+        raise TLLMError(f"Expected at least one trial that finishes, but all failed: {failed}")
+    return Outcome(record, path, plan.train_final(chosen.values, bundle) if retrain else None)
+
+
+def check_search(cfg: CfgNode, space: Sequence[Dimension], trials: int | None) -> list[str]:
+    """Return every problem of a search, one sentence each."""
+    problems = []
+    if cfg.SOLVER.TRAINER != "tllm":
+        problems.append(f"Expected `SOLVER.TRAINER` to be tllm for a search, but got {cfg.SOLVER.TRAINER!r}")
+    if cfg.DISTILLER.TYPE == "NONE":
+        problems.append("Expected `DISTILLER.TYPE` to be a distiller for a search, but got 'NONE'")
+    if not space:
+        problems.append("Expected something to search, but got an empty space")
+    ranges = [item.key for item in space if not item.choices]
+    if trials is None and ranges:
+        problems.append(f"Expected `--trials N` with a range, but got none for {', '.join(ranges)}")
+    if trials is not None and trials < 1:
+        problems.append(f"Expected `--trials` to be at least 1, but got {trials}")
+    return problems
+
+
+def collect(plan: Plan, study: SharedStudy, baselines: Baselines) -> SearchRecord:
+    """Read what the trials left behind and choose among them."""
+    trials = []
+    for trial in study.finished():
+        title = f"trial {trial.number}"
+        if trial.value is None:
+            run = os.path.relpath(plan.run_of(trial.params).log_folder, plan.folder)
+            trials.append(TrialRecord(trial.number, title, dict(trial.params), run, error=trial.user_attrs["error"]))
+        else:
+            trials.append(_describe(plan, plan.run_of(trial.params), trial.number, title, dict(trial.params)))
+    others = [_describe(plan, baselines.base, -1, "taught to the end", {})]
+    if baselines.vanilla is not None:
+        others.insert(0, replace(_describe(plan, baselines.vanilla, -1, "vanilla", {}), taught_share=0.0))
+    chosen = choose(trials)
+    best = next((trial for trial in trials if trial.number == chosen), None)
+    if best is not None:
+        trials, others = (_compared(plan, best, items) for items in (trials, others))
+    curves = _search_curves(baselines.base)
+    return SearchRecord(
+        space=tuple(map(str, plan.space)),
+        sampler="grid" if study.trials is None else "tpe",
+        num_classes=curves.num_classes,
+        holdout_samples=int(curves.labels.numel()),
+        fraction=plan.cfg.TLLM.HOLDOUT.SEARCH_FRACTION,
+        trials=tuple(trials),
+        baselines=tuple(others),
+        best=chosen,
+        warnings=tuple(warnings_about(best, trials, others)),
+    )
+
+
+def choose(trials: Sequence[TrialRecord]) -> int | None:
+    """Return the number of the best trial: of equals the one that teaches the most, the smallest step from plain KD."""
+    finished = [(trial.score, trial.taught_share, -trial.number) for trial in trials if trial.score is not None]
+    return -max(finished)[2] if finished else None
+
+
+def warnings_about(
+    best: TrialRecord | None, trials: Sequence[TrialRecord], baselines: Sequence[TrialRecord]
+) -> list[str]:
+    """Return what to know before a choice is relied on, one sentence each."""
+    if best is None:
+        return []
+    found = []
+    rivals = [item for item in trials if item.number != best.number and item.score is not None]
+    same = [item for item in rivals if item.flagged == best.flagged and item.score == best.score]
+    close = [item for item in rivals if item not in same and item.p_value is not None and item.p_value >= NOISE_LEVEL]
+    if close:
+        found.append(
+            f"the choice is within noise: the images of the search hold-out do not tell {best.title} from "
+            f"{', '.join(item.title for item in close)} (paired test at 5 %; picking the best of several makes it look "
+            "better still, and other training seeds are not covered)"
+        )
+    if same:
+        found.append(
+            f"{', '.join(item.title for item in same)} flagged the same classes at the same epochs as {best.title} and "
+            "did as well"
+        )
+    for item in baselines:
+        if item.p_value is None or item.score is None or best.score is None:
+            continue
+        if item.score > best.score:
+            found.append(f"`{item.title}` did better on the search hold-out than every trial")
+        elif item.p_value >= NOISE_LEVEL:
+            found.append(f"the images of the search hold-out do not tell {best.title} from `{item.title}`")
+    if not any(item.flagged for item in trials):
+        found.append("no trial flagged a class: they are all the same run")
+    return found
+
+
+def _describe(plan: Plan, run: RunFolder, number: int, title: str, values: Values) -> TrialRecord:
+    curves = _search_curves(run)
+    score = estimate(_last_correct(curves), curves.labels, curves.num_classes)
+    metrics, flags = run.read_metrics(), run.read_flags()
+    shared_epochs, parent = shared_with(run)
+    epochs = metrics.epochs_done
+    until = [epochs if item.epoch_flagged is None else item.epoch_flagged for item in flags.classes]
+    return TrialRecord(
+        number=number,
+        title=title,
+        values=values,
+        run=os.path.relpath(run.log_folder, plan.folder),
+        score=score.value,
+        standard_error=score.standard_error,
+        curve=tuple(curves.class_curves().mean(1).tolist()),
+        flagged=tuple(
+            FlaggedClass(item.index, item.name, item.epoch_flagged)
+            for item in flags.classes
+            if item.epoch_flagged is not None
+        ),
+        taught_share=sum(until) / (len(until) * epochs),
+        shared_epochs=shared_epochs,
+        parent="" if parent is None else os.path.relpath(parent.log_folder, plan.folder),
+        epochs=epochs,
+        seconds=sum(metrics.seconds_per_epoch),
+        seconds_trained=sum(metrics.seconds_per_epoch[shared_epochs:]),
+    )
+
+
+def _compared(plan: Plan, best: TrialRecord, items: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Add to every item how far it is behind the best, image by image."""
+    reference = _search_curves(RunFolder.inside(plan.folder / best.run))
+    right = _last_correct(reference)
+    result = []
+    for item in items:
+        if item.score is None:
+            result.append(item)
+            continue
+        curves = _search_curves(RunFolder.inside(plan.folder / item.run))
+        if not curves.same_holdout(reference):
+            raise ConfigError(f"Expected the search hold-out of {best.run} in {item.run}, but the samples differ")
+        found = compare(right, _last_correct(curves), curves.labels, curves.num_classes)
+        result.append(
+            replace(
+                item,
+                difference=found.difference.value,
+                difference_standard_error=found.difference.standard_error,
+                p_value=found.p_value,
+            )
+        )
+    return result
+
+
+def _search_curves(run: RunFolder) -> Curves:
+    return Curves.from_state(to_state(run.read_search_curves()))
+
+
+def _last_correct(curves: Curves) -> Tensor:
+    """Return (n,) bool, whether each sample was right after the last epoch."""
+    return curves.samples_at(curves.epochs[-1]).correct

@@ -1,0 +1,164 @@
+"""What is searched: keys of a config with the values that they may take, from words on a command line."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from yacs.config import CfgNode
+
+from tllm_plugin.core.detectors import DETECTORS, detector_options
+from tllm_plugin.core.errors import unknown_name
+from tllm_plugin.hosts.config_checks import lookup, merge_options
+from tllm_plugin.hosts.tllm_node import check_tllm
+
+ETA = "TLLM.DETECTOR.ETA"
+_TREATMENT = ("TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.MIN_ROWS")
+_NOT_SEARCHED = ("REFERENCE", "CLASSES")
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One key and what it may be: some values, or a range.
+
+    Args:
+        key: Full name.
+        choices: The values; empty for a range.
+        low: Lower end of a range, included.
+        high: Upper end, included.
+        log: Whether the range is searched in logarithms.
+        whole: Whether its values are whole numbers.
+    """
+
+    key: str
+    choices: tuple[Any, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    whole: bool = False
+
+    def __str__(self) -> str:
+        if self.choices:
+            return f"{self.key}={','.join(map(str, self.choices))}"
+        return f"{self.key}={self.low:g}:{self.high:g}{':log' if self.log else ''}"
+
+
+def grid(space: Sequence[Dimension]) -> list[Values]:
+    """Return every combination of the dimensions' choices, in an order in which neighbours have much in common.
+
+    Larger numbers come first: with a larger eta a run flags later, so that more of it can be shared.
+    """
+    ordered = [
+        sorted(item.choices, reverse=True) if all(isinstance(x, int | float) for x in item.choices) else item.choices
+        for item in space
+    ]
+    keys = [item.key for item in space]
+    return [dict(zip(keys, values, strict=True)) for values in itertools.product(*ordered)]
+
+
+def searchable_keys(cfg: CfgNode) -> tuple[str, ...]:
+    """Return the keys that can be searched, by their full names."""
+    detector = (f"TLLM.DETECTOR.{name}" for name in cfg.TLLM.DETECTOR if name not in _NOT_SEARCHED)
+    return (*detector, *_TREATMENT)
+
+
+def parse_space(words: Sequence[str], cfg: CfgNode) -> tuple[tuple[Dimension, ...], list[str]]:
+    """Read `KEY=low:high`, `KEY=low:high:log` and `KEY=a,b,c`, where KEY is a full name or its last part.
+
+    Args:
+        words: One per dimension.
+        cfg: What is searched around; not changed.
+
+    Returns:
+        The dimensions, and every problem, one sentence each.
+    """
+    known = {name: key for key in searchable_keys(cfg) for name in (key, key.rpartition(".")[2])}
+    dimensions: list[Dimension] = []
+    problems: list[str] = []
+    for word in words:
+        name, equals, content = word.partition("=")
+        key = known.get(name.upper())
+        if not equals or not content:
+            problems.append(f"Expected `--space` as KEY=low:high, KEY=low:high:log or KEY=a,b,c, but got {word!r}")
+        elif key is None:
+            problems.append(unknown_name("--space key", name, {key.rpartition(".")[2] for key in known}))
+        elif any(item.key == key for item in dimensions):
+            problems.append(f"Expected `{key}` once in the search space, but got it again: {word!r}")
+        else:
+            dimension, found = _dimension(key, content, cfg)
+            problems += found
+            dimensions.append(dimension)
+    return tuple(dimensions), problems + _without_effect(dimensions, cfg)
+
+
+def with_values(cfg: CfgNode, values: Mapping[str, Any]) -> CfgNode:
+    """Return a frozen copy of `cfg` with some keys set."""
+    changed = cfg.clone()
+    changed.defrost()
+    for key, value in values.items():
+        parent, _, name = key.rpartition(".")
+        lookup(changed, parent)[name] = value
+    changed.freeze()
+    return changed
+
+
+def _dimension(key: str, content: str, cfg: CfgNode) -> tuple[Dimension, list[str]]:
+    default = lookup(cfg, key)
+    is_number = isinstance(default, int | float)
+    if ":" not in content or not is_number:
+        values, problems = _read(key, content.split(","), cfg)
+        if len(set(map(repr, values))) < len(values):
+            problems.append(f"Expected the values of `{key}` to differ, but got {content!r}")
+        return Dimension(key, choices=tuple(values)), problems
+    low, _, rest = content.partition(":")
+    high, _, scale = rest.partition(":")
+    values, problems = _read(key, [low, high], cfg)
+    if scale not in ("", "log"):
+        problems.append(f"Expected `{key}` as low:high or low:high:log, but got {content!r}")
+    if len(values) == 2:
+        if values[0] >= values[1]:
+            problems.append(f"Expected the range of `{key}` to ascend, but got {content!r}")
+        elif scale == "log" and values[0] <= 0:
+            problems.append(f"Expected the range of `{key}` to begin above 0 for `log`, but got {content!r}")
+        ends = float(values[0]), float(values[1])
+        return Dimension(key, (), *ends, log=scale == "log", whole=isinstance(default, int)), problems
+    return Dimension(key), problems
+
+
+def _read(key: str, texts: Sequence[str], cfg: CfgNode) -> tuple[list[Any], list[str]]:
+    """Return the values that `texts` stand for, and what is wrong with those that the config would refuse."""
+    values, problems = [], []
+    known = set(check_tllm(cfg))
+    for text in texts:
+        changed = cfg.clone()
+        changed.defrost()
+        found = merge_options(changed, [key, text])
+        found = found or [problem for problem in check_tllm(changed) if problem not in known]
+        problems += found
+        if not found:
+            values.append(lookup(changed, key))
+    return values, problems
+
+
+def _without_effect(dimensions: Sequence[Dimension], cfg: CfgNode) -> list[str]:
+    """Return a sentence for every dimension that no detector of the search looks at."""
+    kinds = next((item.choices for item in dimensions if item.key == "TLLM.DETECTOR.TYPE"), (cfg.TLLM.DETECTOR.TYPE,))
+    kinds = tuple(kind for kind in kinds if kind in DETECTORS)
+    if not kinds:
+        return []  # Said already.
+    problems = []
+    for item in dimensions:
+        node, _, name = item.key.rpartition(".")
+        if node == "TLLM.DETECTOR":
+            used = name == "TYPE" or any(name.lower() in detector_options(kind) for kind in kinds)
+        else:
+            used = kinds != ("none",) and (name != "LABEL_SMOOTHING" or any(DETECTORS[k].smooths_labels for k in kinds))
+        if not used:
+            problems.append(
+                f"Expected keys that the detector `{', '.join(kinds)}` looks at, but `{item.key}` has no effect there"
+            )
+    return problems

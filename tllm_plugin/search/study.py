@@ -1,0 +1,189 @@
+"""An Optuna study that several workers share, and in which the trials of a worker that died are taken over."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.samplers import TPESampler
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from tllm_plugin.core.errors import ConfigError, NonFiniteLossError
+from tllm_plugin.search.locks import held, is_held
+from tllm_plugin.search.space import Dimension, Values, grid
+
+logger = logging.getLogger(__name__)
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+_JOURNAL = "journal:"
+#: How many workers may die on a trial before it counts as failed.
+MAX_TAKEOVERS = 3
+_POLL_SECONDS = 0.5
+
+
+class SharedStudy:
+    """The trials of a search, shared by all workers that name the same storage and folder.
+
+    A worker holds the lock of a file for as long as it lives. A trial that is under way by a worker whose lock is free
+    was abandoned: the next worker that looks for work queues it again, and it is continued from its last checkpoint.
+
+    Args:
+        storage: `sqlite:///FILE` or any other database address that Optuna takes, or `journal:FILE`; empty for SQLite
+            in the folder.
+        folder: Of the search; the same for all workers.
+        space: What is searched. Another space is another study.
+        trials: How many trials TPE makes; None for the grid of all choices.
+        seed: Of TPE.
+
+    Raises:
+        ConfigError: The storage cannot be opened.
+    """
+
+    def __init__(
+        self, storage: str, folder: Path, space: Sequence[Dimension], trials: int | None = None, seed: int = 0
+    ) -> None:
+        self.folder = folder
+        self.space = tuple(space)
+        self.trials = trials
+        self.seed = seed
+        self.worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        described = f"{folder.name} {'grid' if trials is None else 'tpe'} {' '.join(map(str, self.space))}"
+        self.name = hashlib.sha256(described.encode()).hexdigest()[:8]
+        folder.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            self.study = optuna.create_study(
+                storage=open_storage(storage, folder),
+                study_name=f"tllm-{self.name}",
+                direction="maximize",
+                load_if_exists=True,
+            )
+            if trials is None:
+                for values in grid(self.space):
+                    self.study.enqueue_trial(values, skip_if_exists=True)
+
+    def work(self, train: Callable[[Values, Trial], float]) -> None:
+        """Run trials until none is left, neither waiting nor under way by another worker.
+
+        Args:
+            train: Values -> score; a `NonFiniteLossError` fails the trial and not the search.
+        """
+        own = self._worker_file(self.worker)
+        with held(own):
+            while True:
+                trial = self._begin()
+                if trial is not None:
+                    self._finish(trial, train)
+                elif self._under_way():
+                    time.sleep(_POLL_SECONDS)
+                else:
+                    break
+        own.unlink(missing_ok=True)
+
+    def finished(self) -> list[FrozenTrial]:
+        """Return the trials that have a score or failed by themselves, in the order of their numbers."""
+        done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+        return [trial for trial in done if trial.state == TrialState.COMPLETE or "error" in trial.user_attrs]
+
+    def _alone(self) -> Any:
+        return held(self.folder / "locks" / "study")
+
+    def _worker_file(self, worker: str) -> Path:
+        return self.folder / "workers" / worker
+
+    def _begin(self) -> Trial | None:
+        """Draw the next trial, or return None where none is to be begun now."""
+        with self._alone():
+            self._take_over()
+            waiting = bool(self._in_state(TrialState.WAITING))
+            if not waiting and (self.trials is None or len(self.finished()) + len(self._under_way()) >= self.trials):
+                return None
+            # Seeded by the number of the trial: neither workers nor a continued search draw the same numbers again.
+            drawn = len(self.study.get_trials(deepcopy=False))
+            startup = max(3, (self.trials or 0) // 3)
+            self.study.sampler = TPESampler(
+                seed=self.seed * 100_003 + drawn, n_startup_trials=min(10, startup), constant_liar=True
+            )
+            trial = self.study.ask()
+            trial.set_user_attr("worker", self.worker)
+            for item in self.space:
+                suggest(trial, item)
+            return trial
+
+    def _finish(self, trial: Trial, train: Callable[[Values, Trial], float]) -> None:
+        values = dict(trial.params)
+        shown = ", ".join(f"{key.rpartition('.')[2]} {_short(value)}" for key, value in values.items())
+        logger.info("trial %d: %s", trial.number, shown)
+        try:
+            score = train(values, trial)
+        except NonFiniteLossError as error:
+            logger.warning("trial %d failed: %s", trial.number, error)
+            trial.set_user_attr("error", str(error))
+            self.study.tell(trial, state=TrialState.FAIL)
+        else:
+            self.study.tell(trial, score)
+
+    def _take_over(self) -> None:
+        """Queue again what dead workers left behind. Only inside the lock: others have no trial without a name then."""
+        for trial in self._under_way():
+            worker = trial.user_attrs.get("worker")
+            if worker == self.worker or (worker is not None and is_held(self._worker_file(worker))):
+                continue
+            takeovers = int(trial.user_attrs.get("takeovers", 0)) + 1
+            if takeovers > MAX_TAKEOVERS:
+                message = f"given up: {takeovers} workers died on it"
+                Trial(self.study, trial._trial_id).set_user_attr("error", message)
+            else:
+                logger.info("trial %d was abandoned by its worker and is taken over", trial.number)
+                params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+                self.study.enqueue_trial(params, user_attrs={"takeovers": takeovers})
+            self.study.tell(trial.number, state=TrialState.FAIL)
+            if worker is not None:
+                self._worker_file(worker).unlink(missing_ok=True)
+
+    def _under_way(self) -> list[FrozenTrial]:
+        return self._in_state(TrialState.RUNNING)
+
+    def _in_state(self, state: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=(state,))
+
+
+def open_storage(address: str, folder: Path) -> BaseStorage:
+    """Return the storage at an address; see `SharedStudy`.
+
+    Raises:
+        ConfigError: It cannot be opened.
+    """
+    address = address or f"sqlite:///{(folder / 'study.db').resolve()}"
+    try:
+        if address.startswith(_JOURNAL):
+            return JournalStorage(JournalFileBackend(address.removeprefix(_JOURNAL)))
+        return RDBStorage(address)
+    except Exception as error:  # SQLAlchemy raises a dozen types, and there is OSError, or a driver that is missing.
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"Expected `--storage` to be sqlite:///FILE, journal:FILE or another database address, but got {address!r}:"
+            f" {cause}"
+        ) from error
+
+
+def suggest(trial: Trial, item: Dimension) -> Any:
+    """Draw a value of one dimension."""
+    if item.choices:
+        return trial.suggest_categorical(item.key, list(item.choices))
+    if item.whole:
+        return trial.suggest_int(item.key, int(item.low), int(item.high), log=item.log)
+    return trial.suggest_float(item.key, item.low, item.high, log=item.log)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
