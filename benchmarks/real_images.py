@@ -37,6 +37,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "tllm": (),
     "eskd": ("TLLM.DETECTOR.TYPE", "after"),
     "naive": ("TLLM.DETECTOR.CONFIDENCE", "0", "TLLM.DETECTOR.ETA", "0.1"),
+    "naive-weight0.25": ("TLLM.DETECTOR.CONFIDENCE", "0", "TLLM.DETECTOR.ETA", "0.1", "TLLM.CE_WEIGHT", "0.25"),
     "eskd-naive": ("TLLM.DETECTOR.TYPE", "after"),
     "eskd70": ("TLLM.DETECTOR.TYPE", "after", "TLLM.DETECTOR.AFTER_FRACTION", "0.7"),
     "ls": ("TLLM.DETECTOR.TYPE", "all"),
@@ -112,7 +113,9 @@ def train_seed(seed: int, base: list[str], options: argparse.Namespace) -> dict[
 
 def taught_share(run: RunFolder, epochs: int) -> float:
     """Return the share of all class-epochs in which a run's classes had their teacher."""
-    return statistics.mean((item.epoch_flagged or epochs) / epochs for item in run.read_flags().classes)
+    return statistics.mean(
+        (epochs if item.epoch_flagged is None else item.epoch_flagged) / epochs for item in run.read_flags().classes
+    )
 
 
 def report(runs: dict[tuple[str, int], RunFolder], options: argparse.Namespace) -> None:
