@@ -147,7 +147,9 @@ def test_a_failing_download_is_reported(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_known_names_are_listed_for_an_unknown_one() -> None:
-    with pytest.raises(ConfigError, match="^Expected `data set` to be one of cifar100, digits, imagefolder, but got"):
+    with pytest.raises(
+        ConfigError, match="^Expected `data set` to be one of cifar100, cub200, digits, imagefolder, but got"
+    ):
         load_data("digit")
 
 

@@ -14,7 +14,7 @@ from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.wrapper import TLLMWrapper
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
-from tllm_plugin.hosts.embedded.trainer import BaseTrainer, changed_keys
+from tllm_plugin.hosts.embedded.trainer import BaseTrainer, changed_keys, recorded_config
 
 ROWS = 23  # Not divisible: parts of 6, 6, 6 and 5.
 
@@ -70,12 +70,12 @@ def test_zero_parts_are_refused(tmp_path: Path) -> None:
 
 
 def test_older_runs_are_continued_and_found(tmp_path: Path) -> None:
-    cfg = make_config(tmp_path)
-    older = cfg.clone()
-    older.defrost()
-    del older.SOLVER["ACCUMULATE"]
-    assert changed_keys(older, cfg) == []
-    assert changed_keys(older, make_config(tmp_path, "SOLVER.ACCUMULATE", "2")) == ["SOLVER.ACCUMULATE"]
+    now = make_config(tmp_path).dump()
+    older = recorded_config(now.replace("  ACCUMULATE: 1\n", ""))
+    assert "ACCUMULATE" in now
+    assert changed_keys(older, recorded_config(now)) == []
+    parts = recorded_config(make_config(tmp_path, "SOLVER.ACCUMULATE", "2").dump())
+    assert changed_keys(older, parts) == ["SOLVER.ACCUMULATE"]
     names = [
         job.prerequisite(make_config(tmp_path, "SOLVER.ACCUMULATE", parts), "digits_student", 3, "vanilla")
         for parts in ("1", "2")

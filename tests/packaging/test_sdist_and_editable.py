@@ -61,8 +61,9 @@ def test_an_sdist_gives_a_wheel_with_all_modules_and_configs(sources: Path, tmp_
     (unpacked,) = (tmp_path / "unpacked").iterdir()
     with zipfile.ZipFile(build("wheel", unpacked)) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
-    assert MODULES and CONFIGS
-    assert sorted(names) == sorted([*MODULES, *(f"tllm_plugin/{name}" for name in CONFIGS)])
+    page = [path.relative_to(ROOT).as_posix() for path in (ROOT / "tllm_plugin/report/assets").iterdir()]
+    assert MODULES and CONFIGS and page
+    assert sorted(names) == sorted([*MODULES, *page, *(f"tllm_plugin/{name}" for name in CONFIGS)])
 
 
 @pytest.mark.parametrize("mode", ["lenient", "strict"])
