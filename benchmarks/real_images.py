@@ -37,6 +37,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "tllm": (),
     "eskd": ("TLLM.DETECTOR.TYPE", "after"),
     "naive": ("TLLM.DETECTOR.CONFIDENCE", "0", "TLLM.DETECTOR.ETA", "0.1"),
+    "naive-balanced": ("TLLM.DETECTOR.CONFIDENCE", "0", "TLLM.DETECTOR.ETA", "0.1", "TLLM.BALANCE", "True"),
     "naive-weight0.25": ("TLLM.DETECTOR.CONFIDENCE", "0", "TLLM.DETECTOR.ETA", "0.1", "TLLM.CE_WEIGHT", "0.25"),
     "eskd-naive": ("TLLM.DETECTOR.TYPE", "after"),
     "eskd70": ("TLLM.DETECTOR.TYPE", "after", "TLLM.DETECTOR.AFTER_FRACTION", "0.7"),

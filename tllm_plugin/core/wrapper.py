@@ -43,6 +43,10 @@ class TLLMWrapper(nn.Module):
         num_classes: C.
         label_smoothing: Smoothing of the undistillable rows' cross-entropy, in [0, 1).
         ce_weight: Weight of that cross-entropy, >= 0.
+        balance: Multiply `ce_weight` by how much the inner losses weigh: the size of their gradient at the logits of the
+            distillable rows, over that of the same cross-entropy there. Without it, classes that lost their teacher may
+            outweigh the others or be outweighed (KD's gradient depends on its temperature and on how unlike teacher and
+            student are), and predictions tilt to one side or the other.
         min_rows: With fewer distillable rows than this (but some), these get plain cross-entropy for the step:
             relations need several rows, and BatchNorm inside a distiller fails on one.
 
@@ -62,6 +66,7 @@ class TLLMWrapper(nn.Module):
         *,
         label_smoothing: float = 0.1,
         ce_weight: float = 1.0,
+        balance: bool = False,
         min_rows: int = 4,
     ) -> None:
         super().__init__()
@@ -77,11 +82,13 @@ class TLLMWrapper(nn.Module):
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.ce_weight = ce_weight
+        self.balance = balance
         self.min_rows = min_rows
         self.register_buffer("undistillable", torch.zeros(num_classes, dtype=torch.bool))
         self._any_flagged = False
         # Mutable on purpose: replicas copy attributes shallowly, so these are shared with the original module.
         self._counters = {"few_rows_steps": 0}
+        self._inner_weight = {"latest": torch.ones(())}
         self._loss_shapes: dict[str, tuple[int, ...]] = dict(getattr(distiller, "loss_shapes", {}))
         self._carried: dict[str, HasState] = {}
         self._waiting_state: dict[str, Mapping[str, Any]] = {}
@@ -202,8 +209,17 @@ class TLLMWrapper(nn.Module):
         logits = route.full_logits(returned)
         share = rows.numel() / batch_rows
         losses = {name: loss * share for name, loss in inner_losses.items()}
+        if self.balance:
+            weight = inner_weight(inner_losses, logits, rows, target, self.label_smoothing)
+            self._inner_weight["latest"] = weight
         smoothed = self._cross_entropy(logits, target, self.label_smoothing)
-        return logits, _add_to_ce(losses, self.ce_weight * (smoothed * flagged).sum() / batch_rows)
+        return logits, _add_to_ce(losses, self._weight(logits) * (smoothed * flagged).sum() / batch_rows)
+
+    def _weight(self, logits: Tensor) -> Tensor | float:
+        """Return the weight of the undistillable rows' cross-entropy; 0-dim if balanced."""
+        if not self.balance or bool(self.undistillable.all()):
+            return self.ce_weight
+        return self.ce_weight * self._inner_weight["latest"].to(logits.device)
 
     def _without_teacher(
         self, kwargs: dict[str, Any], flagged: Tensor, *, distillable_rows: int
@@ -211,7 +227,7 @@ class TLLMWrapper(nn.Module):
         target = kwargs["target"]
         image = kwargs.get("image", next((v for k, v in kwargs.items() if k.startswith("image")), None))
         logits = logits_of(self.student(image))
-        per_row = self.ce_weight * self._cross_entropy(logits, target, self.label_smoothing)
+        per_row = self._weight(logits) * self._cross_entropy(logits, target, self.label_smoothing)
         if distillable_rows:
             self._counters["few_rows_steps"] += 1
             per_row = torch.where(flagged, per_row, self._cross_entropy(logits, target, 0.0))
@@ -238,6 +254,7 @@ class TLLMWrapper(nn.Module):
         return {
             "version": STATE_VERSION,
             "counters": dict(self._counters),
+            "inner_weight": self._inner_weight["latest"].cpu(),
             "loss_shapes": {name: list(shape) for name, shape in self._loss_shapes.items()},
             "carried": {name: holder.state_dict() for name, holder in self._carried.items()},
         }
@@ -249,6 +266,7 @@ class TLLMWrapper(nn.Module):
                 f"{state.get('version')!r}"
             )
         self._counters.update(state["counters"])
+        self._inner_weight["latest"] = state.get("inner_weight", self._inner_weight["latest"])
         self._loss_shapes.update({name: tuple(shape) for name, shape in state["loss_shapes"].items()})
         for name, carried in state["carried"].items():
             if name in self._carried:
@@ -259,6 +277,30 @@ class TLLMWrapper(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._any_flagged = bool(self.undistillable.any())
+
+
+def inner_weight(
+    losses: Mapping[str, Tensor], logits: Tensor, rows: Tensor, target: Tensor, label_smoothing: float
+) -> Tensor:
+    """Return how much losses weigh at the logits, compared with label-smoothed cross-entropy on the same rows; 0-dim.
+
+    It is the ratio of the two gradients' lengths, each summed over rows; 1 where the losses do not depend on the logits.
+
+    Args:
+        losses: Means over `rows`, which a trainer adds up (each averaged first if it is not 0-dim).
+        logits: (n, C), of the whole batch; the losses were computed from them.
+        rows: (n_d,) int64.
+        target: (n,) int64.
+        label_smoothing: Of the cross-entropy.
+    """
+    total = torch.stack([loss.mean().float() for loss in losses.values()]).sum()
+    (taught,) = torch.autograd.grad(total, logits, retain_graph=True, allow_unused=True)
+    if taught is None:
+        return torch.ones((), device=logits.device)
+    classes = logits.shape[1]
+    goal = F.one_hot(target[rows], classes) * (1 - label_smoothing) + label_smoothing / classes
+    untaught = (logits.detach()[rows].float().softmax(1) - goal) / rows.numel()
+    return taught[rows].float().norm(dim=1).sum() / untaught.norm(dim=1).sum().clamp_min(1e-12)
 
 
 def _ce_name(losses: Mapping[str, Tensor]) -> str:

@@ -95,6 +95,7 @@ class Teaching:
             num_classes,
             label_smoothing=node.LABEL_SMOOTHING if self.detector.smooths_labels else 0.0,
             ce_weight=node.CE_WEIGHT,
+            balance=node.BALANCE,
             min_rows=node.MIN_ROWS,
         )
         self.wrapper.carry("curves", self.curves)

@@ -37,9 +37,9 @@ from tllm_plugin.runs.run_folder import RunFolder
 logger = logging.getLogger(__name__)
 
 #: What has no effect before the first flag.
-FREE_KEYS = ("TLLM.DETECTOR.", "TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.MIN_ROWS")
+FREE_KEYS = ("TLLM.DETECTOR.", "TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.BALANCE", "TLLM.MIN_ROWS")
 # What is done with flagged classes.
-_TREATMENT = ("TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.MIN_ROWS")
+_TREATMENT = ("TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.BALANCE", "TLLM.MIN_ROWS")
 _KIND, _VERSION = "fork", 1
 
 

@@ -15,7 +15,7 @@ from tllm_plugin.hosts.config_checks import lookup, merge_options
 from tllm_plugin.hosts.tllm_node import check_tllm
 
 ETA = "TLLM.DETECTOR.ETA"
-_TREATMENT = ("TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.MIN_ROWS")
+_TREATMENT = ("TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.BALANCE", "TLLM.MIN_ROWS")
 _NOT_SEARCHED = ("REFERENCE", "CLASSES")
 
 Values = dict[str, Any]
