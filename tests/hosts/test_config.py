@@ -51,7 +51,7 @@ def test_importing_the_config_alone_is_enough() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("TLLM.ETTA", "0.1", "Expected `TLLM key` to be one of CE_WEIGHT, DETECTOR, DISTILLER,"),
+        ("TLLM.ETTA", "0.1", "Expected `TLLM key` to be one of BALANCE, CE_WEIGHT, DETECTOR, DISTILLER,"),
         ("TLLM.DETECTOR.ETTA", "0.1", "Expected `TLLM.DETECTOR key` to be one of AFTER_FRACTION, CLASSES,"),
         ("SOLVR.LR", "0.1", "Expected `top-level key` to be one of AT, CID, DATASET, DISTILLER, EXPERIMENT,"),
         ("SOLVER.LRR", "0.1", "Expected `SOLVER key` to be one of ACCUMULATE, BATCH_SIZE, EPOCHS, LR,"),

@@ -38,7 +38,7 @@ def test_every_problem_is_found_at_once() -> None:
     expected = (
         "`TLLM.DETECTOR.ETA` to be in (0, 1), but got 7.0",
         "`TLLM.DETECTOR.CONFIDENCE` to be a number, but got 'high'",
-        "`--space key` to be one of AFTER_FRACTION, CE_WEIGHT, CONFIDENCE, ETA",
+        "`--space key` to be one of AFTER_FRACTION, BALANCE, CE_WEIGHT, CONFIDENCE, ETA",
         "KEY=low:high, KEY=low:high:log or KEY=a,b,c, but got 'CE_WEIGHT'",
         "the range of `TLLM.DETECTOR.SMOOTHING` to ascend, but got '0.9:0.1'",
         "`TLLM.DETECTOR.WARMUP_EPOCHS` as low:high or low:high:log, but got '1:2:lin'",

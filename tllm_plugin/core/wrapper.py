@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tllm_plugin.core.balance import Balance
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.routing import Route, attach_hooks, logits_of, routed, slice_rows
 
@@ -30,7 +31,7 @@ class TLLMWrapper(nn.Module):
     Until a class is flagged every call goes to the inner distiller untouched. From then on, in a batch of `n` rows of
     which `n_d` are distillable, the student runs once on all rows, the teacher and the inner losses see the `n_d` rows
     only and are scaled by `n_d / n`; the others add `ce_weight * CE(label_smoothing)` times their share to `loss_ce`
-    (or `ce`, or a new key `loss_tllm`).
+    (or `ce`, or a new key `loss_tllm`). With `balance`, `ce_weight` counts in units of what the inner losses weigh.
 
     Args:
         distiller: The inner distiller, with the contract of mdistiller: attributes `student` and (unless it is a
@@ -43,10 +44,7 @@ class TLLMWrapper(nn.Module):
         num_classes: C.
         label_smoothing: Smoothing of the undistillable rows' cross-entropy, in [0, 1).
         ce_weight: Weight of that cross-entropy, >= 0.
-        balance: Multiply `ce_weight` by how much the inner losses weigh: the size of their gradient at the logits of the
-            distillable rows, over that of the same cross-entropy there. Without it, classes that lost their teacher may
-            outweigh the others or be outweighed (KD's gradient depends on its temperature and on how unlike teacher and
-            student are), and predictions tilt to one side or the other.
+        balance: Multiply `ce_weight` by what the inner losses weigh (`Balance`), unless every class is flagged.
         min_rows: With fewer distillable rows than this (but some), these get plain cross-entropy for the step:
             relations need several rows, and BatchNorm inside a distiller fails on one.
 
@@ -82,17 +80,18 @@ class TLLMWrapper(nn.Module):
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.ce_weight = ce_weight
-        self.balance = balance
+        self.balance = Balance(label_smoothing) if balance else None
         self.min_rows = min_rows
         self.register_buffer("undistillable", torch.zeros(num_classes, dtype=torch.bool))
-        self._any_flagged = False
+        self._any_flagged = self._all_flagged = False
         # Mutable on purpose: replicas copy attributes shallowly, so these are shared with the original module.
         self._counters = {"few_rows_steps": 0}
-        self._inner_weight = {"latest": torch.ones(())}
         self._loss_shapes: dict[str, tuple[int, ...]] = dict(getattr(distiller, "loss_shapes", {}))
         self._carried: dict[str, HasState] = {}
         self._waiting_state: dict[str, Mapping[str, Any]] = {}
         self._owner = object()
+        if self.balance is not None:
+            self.carry("balance", self.balance)
         attach_hooks(self._owner, self.student, self.teacher)
 
     @property
@@ -144,7 +143,7 @@ class TLLMWrapper(nn.Module):
                 f"{tuple(flags.shape)}"
             )
         self.undistillable.copy_(flags)
-        self._any_flagged = bool(flags.any())
+        self._any_flagged, self._all_flagged = bool(flags.any()), bool(flags.all())
 
     def carry(self, name: str, holder: HasState) -> None:
         """Let the state of `holder` travel in this module's checkpoint under `name`.
@@ -177,6 +176,8 @@ class TLLMWrapper(nn.Module):
         rows = (~flagged).nonzero().squeeze(1)
         if rows.numel() == target.shape[0]:
             logits, losses = self._inner(**kwargs)
+            if self.balance is not None:
+                self.balance.update(losses, logits, rows, target)
             # DataParallel gathers the replicas' losses by name: a new key must not depend on a replica's rows.
             return logits, losses if _ce_name(losses) in losses else {
                 **losses,
@@ -209,17 +210,11 @@ class TLLMWrapper(nn.Module):
         logits = route.full_logits(returned)
         share = rows.numel() / batch_rows
         losses = {name: loss * share for name, loss in inner_losses.items()}
-        if self.balance:
-            weight = inner_weight(inner_losses, logits, rows, target, self.label_smoothing)
-            self._inner_weight["latest"] = weight
+        weight: Tensor | float = self.ce_weight
+        if self.balance is not None:
+            weight = weight * self.balance.update(inner_losses, logits, rows, target)
         smoothed = self._cross_entropy(logits, target, self.label_smoothing)
-        return logits, _add_to_ce(losses, self._weight(logits) * (smoothed * flagged).sum() / batch_rows)
-
-    def _weight(self, logits: Tensor) -> Tensor | float:
-        """Return the weight of the undistillable rows' cross-entropy; 0-dim if balanced."""
-        if not self.balance or bool(self.undistillable.all()):
-            return self.ce_weight
-        return self.ce_weight * self._inner_weight["latest"].to(logits.device)
+        return logits, _add_to_ce(losses, weight * (smoothed * flagged).sum() / batch_rows)
 
     def _without_teacher(
         self, kwargs: dict[str, Any], flagged: Tensor, *, distillable_rows: int
@@ -227,7 +222,10 @@ class TLLMWrapper(nn.Module):
         target = kwargs["target"]
         image = kwargs.get("image", next((v for k, v in kwargs.items() if k.startswith("image")), None))
         logits = logits_of(self.student(image))
-        per_row = self._weight(logits) * self._cross_entropy(logits, target, self.label_smoothing)
+        weight: Tensor | float = self.ce_weight
+        if self.balance is not None and not self._all_flagged:
+            weight = weight * self.balance.skip(logits)
+        per_row = weight * self._cross_entropy(logits, target, self.label_smoothing)
         if distillable_rows:
             self._counters["few_rows_steps"] += 1
             per_row = torch.where(flagged, per_row, self._cross_entropy(logits, target, 0.0))
@@ -254,7 +252,6 @@ class TLLMWrapper(nn.Module):
         return {
             "version": STATE_VERSION,
             "counters": dict(self._counters),
-            "inner_weight": self._inner_weight["latest"].cpu(),
             "loss_shapes": {name: list(shape) for name, shape in self._loss_shapes.items()},
             "carried": {name: holder.state_dict() for name, holder in self._carried.items()},
         }
@@ -266,7 +263,6 @@ class TLLMWrapper(nn.Module):
                 f"{state.get('version')!r}"
             )
         self._counters.update(state["counters"])
-        self._inner_weight["latest"] = state.get("inner_weight", self._inner_weight["latest"])
         self._loss_shapes.update({name: tuple(shape) for name, shape in state["loss_shapes"].items()})
         for name, carried in state["carried"].items():
             if name in self._carried:
@@ -277,30 +273,7 @@ class TLLMWrapper(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._any_flagged = bool(self.undistillable.any())
-
-
-def inner_weight(
-    losses: Mapping[str, Tensor], logits: Tensor, rows: Tensor, target: Tensor, label_smoothing: float
-) -> Tensor:
-    """Return how much losses weigh at the logits, compared with label-smoothed cross-entropy on the same rows; 0-dim.
-
-    It is the ratio of the two gradients' lengths, each summed over rows; 1 where the losses do not depend on the logits.
-
-    Args:
-        losses: Means over `rows`, which a trainer adds up (each averaged first if it is not 0-dim).
-        logits: (n, C), of the whole batch; the losses were computed from them.
-        rows: (n_d,) int64.
-        target: (n,) int64.
-        label_smoothing: Of the cross-entropy.
-    """
-    total = torch.stack([loss.mean().float() for loss in losses.values()]).sum()
-    (taught,) = torch.autograd.grad(total, logits, retain_graph=True, allow_unused=True)
-    if taught is None:
-        return torch.ones((), device=logits.device)
-    classes = logits.shape[1]
-    goal = F.one_hot(target[rows], classes) * (1 - label_smoothing) + label_smoothing / classes
-    untaught = (logits.detach()[rows].float().softmax(1) - goal) / rows.numel()
-    return taught[rows].float().norm(dim=1).sum() / untaught.norm(dim=1).sum().clamp_min(1e-12)
+        self._all_flagged = bool(self.undistillable.all())
 
 
 def _ce_name(losses: Mapping[str, Tensor]) -> str:

@@ -104,6 +104,7 @@ class Teaching:
             self.wrapper.carry("search_curves", self.search_curves)
         self.wrapper.set_undistillable(self.detector.flags)
         self._teacher_prediction: Tensor | None = None
+        self._holdout_accuracy: dict[int, float] = {}
         self.run: RunFolder | None = None
 
     def open(self, log_folder: str) -> RunFolder:
@@ -160,9 +161,14 @@ class Teaching:
         """Save the student if no earlier epoch was better on the hold-out, classes counting alike."""
         if self.run is None or not len(self.split.holdout):
             return
-        means = self.curves.class_curves("accuracy").nanmean(1)
-        if int(means.argmax()) == len(means) - 1:
-            student = {"model": self.wrapper.student.state_dict(), "epoch": epoch, "holdout_accuracy": float(means[-1])}
+        for earlier in self.curves.epochs:
+            if earlier not in self._holdout_accuracy:
+                correct = self.curves.samples_at(earlier).correct.float()
+                means = class_means(correct, self.curves.labels, len(self.class_names))
+                self._holdout_accuracy[earlier] = float(means.nanmean())
+        if max(self._holdout_accuracy, key=self._holdout_accuracy.__getitem__) == epoch:
+            accuracy = self._holdout_accuracy[epoch]
+            student = {"model": self.wrapper.student.state_dict(), "epoch": epoch, "holdout_accuracy": accuracy}
             save_torch(self.run.student_best_holdout, student)
 
     def write(self, epoch: int) -> None:

@@ -51,6 +51,7 @@ FLAGS = (
     Flag("tllm_after", "DETECTOR.AFTER_FRACTION", "for the detector after: share of the epochs that are taught"),
     Flag("tllm_smoothing", "LABEL_SMOOTHING", "label smoothing of undistillable classes"),
     Flag("tllm_ce_weight", "CE_WEIGHT", "weight of the cross-entropy of undistillable classes"),
+    Flag("tllm_balance", "BALANCE", "True: multiply that weight by what the distillation losses weigh"),
     Flag("tllm_min_rows", "MIN_ROWS", "fewest rows of a batch that are distilled"),
     Flag("tllm_holdout", "HOLDOUT.FRACTION", "share of the training data in the hold-out"),
     Flag("tllm_search_holdout", "HOLDOUT.SEARCH_FRACTION", "share of the rest in the hold-out for choosing eta"),
@@ -78,7 +79,8 @@ def parse_student(parser: argparse.ArgumentParser) -> argparse.Namespace:
             parser.add_argument(f"--{flag.name}", nargs="+", default=default, help=flag.help)
         else:
             described = f"{flag.help} (default: {default})" if default != "" else flag.help
-            parser.add_argument(f"--{flag.name}", type=type(default), default=default, help=described)
+            kind = _truth if isinstance(default, bool) else type(default)
+            parser.add_argument(f"--{flag.name}", type=kind, default=default, help=described)
     options = parser.parse_args()
     options.tllm = options.tllm or options.tllm_resume
     # A stock script has no `model_t` and takes the name from the folder in its own way.
@@ -197,6 +199,12 @@ def _image_problems(options: argparse.Namespace) -> list[str]:
             f"{options.data_folder!r}"
         ]
     return []
+
+
+def _truth(word: str) -> bool:
+    if word not in ("True", "False"):
+        raise argparse.ArgumentTypeError(f"Expected True or False, but got {word!r}")
+    return word == "True"
 
 
 def _index_or_name(text: Any) -> Any:
