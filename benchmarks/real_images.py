@@ -32,16 +32,23 @@ from tllm_plugin.search.shared_prefix import run_sharing
 
 #: ESKD with the same amount of teaching -> the run whose amount that is.
 MATCHED = {"eskd": "tllm", "eskd-naive": "naive"}
+#: Their runs share no epochs with KD's.
+OTHER_LOSSES = ("kd", "srrl", "cid", "sftn")
+NAIVE = ("TLLM.DETECTOR.CONFIDENCE", "0", "TLLM.DETECTOR.ETA", "0.1")
 METHODS: dict[str, tuple[str, ...]] = {
     "kd": ("TLLM.DETECTOR.TYPE", "none"),
     "tllm": (),
     "eskd": ("TLLM.DETECTOR.TYPE", "after"),
-    "naive": ("TLLM.DETECTOR.CONFIDENCE", "0", "TLLM.DETECTOR.ETA", "0.1"),
-    "naive-balanced": ("TLLM.DETECTOR.CONFIDENCE", "0", "TLLM.DETECTOR.ETA", "0.1", "TLLM.BALANCE", "True"),
-    "naive-weight0.25": ("TLLM.DETECTOR.CONFIDENCE", "0", "TLLM.DETECTOR.ETA", "0.1", "TLLM.CE_WEIGHT", "0.25"),
+    "naive": (*NAIVE, "TLLM.BALANCE", "False"),
+    "naive-weight0.25": (*NAIVE, "TLLM.BALANCE", "False", "TLLM.CE_WEIGHT", "0.25"),
+    "naive-balanced": (*NAIVE, "TLLM.BALANCE", "True"),
     "eskd-naive": ("TLLM.DETECTOR.TYPE", "after"),
     "eskd70": ("TLLM.DETECTOR.TYPE", "after", "TLLM.DETECTOR.AFTER_FRACTION", "0.7"),
     "ls": ("TLLM.DETECTOR.TYPE", "all"),
+    "srrl": ("DISTILLER.TYPE", "SRRL", "TLLM.DETECTOR.TYPE", "none"),
+    # The paper has no context in 20 of 240 epochs.
+    "cid": ("DISTILLER.TYPE", "CID", "CID.WARMUP_EPOCHS", "2", "TLLM.DETECTOR.TYPE", "none"),
+    "sftn": ("TLLM.DETECTOR.TYPE", "none"),
 }
 
 
@@ -50,7 +57,8 @@ def main() -> None:
     parser.add_argument("--path", required=True, metavar="FOLDER", help="train/ and val/, one folder per class")
     parser.add_argument("--out", default="output/real", metavar="FOLDER", help="where the runs are")
     parser.add_argument("--cfg", default="tllm/embedded/imagefolder_res20_res8.yaml")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=2, help="at least 2: one vanilla student is another one's null")
+    parser.add_argument("--method-seeds", type=int, metavar="N", help="train the methods for the first N seeds only")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument(
         "--jobs", type=int, default=1, help="seeds that are trained at once, one thread each if several"
@@ -61,29 +69,35 @@ def main() -> None:
     log()
     # A checkpoint per epoch, so that the runs can share what comes before their first flag.
     base = ["LOG.PREFIX", options.out, "DATASET.PATH", options.path, "LOG.SAVE_CHECKPOINT_FREQ", "1", *options.opts]
-    runs = {("teacher", 0): train_teacher(base, options)}
+    runs = {(stage, 0): train_teacher(base, options, stage) for stage in stages(options)}
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"), initializer=log) as pool:
         for found in pool.map(train_seed, range(options.seeds), *([x] * options.seeds for x in (base, options))):
             runs |= found
-    report(
-        dict(sorted(runs.items(), key=lambda item: list(("teacher", "vanilla", *METHODS)).index(item[0][0]))), options
-    )
+    order = ["teacher", "sftn teacher", "vanilla", *METHODS]
+    report(dict(sorted(runs.items(), key=lambda item: order.index(item[0][0]))), options)
 
 
 def log() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
 
-def train_teacher(base: list[str], options: argparse.Namespace) -> RunFolder:
+def stages(options: argparse.Namespace) -> list[str]:
+    """Return the teachers that the methods need."""
+    return ["teacher", *(["sftn teacher"] if "sftn" in options.methods else [])]
+
+
+def train_teacher(base: list[str], options: argparse.Namespace, stage: str) -> RunFolder:
     """Return the finished teacher."""
-    cfg = teacher_config(base, options)
+    cfg = teacher_config(base, options, stage)
     return job.ensure_trained(cfg, job.load_bundle(cfg))
 
 
-def teacher_config(base: list[str], options: argparse.Namespace) -> CfgNode:
-    """Return the config of the teacher, of seed 0: all students have the same one."""
+def teacher_config(base: list[str], options: argparse.Namespace, stage: str) -> CfgNode:
+    """Return the config of a teacher, of seed 0: all students have the same one."""
     cfg = load_config(options.cfg, base)
     epochs = cfg.DISTILLER.TEACHER_EPOCHS or cfg.SOLVER.EPOCHS
+    if stage == "sftn teacher":
+        return job.prerequisite(cfg, cfg.DISTILLER.TEACHER, epochs, "sftn", branches_of=cfg.DISTILLER.STUDENT)
     return job.prerequisite(cfg, cfg.DISTILLER.TEACHER, epochs, "teacher")
 
 
@@ -96,9 +110,12 @@ def train_seed(seed: int, base: list[str], options: argparse.Namespace) -> dict[
     bundle = job.load_bundle(cfg)
     vanilla = job.ensure_trained(job.prerequisite(cfg, cfg.DISTILLER.STUDENT, epochs, "vanilla"), bundle)
     runs = {("vanilla", seed): vanilla}
-    teacher = job.log_folder(teacher_config(base, options))
-    checkpoint = ("DISTILLER.TEACHER_CHECKPOINT", str(teacher / "student_latest"))
+    if options.method_seeds is not None and seed >= options.method_seeds:
+        return runs
     for method in options.methods:
+        stage = "sftn teacher" if method == "sftn" else "teacher"
+        teacher = job.log_folder(teacher_config(base, options, stage))
+        checkpoint = ("DISTILLER.TEACHER_CHECKPOINT", str(teacher / "student_latest"))
         more = list(METHODS[method])
         if method in MATCHED:
             share = taught_share(runs[MATCHED[method], seed], epochs)
@@ -108,7 +125,8 @@ def train_seed(seed: int, base: list[str], options: argparse.Namespace) -> dict[
         named = ["EXPERIMENT.NAME", f"{method}-seed{seed}", "EXPERIMENT.SEED", str(seed)]
         cfg = load_config(options.cfg, [*base, *checkpoint, *named, *more])
         taught = runs.get(("kd", seed))
-        runs[method, seed] = job.ensure_trained(cfg, bundle) if taught is None else run_sharing(taught, cfg, bundle)
+        shares = taught is not None and method not in OTHER_LOSSES
+        runs[method, seed] = run_sharing(taught, cfg, bundle) if shares else job.ensure_trained(cfg, bundle)
     return runs
 
 
