@@ -23,7 +23,7 @@ def tllm_node() -> CfgNode:
     node.TRAINER = "base"  # the host trainer whose loop is used
     node.LABEL_SMOOTHING = 0.1
     node.CE_WEIGHT = 1.0
-    node.BALANCE = False  # multiply CE_WEIGHT by what the inner losses weigh
+    node.BALANCE = True  # multiply CE_WEIGHT by what the inner losses weigh
     node.MIN_ROWS = 4
     node.HOLDOUT = CfgNode({"FRACTION": 0.05, "SEARCH_FRACTION": 0.0, "SEED": 0})
     node.DETECTOR = CfgNode()

@@ -263,8 +263,12 @@ def read_state(path: Path) -> Mapping[str, Any]:
 
 
 def recorded_config(text: str) -> CfgNode:
-    """Return the config that a run has written down; keys that came into being later have their defaults."""
+    """Return the config that a run has written down; keys that came into being later have their defaults.
+
+    `TLLM.BALANCE` is False there: no run was balanced before there was that key.
+    """
     recorded = CfgNode.load_cfg(default_config().dump())
+    recorded.TLLM.BALANCE = False
     _update(recorded, CfgNode.load_cfg(text))
     return recorded
 

@@ -1,0 +1,73 @@
+"""How much an inner distiller's losses weigh, so that rows without a teacher can be given the same weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_TINY = 1e-12
+
+
+class Balance:
+    """Weighs losses against label-smoothed cross-entropy by their gradients at the logits.
+
+    The weight is a ratio of two gradient lengths, each summed over the distillable rows: of the inner losses, and of
+    the cross-entropy on the same rows. KD's weight depends on its temperature, its weights, the number of classes and
+    on how far student and teacher are apart; rows that get cross-entropy times this weight pull at the logits neither
+    harder nor more softly than rows that are taught, so that predictions do not tilt towards their classes, or away
+    from them.
+
+    Args:
+        label_smoothing: Of the cross-entropy.
+    """
+
+    def __init__(self, label_smoothing: float) -> None:
+        self.label_smoothing = label_smoothing
+        #: 0-dim, of the latest step that had distillable rows: what a step without any is given.
+        self.latest = torch.ones(())
+        #: Adds up a tensor over processes. Then all of them call `update` or `skip` in every step.
+        self.add_up: Callable[[Tensor], Tensor] | None = None
+
+    def update(self, losses: Mapping[str, Tensor], logits: Tensor, rows: Tensor, target: Tensor) -> Tensor:
+        """Return the weight of this step, 0-dim; 1 where the losses do not depend on the logits.
+
+        Args:
+            losses: Means over `rows`, which a trainer adds up (each averaged first if it is not 0-dim). Their graph is
+                kept.
+            logits: (n, C), of the whole batch; the losses were computed from them.
+            rows: (n_d,) int64, at least one.
+            target: (n,) int64.
+        """
+        total = torch.stack([loss.mean().float() for loss in losses.values()]).sum()
+        (taught,) = torch.autograd.grad(total, logits, retain_graph=True, allow_unused=True)
+        goal = smoothed_targets(target[rows], logits.shape[1], self.label_smoothing)
+        untaught = (logits.detach()[rows].float().softmax(1) - goal).norm(dim=1).sum()
+        # The gradient is of a mean over `rows`; here every row counts as what it is in the sum.
+        length = untaught.new_zeros(()) if taught is None else taught[rows].float().norm(dim=1).sum() * rows.numel()
+        return self._settle(torch.stack([torch.where(length > 0, length, untaught), untaught]))
+
+    def skip(self, logits: Tensor) -> Tensor:
+        """Return the weight for a step without rows to measure, 0-dim: the other processes' or the latest step's."""
+        return self._settle(logits.new_zeros(2, dtype=torch.float32))
+
+    def _settle(self, lengths: Tensor) -> Tensor:
+        if self.add_up is not None:
+            lengths = self.add_up(lengths)
+        latest = self.latest.to(lengths.device)
+        self.latest = torch.where(lengths[1] > 0, lengths[0] / lengths[1].clamp_min(_TINY), latest)
+        return self.latest
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"latest": self.latest.cpu()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.latest = state["latest"]
+
+
+def smoothed_targets(target: Tensor, num_classes: int, label_smoothing: float) -> Tensor:
+    """Return (n, C) float32, what label-smoothed cross-entropy pulls the probabilities of (n,) int64 targets to."""
+    return F.one_hot(target, num_classes) * (1 - label_smoothing) + label_smoothing / num_classes
