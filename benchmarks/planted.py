@@ -29,7 +29,7 @@ import torch
 
 from tllm_plugin.analysis.delta_accuracy import delta_accuracy
 from tllm_plugin.core.curves import Curves
-from tllm_plugin.core.detectors import DETECTORS, ImitationDetector, create_detector
+from tllm_plugin.core.detectors import DETECTORS, ImitationDetector, ReferenceDetector, create_detector
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.config import load_config
 from tllm_plugin.runs.curves_file import to_state
@@ -41,6 +41,13 @@ SCORES = ("accuracy", "reciprocal_rank", "true_prob", "agreement")
 @DETECTORS.register("imitation_plain")
 class PlainImitation(ImitationDetector):
     """Without the demand that the share stands out among the classes: hard classes share some errors anyway."""
+
+    spreads = 0.0
+
+
+@DETECTORS.register("reference_plain")
+class PlainReference(ReferenceDetector):
+    """Without the demand that the drop stands out among the classes: two runs differ anyway."""
 
     spreads = 0.0
 
@@ -59,10 +66,11 @@ class Rule:
 
 RULES = [
     *(Rule(detector, score, 0.95) for detector in ("reference", "teaching_curve") for score in SCORES),
+    *(Rule("reference_plain", score, 0.95) for score in SCORES),
     *(Rule(detector, "accuracy", 0.95) for detector in ("imitation", "imitation_plain")),
     *(Rule(detector, "accuracy", 0.0) for detector in ("reference", "teaching_curve", "imitation")),
 ]
-ONLINE = [Rule("reference", "reciprocal_rank", 0.95), Rule("imitation", "accuracy", 0.95)]
+ONLINE = [Rule("reference", "accuracy", 0.95), Rule("imitation", "accuracy", 0.95)]
 
 
 @dataclass
@@ -143,7 +151,7 @@ def _run_seed(seed: int, options: argparse.Namespace, folder: Path) -> SeedResul
         for name in ("planted", "honest", "second vanilla"):
             if rule.needs_teacher and name == "second vanilla":
                 continue
-            if rule.score == "agreement" and rule.detector == "reference":
+            if rule.score == "agreement" and DETECTORS[rule.detector].needs_reference:
                 continue  # A vanilla reference has no teacher to agree with.
             flags = replay(rule, curves[name], curves["vanilla"], options.epochs, common)
             result.flagged[rule, name] = tuple(c for c, epoch in flags.items() if epoch >= 0)

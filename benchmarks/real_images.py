@@ -34,7 +34,10 @@ from tllm_plugin.search.shared_prefix import run_sharing
 MATCHED = {"eskd": "tllm", "eskd-naive": "naive"}
 #: Their runs share no epochs with KD's.
 OTHER_LOSSES = ("kd", "srrl", "cid", "sftn")
-NAIVE = ("TLLM.DETECTOR.CONFIDENCE", "0", "TLLM.DETECTOR.ETA", "0.1")
+NAIVE = (
+    *("TLLM.DETECTOR.SCORE", "reciprocal_rank"),
+    *("TLLM.DETECTOR.CONFIDENCE", "0", "TLLM.DETECTOR.ETA", "0.1"),
+)
 METHODS: dict[str, tuple[str, ...]] = {
     "kd": ("TLLM.DETECTOR.TYPE", "none"),
     "tllm": (),

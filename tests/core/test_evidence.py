@@ -11,6 +11,8 @@ from tllm_plugin.core.evidence import (
     e_benjamini_hochberg,
     mcnemar_p_value,
     paired_counts,
+    robust_deviation,
+    sampling_variance,
 )
 
 
@@ -94,3 +96,21 @@ def test_e_benjamini_hochberg_against_the_definition(seed: int) -> None:
 def test_nothing_to_reject() -> None:
     assert e_benjamini_hochberg(torch.ones(4), 0.05).tolist() == [False] * 4
     assert benjamini_hochberg(torch.ones(4), 0.05).tolist() == [False] * 4
+
+
+def test_sampling_variance_against_numpy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values, labels = torch.randn(50, generator=generator), torch.arange(50) % 3
+    result = sampling_variance(values, labels, 4)
+    for c in range(3):
+        rows = values[labels == c].double().numpy()
+        assert result[c].item() == pytest.approx(np.var(rows, ddof=1) / len(rows), rel=1e-6)
+    assert result[3].isnan()  # A class without samples.
+    assert sampling_variance(torch.ones(1), torch.zeros(1, dtype=torch.int64), 1).item() == 0.0
+
+
+def test_robust_deviation_against_scipy() -> None:
+    values = torch.randn(999, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values[:50] = 1e6  # It does not look at outliers.
+    expected = stats.median_abs_deviation(values.numpy(), center=lambda x, axis: 0.0, scale="normal")
+    assert robust_deviation(values).item() == pytest.approx(expected, rel=1e-4)

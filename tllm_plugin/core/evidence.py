@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tllm_plugin.core.scores import class_sums
+from tllm_plugin.core.scores import class_means, class_sums
 
 # Stakes between "hardly anything" and "nearly all", as fractions of the largest stake that cannot lose everything.
 _STAKES = torch.linspace(0.05, 0.95, 10, dtype=torch.float64)
@@ -93,6 +93,23 @@ def benjamini_hochberg(p_values: Tensor, level: float) -> Tensor:
     passed = ascending <= level * place / max(classes, 1)
     count = int((place * passed).max()) if classes else 0
     return p_values <= ascending[count - 1] if count else torch.zeros(classes, dtype=torch.bool)
+
+
+def sampling_variance(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Return (C,) float64: the variance of each class's mean of `values` (n,), estimated from its samples.
+
+    >>> sampling_variance(torch.tensor([0.0, 1.0, 1.0, 1.0]), torch.tensor([0, 0, 1, 1]), 2).tolist()
+    [0.25, 0.0]
+    """
+    count = torch.bincount(labels, minlength=num_classes)
+    mean = class_means(values, labels, num_classes)
+    squares = class_sums((values.double() - mean[labels]) ** 2, labels, num_classes)
+    return squares / ((count - 1).clamp(min=1) * count)
+
+
+def robust_deviation(deviations: Tensor) -> Tensor:
+    """Return 1.4826 times the median absolute deviation, 0-dim: of a normal distribution, its standard deviation."""
+    return 1.4826 * deviations.abs().median()
 
 
 def paired_counts(before: Tensor, now: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ def tllm_node() -> CfgNode:
     node.HOLDOUT = CfgNode({"FRACTION": 0.05, "SEARCH_FRACTION": 0.0, "SEED": 0})
     node.DETECTOR = CfgNode()
     node.DETECTOR.TYPE = "reference"
-    node.DETECTOR.SCORE = "reciprocal_rank"
+    node.DETECTOR.SCORE = "accuracy"
     node.DETECTOR.ETA = 0.05
     node.DETECTOR.CONFIDENCE = 0.95
     node.DETECTOR.WARMUP_EPOCHS = 10

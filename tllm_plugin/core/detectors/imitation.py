@@ -7,6 +7,7 @@ from torch import Tensor
 from tllm_plugin.core.detectors.base import DETECTORS, Evidence
 from tllm_plugin.core.detectors.sequential import SequentialDetector
 from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.evidence import robust_deviation
 from tllm_plugin.core.scores import SampleScores
 
 
@@ -16,8 +17,9 @@ class ImitationDetector(SequentialDetector):
 
     The drop of a class is the share of its hold-out samples on which student and teacher give the same wrong answer.
     Classes that are hard for everybody share some errors, too; so the drop must exceed what the unflagged classes
-    share by eta *and* by three robust standard deviations over these classes. It sees one cause only: a teacher that
-    is wrong. A class that a right teacher makes worse is found by `reference` alone. Ours, not the paper's.
+    share by eta *and* by three robust standard deviations over these classes, chance included. It sees one cause
+    only: a teacher that is wrong. A class that a right teacher makes worse is found by `reference` alone. Ours, not
+    the paper's.
 
     Args:
         num_classes: C.
@@ -30,6 +32,9 @@ class ImitationDetector(SequentialDetector):
     needs_teacher = True
     spreads = 3.0
     offence = "repeated the teacher's errors more than eta = {eta:g} oftener than the others"
+
+    def spread(self, deviations: Tensor, variance: Tensor) -> Tensor:
+        return robust_deviation(deviations)
 
     def judge(self, epoch: int, samples: SampleScores) -> tuple[Tensor, Evidence]:
         if samples.agree is None:

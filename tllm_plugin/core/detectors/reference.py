@@ -38,7 +38,7 @@ class ReferenceDetector(SequentialDetector):
         *,
         reference: Curves,
         total_epochs: int,
-        score: str = "reciprocal_rank",
+        score: str = "accuracy",
         eta: float = 0.05,
         confidence: float = 0.95,
         warmup_epochs: int = 10,

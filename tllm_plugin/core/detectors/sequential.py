@@ -2,10 +2,12 @@
 
 Let `x_i` in [-1, 1] say how much worse sample `i` of a class is done than it was or could be. Averaged over the last
 epochs (exponentially), and over the samples of the class, this is the class's *drop*. The hypothesis for a class is
-that its drop is at most eta plus what all unflagged classes share. Every epoch yields one e-value against it, and the
-evidence is the running sum of these divided by the number of epochs of the run. That sum never falls and has
-expectation at most 1 at the end, so (Markov) it exceeds 1/alpha at *any* epoch with probability at most alpha, however
-strongly the epochs depend on each other. Across classes e-BH controls the false discovery rate.
+that its drop is at most eta, plus what all unflagged classes share, plus twice the spread of their drops: two runs
+differ from class to class by more than the sampling of a hold-out explains, above all while the learning rate is high.
+Every epoch yields one e-value against it, and the evidence is the running sum of these divided by the number of epochs
+of the run. That sum never falls and has expectation at most 1 at the end, so (Markov) it exceeds 1/alpha at *any* epoch
+with probability at most alpha, however strongly the epochs depend on each other. Across classes e-BH controls the false
+discovery rate.
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ from tllm_plugin.core.evidence import (
     e_benjamini_hochberg,
     mcnemar_p_value,
     paired_counts,
+    robust_deviation,
+    sampling_variance,
 )
 from tllm_plugin.core.scores import SCORES, SampleScores, Score, class_means
 
 _MAX_MARGIN = 0.95
-# The median absolute deviation of a normal distribution times this is its standard deviation.
-_ROBUST_DEVIATION = 1.4826
 
 
 class SequentialDetector(Detector):
@@ -36,8 +38,8 @@ class SequentialDetector(Detector):
         total_epochs: Epochs of the run.
         score: Registered score that classes are judged by.
         eta: Threshold on the drop, a fraction of the score, in (0, 1): 0.05 is 5 points of accuracy.
-        confidence: 1 - false discovery rate, in (0, 1); 0 asks for no evidence and flags on the smoothed drop alone
-            (the naive rule, which flags nearly everything sooner or later).
+        confidence: 1 - false discovery rate, in (0, 1); 0 asks for no evidence and flags every smoothed drop of more
+            than eta and what all classes share (the naive rule, which flags nearly everything sooner or later).
         warmup_epochs: Epochs at the start that are not judged.
         smoothing: Weight of the past in the exponential mean over epochs, in [0, 1).
 
@@ -45,8 +47,8 @@ class SequentialDetector(Detector):
         ConfigError: An option is out of range.
     """
 
-    #: How many robust standard deviations over the unflagged classes a drop must stand out by, besides eta.
-    spreads = 0.0
+    #: By how many times the `spread` of the unflagged classes a drop must stand out, besides eta.
+    spreads = 2.0
     #: What a class is flagged for.
     offence = "fell more than eta = {eta:g} behind"
 
@@ -55,7 +57,7 @@ class SequentialDetector(Detector):
         num_classes: int,
         *,
         total_epochs: int,
-        score: str = "reciprocal_rank",
+        score: str = "accuracy",
         eta: float = 0.05,
         confidence: float = 0.95,
         warmup_epochs: int = 10,
@@ -108,9 +110,11 @@ class SequentialDetector(Detector):
         labels = samples.labels
         drop = class_means(differences, labels, self.num_classes)
         open_classes = ~self.flags
-        others = drop[open_classes] if open_classes.any() else drop.new_zeros(1)
+        if not open_classes.any():
+            open_classes = torch.ones_like(open_classes)  # Nothing is left to judge.
+        others = drop[open_classes]
         shared = others.median().clamp(min=0.0)
-        spread = _ROBUST_DEVIATION * (others - shared).abs().median()
+        spread = self.spread(others - shared, sampling_variance(differences, labels, self.num_classes)[open_classes])
         margin = (self.eta + shared + self.spreads * spread).clamp(max=_MAX_MARGIN).expand(self.num_classes)
         total = self.memory.get("e_value", torch.zeros(self.num_classes, dtype=torch.float64))
         if self.warmup_epochs < epoch <= self.total_epochs:
@@ -122,8 +126,18 @@ class SequentialDetector(Detector):
         if epoch <= self.warmup_epochs:
             return torch.zeros(self.num_classes, dtype=torch.bool), evidence
         if self.confidence == 0.0:
-            return drop > margin, evidence
+            return drop > self.eta + shared, evidence
         return e_benjamini_hochberg(total, 1.0 - self.confidence), evidence
+
+    def spread(self, deviations: Tensor, variance: Tensor) -> Tensor:
+        """Return how much the unflagged classes' drops differ, 0-dim: what the sampling of a hold-out does not explain.
+
+        Args:
+            deviations: (k,) float64, of these drops from what they share.
+            variance: (k,) float64, of each drop over hold-outs.
+        """
+        unexplained: Tensor = robust_deviation(deviations) ** 2 - variance.median()
+        return unexplained.clamp(min=0.0).sqrt()
 
     def reason(self) -> str:
         offence = f"no class {self.offence.format(eta=self.eta)}"
