@@ -90,6 +90,7 @@ class SeedResult:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--planted", type=int, default=2, help="classes with a wrong teacher, k")
     parser.add_argument("--strength", type=float, default=1.0, help="share of the probability that is misplaced")
     parser.add_argument("--holdout", type=float, default=0.2, help="fraction of the training data")
@@ -102,7 +103,8 @@ def main() -> None:
     options = parser.parse_args()
     started = time.perf_counter()
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        results = list(pool.map(run_seed, range(options.seeds), [options] * options.seeds))
+        seeds = range(options.first_seed, options.first_seed + options.seeds)
+        results = list(pool.map(run_seed, seeds, [options] * options.seeds))
     report(results, options)
     print(f"\n{time.perf_counter() - started:.0f} s, torch {torch.__version__}")
 
@@ -203,7 +205,7 @@ def report(results: Sequence[SeedResult], options: argparse.Namespace) -> None:
     """Print the verified truth and one row per rule."""
     classes = len(results[0].delta["planted"])
     print(
-        f"{' '.join([options.cfg, *options.opts])}: {len(results)} seeds, {options.planted} of {classes} classes "
+        f"{' '.join([options.cfg, *options.opts])}: {len(results)} seeds from {options.first_seed}, {options.planted} of {classes} classes "
         f"planted, strength {options.strength:g}, hold-out {options.holdout:g}, {options.epochs} epochs"
     )
     truth = [result.delta["planted"][c] for result in results for c in result.planted]
