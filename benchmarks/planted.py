@@ -205,8 +205,9 @@ def report(results: Sequence[SeedResult], options: argparse.Namespace) -> None:
     """Print the verified truth and one row per rule."""
     classes = len(results[0].delta["planted"])
     print(
-        f"{' '.join([options.cfg, *options.opts])}: {len(results)} seeds from {options.first_seed}, {options.planted} of {classes} classes "
-        f"planted, strength {options.strength:g}, hold-out {options.holdout:g}, {options.epochs} epochs"
+        f"{' '.join([options.cfg, *options.opts])}: {len(results)} seeds from {options.first_seed}, {options.planted} "
+        f"of {classes} classes planted, strength {options.strength:g}, hold-out {options.holdout:g}, {options.epochs} "
+        "epochs"
     )
     truth = [result.delta["planted"][c] for result in results for c in result.planted]
     others = [d for r in results for c, d in enumerate(r.delta["planted"]) if c not in r.planted]
