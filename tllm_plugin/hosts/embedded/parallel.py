@@ -89,30 +89,33 @@ def begin_epoch(distiller: nn.Module, seed: int, epoch: int) -> None:
 def merge_buffers(distiller: nn.Module) -> None:
     """Make what the processes have collected in buffers over an epoch the same in all of them.
 
-    The running statistics of BatchNorm become their mean over processes. Buffers that a module names in `row_sums` are
-    added up. The teacher, which is in evaluation mode, is left alone.
+    The running statistics of BatchNorm become their mean over processes, its counter the highest. Buffers that a module
+    names in `row_sums` are added up. The teacher, which is in evaluation mode, is left alone.
     """
     if processes.count() == 1:
         return
     means: list[Tensor] = []
     sums: list[Tensor] = []
+    counters: list[Tensor] = []
     for module in distiller.modules():
         named = getattr(module, "row_sums", ())
         own = dict(module.named_buffers(recurse=False))
         sums += [own[name] for name in named]
         if isinstance(module, _BatchNorm) and not isinstance(module, SYNCHRONISED) and module.training:
             means += [buffer for buffer in own.values() if buffer.is_floating_point()]
-    _add_up(sums)
-    _add_up(means)
+            counters += [buffer for buffer in own.values() if not buffer.is_floating_point()]
+    _reduce(sums, dist.ReduceOp.SUM)
+    _reduce(counters, dist.ReduceOp.MAX)
+    _reduce(means, dist.ReduceOp.SUM)
     for buffer in means:
         buffer.div_(processes.count())
 
 
-def _add_up(buffers: list[Tensor]) -> None:
-    """Replace buffers by their sums over processes, all at once."""
+def _reduce(buffers: list[Tensor], operation: Any) -> None:
+    """Replace buffers by their sums or maxima over processes, all at once."""
     if not buffers:
         return
     flat = torch.cat([buffer.flatten() for buffer in buffers])
-    dist.all_reduce(flat)
-    for buffer, total in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
-        buffer.copy_(total.view_as(buffer))
+    dist.all_reduce(flat, operation)
+    for buffer, reduced in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(reduced.view_as(buffer))
