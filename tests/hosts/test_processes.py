@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tests.hosts.digits_runs import BASE, CONFIG, load_latest, make_config
-from tests.hosts.together import JOB, METHODS, ROOT, doubles, interrupted, norms, report, start, steps
+from tests.hosts.together import JOB, METHODS, ROOT, doubles, interrupted, norms, report, single_precision, start, steps
 from tllm_plugin.cli import main
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.embedded import job
@@ -33,6 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with doubles():
         job.run(make_config(path / "alone", *JOB))
         interrupted(path / "alone", 2, "EXPERIMENT.NAME", "ends together")
+    single_precision(path, "alone")
     together = start("-m", "tests.hosts.together", str(path))
     errors = [process.communicate(timeout=LONGEST_SECONDS)[1] for process in together]
     assert (path / "found-0").exists() and (path / "found-1").exists(), "\n".join(errors)
@@ -48,12 +49,12 @@ def found(folder: Path) -> list[dict[str, Any]]:
     return [torch.load(folder / f"found-{number}", weights_only=True) for number in range(2)]
 
 
-def assert_same_weights(one: RunFolder, other: RunFolder) -> None:
+def assert_same_weights(one: RunFolder, other: RunFolder, tolerance: float = 1e-9) -> None:
     states = [load_latest(run)["model"] for run in (one, other)]
     assert list(states[0]) == list(states[1])
     for name, value in states[0].items():
         if isinstance(value, Tensor):
-            torch.testing.assert_close(states[1][name], value, rtol=0, atol=1e-9)
+            torch.testing.assert_close(states[1][name], value, rtol=0, atol=tolerance)
 
 
 def runs(folder: Path) -> dict[str, RunFolder]:
@@ -62,8 +63,9 @@ def runs(folder: Path) -> dict[str, RunFolder]:
 
 def test_a_job_of_two_is_the_job_of_one(folder: Path) -> None:
     alone, together = runs(folder / "alone"), runs(folder / "together")
-    names = sorted(set(alone) - {"ends together"})
-    assert names == sorted(set(together) - {"ends alone"}) and len(names) == 3, "teacher, vanilla student, student"
+    names = sorted(set(alone) - {"ends together", "single"})
+    assert names == sorted(set(together) - {"ends alone", "single"})
+    assert len(names) == 3, "teacher, vanilla student, student"
     for name in names:
         assert report(together[name]) == report(alone[name]), name
         assert_same_weights(together[name], alone[name])
@@ -74,6 +76,15 @@ def test_a_job_of_two_is_the_job_of_one(folder: Path) -> None:
     assert written.read_metrics().class_correct == alone["kd-digits_student-seed0"].read_metrics().class_correct
     assert len(list((written.log_folder / "train.events").iterdir())) == 1, "one writer"
     assert (written.log_folder / "worklog.txt").read_text().count("epoch: 2\n") == 1
+
+
+def test_single_precision_rounds_a_little(folder: Path) -> None:
+    one, other = (runs(folder / name)["single"] for name in ("alone", "together"))
+    correct = [run.read_curves()["rank"] == 1 for run in (one, other)]
+    assert (correct[0] == correct[1]).all() and correct[0].any(axis=1).all()
+    flags = [[(item.flagged, item.epoch_flagged) for item in run.read_flags().classes] for run in (one, other)]
+    assert flags[0] == flags[1] and any(flagged for flagged, _ in flags[0])
+    assert_same_weights(one, other, 1e-5)
 
 
 def test_a_run_goes_on_with_another_number_of_processes(folder: Path) -> None:

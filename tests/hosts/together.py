@@ -32,7 +32,7 @@ from tllm_plugin.runs.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = 23  # Not divisible: 12 and 11.
-METHODS = ("KD", "AT", "FITNET", "SRRL", "CID", "CID_warmup", "NONE")
+METHODS = ("KD", "AT", "FITNET", "SRRL", "CID", "CID_warmup", "SFTN", "NONE")
 #: A naive rule that flags soon; batches that two processes cannot share equally, the last one of 9 rows. MIN_ROWS is
 #: about the rows of one process.
 JOB = (
@@ -95,6 +95,14 @@ def interrupted(prefix: Path, epoch: int, *options: str) -> None:
         raise AssertionError("Expected the run to be interrupted")
     finally:
         BaseTrainer.train_iter = original  # type: ignore[method-assign]
+
+
+def single_precision(folder: Path, prefix: str) -> None:
+    """Train a student in single precision, with a teacher and a reference that are there."""
+    below = folder / "alone/digits"
+    teacher, vanilla = (next(below.glob(f"{role}-*")) for role in ("teacher", "vanilla"))
+    given = ("DISTILLER.TEACHER_CHECKPOINT", str(teacher / "student_latest"), "TLLM.DETECTOR.REFERENCE", str(vanilla))
+    job.run(make_config(folder / prefix, *JOB, *given, "SOLVER.LR", "0.05", "EXPERIMENT.NAME", "single"))
 
 
 class Network(nn.Module):
@@ -180,6 +188,7 @@ def everything(folder: Path) -> None:
         for parts in (1, 4)
         for flagged in ([], [3], [3, 8], list(range(10)))
     }
+    single_precision(folder, "together")
     with doubles():
         job.run(make_config(folder / "together", *JOB))
         interrupted(folder / "together", 2, "EXPERIMENT.NAME", "ends alone")

@@ -16,8 +16,8 @@ from tllm_plugin.data.randomness import derived_seed
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.embedded.batch_norm import SYNCHRONISED
 
-# Buffers are merged at the end of an epoch instead of being overwritten by those of process 0 in every step. The option
-# has a new name since PyTorch 2.13 or so.
+# Buffers are merged at the end of an epoch instead of being overwritten by those of process 0 in every step. Recent
+# versions of PyTorch have another name for the option.
 _SYNCS_BUFFERS = "forward_sync_buffers"
 _KEEPS_BUFFERS: dict[str, Any] = {
     _SYNCS_BUFFERS if _SYNCS_BUFFERS in signature(DistributedDataParallel).parameters else "broadcast_buffers": False
