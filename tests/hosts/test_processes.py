@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from torch import Tensor
 from tests.hosts.digits_runs import BASE, CONFIG, load_latest, make_config
 from tests.hosts.together import JOB, METHODS, ROOT, doubles, interrupted, norms, report, single_precision, start, steps
 from tllm_plugin.cli import main
+from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.runs.run_folder import RunFolder
@@ -152,6 +154,54 @@ def test_an_error_in_one_process_ends_all_with_one_message(folder: Path) -> None
     assert "Traceback" not in errors, errors
     failed = folder / "failed/digits/x"
     assert failed.exists() and not (failed / "latest").exists()
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("cuda:1", "to be auto, cpu or cuda for several processes, but got 'cuda:1'"),
+        ("mps", "to be auto, cpu or cuda for several processes, but got 'mps'"),
+        ("cuda", "Expected at most 2 processes on this machine, one for each GPU, but got one numbered 2; start fewer"),
+        ("cpu", None),
+    ],
+)
+def test_each_process_has_a_device(
+    device: str, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    cfg = make_config(tmp_path, "RUNTIME.DEVICE", device)
+    if expected is None:
+        assert job.choose_device(cfg) == torch.device(device)
+        return
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        job.choose_device(cfg)
+
+
+def test_what_the_main_process_cannot_read_is_an_error_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[list[Any]] = []
+
+    def main_process(objects: list[Any], src: int, device: torch.device) -> None:
+        told.append(list(objects))
+
+    def other_process(objects: list[Any], src: int, device: torch.device) -> None:
+        objects[:] = told[-1]
+
+    def unreadable() -> str:
+        raise FileFormatError("no such file")
+
+    for read, expected in ((lambda: "content", "content"), (unreadable, None)):
+        for place, broadcast in ((0, main_process), (1, other_process)):
+            with monkeypatch.context() as patch:
+                patch.setattr(processes, "count", lambda: 2)
+                patch.setattr(processes, "number", lambda place=place: place)
+                patch.setattr(torch.distributed, "broadcast_object_list", broadcast)
+                if expected:
+                    assert processes.from_main(read if place == 0 else pytest.fail) == expected
+                else:
+                    with pytest.raises(FileFormatError, match="no such file"):
+                        processes.from_main(read if place == 0 else pytest.fail)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for others")

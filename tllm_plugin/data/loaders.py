@@ -70,9 +70,9 @@ class TrainLoader(ABC):
         smallest = self.batch_rows[-1]
         if smallest < shard.count:
             raise ConfigError(
-                f"Expected `batch_size` to leave at least {shard.count} rows, one for each process, in every batch, but "
-                f"with {self._batch_size} the last one of {self.num_samples} training images has {smallest}; choose "
-                "another batch size or number of processes"
+                f"Expected `batch_size` to leave at least {shard.count} rows, one for each process, in every batch, "
+                f"but with {self._batch_size} the last one of {self.num_samples} training images has {smallest}; "
+                "choose another batch size or number of processes"
             )
         self._shard = shard
 

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.data.loaders import EvalLoader
@@ -82,6 +81,9 @@ def joined() -> Iterator[None]:
     if not were_started() or _are_joined():
         yield
         return
+    # Some builds of PyTorch come without it.
+    from torch.distributed.rendezvous import rendezvous
+
     store, rank, world_size = next(rendezvous("env://"))
     # Gradients of GPUs go through NCCL. Everything else is small and on the CPU.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
