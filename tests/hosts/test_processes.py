@@ -22,6 +22,7 @@ from tllm_plugin.cli import main
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded.device import choose_device
 from tllm_plugin.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without torch.distributed")
@@ -173,10 +174,10 @@ def test_each_process_has_a_device(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     cfg = make_config(tmp_path, "RUNTIME.DEVICE", device)
     if expected is None:
-        assert job.choose_device(cfg) == torch.device(device)
+        assert choose_device(cfg) == torch.device(device)
         return
     with pytest.raises(ConfigError, match=re.escape(expected)):
-        job.choose_device(cfg)
+        choose_device(cfg)
 
 
 def test_what_the_main_process_cannot_read_is_an_error_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
