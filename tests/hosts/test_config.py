@@ -114,6 +114,11 @@ def test_one_problem(key: str, value: str, expected: str) -> None:
     assert expected in problem
 
 
+def test_synchronised_batch_norm_is_not_compiled() -> None:
+    (problem,) = problems_of(CONFIG, "RUNTIME.SYNC_BATCHNORM", "True", "RUNTIME.COMPILE", "True")
+    assert "Expected `RUNTIME.COMPILE` to be false with RUNTIME.SYNC_BATCHNORM" in problem
+
+
 def test_odd_overrides() -> None:
     (problem,) = problems_of(CONFIG, "SOLVER.LR", "0.1", "SOLVER.EPOCHS")
     assert problem == (

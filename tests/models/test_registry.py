@@ -31,6 +31,7 @@ PARAMETERS = {
     "resnet32x4": 7_433_860,
     "tv_mobilenet_v2": 2_351_972,
     "tv_resnet18": 11_227_812,
+    "tv_resnet34": 21_335_972,
     "tv_resnet50": 23_712_932,
     "vgg8": 3_965_028,
     "vgg11": 9_277_284,

@@ -12,7 +12,7 @@ from torch import nn
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.models import create_model, head_name, load_pretrained
 
-NAMES = ("resnet18", "resnet50", "mobilenet_v2")
+NAMES = ("resnet18", "resnet34", "resnet50", "mobilenet_v2")
 
 
 @pytest.mark.parametrize("name", NAMES)

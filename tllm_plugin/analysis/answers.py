@@ -14,6 +14,7 @@ from tllm_plugin.analysis.results import TestResult
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded.device import choose_device
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def _ask_again(run: LoadedRun, bundles: dict[str, DataBundle]) -> TestResult:
     key = str(cfg.DATASET)
     if key not in bundles:
         bundles[key] = job.load_bundle(cfg)
-    bundle, device = bundles[key], job.choose_device(cfg)
+    bundle, device = bundles[key], choose_device(cfg)
     network = student_network(run, bundle, device)
     answers = ask(network, batches_of_test_set(bundle, cfg, None, device), device, features=False)
     found = TestResult.from_predictions(answers.labels, answers.predictions, bundle.num_classes)

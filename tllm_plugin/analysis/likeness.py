@@ -26,6 +26,7 @@ from tllm_plugin.analysis.study import Method, Study
 from tllm_plugin.core.errors import TLLMError
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded.device import choose_device
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def likeness_of(study: Study, *, points: int = TSNE_POINTS) -> Likeness | None:
         return None
     try:
         cfg = embedded_config(methods[0].runs[0])
-        bundle, device = job.load_bundle(cfg), job.choose_device(cfg)
+        bundle, device = job.load_bundle(cfg), choose_device(cfg)
         if bundle.class_names != study.class_names:
             logger.info("networks are not compared: the data of %s are others by now", methods[0].runs[0].name)
             return None

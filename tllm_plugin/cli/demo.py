@@ -15,6 +15,7 @@ from rich.table import Table
 
 from tllm_plugin.analysis.delta_accuracy import hurt_classes
 from tllm_plugin.core.errors import TLLMError
+from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.config import load_config
 from tllm_plugin.report.page import write_report_if_possible
@@ -42,6 +43,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train the five networks and print one table."""
+    processes.refuse_several("the demo", "`tllm train` takes several")
     started = time.perf_counter()
     planted = () if options.no_plant else PLANTED
     project = "demo" if planted else "demo-unplanted"

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tllm_plugin.core.errors import ConfigError, TLLMError
+from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.config_checks import refuse
 from tllm_plugin.hosts.embedded.config import load_config
 from tllm_plugin.hosts.embedded.defaults import default_config
@@ -80,6 +81,9 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Search, and print trials, choice and evidence."""
+    processes.refuse_several(
+        "a search", "give the command in several terminals or on several machines instead: they share the trials"
+    )
     words, opts = _words(options)
     problems: list[str] = []
     try:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
+from pathlib import Path
 from typing import Any
 
 from tllm_plugin.core.errors import ConfigError, TLLMError
+from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.checkouts import locate, make_importable
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.config import load_config
 from tllm_plugin.hosts.repdistiller import launch as repdistiller
 from tllm_plugin.report.page import write_report_if_possible
+from tllm_plugin.runs.run_folder import RunFolder
 
 
 def add_parser(commands: Any) -> None:
@@ -20,7 +24,8 @@ def add_parser(commands: Any) -> None:
         "train",
         help="train what a config describes",
         description="Train what a config describes; a teacher or reference that it does not name is trained first.",
-        epilog="Example: tllm train --cfg configs/tllm/embedded/digits.yaml DISTILLER.TYPE AT EXPERIMENT.SEED 1",
+        epilog="On several GPUs or machines: torchrun ... -m tllm_plugin train ... "
+        "Example: tllm train --cfg configs/tllm/embedded/digits.yaml DISTILLER.TYPE AT EXPERIMENT.SEED 1",
     )
     parser.add_argument("--cfg", metavar="FILE", help="YAML file, or its path below the packaged configs")
     hosts = ("embedded", "mdistiller", "repdistiller")
@@ -41,6 +46,8 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train, and say where the results are."""
+    if options.host != "embedded":
+        processes.refuse_several(f"the host {options.host}", "only the embedded host trains with several")
     if options.host == "repdistiller":
         if options.cfg or options.overwrite:
             raise ConfigError(
@@ -60,19 +67,35 @@ def run(options: argparse.Namespace) -> None:
 
         launch(root, options.cfg, options.opts, resume=options.resume)
         return
-    cfg = load_config(options.cfg, options.opts)
-    try:
-        folder = job.run(cfg, resume=options.resume, overwrite=options.overwrite)
-    except KeyboardInterrupt:
-        latest = job.log_folder(cfg) / "latest"
-        words = ["tllm", "train", "--cfg", options.cfg, *(["--resume"] if latest.exists() else []), *options.opts]
-        raise TLLMError(f"interrupted; continue with: {shlex.join(words)}") from None
+    with processes.joined():
+        # Of several processes, those on other machines need not have the files that it names.
+        cfg = processes.from_main(lambda: load_config(options.cfg, options.opts))
+        try:
+            folder = job.run(cfg, resume=options.resume, overwrite=options.overwrite)
+        except KeyboardInterrupt:
+            latest = job.log_folder(cfg) / "latest"
+            raise TLLMError(f"interrupted; continue with: {_command(options, resume=latest.exists())}") from None
+        writes = processes.is_main()
+    if writes:
+        _print_results(folder, taught=cfg.DISTILLER.TYPE != "NONE")
+
+
+def _command(options: argparse.Namespace, *, resume: bool) -> str:
+    words = ["train", "--cfg", options.cfg, *(["--resume"] if resume else []), *options.opts]
+    if not processes.were_started():
+        return shlex.join(["tllm", *words])
+    started_here = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
+    line = shlex.join(["torchrun", "--nproc_per_node", started_here, "-m", "tllm_plugin", *words])
+    return line if started_here == os.environ["WORLD_SIZE"] else f"{line}, with its --nnodes and --rdzv_... as before"
+
+
+def _print_results(folder: RunFolder, *, taught: bool) -> None:
     metrics = folder.read_metrics()
     print(f"test accuracy {metrics.test_accuracy:.2%} after {metrics.epochs_done} epochs")
     print(f"run folder    {folder.log_folder}")
     if folder.flags_json.exists():
-        taught = cfg.DISTILLER.TYPE != "NONE"  # A vanilla student has nothing to be compared with.
-        report = write_report_if_possible([folder.path], networks=False) if taught else None
+        # A vanilla student has nothing to be compared with.
+        report: Path | None = write_report_if_possible([folder.path], networks=False) if taught else None
         if report is not None:
             print(f"report        {report}")
         print(f"next          tllm show {shlex.quote(str(folder.log_folder))}")

@@ -96,6 +96,7 @@ def score_samples(
     predict: Callable[[Tensor], Tensor],
     batches: Iterable[tuple[Tensor, Tensor]],
     teacher_prediction: Tensor | None,
+    gather: Callable[[Tensor], Tensor] | None = None,
 ) -> SampleScores:
     """Run `predict` over the hold-out once; everything stays on the device until the end of the pass.
 
@@ -103,6 +104,8 @@ def score_samples(
         predict: Image batch -> logits (b, C), unnormalised. The caller sees to evaluation mode.
         batches: Yields `(image, label)` in the same order every time.
         teacher_prediction: (n,) int64 from an earlier pass with the teacher, or None.
+        gather: Where `batches` hold a part of the samples: from what was found out about this part, one value per
+            sample on the CPU, to all n samples in order. None: they hold all.
     """
     ranks, probs, labels, predictions = [], [], [], []
     for image, label in batches:
@@ -114,11 +117,17 @@ def score_samples(
         # The true class wins its ties above; the prediction must agree with that.
         predictions.append(torch.where(rank == 1, label, logits.argmax(1)))
         labels.append(label)
-    prediction = torch.cat(predictions).cpu()
+
+    def all_of(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+        # A part may be empty where there are few samples.
+        values = torch.cat(parts).cpu() if parts or gather is None else torch.empty(0, dtype=dtype)
+        return values if gather is None else gather(values)
+
+    prediction = all_of(predictions, torch.int64)
     return SampleScores(
-        labels=torch.cat(labels).cpu(),
-        rank=torch.cat(ranks).cpu(),
-        true_prob=torch.nan_to_num(torch.cat(probs), nan=0.0).cpu(),
+        labels=all_of(labels, torch.int64),
+        rank=all_of(ranks, torch.uint8),
+        true_prob=torch.nan_to_num(all_of(probs, torch.float32), nan=0.0),
         prediction=prediction,
         agree=None if teacher_prediction is None else prediction == teacher_prediction,
     )

@@ -106,7 +106,10 @@ class TLLMWrapper(nn.Module):
 
     @property
     def few_rows_steps(self) -> int:
-        """How many steps gave their distillable rows plain cross-entropy because they were fewer than `min_rows`."""
+        """How many steps gave their distillable rows plain cross-entropy because they were fewer than `min_rows`.
+
+        Of several processes, those of this one.
+        """
         return self._counters["few_rows_steps"]
 
     def __getattr__(self, name: str) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tllm_plugin.core.errors import ConfigError, DataError, unknown_name
 from tllm_plugin.data.loaders import EvalLoader, TrainLoader
+from tllm_plugin.data.shards import WHOLE, Shard
 
 Split = Literal["train", "test"]
 
@@ -60,28 +61,38 @@ class DataBundle(ABC):
         seed: int,
         device: torch.device | str,
         drop_last: bool = False,
+        shard: Shard = WHOLE,
     ) -> TrainLoader:
         """Shuffled, augmented batches of the training part.
 
         Args:
-            indices: (K,) int64, positions in the training part; None is all of it. A process of several can be given
-                its share as `indices[rank::world_size]`: an image's augmentation depends on its position alone.
-            batch_size: Images per batch.
+            indices: (K,) int64, positions in the training part; None is all of it.
+            batch_size: Images per batch, those of all shards together.
             seed: Of order and augmentation.
             device: Where the batches end up.
             drop_last: Leave out a smaller last batch (BatchNorm cannot be trained on a single row).
+            shard: Whose rows of every batch to yield. Batches and augmentation are the same whatever their number.
 
         Raises:
-            ConfigError: An index or batch size that is out of range, or nothing to train on.
+            ConfigError: An index or batch size that is out of range, nothing to train on, or fewer rows in a batch
+                than shards.
         """
         _check_batch_size(batch_size)
         rows = _checked_rows(indices, len(self.train_labels), "training images")
-        return self._train_loader(
+        loader = self._train_loader(
             rows, batch_size=batch_size, seed=seed, device=torch.device(device), drop_last=drop_last
         )
+        loader.restrict(shard)
+        return loader
 
     def eval_loader(
-        self, indices: Tensor | None, *, batch_size: int, device: torch.device | str, split: Split
+        self,
+        indices: Tensor | None,
+        *,
+        batch_size: int,
+        device: torch.device | str,
+        split: Split,
+        shard: Shard = WHOLE,
     ) -> EvalLoader:
         """Batches in the order of `indices`, with the test-time transform.
 
@@ -90,6 +101,7 @@ class DataBundle(ABC):
             batch_size: Images per batch.
             device: Where the batches end up.
             split: "test", or "train" for a hold-out, which is a part of the training images.
+            shard: Whose batches to yield.
 
         Raises:
             ConfigError: An unknown split, or an index or batch size that is out of range.
@@ -101,7 +113,9 @@ class DataBundle(ABC):
             rows = _checked_rows(indices, len(self.test_labels), "test images")
         else:
             raise ConfigError(unknown_name("split", split, ("train", "test")))
-        return self._eval_loader(rows, batch_size=batch_size, device=torch.device(device), split=split)
+        loader = self._eval_loader(rows, batch_size=batch_size, device=torch.device(device), split=split)
+        loader.restrict(shard)
+        return loader
 
     @abstractmethod
     def _train_loader(

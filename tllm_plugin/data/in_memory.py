@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -112,15 +112,13 @@ class _TrainLoader(TrainLoader):
         self._bundle = bundle
         self._device = device
 
-    def _batches(self, rows: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _batches(self, batches: Sequence[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         bundle, device = self._bundle, self._device
         mean, std = per_channel(bundle.mean, device), per_channel(bundle.std, device)
         data = bundle.resident("train", device)
         # Everything random of the epoch crosses to the device here, so that the loop below never waits for it.
         draws = bundle.augmentation.draw(len(data), derived_generator(self._seed, epoch, "augmentation")).to(device)
-        rows = rows.to(device)
-        for start in range(0, len(rows), self._batch_size):
-            index = rows[start : start + self._batch_size]
+        for index in _on_device(batches, device):
             # index_select copies whole images: an order of magnitude faster on a CPU than images[index].
             raw = bundle.augmentation.apply(data.images.index_select(0, index), draws.index_select(0, index))
             yield normalise(raw, mean, std), data.labels.index_select(0, index), index
@@ -138,7 +136,10 @@ class _EvalLoader(EvalLoader):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         mean, std = per_channel(self._bundle.mean, self._device), per_channel(self._bundle.std, self._device)
         data = self._bundle.resident(self._split, self._device)
-        rows = self._rows.to(self._device)
-        for start in range(0, len(rows), self._batch_size):
-            index = rows[start : start + self._batch_size]
+        for index in _on_device(self._own(self._rows), self._device):
             yield normalise(data.images.index_select(0, index), mean, std), data.labels.index_select(0, index)
+
+
+def _on_device(batches: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """Move the rows of all batches at once."""
+    return torch.cat(list(batches)).to(device).split([len(rows) for rows in batches]) if batches else ()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.data.randomness import derived_generator
+from tllm_plugin.data.shards import WHOLE, Shard
 
 
 class TrainLoader(ABC):
@@ -19,16 +20,17 @@ class TrainLoader(ABC):
     training set, whatever part of it is trained on. All three are on the loader's device.
 
     Everything random in an epoch is a function of the seed and the epoch number: the order, and, for each position in
-    the training set, its augmentation. Iterating twice without `set_epoch` gives the same batches twice.
+    the training set, its augmentation. Iterating twice without `set_epoch` gives the same batches twice. A loader that
+    is `restrict`ed to a shard yields its rows of the same batches.
 
     Args:
         rows: (N,) int64 on the CPU, positions in the training set. A position that occurs twice is seen twice.
-        batch_size: Images per batch, at least 1.
+        batch_size: Images per batch, at least 1; of all shards together.
         seed: Any integer.
         drop_last: Leave out the last batch of an epoch if it is smaller than the others.
 
     Attributes:
-        num_samples: Number of rows, those that `drop_last` leaves out included.
+        num_samples: Number of rows of all shards together, those that `drop_last` leaves out included.
 
     Raises:
         ConfigError: There would be no batch at all.
@@ -41,6 +43,7 @@ class TrainLoader(ABC):
         self._seed = seed
         self._drop_last = drop_last
         self._epoch = 0
+        self._shard = WHOLE
         if self.num_samples == 0:
             raise ConfigError("Expected `indices` to name at least one training image, but got none")
         if len(self) == 0:
@@ -52,6 +55,27 @@ class TrainLoader(ABC):
     def __len__(self) -> int:
         return self.num_samples // self._batch_size if self._drop_last else -(-self.num_samples // self._batch_size)
 
+    @property
+    def batch_rows(self) -> list[int]:
+        """Rows of every batch of an epoch, those of all shards together."""
+        used = min(self.num_samples, len(self) * self._batch_size)
+        return [min(self._batch_size, used - start) for start in range(0, used, self._batch_size)]
+
+    def restrict(self, shard: Shard) -> None:
+        """Yield only the rows of one shard from now on.
+
+        Raises:
+            ConfigError: A batch has fewer rows than there are shards.
+        """
+        smallest = self.batch_rows[-1]
+        if smallest < shard.count:
+            raise ConfigError(
+                f"Expected `batch_size` to leave at least {shard.count} rows, one for each process, in every batch, "
+                f"but with {self._batch_size} the last one of {self.num_samples} training images has {smallest}; "
+                "choose another batch size or number of processes"
+            )
+        self._shard = shard
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose batches the next iteration yields; one that is under way is not changed."""
         self._epoch = epoch
@@ -59,33 +83,56 @@ class TrainLoader(ABC):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         generator = derived_generator(self._seed, self._epoch, "order")
         order = torch.randperm(self.num_samples, generator=generator)[: len(self) * self._batch_size]
-        return self._batches(self._rows[order], self._epoch)
+        return self._batches(self._shard.rows_of(self._rows[order].split(self._batch_size)), self._epoch)
 
     @abstractmethod
-    def _batches(self, rows: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Batches of `rows` in this order, augmented as the seed and `epoch` say."""
+    def _batches(self, batches: Sequence[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Batches of these rows, in this order, augmented as the seed and `epoch` say."""
 
 
 class EvalLoader(ABC):
     """Batches `(image, target)` with the test-time transform, in the order of the rows; never shuffled.
 
-    `image` and `target` are as in `TrainLoader`. No rows: no batches.
+    `image` and `target` are as in `TrainLoader`. No rows: no batches. A loader that is `restrict`ed to a shard yields
+    some of the batches, as they are without.
 
     Args:
         rows: (N,) int64 on the CPU, positions in the part that is read.
         batch_size: Images per batch, at least 1; the last batch may be smaller.
 
     Attributes:
-        num_samples: Number of rows.
+        num_samples: Number of rows of all shards together.
+        shard: Whose batches are yielded.
     """
 
     def __init__(self, rows: Tensor, *, batch_size: int) -> None:
         self.num_samples = len(rows)
+        self.shard = WHOLE
         self._rows = rows
         self._batch_size = batch_size
 
     def __len__(self) -> int:
-        return -(-self.num_samples // self._batch_size)
+        return len(self._own(self._rows))
+
+    def restrict(self, shard: Shard) -> None:
+        """Yield only the batches of one shard from now on."""
+        self.shard = shard
+
+    def in_place(self, values: Tensor) -> Tensor:
+        """Return (N, ...) `values` of the rows that are yielded, at their places among all rows, and zeros elsewhere.
+
+        Args:
+            values: (n, ...), one for each row that is yielded, in order.
+        """
+        everywhere = values.new_zeros(self.num_samples, *values.shape[1:])
+        own = self._own(torch.arange(self.num_samples))
+        if own:
+            everywhere[torch.cat(own).to(values.device)] = values
+        return everywhere
+
+    def _own(self, rows: Tensor) -> list[Tensor]:
+        """Return those batches of all rows that are yielded."""
+        return self.shard.batches_of(rows.split(self._batch_size)) if len(rows) else []
 
     @abstractmethod
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...

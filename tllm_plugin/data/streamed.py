@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,10 +74,10 @@ class _TrainLoader(TrainLoader):
             steps.append(transforms.ColorJitter(brightness=bundle.brightness))
         self._transform = transforms.Compose(steps)
 
-    def _batches(self, rows: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _batches(self, batches: Sequence[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         bundle = self._bundle
         images = _Images(bundle.train_files, self._transform, seed_key=(self._seed, epoch))
-        for image, index in _read_batches(images, rows, self._batch_size, bundle, self._device):
+        for image, index in _read_batches(images, batches, bundle, self._device):
             target = bundle.train_labels[index].to(self._device, non_blocking=True)
             yield image, target, index.to(self._device, non_blocking=True)
 
@@ -100,7 +100,7 @@ class _EvalLoader(EvalLoader):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         images = _Images(self._files, self._transform, seed_key=None)
-        for image, index in _read_batches(images, self._rows, self._batch_size, self._bundle, self._device):
+        for image, index in _read_batches(images, self._own(self._rows), self._bundle, self._device):
             yield image, self._labels[index].to(self._device, non_blocking=True)
 
 
@@ -132,21 +132,20 @@ class _Images(Dataset["Tensor | DataError"]):
 
 
 def _read_batches(
-    images: _Images, rows: Tensor, batch_size: int, bundle: StreamedBundle, device: torch.device
+    images: _Images, batches: Sequence[Tensor], bundle: StreamedBundle, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised images on `device` and, on the CPU, their rows; batch by batch."""
     mean, std = per_channel(bundle.mean, device), per_channel(bundle.std, device)
     loader = DataLoader(
         images,
-        batch_size=batch_size,
-        sampler=rows.tolist(),
-        num_workers=min(bundle.num_workers, -(-len(rows) // batch_size)),
+        batch_sampler=[rows.tolist() for rows in batches],
+        num_workers=min(bundle.num_workers, len(batches)),
         pin_memory=device.type == "cuda",
         collate_fn=stack_or_first_error,
         # Without a generator of its own, a DataLoader draws its workers' seeds from the global one.
         generator=torch.Generator(),
     )
-    for batch, index in zip(loader, rows.split(batch_size), strict=False):
+    for batch, index in zip(loader, batches, strict=False):
         if isinstance(batch, DataError):
             raise batch
         yield normalise(batch.to(device, non_blocking=True), mean, std), index

@@ -15,8 +15,9 @@ from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors import Detector
 from tllm_plugin.core.holdout import Split, split
 from tllm_plugin.core.routing import logits_of
-from tllm_plugin.core.scores import class_means, score_samples
+from tllm_plugin.core.scores import SampleScores, class_means, score_samples
 from tllm_plugin.core.wrapper import TLLMWrapper
+from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.tensorboard import log_holdout
 from tllm_plugin.hosts.tllm_node import build_detector
 from tllm_plugin.runs.atomic import save_torch
@@ -59,7 +60,7 @@ class Teaching:
     The constructor cuts the hold-out and wraps the distiller; `open` names the folder; `catch_up` scores an epoch that
     has been trained and updates the flags. All state travels in the wrapper's checkpoint. A host saves that
     before an epoch is scored; after a resume the missing score is made up from the same weights, so the result is the
-    same.
+    same. Of several processes each scores a part of the hold-out, all come to the same flags, and the main one writes.
 
     Args:
         node: `cfg.TLLM`.
@@ -83,12 +84,15 @@ class Teaching:
         self.search_loader = data.holdout_loader(self.split.search) if len(self.split.search) else None
         self.search_curves = Curves(data.labels[self.split.search], num_classes, self.split.search)
         has_teacher = getattr(distiller, "teacher", None) is not None
-        self.detector: Detector = build_detector(
-            node,
-            class_names=data.class_names,
-            total_epochs=total_epochs,
-            holdout=self.curves,
-            has_teacher=has_teacher,
+        # It may read files.
+        self.detector: Detector = processes.from_main(
+            lambda: build_detector(
+                node,
+                class_names=data.class_names,
+                total_epochs=total_epochs,
+                holdout=self.curves,
+                has_teacher=has_teacher,
+            )
         )
         self.wrapper = TLLMWrapper(
             distiller,
@@ -108,7 +112,9 @@ class Teaching:
         self.run: RunFolder | None = None
 
     def open(self, log_folder: str) -> RunFolder:
-        """Start writing into `<log_folder>/tllm/`, and return that folder."""
+        """Start writing into `<log_folder>/tllm/`, if this process is the one that writes, and return that folder."""
+        if not processes.is_main():
+            return RunFolder.inside(log_folder)
         self.run = RunFolder.inside(log_folder).create()
         self.run.write_split(
             SplitRecord(
@@ -131,13 +137,14 @@ class Teaching:
         """
         if epoch == 0 or epoch in self.curves.epochs:
             return
-        samples = score_samples(predict, self.holdout_loader, self._teacher_predictions())
+        samples = _score(predict, self.holdout_loader, self._teacher_predictions())
         self.curves.append(epoch, samples)
         if self.search_loader is not None:
-            self.search_curves.append(epoch, score_samples(predict, self.search_loader, None))
+            self.search_curves.append(epoch, _score(predict, self.search_loader))
         before = self.detector.flags.clone()
         # As recorded, probabilities rounded: whoever replays the curves comes to the same flags.
         flags = self.detector.update(epoch, self.curves.samples_at(epoch))
+        processes.check_same("hold-out scores and flags", torch.cat([self.curves.digest(), flags.to(torch.uint8)]))
         self.wrapper.set_undistillable(flags)
         new = (flags & ~before).nonzero().squeeze(1).tolist()
         if new and self.detector.holdout_count.any():
@@ -189,12 +196,16 @@ class Teaching:
             was_training = teacher.training
             # A host's loader leaves the images on the CPU.
             device = next(teacher.parameters()).device
-            samples = score_samples(
-                lambda image: logits_of(teacher.eval()(image.to(device))), self.holdout_loader, None
-            )
+            samples = _score(lambda image: logits_of(teacher.eval()(image.to(device))), self.holdout_loader)
             teacher.train(was_training)
             self._teacher_prediction = samples.prediction
         return self._teacher_prediction
+
+
+def _score(
+    predict: Callable[[Tensor], Tensor], loader: Batches, teacher_prediction: Tensor | None = None
+) -> SampleScores:
+    return score_samples(predict, loader, teacher_prediction, processes.gatherer(loader))
 
 
 def flags_record(detector: Detector, node: CfgNode, class_names: Sequence[str], epochs: int) -> FlagsRecord:

@@ -15,7 +15,9 @@ class Distiller(nn.Module):
     A subclass implements `losses`. In training `forward(image=, target=, ...)` returns `(logits, losses)`, in
     evaluation `forward(image=)` returns logits. The logits that the student returns are those that predict; a method
     that predicts by other means gives the student a module around it that does so (`ContextStudent` is an example),
-    so that evaluation, checkpoints and TLLM need not know.
+    so that evaluation, checkpoints and TLLM need not know. A method with a `begin_epoch(epoch)` is told of an epoch by
+    the embedded host's loop before its first step; where several processes train, a module can name buffers that are
+    sums over the rows it has seen in `row_sums`, to be added up over processes after each epoch.
 
     Args:
         student: `image -> (logits, features)`, a dictionary with `feats`, `preact_feats` and `pooled_feat`.

@@ -132,10 +132,14 @@ class CID(Distiller):
     def get_undecayed_parameters(self) -> list[nn.Parameter]:
         return list(self.regressor.parameters())
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Make the context of an epoch, if it is a new one; every step does, a loop may do it before the first one."""
+        self.student.begin_epoch(epoch, warmup_epochs=self.warmup_epochs)
+
     def losses(self, image: Tensor, target: Tensor, **batch: Any) -> tuple[Tensor, Losses]:
         if "epoch" not in batch:
             raise TypeError("Expected the loop to pass `epoch` to CID, whose context changes with it, but got none")
-        self.student.begin_epoch(batch["epoch"], warmup_epochs=self.warmup_epochs)
+        self.begin_epoch(batch["epoch"])
         logits, features = self.student(image)
         with torch.no_grad():
             teacher_logits, teacher_features = self.teacher(image)

@@ -18,7 +18,7 @@ class ContextStudent(nn.Module):
 
     The context lives in buffers. An epoch's context is the weighted mean of the features collected in the epoch before;
     a class of which nothing was collected keeps what it had. Like BatchNorm's statistics, what several replicas of one
-    process collect is that of the first one.
+    process collect is that of the first one. Several processes have to add up `row_sums` at the end of an epoch.
 
     The weights do not fit a plain network: its `load_state_dict` refuses them, because the network alone would give
     other, worse predictions. `restore` makes what they do fit.
@@ -31,6 +31,9 @@ class ContextStudent(nn.Module):
 
     Source: Deng and Zhang, "Comprehensive Knowledge Distillation with Causal Intervention" (NeurIPS 2021), section 3.3.
     """
+
+    #: Buffers that are sums over the rows that this module has seen.
+    row_sums = ("context_sum", "context_weight")
 
     temperature: Tensor
     context: Tensor

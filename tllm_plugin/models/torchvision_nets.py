@@ -52,7 +52,7 @@ class TorchvisionNet(FeatureNet):
 
 
 class TorchvisionResNet(TorchvisionNet):
-    """ResNet18 or ResNet50; the first entry of `feats` is the stem before its pooling."""
+    """ResNet18, ResNet34 or ResNet50; the first entry of `feats` is the stem before its pooling."""
 
     def __init__(self, num_classes: int, in_channels: int = 3, **options: Any) -> None:
         super().__init__(num_classes, in_channels, **options)
@@ -155,6 +155,7 @@ def load_pretrained(network: nn.Module) -> None:
 _models = torchvision.models
 for _name, _class, _weights in (
     ("resnet18", TorchvisionResNet, _models.ResNet18_Weights.IMAGENET1K_V1),
+    ("resnet34", TorchvisionResNet, _models.ResNet34_Weights.IMAGENET1K_V1),
     ("resnet50", TorchvisionResNet, _models.ResNet50_Weights.IMAGENET1K_V1),
     ("mobilenet_v2", TorchvisionMobileNetV2, _models.MobileNet_V2_Weights.IMAGENET1K_V1),
 ):

@@ -99,6 +99,11 @@ def check_config(cfg: CfgNode) -> list[str]:
         problems.append(
             f"Expected a model of torchvision's (tv_...) to train with DISTILLER.PRETRAINED, but got {trained!r}"
         )
+    if cfg.RUNTIME.SYNC_BATCHNORM and cfg.RUNTIME.COMPILE:
+        problems.append(
+            "Expected `RUNTIME.COMPILE` to be false with RUNTIME.SYNC_BATCHNORM, whose processes wait for each other "
+            "inside the network, but got True"
+        )
     if cfg.SOLVER.NESTEROV and cfg.SOLVER.MOMENTUM == 0:
         problems.append("Expected `SOLVER.MOMENTUM` to be more than 0 with SOLVER.NESTEROV, but got 0")
     if cfg.SOLVER.TRAINER != "tllm" and cfg.DISTILLER.TYPE == "TLLM":

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tllm_plugin.hosts import processes
+
 
 @dataclass(frozen=True)
 class ClassResults:
@@ -43,6 +45,8 @@ def score_test_set(
 ) -> ClassResults:
     """Run the student over the test set; the distiller is left in evaluation mode.
 
+    Of several processes each runs it over the batches that its loader yields; all get the results on all images.
+
     Args:
         distiller: `distiller(image=...)` returns logits (n, C) in evaluation mode.
         batches: Yields `(image, label)`.
@@ -56,13 +60,19 @@ def score_test_set(
         num_classes = logits.shape[1]
         labels.append(label)
         predictions.append(logits.argmax(1))
-    all_labels, all_predictions = torch.cat(labels), torch.cat(predictions)
+    gather = processes.gatherer(batches) or (lambda values: values)
+    num_classes = processes.largest(num_classes)
+    all_labels, all_predictions = (
+        # There may be more processes than batches.
+        gather(torch.cat(parts).cpu() if parts else torch.empty(0, dtype=torch.int64))
+        for parts in (labels, predictions)
+    )
     right = all_labels == all_predictions
     return ClassResults(
-        class_correct=torch.bincount(all_labels[right], minlength=num_classes).cpu(),
-        class_total=torch.bincount(all_labels, minlength=num_classes).cpu(),
-        labels=all_labels.cpu(),
-        predictions=all_predictions.cpu(),
+        class_correct=torch.bincount(all_labels[right], minlength=num_classes),
+        class_total=torch.bincount(all_labels, minlength=num_classes),
+        labels=all_labels,
+        predictions=all_predictions,
     )
 
 

@@ -17,13 +17,17 @@ from yacs.config import CfgNode
 from tllm_plugin.core.detectors import DETECTORS
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.data import DataBundle, load_data
+from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.adapter import Host, make_distiller_factory, make_trainer_factory
+from tllm_plugin.hosts.embedded.batch_norm import synchronise_batch_norm
 from tllm_plugin.hosts.embedded.defaults import default_config
+from tllm_plugin.hosts.embedded.device import choose_device
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
 from tllm_plugin.hosts.embedded.networks import load_network, make_network
 from tllm_plugin.hosts.embedded.planting import PlantedTeacher
 from tllm_plugin.hosts.embedded.trainer import read_checkpoint, trainer_dict
 from tllm_plugin.runs.atomic import write_text
+from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.version import __version__
 
@@ -47,15 +51,23 @@ class EmbeddedData:
         return self.bundle.class_names
 
     def train_loader(self, indices: Tensor | None) -> Any:
-        """Return augmented batches of `indices` (all of the training part for None)."""
+        """Return this process's rows of augmented batches of `indices` (all of the training part for None)."""
         return self.bundle.train_loader(
-            indices, batch_size=self.cfg.SOLVER.BATCH_SIZE, seed=self.cfg.EXPERIMENT.SEED, device=self.device
+            indices,
+            batch_size=self.cfg.SOLVER.BATCH_SIZE,
+            seed=self.cfg.EXPERIMENT.SEED,
+            device=self.device,
+            shard=processes.shard(),
         )
 
     def holdout_loader(self, indices: Tensor) -> Any:
-        """Return un-augmented batches of `indices`, in order."""
+        """Return this process's un-augmented batches of `indices`, in order."""
         return self.bundle.eval_loader(
-            indices, batch_size=self.cfg.DATASET.TEST.BATCH_SIZE, device=self.device, split="train"
+            indices,
+            batch_size=self.cfg.DATASET.TEST.BATCH_SIZE,
+            device=self.device,
+            split="train",
+            shard=processes.shard(),
         )
 
 
@@ -76,6 +88,8 @@ _register()
 def run(cfg: CfgNode, *, resume: bool = False, overwrite: bool = False, bundle: DataBundle | None = None) -> RunFolder:
     """Train what a config describes, and before it the teacher and the reference that it needs and does not name.
 
+    Of several processes all have to call it, with the same arguments; the main one reads and writes the run folders.
+
     Args:
         cfg: Checked and frozen, from `config.load_config`.
         resume: Continue the run from its last checkpoint.
@@ -91,20 +105,11 @@ def run(cfg: CfgNode, *, resume: bool = False, overwrite: bool = False, bundle: 
     """
     bundle = bundle or load_bundle(cfg)
     folder = log_folder(cfg)
-    latest = folder / "latest"
-    if resume and not latest.exists():
-        raise ConfigError(f"Expected {folder} to hold a run to resume, but there is no checkpoint `latest` in it")
-    if latest.exists() and not (resume or overwrite):
-        raise ConfigError(
-            f"Expected a new run, but {folder} holds one: add --resume to continue it, --overwrite to start anew, or "
-            "set EXPERIMENT.NAME"
-        )
     device = choose_device(cfg)
     cfg, vanilla = named_reference(cfg)
-    if resume:
-        # Before anything is trained or written: a refusal must leave the run's files as they are.
-        read_checkpoint(latest, cfg)
-    elif overwrite:
+    # Before anything is trained or written: a refusal must leave the run's files as they are.
+    processes.from_main(lambda: _check_start(folder, cfg, resume=resume, overwrite=overwrite))
+    if overwrite and not resume and processes.is_main():
         _remove_results(folder)
     teacher = _teacher(cfg, bundle, device) if cfg.DISTILLER.TYPE not in ("NONE", "SFTN") else None
     if vanilla is not None:
@@ -116,44 +121,49 @@ def run(cfg: CfgNode, *, resume: bool = False, overwrite: bool = False, bundle: 
     student = make_network(cfg, cfg.DISTILLER.STUDENT, bundle, device, pretrained=cfg.DISTILLER.PRETRAINED)
     build = distiller_dict[cfg.DISTILLER.TYPE]
     distiller = (build(student) if teacher is None else build(student, teacher, cfg)).to(device)
+    if cfg.RUNTIME.SYNC_BATCHNORM:
+        distiller.student = synchronise_batch_norm(distiller.get_submodule("student"), device)
     data = EmbeddedData(bundle, cfg, device)
-    test_loader = bundle.eval_loader(None, batch_size=cfg.DATASET.TEST.BATCH_SIZE, device=device, split="test")
+    test_loader = bundle.eval_loader(
+        None, batch_size=cfg.DATASET.TEST.BATCH_SIZE, device=device, split="test", shard=processes.shard()
+    )
     # The trainer `tllm` cuts the hold-out itself.
     train_data = data if cfg.SOLVER.TRAINER == "tllm" else data.train_loader(None)
     trainer = trainer_dict[cfg.SOLVER.TRAINER](experiment_name(cfg), distiller, train_data, test_loader, cfg)
-    run_folder = RunFolder.inside(folder).create()
-    write_text(run_folder.config_yaml, _described(cfg))
+    run_folder = RunFolder.inside(folder)
+    if processes.is_main():
+        write_text(run_folder.create().config_yaml, _described(cfg))
     trainer.train(resume=resume)
     return run_folder
 
 
+def _check_start(folder: Path, cfg: CfgNode, *, resume: bool, overwrite: bool) -> None:
+    latest = folder / "latest"
+    if resume and not latest.exists():
+        raise ConfigError(f"Expected {folder} to hold a run to resume, but there is no checkpoint `latest` in it")
+    if latest.exists() and not (resume or overwrite):
+        raise ConfigError(
+            f"Expected a new run, but {folder} holds one: add --resume to continue it, --overwrite to start anew, or "
+            "set EXPERIMENT.NAME"
+        )
+    if resume:
+        read_checkpoint(latest, cfg)
+
+
 def load_bundle(cfg: CfgNode) -> DataBundle:
     """Load the data set of a config."""
-    return load_data(
-        cfg.DATASET.TYPE,
-        cfg.DATASET.PATH,
-        download=cfg.DATASET.DOWNLOAD,
-        image_size=cfg.DATASET.IMAGE_SIZE,
-        num_workers=cfg.DATASET.NUM_WORKERS,
-        seed=cfg.EXPERIMENT.SEED,
-    )
 
+    def load() -> DataBundle:
+        return load_data(
+            cfg.DATASET.TYPE,
+            cfg.DATASET.PATH,
+            download=cfg.DATASET.DOWNLOAD,
+            image_size=cfg.DATASET.IMAGE_SIZE,
+            num_workers=cfg.DATASET.NUM_WORKERS,
+            seed=cfg.EXPERIMENT.SEED,
+        )
 
-def choose_device(cfg: CfgNode) -> torch.device:
-    """Return the device that `RUNTIME.DEVICE` names.
-
-    Raises:
-        ConfigError: There is no such device.
-    """
-    name = cfg.RUNTIME.DEVICE
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"Expected `RUNTIME.DEVICE` to be a device of this machine, but got {name!r}")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError(f"Expected `RUNTIME.DEVICE` to be a device of this machine, but got {name!r}")
-    return device
+    return processes.one_per_machine_first(load) if cfg.DATASET.DOWNLOAD else load()
 
 
 def experiment_name(cfg: CfgNode) -> str:
@@ -193,9 +203,9 @@ def prerequisite(cfg: CfgNode, model: str, epochs: int, role: str, *, branches_o
     needed.SOLVER.EPOCHS = epochs
     depends_on = {
         "data": {key: value for key, value in needed.DATASET.items() if key not in ("NUM_WORKERS", "DOWNLOAD")},
-        # A batch in one part: as before there was a choice, so that what was trained then is found.
+        # A batch in one part, BatchNorm alone: as before there was a choice, so that what was trained then is found.
         "solver": CfgNode({k: v for k, v in needed.SOLVER.items() if (k, v) != ("ACCUMULATE", 1)}),
-        "runtime": needed.RUNTIME,
+        "runtime": CfgNode({k: v for k, v in needed.RUNTIME.items() if (k, v) != ("SYNC_BATCHNORM", False)}),
         "holdout": needed.TLLM.HOLDOUT,
         "trainer": needed.TLLM.TRAINER,
         "model": model,
@@ -217,10 +227,10 @@ def ensure_trained(cfg: CfgNode, bundle: DataBundle) -> RunFolder:
     """Return the folder of a finished run of `cfg`; train it, or continue it, if it is not there."""
     folder = log_folder(cfg)
     finished = RunFolder.inside(folder)
-    if finished.metrics_json.exists() and finished.read_metrics().finished:
+    if processes.from_main(lambda: finished.metrics_json.exists() and finished.read_metrics().finished):
         logger.info("using %s", folder)
         return finished
-    return run(cfg, resume=(folder / "latest").exists(), bundle=bundle)
+    return run(cfg, resume=processes.from_main((folder / "latest").exists), bundle=bundle)
 
 
 def _teacher(cfg: CfgNode, bundle: DataBundle, device: torch.device) -> nn.Module:
@@ -233,8 +243,12 @@ def _teacher(cfg: CfgNode, bundle: DataBundle, device: torch.device) -> nn.Modul
             prerequisite(cfg, cfg.DISTILLER.TEACHER, epochs, role, branches_of=branches_of), bundle
         )
         checkpoint = trained.log_folder / "student_latest"
+
+    def read(path: str | Path, what: str) -> Any:
+        return processes.from_main(lambda: load_torch(path, what))
+
     teacher = make_network(cfg, cfg.DISTILLER.TEACHER, bundle, device)
-    teacher = load_network(teacher, checkpoint).to(device)
+    teacher = load_network(teacher, checkpoint, read).to(device)
     plant = cfg.DISTILLER.PLANT
     if plant.CLASSES:
         teacher = PlantedTeacher(teacher, plant.CLASSES, bundle.num_classes, plant.STRENGTH).to(device)
@@ -274,6 +288,7 @@ def _described(cfg: CfgNode) -> str:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
+        "processes": processes.count(),
     }
     header = "".join(f"# {name} {version}\n" for name, version in versions.items())
     return header + str(cfg.dump())

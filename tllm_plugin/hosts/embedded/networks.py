@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,8 +43,15 @@ def make_network(
     return network
 
 
-def load_network(network: nn.Module, path: str | Path) -> nn.Module:
+def load_network(
+    network: nn.Module, path: str | Path, read: Callable[[str | Path, str], Any] = load_torch
+) -> nn.Module:
     """Load the weights of a checkpoint `{"model": state_dict}`, as the hosts write them.
+
+    Args:
+        network: Of the architecture that was trained.
+        path: The file.
+        read: Called with the file and what it is expected to be; by default `load_torch`.
 
     Returns:
         The network; or the module around it that predicts, if these are the weights of a student of CID.
@@ -51,7 +59,7 @@ def load_network(network: nn.Module, path: str | Path) -> nn.Module:
     Raises:
         FileFormatError: It is missing, damaged, or of another architecture or number of classes.
     """
-    state = load_torch(path, "a network's checkpoint")
+    state = read(path, "a network's checkpoint")
     if not isinstance(state, Mapping) or not isinstance(state.get("model"), Mapping):
         raise FileFormatError(f"Expected {path} to hold a state_dict under the key `model`, but it does not")
     try:

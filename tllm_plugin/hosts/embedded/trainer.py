@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.core.registry import Registry
+from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.embedded.evaluation import ClassResults, peak_memory_bytes, score_test_set
 from tllm_plugin.hosts.embedded.loss_guard import LossGuard
+from tllm_plugin.hosts.embedded.parallel import ParallelDistiller, begin_epoch, merge_buffers
 from tllm_plugin.hosts.embedded.progress import EpochReport, RunProgress
 from tllm_plugin.hosts.embedded.schedule import make_schedule
 from tllm_plugin.hosts.optimizers import spare_from_decay
@@ -46,10 +49,12 @@ _WITHOUT_EFFECT = {
 class BaseTrainer:
     """Trains a distiller with SGD, tests after every epoch, and saves everything that a resume needs.
 
+    Several processes train together, each on its rows of every batch; the main one writes, the others only compute.
+
     Args:
         experiment_name: Folder below `cfg.LOG.PREFIX`.
         distiller: See `distillers.base`; on its device already.
-        train_loader: Yields `(image, target, index)`; has `set_epoch`.
+        train_loader: Yields `(image, target, index)`; has `set_epoch`, and `batch_rows` for several processes.
         val_loader: Yields `(image, target)`: the test data, looked at but never used for a decision.
         cfg: The frozen config.
     """
@@ -64,9 +69,13 @@ class BaseTrainer:
         self.optimizer = self.init_optimizer(cfg)
         self.schedule = make_schedule(cfg.SOLVER, self.optimizer, len(train_loader))
         self.log_path = str(Path(cfg.LOG.PREFIX) / experiment_name)
-        self.run = RunFolder.inside(self.log_path).create()
-        remove_temporaries(self.log_path)  # Half a checkpoint of a process that was killed.
-        self.tf_writer = SummaryWriter(str(Path(self.log_path) / "train.events"))
+        self.parallel = ParallelDistiller(distiller)
+        self.run = RunFolder.inside(self.log_path)
+        self.tf_writer: Any = None
+        if processes.is_main():
+            self.run.create()
+            remove_temporaries(self.log_path)  # Half a checkpoint of a process that was killed.
+            self.tf_writer = SummaryWriter(str(Path(self.log_path) / "train.events"))
         self.device = next(distiller.parameters()).device
         self.guard = LossGuard(check_every=1 if self.device.type == "cpu" else 20)
         self.seconds_per_epoch: list[float] = []
@@ -96,7 +105,10 @@ class BaseTrainer:
         if resume:
             self.load_checkpoint(Path(self.log_path) / "latest")
         title = f"{self.cfg.EXPERIMENT.NAME or self.cfg.DISTILLER.TYPE}"
-        with RunProgress(title, self.cfg.SOLVER.EPOCHS, len(self.train_loader), self.epochs_done) as self.progress:
+        shown: AbstractContextManager[RunProgress | None] = nullcontext()
+        if processes.is_main():
+            shown = RunProgress(title, self.cfg.SOLVER.EPOCHS, len(self.train_loader), self.epochs_done)
+        with shown as self.progress:
             for epoch in range(self.epochs_done + 1, self.cfg.SOLVER.EPOCHS + 1):
                 self.train_epoch(epoch)
         self.finish()
@@ -104,17 +116,21 @@ class BaseTrainer:
     def finish(self) -> None:
         """Write what a finished run leaves behind."""
         self.write_metrics(finished=True)
-        self.tf_writer.close()
+        if self.tf_writer is not None:
+            self.tf_writer.close()
 
     def train_epoch(self, epoch: int) -> None:
         """Train one epoch, test, log and save."""
         started = time.perf_counter()
         self.train_loader.set_epoch(epoch)
         self.distiller.train()
+        begin_epoch(self.distiller, self.cfg.EXPERIMENT.SEED, epoch)
         seen = torch.zeros((), device=self.device)
         right = torch.zeros((), device=self.device)
         loss_sum = torch.zeros((), device=self.device)
-        for image, target, index in self.train_loader:
+        sizes = self.train_loader.batch_rows if processes.count() > 1 else repeat(None)
+        for rows, (image, target, index) in zip(sizes, self.train_loader, strict=False):
+            self.parallel.begin_batch(rows)
             logits, loss = self.train_iter(image, target, index, epoch)
             seen += target.shape[0]
             right += (logits.argmax(1) == target).sum()
@@ -122,6 +138,9 @@ class BaseTrainer:
             if self.progress is not None:
                 self.progress.step()
         self.guard.flush()
+        # A process whose losses are not finite does not get here, and nobody gets past it.
+        seen, right, loss_sum = processes.summed(torch.stack([seen, right, loss_sum]).cpu()).unbind()
+        merge_buffers(self.distiller)
         self.epochs_done = epoch
         results = score_test_set(self.distiller, self.val_loader, self.autocast)
         report = EpochReport(
@@ -141,28 +160,33 @@ class BaseTrainer:
 
         The batch goes through the networks in `SOLVER.ACCUMULATE` parts, whose gradients add up to that of the batch:
         exactly where losses are means over rows and no layer looks at several rows (BatchNorm sees a part at a time).
+        Of several processes each returns what concerns its own rows.
         """
         if self.cfg.RUNTIME.CHANNELS_LAST:
             image = image.contiguous(memory_format=torch.channels_last)
         self.optimizer.zero_grad(set_to_none=True)
-        parts = self.cfg.SOLVER.ACCUMULATE
-        outputs, totals = [], []
-        for images, targets, rows in zip(*(item.chunk(parts) for item in (image, target, index)), strict=True):
-            with self.autocast():
-                logits, losses = self.distiller(image=images, target=targets, index=rows, epoch=epoch)
-            total = torch.stack([loss.mean() for loss in losses.values()]).sum()
-            self.guard.see(epoch, losses, rows)
-            if parts > 1:
-                total = total * (targets.shape[0] / target.shape[0])
-            total.backward()
+        batch_rows = target.shape[0]
+        parts = self.parallel.parts(self.cfg.SOLVER.ACCUMULATE, batch_rows)
+        outputs: list[Tensor] = []
+        totals: list[Tensor] = []
+        for images, targets, rows in zip(*(item.tensor_split(parts) for item in (image, target, index)), strict=True):
+            part_rows = targets.shape[0]
+            with self.parallel.accumulating(last=len(outputs) == parts - 1):
+                with self.autocast():
+                    logits, losses = self.parallel(image=images, target=targets, index=rows, epoch=epoch)
+                total = torch.stack([loss.mean() for loss in losses.values()]).sum()
+                self.guard.see(epoch, losses, rows)
+                (total * self.parallel.weight(part_rows, batch_rows)).backward()
             outputs.append(logits.detach())
-            totals.append(total.detach())
+            totals.append(total.detach() * (part_rows / batch_rows))
         self.optimizer.step()
         self.schedule.step()
         return torch.cat(outputs), torch.stack(totals).sum()
 
     def log(self, report: EpochReport) -> None:
         """Write an epoch's numbers to TensorBoard, `worklog.txt` and the console."""
+        if not processes.is_main():
+            return
         for name, value in report.scalars().items():
             self.tf_writer.add_scalar(name, value, report.epoch)
         self.tf_writer.flush()
@@ -174,6 +198,8 @@ class BaseTrainer:
 
     def save_checkpoint(self) -> None:
         """Write `latest`, the plain `student_latest`, and copies of both every SAVE_CHECKPOINT_FREQ epochs."""
+        if not processes.is_main():
+            return
         state = {
             "epoch": self.epochs_done,
             "config": self.cfg.dump(),
@@ -199,7 +225,7 @@ class BaseTrainer:
             FileFormatError: It is missing, damaged or not of this run's networks.
             ConfigError: It was written under another config.
         """
-        state = read_checkpoint(path, self.cfg)
+        state = processes.from_main(lambda: read_checkpoint(path, self.cfg))
         try:
             self.distiller.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -215,6 +241,8 @@ class BaseTrainer:
     def write_metrics(self, *, finished: bool, results: ClassResults | None = None) -> None:
         """Write `metrics.json`, in the end `predictions.npz` too; the test set is scored without `results`."""
         results = results or score_test_set(self.distiller, self.val_loader, self.autocast)
+        if not processes.is_main():
+            return
         if finished:
             self.run.write_predictions(
                 PredictionsRecord(results.labels.numpy(), results.predictions.numpy(), len(results.class_total))

@@ -1,0 +1,96 @@
+"""Several readers of one data set: together they see what one sees, in the same batches, augmented alike."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.data import DataBundle, load_data
+from tllm_plugin.data.shards import WHOLE, Shard
+
+BATCH_SIZE = 7
+
+
+@pytest.fixture(scope="module")
+def digits() -> DataBundle:
+    return load_data("digits")
+
+
+@pytest.fixture
+def photographs(make_folder) -> DataBundle:
+    return load_data("imagefolder", str(make_folder(per_class=8, size=(80, 70))), image_size=72, num_workers=2)
+
+
+def epoch(bundle: DataBundle, shard: Shard, rows: Tensor, number: int = 3) -> list[tuple[Tensor, Tensor, Tensor]]:
+    loader = bundle.train_loader(rows, batch_size=BATCH_SIZE, seed=1, device="cpu", shard=shard)
+    loader.set_epoch(number)
+    return list(loader)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("name", ["digits", "photographs"])
+def test_training_batches_are_shared(name: str, count: int, request: pytest.FixtureRequest) -> None:
+    bundle: DataBundle = request.getfixturevalue(name)
+    rows = torch.arange(14 if name == "photographs" else 54, 0, -1)  # The last batch is of 5 digits.
+    whole = epoch(bundle, WHOLE, rows)
+    shards = [epoch(bundle, Shard(number, count), rows) for number in range(count)]
+    assert all(len(shard) == len(whole) for shard in shards)
+    for batch, parts in zip(whole, zip(*shards, strict=True), strict=True):
+        sizes = [len(part[1]) for part in parts]
+        assert max(sizes) - min(sizes) <= 1 and sizes == sorted(sizes, reverse=True)
+        for wanted, got in zip(batch, zip(*parts, strict=True), strict=True):
+            assert torch.equal(torch.cat(got), wanted)
+
+
+@pytest.mark.parametrize("count", [2, 9])
+@pytest.mark.parametrize("name", ["digits", "photographs"])
+def test_evaluation_batches_are_dealt_out(name: str, count: int, request: pytest.FixtureRequest) -> None:
+    bundle: DataBundle = request.getfixturevalue(name)
+    rows = torch.arange(16 if name == "photographs" else 54, 0, -1) - 1
+
+    def batches(shard: Shard):
+        return bundle.eval_loader(rows, batch_size=BATCH_SIZE, device="cpu", split="train", shard=shard)
+
+    whole = list(batches(WHOLE))
+    total = torch.zeros(len(rows))
+    places = []
+    for number in range(count):
+        loader = batches(Shard(number, count))
+        own = list(loader)
+        assert len(loader) == len(own) and loader.num_samples == len(rows)
+        for image, target in own:
+            same = [place for place, (other, _) in enumerate(whole) if torch.equal(other, image)]
+            assert torch.equal(whole[same[0]][1], target)
+            places += same
+        values = torch.cat([target for _, target in own]) if own else torch.empty(0, dtype=torch.int64)
+        total += loader.in_place(values)
+    assert sorted(places) == list(range(len(whole)))
+    assert torch.equal(total.long(), bundle.train_labels[rows])
+
+
+def test_in_place_keeps_the_dtype_and_further_dimensions(digits: DataBundle) -> None:
+    loader = digits.eval_loader(torch.arange(3), batch_size=1, device="cpu", split="test", shard=Shard(1, 2))
+    assert loader.in_place(torch.tensor([[7, 8]], dtype=torch.uint8)).tolist() == [[0, 0], [7, 8], [0, 0]]
+    assert loader.in_place(torch.ones(1, dtype=torch.uint8)).dtype == torch.uint8
+
+
+def test_batch_rows_are_those_of_all_shards(digits: DataBundle) -> None:
+    for drop_last, expected in ((False, [7, 7, 2]), (True, [7, 7])):
+        loader = digits.train_loader(
+            torch.arange(16), batch_size=7, seed=0, device="cpu", drop_last=drop_last, shard=Shard(1, 2)
+        )
+        assert loader.batch_rows == expected and loader.num_samples == 16
+    assert digits.train_loader(torch.arange(3), batch_size=7, seed=0, device="cpu").batch_rows == [3]
+
+
+def test_a_batch_with_fewer_rows_than_shards_is_refused(digits: DataBundle) -> None:
+    with pytest.raises(ConfigError, match=r"at least 3 rows, one for each process, .* the last one of 16 .* has 2;"):
+        digits.train_loader(torch.arange(16), batch_size=7, seed=0, device="cpu", shard=Shard(0, 3))
+
+
+@pytest.mark.parametrize(("number", "count"), [(-1, 2), (2, 2), (0, 0)])
+def test_a_shard_that_there_is_not_is_refused(number: int, count: int) -> None:
+    with pytest.raises(ConfigError, match="Expected `number` to be from 0 to"):
+        Shard(number, count)
