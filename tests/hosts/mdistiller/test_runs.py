@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from tests.hosts.digits_runs import assert_equal
-from tests.hosts.mdistiller.conftest import CLASSES, TRAIN, environment, make_cifar100
+from tests.hosts.mdistiller.conftest import environment, make_cifar100
+from tests.hosts.small_images import CLASSES, TRAIN
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.hosts import checkouts
 from tllm_plugin.models import create_model

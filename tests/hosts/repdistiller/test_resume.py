@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tests.hosts.repdistiller.conftest import CLASSES, environment, make_images
+from tests.hosts.repdistiller.conftest import environment
 from tests.hosts.repdistiller.processes import (
     LAUNCHER,
     apply_patches,
@@ -18,6 +18,7 @@ from tests.hosts.repdistiller.processes import (
     save_teacher,
     state_of,
 )
+from tests.hosts.small_images import CLASSES, make_images
 from tllm_plugin.models import create_model
 
 ROOT = Path(__file__).resolve().parents[3]

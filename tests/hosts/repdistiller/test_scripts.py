@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from tests.hosts.digits_runs import assert_equal
-from tests.hosts.repdistiller.conftest import CLASSES, environment
+from tests.hosts.repdistiller.conftest import environment
 from tests.hosts.repdistiller.lists import KINDS
 from tests.hosts.repdistiller.processes import LAUNCHER, apply_patches, python, save_teacher
+from tests.hosts.small_images import CLASSES
 from tllm_plugin.models import create_model
 from tllm_plugin.runs.run_folder import RunFolder
 

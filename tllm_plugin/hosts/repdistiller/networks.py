@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
 from functools import partial
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from tllm_plugin.hosts.repdistiller.contracts import as_listed
 from tllm_plugin.models import create_model
 
 #: Teachers of the seed's Table 6, and the modified ResNet-24 of its section 2.2.
@@ -31,16 +31,4 @@ def create_listed(name: str, num_classes: int = 100) -> nn.Module:
         A network: `network(x)` is logits (n, C); `network(x, is_feat=True)` is `([f0, ..., fn, pooled], logits)`, with
         `preact=True` the maps before their activation.
     """
-    model = create_model(name, num_classes=num_classes)
-    kind = type(model)
-    model.__class__ = type(f"Listed{kind.__name__}", (_Listed, kind), {})
-    return model
-
-
-class _Listed(nn.Module):
-    def forward(self, x: Tensor, is_feat: bool = False, preact: bool = False) -> Any:
-        logits, features = super().forward(x)  # type: ignore[misc]
-        if not is_feat:
-            return logits
-        maps = features["preact_feats" if preact else "feats"]
-        return [*maps, features["pooled_feat"]], logits
+    return as_listed(create_model(name, num_classes=num_classes))
