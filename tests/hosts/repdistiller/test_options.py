@@ -13,7 +13,7 @@ import torch
 
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.repdistiller import parse_student, parse_teacher, suffix
-from tllm_plugin.hosts.repdistiller.networks import EXTRA_MODELS, create_listed
+from tllm_plugin.hosts.repdistiller.networks import EXTRA_MODELS, PHOTOGRAPH_MODELS, create_listed
 from tllm_plugin.hosts.repdistiller.options import FLAGS, errors_name_flags, node_of
 from tllm_plugin.hosts.tllm_node import tllm_node
 from tllm_plugin.models import create_model
@@ -123,7 +123,7 @@ def test_the_folder_names_the_teacher(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_our_models_join_the_hosts(monkeypatch: pytest.MonkeyPatch, host: dict[str, Any]) -> None:
     assert parse(monkeypatch, "--model", "wrn_28_2", teacher=True).model == "wrn_28_2"
-    assert host["resnet8"] is object and set(host) == {"resnet8", *EXTRA_MODELS}
+    assert host["resnet8"] is object and set(host) == {"resnet8", *EXTRA_MODELS, *PHOTOGRAPH_MODELS}
     with pytest.raises(SystemExit):
         parse(monkeypatch, "--model", "wrn_1_1", teacher=True)
     with pytest.raises(ConfigError, match="--data_folder"):

@@ -20,6 +20,7 @@ from tllm_plugin.hosts.config_checks import lookup, refuse
 from tllm_plugin.hosts.plain_errors import say_errors_plainly
 from tllm_plugin.hosts.ported_methods import ported_nodes
 from tllm_plugin.hosts.repdistiller.flags import Flag, add_flags, name_flags, set_key
+from tllm_plugin.hosts.repdistiller.images import DATASETS
 from tllm_plugin.hosts.repdistiller.method_flags import (
     TEACHER_FLAGS,
     add_student_flags,
@@ -27,7 +28,7 @@ from tllm_plugin.hosts.repdistiller.method_flags import (
     complete_student,
     weights_suffix,
 )
-from tllm_plugin.hosts.repdistiller.networks import extend_models
+from tllm_plugin.hosts.repdistiller.networks import PHOTOGRAPH_MODELS, extend_models, start_pretrained
 from tllm_plugin.hosts.tllm_node import check_tllm, tllm_node
 from tllm_plugin.methods import ContextStudent
 from tllm_plugin.runs.reading import load_torch
@@ -72,7 +73,8 @@ def parse_student(parser: argparse.ArgumentParser) -> argparse.Namespace:
     known = getattr(options, "model_t", None) or _teacher_name(options.path_t or "", models)
     if hasattr(options, "model_t"):
         options.model_t = known
-    refuse(_image_problems(options) + complete_student(options, known) + check_options(options))
+    named = [name for name in (getattr(options, "model_s", None), known) if name is not None]
+    refuse(_image_problems(options, *named) + complete_student(options, known) + check_options(options))
     if options.tllm_seed is not None:
         random.seed(options.tllm_seed)
         np.random.seed(options.tllm_seed)
@@ -91,7 +93,7 @@ def parse_teacher(parser: argparse.ArgumentParser) -> argparse.Namespace:
     add_flags(parser, TEACHER_FLAGS, CfgNode(ported_nodes()))
     _shared(parser)
     options = parser.parse_args()
-    refuse(_image_problems(options) + check_teacher(options))
+    refuse(_image_problems(options, options.model) + check_teacher(options))
     return options
 
 
@@ -164,10 +166,11 @@ def _shared(parser: argparse.ArgumentParser) -> list[str]:
         if action.dest in ("model", "model_s", "model_t"):
             action.choices = list(models)
         elif action.dest == "dataset":
-            action.choices = [*(action.choices or ()), "imagefolder"]
+            action.choices = [*(action.choices or ()), *DATASETS]
     parser.add_argument(
-        "--data_folder", type=str, default="", help="for the data set imagefolder: holds train/ and val/"
+        "--data_folder", type=str, default="", help="of the data set: imagefolder (train/ and val/) or CUB_200_2011"
     )
+    parser.add_argument("--pretrained", action="store_true", help="start a tv_... network from torchvision's weights")
     return list(models)
 
 
@@ -186,13 +189,28 @@ def _predicts_by_context(path: str) -> bool:
     return isinstance(weights, Mapping) and ContextStudent.is_state(weights)
 
 
-def _image_problems(options: argparse.Namespace) -> list[str]:
+def _image_problems(options: argparse.Namespace, *names: str) -> list[str]:
+    """Return what is wrong with the data set, also for the networks of these names; the first is what is trained."""
+    problems = []
     if options.dataset == "imagefolder" and not os.path.isdir(options.data_folder):
-        return [
+        problems.append(
             "Expected `--data_folder` to be a folder that holds train/ and val/ for the data set imagefolder, but got "
             f"{options.data_folder!r}"
+        )
+    if options.dataset == "cub200":
+        known = ", ".join(PHOTOGRAPH_MODELS)
+        problems += [
+            f"Expected a network for photographs ({known}) for the data set cub200, but got {name}"
+            for name in names
+            if name not in PHOTOGRAPH_MODELS
         ]
-    return []
+        if getattr(options, "distill", None) == "crd":
+            problems.append("Expected another data set than cub200 for --distill crd, which it has no contrast for")
+    if options.pretrained and names[0] not in PHOTOGRAPH_MODELS:
+        problems.append(f"Expected `--pretrained` with one of {', '.join(PHOTOGRAPH_MODELS)}, but got {names[0]}")
+    elif options.pretrained:
+        start_pretrained(importlib.import_module("models").model_dict, names[0])
+    return problems
 
 
 def _index_or_name(text: Any) -> Any:
