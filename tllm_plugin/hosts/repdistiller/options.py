@@ -70,11 +70,11 @@ def parse_student(parser: argparse.ArgumentParser) -> argparse.Namespace:
     options = parser.parse_args()
     options.tllm = options.tllm or options.tllm_resume
     # A stock script has no `model_t` and takes the name from the folder in its own way.
-    known = getattr(options, "model_t", None) or _teacher_name(options.path_t or "", models)
+    teacher = getattr(options, "model_t", None) or (_teacher_name(options.path_t, models) if options.path_t else None)
     if hasattr(options, "model_t"):
-        options.model_t = known
-    named = [name for name in (getattr(options, "model_s", None), known) if name is not None]
-    refuse(_image_problems(options, *named) + complete_student(options, known) + check_options(options))
+        options.model_t = teacher
+    networks = [name for name in (options.model_s, teacher) if name is not None]
+    refuse(_image_problems(options, *networks) + complete_student(options, teacher) + check_options(options))
     if options.tllm_seed is not None:
         random.seed(options.tllm_seed)
         np.random.seed(options.tllm_seed)
