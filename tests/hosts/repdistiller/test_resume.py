@@ -38,7 +38,7 @@ NAIVE = (
 )
 
 
-@pytest.mark.parametrize("kind", ["rkd", "cid"])
+@pytest.mark.parametrize("kind", ["rkd", "srrl", "cid"])
 def test_a_killed_run_of_the_stand_in_continues_exactly(tmp_path: Path, kind: str) -> None:
     make_images(tmp_path / "images")
     torch.manual_seed(1)

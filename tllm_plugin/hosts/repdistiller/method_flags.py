@@ -47,8 +47,8 @@ _CID_WEIGHTS = {
 def add_student_flags(parser: argparse.ArgumentParser) -> None:
     """Add what SRRL and CID need to the arguments of `train_student.py`."""
     for action in parser._actions:
-        if action.dest == "distill":
-            action.choices = [*(action.choices or ()), *METHODS]
+        if action.dest == "distill" and action.choices is not None:
+            action.choices = [*action.choices, *METHODS]
     for flag in STUDENT_FLAGS:
         if flag.name not in _HOSTS:
             default = lookup(_defaults(), flag.key)
