@@ -6,41 +6,20 @@ import random
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torchvision import transforms
 
+from tests.data.official_cub200 import CLASSES, make_official
 from tllm_plugin.core.errors import ConfigError, DataError
 from tllm_plugin.data import load_data
 from tllm_plugin.data.randomness import derived_seed
 
-CLASSES = ("001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatross")
-PER_CLASS = 4  # Three for training, one for testing.
-
 
 @pytest.fixture(scope="module")
 def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder, its images of different sizes, one of them grey, as in the original."""
-    root = tmp_path_factory.mktemp("cub") / "CUB_200_2011"
-    lists: dict[str, list[str]] = {"images": [], "image_class_labels": [], "train_test_split": []}
-    pixels = np.random.default_rng(0)
-    number = 0
-    for label, name in enumerate(CLASSES, start=1):
-        (root / "images" / name).mkdir(parents=True)
-        for index in range(PER_CLASS):
-            number += 1
-            file = f"{name}/Bird_{index:04}_{number}.jpg"
-            image = Image.fromarray(pixels.integers(0, 256, (50 + 5 * index, 70, 3), dtype=np.uint8))
-            (image.convert("L") if number == 2 else image).save(root / "images" / file)
-            lists["images"].append(f"{number} {file}")
-            lists["image_class_labels"].append(f"{number} {label}")
-            lists["train_test_split"].append(f"{number} {int(index != 1)}")
-    lists["classes"] = [f"{label} {name}" for label, name in enumerate(CLASSES, start=1)]
-    for key, lines in lists.items():
-        (root / f"{key}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return root
+    return make_official(tmp_path_factory.mktemp("cub"))
 
 
 @pytest.mark.parametrize("inside", [True, False])

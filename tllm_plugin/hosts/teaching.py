@@ -102,6 +102,8 @@ class Teaching:
             balance=node.BALANCE,
             min_rows=node.MIN_ROWS,
         )
+        if self.wrapper.balance is not None and processes.count() > 1:
+            self.wrapper.balance.add_up = processes.summed
         self.wrapper.carry("curves", self.curves)
         self.wrapper.carry("detector", self.detector)
         if self.search_loader is not None:

@@ -28,11 +28,24 @@ teacher() {
     fi
 }
 
-# student TEACHER STUDENT SEED TRIAL DETECTOR [the host's and TLLM's options ...]
+# The same for MODEL trained with branches of STUDENT.
+sftn_file() {
+    echo "save/models/$1_${DATASET}_lr_0.05_decay_0.0005_trial_0_sftn:$2/$1_last.pth"
+}
+
+# sftn_teacher MODEL STUDENT: SFTN's stage, unless its checkpoint is there.
+sftn_teacher() {
+    if [ ! -f "$(sftn_file "$1" "$2")" ]; then
+        run tllm train --host repdistiller --script train_teacher.py -- --model "$1" --sftn --model_s "$2" \
+            --dataset "$DATASET" --epochs "$TEACHER_EPOCHS" ${OPTIONS[@]+"${OPTIONS[@]}"}
+    fi
+}
+
+# student TEACHER STUDENT SEED TRIAL DETECTOR [the host's and TLLM's options ...]; PATH_T: another checkpoint of TEACHER
 student() {
     local teacher=$1 student=$2 seed=$3 trial=$4 detector=$5
     shift 5
-    run tllm train --host repdistiller -- --path_t "$(teacher_file "$teacher")" --model_t "$teacher" \
+    run tllm train --host repdistiller -- --path_t "${PATH_T:-$(teacher_file "$teacher")}" --model_t "$teacher" \
         --model_s "$student" --dataset "$DATASET" --epochs "$EPOCHS" --trial "$trial" \
         --tllm --tllm_seed "$seed" --tllm_detector "$detector" ${OPTIONS[@]+"${OPTIONS[@]}"} \
         ${TLLM_OPTIONS[@]+"${TLLM_OPTIONS[@]}"} "$@"

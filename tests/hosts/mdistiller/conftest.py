@@ -11,12 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from tests.hosts.small_images import make_images
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.checkouts import locate
-
-CLASSES, TRAIN, VAL = 6, 20, 5
 
 
 @pytest.fixture(scope="session")
@@ -48,18 +46,6 @@ def scratch(checkout: Path, tmp_path: Path) -> Path:
         shutil.copytree(checkout / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     make_images(root / "data" / "tiny-imagenet-200")
     return root
-
-
-def make_images(folder: Path) -> None:
-    """Write train/ and val/ with one folder per class; the classes differ in brightness."""
-    random = np.random.default_rng(0)
-    for part, count in (("train", TRAIN), ("val", VAL)):
-        for label in range(CLASSES):
-            target = folder / part / f"n{label}"
-            target.mkdir(parents=True)
-            for index in range(count):
-                pixels = random.integers(0, 60, (32, 32, 3)) + 35 * label
-                Image.fromarray(pixels.astype(np.uint8)).save(target / f"{index:03}.png")
 
 
 def make_cifar100(folder: Path, per_class: int = 10) -> None:

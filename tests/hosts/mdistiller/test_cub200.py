@@ -1,4 +1,4 @@
-"""CUB-200-2011 in mdistiller: what its `get_dataset` returns, and that a hold-out can be cut from it."""
+"""CUB-200-2011 in mdistiller: what its `get_dataset` returns, and a run of the patched script."""
 
 from __future__ import annotations
 
@@ -9,13 +9,21 @@ import pytest
 import torch
 from yacs.config import CfgNode
 
-from tests.data.test_cub200 import official  # noqa: F401 (a fixture)
+from tests.data.official_cub200 import make_official
+from tests.hosts.mdistiller.test_runs import apply_patch, train
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.loader_data import LoaderData
+from tllm_plugin.models import create_model
+from tllm_plugin.runs.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_official(tmp_path_factory.mktemp("cub"))
 
 
 @pytest.fixture
-def cfg(imported: Path, official: Path) -> CfgNode:  # noqa: F811
+def cfg(imported: Path, official: Path) -> CfgNode:
     from mdistiller.engine.cfg import CFG
 
     cfg = CFG.clone()
@@ -71,3 +79,29 @@ def test_networks_are_there_and_pretrained_where_asked_for(cfg: CfgNode, monkeyp
     assert not torch.equal(build(num_classes=3).conv1.weight, state["conv1.weight"])
     monkeypatch.setitem(CFG.DISTILLER, "PRETRAINED", True)
     assert torch.equal(build(num_classes=3).conv1.weight, state["conv1.weight"])
+
+
+BASE = """
+EXPERIMENT: {PROJECT: "p", TAG: "t"}
+DATASET: {TYPE: "cub200", NUM_WORKERS: 0, TEST: {BATCH_SIZE: 4}}
+DISTILLER: {TYPE: "KD", TEACHER: "tv_mobilenet_v2", STUDENT: "tv_mobilenet_v2"}
+SOLVER: {BATCH_SIZE: 5, EPOCHS: 1, LR: 0.05, TRAINER: "tllm"}
+TLLM: {HOLDOUT: {FRACTION: 0.7}, DETECTOR: {TYPE: "fixed", CLASSES: [1]}}
+"""
+
+
+def test_the_patched_script_trains_on_it(scratch: Path) -> None:
+    """The host's own script imports `get_dataset` before it knows of TLLM."""
+    birds = make_official(scratch, per_class=9)
+    for number in ("0001", "0002"):
+        apply_patch(scratch, number)
+    torch.save({"model": create_model("tv_mobilenet_v2", num_classes=3).state_dict()}, scratch / "teacher.pth")
+    options = ("DATASET.PATH", str(birds), "DISTILLER.TEACHER_CHECKPOINT", str(scratch / "teacher.pth"))
+    train(scratch, *options, script=True, base=BASE)
+    (path,) = (scratch / "output").rglob("flags.json")
+    run = RunFolder(path.parent)
+    flags = run.read_flags()
+    assert [item.name for item in flags.classes if item.flagged] == ["Laysan Albatross"]
+    # Eight training images of each class: five or six held out, the others trained on.
+    assert {item.holdout_count for item in flags.classes} == {len(run.read_split().holdout) // 3}
+    assert torch.load(run.log_folder / "latest", weights_only=True)["epoch"] == 1

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from tests.hosts.digits_runs import assert_equal
-from tests.hosts.mdistiller.conftest import CLASSES, TRAIN, environment, make_cifar100
+from tests.hosts.mdistiller.conftest import environment, make_cifar100
+from tests.hosts.small_images import CLASSES, TRAIN
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.hosts import checkouts
 from tllm_plugin.models import create_model
@@ -243,7 +244,7 @@ def test_overrides_that_the_host_refuses(scratch: Path, options: tuple[str, ...]
 def test_plugin_that_is_off_changes_nothing(scratch: Path) -> None:
     seeded(scratch)
     for name in ("0001", "0002"):
-        _patch(scratch, name)
+        apply_patch(scratch, name)
     options = ("DISTILLER.TYPE", "NONE", "DISTILLER.STUDENT", "MobileNetV2", "SOLVER.TRAINER", "base")
     (scratch / "base.yaml").write_text(BASE)
     train(scratch, *options, "SOLVER.EPOCHS", "2", script=True)
@@ -264,7 +265,7 @@ def test_plugin_that_is_off_changes_nothing(scratch: Path) -> None:
 
 def test_patched_script_finds_our_configs_and_resumes(prepared: Path) -> None:
     for name in ("0001", "0002"):
-        _patch(prepared, name)
+        apply_patch(prepared, name)
     done = subprocess.run(
         [sys.executable, "tools/train.py", "--cfg", "configs/tllm/nothing.yaml"],
         cwd=prepared,
@@ -279,7 +280,7 @@ def test_patched_script_finds_our_configs_and_resumes(prepared: Path) -> None:
     train(prepared, *options, script=True, resume=True)
 
 
-def _patch(root: Path, number: str) -> None:
+def apply_patch(root: Path, number: str) -> None:
     (patch,) = [path for path in checkouts.patches("mdistiller") if path.name.startswith(number)]
     subprocess.run(["git", "init", "-q"], cwd=root, check=True)
     done = subprocess.run(["git", "apply", "--recount", str(patch)], cwd=root, capture_output=True, text=True)

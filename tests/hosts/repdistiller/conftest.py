@@ -8,16 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from tests.hosts.repdistiller.stand_in import stand_in
+from tests.hosts.small_images import make_images
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.checkouts import locate, patches
 from tllm_plugin.hosts.repdistiller.patching import patched_imports, read_patches
 
-CLASSES, TRAIN, VAL = 6, 20, 5
 ZOO = (
     *("Attention", "Correlation", "DistillKL", "HintLoss", "Similarity", "VIDLoss", "RKDLoss"),
     *("PKT", "ABLoss", "FactorTransfer", "KDSVD", "FSP", "NSTLoss"),
@@ -71,18 +69,6 @@ def scratch(checkout: Path, tmp_path: Path) -> Path:
     shutil.copytree(checkout, root, ignore=shutil.ignore_patterns("__pycache__", ".git", "save", "data"))
     make_images(tmp_path / "images")
     return root
-
-
-def make_images(folder: Path) -> None:
-    """Write train/ and val/ with one folder per class; the classes differ in brightness."""
-    random = np.random.default_rng(0)
-    for part, count in (("train", TRAIN), ("val", VAL)):
-        for label in range(CLASSES):
-            target = folder / part / f"n{label}"
-            target.mkdir(parents=True)
-            for index in range(count):
-                pixels = random.integers(0, 60, (32, 32, 3)) + 35 * label
-                Image.fromarray(pixels.astype(np.uint8)).save(target / f"{index:03}.png")
 
 
 def environment(root: Path) -> dict[str, str]:

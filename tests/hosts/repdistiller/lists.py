@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.distiller_cases import NUM_CLASSES
+from tllm_plugin.hosts.repdistiller import add_method
 from tllm_plugin.hosts.repdistiller.distiller import ListedDistiller
+from tllm_plugin.methods import Distiller
 
+PORTED = ("srrl", "cid")
 KINDS = (
     *("kd", "hint", "attention", "similarity", "correlation", "vid", "crd"),
     *("kdsvd", "fsp", "rkd", "pkt", "abound", "factor", "nst"),
@@ -32,7 +35,9 @@ class Lists:
     def optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.trainable.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
 
-    def distiller(self) -> ListedDistiller:
+    def distiller(self) -> nn.Module:
+        if isinstance(self.criteria[-1], Distiller):
+            return self.criteria[-1]
         return ListedDistiller(self.modules, self.criteria, self.options, self.trainable.parameters())
 
 
@@ -40,7 +45,10 @@ def make_options(kind: str, **changes: Any) -> SimpleNamespace:
     fixed = {"hint_layer": 2, "feat_dim": 8, "nce_k": 4, "nce_t": 0.07, "nce_m": 0.5, "n_data": N_DATA, "kd_T": 4}
     loop = {"print_freq": 100, "init_epochs": 1, "learning_rate": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
     weights = {"gamma": 0.7, "alpha": 0.9, "beta": 0.8}
-    return SimpleNamespace(distill=kind, model_s="resnet8", **{**fixed, **loop, **weights, **changes})
+    ported = {"srrl_feat_weight": 0.6, "srrl_weight": 0.5, "cid_a": 0.9, "cid_b": 2.0, "cid_c": 0.4}
+    context = {"cid_warmup_epochs": 1, "nesterov": kind == "cid"}
+    chosen = {**fixed, **loop, **weights, **ported, **context, **changes}
+    return SimpleNamespace(distill=kind, model_s="resnet8", **chosen)
 
 
 def make_lists(
@@ -78,12 +86,12 @@ def make_lists(
         trained = between[:1]
     elif kind == "fsp":
         criterion = host.FSP([f.shape for f in feat_s[:-1]], [f.shape for f in feat_t[:-1]])
-    return Lists(
-        nn.ModuleList([model_s, *between, model_t]),
-        nn.ModuleList([nn.CrossEntropyLoss(), host.DistillKL(4), criterion]),
-        nn.ModuleList([model_s, *trained]),
-        options,
-    )
+    modules, trainable = nn.ModuleList([model_s, *between]), nn.ModuleList([model_s, *trained])
+    if kind in PORTED:
+        _, criterion = add_method(options, modules, trainable, model_t)
+    modules.append(model_t)
+    criteria = nn.ModuleList([nn.CrossEntropyLoss(), host.DistillKL(4), criterion])
+    return Lists(modules, criteria, trainable, options)
 
 
 def batches(kind: str, steps: int = 2, rows: int = 7, seed: int = 3) -> list[tuple[Tensor, ...]]:

@@ -47,9 +47,15 @@ def main() -> None:
     train_loader = run.train_loader
     model_t, model_s = (HOST.model_dict[name](num_classes=classes) for name in ("resnet14", "resnet8"))
     model_t.load_state_dict(torch.load(opt.path_t, weights_only=True)["model"])
-    modules, criteria = nn.ModuleList([model_s, model_t]), nn.ModuleList([nn.CrossEntropyLoss(), HOST.DistillKL(4)])
-    criteria.append(HOST.RKDLoss())
-    optimizer = optim.SGD(model_s.parameters(), lr=0.05, momentum=0.9)
+    modules, trainable = nn.ModuleList([model_s]), nn.ModuleList([model_s])
+    criteria = nn.ModuleList([nn.CrossEntropyLoss(), HOST.DistillKL(4)])
+    if opt.distill in tllm.METHODS:
+        model_s, criterion_kd = tllm.add_method(opt, modules, trainable, model_t)
+    else:
+        criterion_kd = HOST.RKDLoss()
+    criteria.append(criterion_kd)
+    optimizer = optim.SGD(trainable.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    modules.append(model_t)
     run.init(lambda: print("init stage"))
     best_acc = run.start(modules, criteria, optimizer)
     for epoch in run.epochs():

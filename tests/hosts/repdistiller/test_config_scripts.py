@@ -25,7 +25,7 @@ SCRIPTS = sorted(path for path in FOLDER.glob("*.sh") if path.name != "common.sh
 def commands(script: Path, cwd: Path, **variables: str) -> list[list[str]]:
     """Return the words of every command that a script would run."""
     env = {**os.environ, "DRY_RUN": "1", **variables}
-    folder = ["images"] if script.name == "imagefolder.sh" else []
+    folder = ["images"] if script.name in ("imagefolder.sh", "table10.sh") else []
     done = subprocess.run(["bash", str(script), *folder], cwd=cwd, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -34,7 +34,8 @@ def commands(script: Path, cwd: Path, **variables: str) -> list[list[str]]:
 
 
 def test_the_scripts_of_the_tables_are_there() -> None:
-    assert [path.stem for path in SCRIPTS] == ["imagefolder", "table11", "table5", "table6", "table9"]
+    tables = [f"table{number}" for number in (10, 11, 5, 6, 9)]
+    assert [path.stem for path in SCRIPTS] == ["figures", "imagefolder", *tables]
 
 
 @pytest.mark.parametrize("script", sorted(FOLDER.glob("*.sh")), ids=lambda path: path.name)
@@ -85,14 +86,21 @@ def test_the_patched_host_takes_every_command(
     monkeypatch.chdir(tmp_path)
     Path("images").mkdir()
     # The commands of teachers first: a command finds its teacher and its reference only if one before it makes them.
-    folders = set()
+    folders: set[str] = set()
+    teachers: dict[Path, list[str]] = {}
     for words in commands(script, tmp_path):
         options = build_parser().parse_args(words)
         parsed = parse(options.script, options.opts)
         if options.script == "train_teacher.py":
             assert parsed.model in options.opts
-            (Path(parsed.save_folder) / f"{parsed.model}_last.pth").touch()
+            path = Path(parsed.save_folder) / f"{parsed.model}_last.pth"
+            assert teachers.setdefault(path, words) == words, "two commands write one teacher"
+            path.touch()
         else:
+            # Every teacher's stage comes before its students, and its name tells the host what it is.
+            assert Path(parsed.path_t).resolve() in {path.resolve() for path in teachers}
+            assert Path(parsed.path_t).name == f"{parsed.model_t}_last.pth"
+            assert ("sftn" in parsed.trial) == ("_sftn:" in parsed.path_t)
             assert parsed.save_folder not in folders, "two commands write into one folder"
             folders.add(parsed.save_folder)
             reference = parsed.tllm_reference
@@ -100,3 +108,36 @@ def test_the_patched_host_takes_every_command(
             assert not reference or Path(reference).resolve() in {Path(folder).resolve() for folder in folders}
             assert re.search(r"_tllm:\w+$", parsed.save_folder)
     assert len(folders) >= 6
+
+
+def test_the_figures_have_every_pair_of_the_other_host(tmp_path: Path) -> None:
+    """SRRL, CID and SFTN, plain and with TLLM, for each pair of which mdistiller's configs have them."""
+    script = FOLDER / "figures.sh"
+    short = {"res": "resnet", "shuv1": "ShuffleV1", "mv2": "MobileNetV2", "wrn": "wrn_"}
+    pairs = {folder.parent.name for folder in FOLDER.parent.glob("cifar100/*/cid.yaml")}
+    runs: dict[tuple[str, str], list[str]] = {}
+    for words in commands(script, tmp_path):
+        options = dict(zip(words, words[1:], strict=False))
+        if "--distill" in options:
+            kind = "sftn" if "_sftn:" in options["--path_t"] or "sftn" in options["--trial"] else options["--distill"]
+            pair = (options["--model_t"], options["--model_s"])
+            runs.setdefault(pair, []).append(f"{kind} {options['--tllm_detector']}")
+    wanted = [f"{kind} {detector}" for kind in ("srrl", "cid", "sftn") for detector in ("none", "reference")]
+    assert all(sorted(found) == sorted([*wanted, "kd none"]) for found in runs.values())
+    named = {tuple(_spelled(part, short) for part in re.split(r"_(?=res|wrn|mv|shu)", name)) for name in pairs}
+    assert len(pairs) == 6 and set(runs) == named
+    (only,) = {
+        words[words.index("--model_s") + 1] for words in commands(script, tmp_path, PAIRS="resnet56,resnet20")[2:]
+    }
+    assert only == "resnet20"
+
+
+def _spelled(part: str, short: dict[str, str]) -> str:
+    """Return the host's name of a network from a folder's.
+
+    >>> _spelled("res8x4", {"res": "resnet"}), _spelled("res50", {"res": "resnet"})
+    ('resnet8x4', 'ResNet50')
+    """
+    head = next(name for name in short if part.startswith(name))
+    name = short[head] + part.removeprefix(head)
+    return "ResNet50" if name == "resnet50" else name

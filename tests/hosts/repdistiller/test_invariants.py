@@ -8,11 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from tests import distiller_cases
 from tests.core import test_wrapper_invariants as invariants
-from tests.hosts.repdistiller.lists import KINDS, SEPARABLE, make_lists
+from tests.hosts.repdistiller.lists import KINDS, PORTED, SEPARABLE, make_lists
 from tests.hosts.repdistiller.stand_in import stand_in
+from tllm_plugin.methods import CID
 
 # Methods that have to bridge the difference between architectures.
 CROSS_PAIR = ("resnet14", "ShuffleV1")
@@ -34,13 +36,18 @@ FORMS = ("kd", "hint", "similarity", "correlation", "vid", "crd", "factor", "abo
 
 def register(host: SimpleNamespace, kind: str, teacher: str = "resnet14", student: str = "resnet8") -> str:
     name = f"repdistiller {kind} {teacher}/{student} {host.root}"
-    distiller_cases.HOST_BUILDERS[name] = lambda: make_lists(host, kind, teacher, student).distiller()
+
+    def build() -> nn.Module:
+        distiller = make_lists(host, kind, teacher, student).distiller()
+        return distiller_cases.give_context(distiller) if isinstance(distiller, CID) else distiller
+
+    distiller_cases.HOST_BUILDERS[name] = build
     return name
 
 
 def run(host: SimpleNamespace, kind: str, check: Callable[[str], None]) -> None:
     name = check.__name__
-    if "separable" in name and kind not in SEPARABLE:
+    if "separable" in name and kind not in (*SEPARABLE, "srrl"):
         pytest.skip("its loss is about relations between rows")
     if "threads" in name and kind == "crd":
         pytest.skip("CRD's memory changes with every call, so repeated calls differ without replicas, too")
@@ -59,19 +66,19 @@ def _inner_loss(host: SimpleNamespace, kind: str, *, enabled: bool) -> float:
     return float(losses["loss_kd"].detach())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *PORTED])
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("test_"))
 def test_real_host(real: SimpleNamespace, kind: str, check: Callable[[str], None]) -> None:
     run(real, kind, check)
 
 
-@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("kind", [*FORMS, *PORTED])
 @pytest.mark.parametrize("check", CHECKS[:6], ids=lambda check: check.__name__.removeprefix("test_"))
 def test_stand_in(kind: str, check: Callable[[str], None]) -> None:
     run(stand_in(), kind, check)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in SEPARABLE])
+@pytest.mark.parametrize("kind", [*(kind for kind in KINDS if kind not in SEPARABLE), "cid"])
 def test_batch_coupled_losses_are_about_distillable_rows_only(host: SimpleNamespace, kind: str) -> None:
     name = register(host, kind)
     wrapper, inner = invariants.wrap(name, [2]), distiller_cases.build(name)
@@ -81,23 +88,23 @@ def test_batch_coupled_losses_are_about_distillable_rows_only(host: SimpleNamesp
     keep = keywords["target"] != 2
     _, losses = wrapper(**keywords)
     rows = ("image", "target", "index", "contrastive_index")
-    _, expected = inner(**{key: keywords[key][keep] for key in rows})
+    _, expected = inner(**{key: keywords[key][keep] for key in rows}, epoch=keywords["epoch"])
     torch.testing.assert_close(losses["loss_kd"], expected["loss_kd"] * keep.sum() / len(keep))
 
 
 @pytest.mark.parametrize("distillable", [0, 1, 2])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *PORTED])
 def test_few_rows(real: SimpleNamespace, kind: str, distillable: int) -> None:
     invariants.test_few_distillable_rows_give_finite_losses_and_gradients(register(real, kind), distillable)
 
 
 @pytest.mark.parametrize("distillable", [0, 1, 2])
-@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("kind", [*FORMS, *PORTED])
 def test_few_rows_of_the_stand_in(kind: str, distillable: int) -> None:
     invariants.test_few_distillable_rows_give_finite_losses_and_gradients(register(stand_in(), kind), distillable)
 
 
-@pytest.mark.parametrize("kind", CROSS)
+@pytest.mark.parametrize("kind", [*CROSS, *PORTED])
 def test_across_architectures(real: SimpleNamespace, kind: str) -> None:
     name = register(real, kind, *CROSS_PAIR)
     invariants.test_nothing_flagged_is_the_inner_distiller_bit_for_bit(name)

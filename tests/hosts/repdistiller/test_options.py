@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.hosts.repdistiller import options as module
 from tllm_plugin.hosts.repdistiller import parse_student, parse_teacher, suffix
-from tllm_plugin.hosts.repdistiller.networks import EXTRA_MODELS, create_listed
+from tllm_plugin.hosts.repdistiller.networks import EXTRA_MODELS, PHOTOGRAPH_MODELS, create_listed
 from tllm_plugin.hosts.repdistiller.options import FLAGS, errors_name_flags, node_of
 from tllm_plugin.hosts.tllm_node import tllm_node
 from tllm_plugin.models import create_model
@@ -124,7 +123,7 @@ def test_the_folder_names_the_teacher(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_our_models_join_the_hosts(monkeypatch: pytest.MonkeyPatch, host: dict[str, Any]) -> None:
     assert parse(monkeypatch, "--model", "wrn_28_2", teacher=True).model == "wrn_28_2"
-    assert host["resnet8"] is object and set(host) == {"resnet8", *EXTRA_MODELS}
+    assert host["resnet8"] is object and set(host) == {"resnet8", *EXTRA_MODELS, *PHOTOGRAPH_MODELS}
     with pytest.raises(SystemExit):
         parse(monkeypatch, "--model", "wrn_1_1", teacher=True)
     with pytest.raises(ConfigError, match="--data_folder"):
@@ -144,8 +143,13 @@ def test_our_models_answer_as_the_hosts_do() -> None:
     assert torch.equal(model(image), logits)
 
 
-def test_errors_of_ours_are_said_plainly_and_by_the_names_of_flags(capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_of_ours_are_said_plainly_and_by_the_names_of_flags(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], teacher: str
+) -> None:
     with pytest.raises(ConfigError) as raised, errors_name_flags():
         raise ConfigError("Expected `TLLM.DETECTOR.ETA` to be smaller")
-    module._say(ConfigError, raised.value, None)
+    parse(monkeypatch, "--path_t", teacher)
+    sys.excepthook(ConfigError, raised.value, None)
     assert capsys.readouterr().err == "tllm: Expected `--tllm_eta` to be smaller\n"
+    sys.excepthook(ValueError, ValueError("somebody else's"), None)
+    assert capsys.readouterr().err == "ValueError: somebody else's\n"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 import torch
 
-from tests.hosts.repdistiller.conftest import CLASSES, environment, make_images
+from tests.hosts.repdistiller.conftest import environment
 from tests.hosts.repdistiller.processes import (
     LAUNCHER,
     apply_patches,
@@ -18,8 +19,15 @@ from tests.hosts.repdistiller.processes import (
     save_teacher,
     state_of,
 )
+from tests.hosts.small_images import CLASSES, make_images
 from tllm_plugin.models import create_model
+from tllm_plugin.runs.run_folder import RunFolder
 
+# Options of a method, for a few epochs.
+METHOD = {
+    "crd": ("-a", "0.9", "-b", "0.8", "--nce_k", "4"),
+    "cid": ("--cid_warmup_epochs", "1", "--cid_b", "1"),
+}
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = ("-m", "tests.hosts.repdistiller.stand_in_script")
 # Flags every class whose mean probability was higher before: some in any run, from the second epoch on.
@@ -30,13 +38,23 @@ NAIVE = (
 )
 
 
-def test_a_killed_run_of_the_stand_in_continues_exactly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["rkd", "srrl", "cid"])
+def test_a_killed_run_of_the_stand_in_continues_exactly(tmp_path: Path, kind: str) -> None:
     make_images(tmp_path / "images")
     torch.manual_seed(1)
     teacher = save_teacher(tmp_path, create_model("resnet14", num_classes=CLASSES), "resnet14")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     words = (
-        *(*SCRIPT, "--distill", "rkd", "--dataset", "imagefolder", "--data_folder", str(tmp_path / "images")),
+        *(
+            *SCRIPT,
+            "--distill",
+            kind,
+            *METHOD.get(kind, ()),
+            "--dataset",
+            "imagefolder",
+            "--data_folder",
+            str(tmp_path / "images"),
+        ),
         *("--path_t", str(teacher), "--model_s", "resnet8", *NAIVE),
     )
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -50,15 +68,19 @@ def test_a_killed_run_of_the_stand_in_continues_exactly(tmp_path: Path) -> None:
     flags = run.read_flags()
     assert any(item.flagged and item.epoch_flagged == 2 for item in flags.classes), "nothing to carry over"
     assert run.config_yaml.exists()
+    check_context(run, kind)
 
 
-def test_the_real_host_killed_and_resumed_by_script_equals_the_launchers_run(scratch: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["crd", "cid"])
+def test_the_real_host_killed_and_resumed_by_script_equals_the_launchers_run(
+    scratch: Path, tmp_path: Path, kind: str
+) -> None:
     torch.manual_seed(1)
     teacher = save_teacher(tmp_path, create_model("resnet14", num_classes=CLASSES), "resnet14")
     words = (
         *("--path_t", str(teacher), "--model_s", "resnet8", "--dataset", "imagefolder"),
         *("--data_folder", str(tmp_path / "images"), "--batch_size", "16", "--num_workers", "0", "--epochs", "3"),
-        *("--lr_decay_epochs", "1", "--distill", "crd", "-a", "0.9", "-b", "0.8", "--nce_k", "4", *NAIVE),
+        *("--lr_decay_epochs", "1", "--distill", kind, *METHOD[kind], *NAIVE),
     )
     env = environment(scratch)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -70,3 +92,12 @@ def test_the_real_host_killed_and_resumed_by_script_equals_the_launchers_run(scr
     assert state_of(run)["epoch"] == 2
     python(killed, env, script, *words, "--tllm_resume")
     assert_same_results(only_run(whole), run)
+    check_context(run, kind)
+
+
+def check_context(run: RunFolder, kind: str) -> None:
+    """In CID's third epoch the context of the second predicts: what is resumed needs the sums of what was killed."""
+    if kind == "cid":
+        for pattern in ("*best.pth", "*last.pth"):
+            state = torch.load(next(run.log_folder.glob(pattern)), weights_only=True)["model"]
+            assert state["has_context"] and bool(state["context"].any())

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from tests.hosts.digits_runs import assert_equal
-from tests.hosts.repdistiller.conftest import CLASSES, environment
-from tests.hosts.repdistiller.lists import KINDS
+from tests.hosts.repdistiller.conftest import environment
+from tests.hosts.repdistiller.lists import KINDS, PORTED
 from tests.hosts.repdistiller.processes import LAUNCHER, apply_patches, python, save_teacher
+from tests.hosts.small_images import CLASSES
 from tllm_plugin.models import create_model
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -53,9 +54,10 @@ def many(tmp_path: Path, root: Path, lines: list[str], prelude: str = "") -> Non
 def test_every_method_trains_with_flagged_classes(scratch: Path, tmp_path: Path) -> None:
     fixed = "--tllm --tllm_detector fixed --tllm_classes 1 4 --tllm_holdout 0.25 --epochs 1 --tllm_seed 0"
     common = " ".join(("--path_t", teacher(tmp_path), *SHORT, *images(tmp_path), fixed))
-    many(tmp_path, scratch, [f"--distill {kind} -a 0.5 -b 0.5 {common}" for kind in KINDS])
+    lines = [f"--distill {kind} -a 0.5 -b 0.5 {common}" for kind in KINDS]
+    many(tmp_path, scratch, lines + [f"--distill {kind} {common}" for kind in PORTED])
     runs = {path.parent for path in (tmp_path / "save" / "student_model").rglob("flags.json")}
-    assert len(runs) == len(KINDS)
+    assert len(runs) == len(KINDS) + len(PORTED)
     for run in map(RunFolder, runs):
         assert run.read_flags().flagged == (1, 4) and run.read_metrics().finished
         assert torch.load(run.log_folder / "resnet8_last.pth", weights_only=True)["opt"]["tllm"]
@@ -112,6 +114,47 @@ def test_teachers(scratch: Path, tmp_path: Path) -> None:
     from_it = ("--path_t", "old.pth", "--model_t", "resnet24_1_1_9", *SHORT, *images(tmp_path), "--epochs", "1")
     done = python(tmp_path, env, str(scratch / "train_student.py"), *from_it, "--distill", "kd", "-a", "0.9")
     assert "==> done" in done.stdout
+
+
+STAGE = ("--model", "resnet14", "--sftn", "--model_s", "resnet8")
+
+
+def test_teacher_stage_and_our_methods_without_tllm(scratch: Path, tmp_path: Path) -> None:
+    """By the launcher and by the patched scripts; what SFTN leaves is an ordinary teacher for either."""
+    env, common = environment(scratch), ("--batch_size", "16", "--num_workers", "0", *images(tmp_path))
+    student = (*SHORT, *images(tmp_path), "--tllm_seed", "0", "--epochs", "2")
+    by_launcher, by_script = tmp_path / "launched", tmp_path / "patched"
+    start = (*LAUNCHER[:-1], "--script", "train_teacher.py", "--")
+    python(by_launcher, env, *start, *STAGE, *common, "--epochs", "1")
+    (path,) = (by_launcher / "save" / "models").rglob("resnet14_last.pth")
+    assert path.parent.name.startswith("resnet14_imagefolder_") and path.parent.name.endswith("_sftn:resnet8")
+    state = torch.load(path, weights_only=True)
+    assert state["model"].keys() == create_model("resnet14", num_classes=CLASSES).state_dict().keys()
+    assert state["opt"]["sftn_kl_weight"] == 3.0 and set(state) == {"opt", "model", "optimizer"}
+    methods = ("--distill cid --cid_warmup_epochs 1", "--distill srrl")
+    words = " ".join(("--path_t", str(path), *student))
+    many(by_launcher, scratch, [f"{method} {words}" for method in methods])
+    apply_patches(scratch)
+    python(by_script, env, str(scratch / "train_teacher.py"), *STAGE, *common, "--epochs", "1")
+    assert len(list((by_script / "save" / "models").rglob("resnet14_best.pth"))) == 1
+    cid = (*methods[0].split(), "--path_t", str(path), *student)
+    python(by_script, env, str(scratch / "train_student.py"), *cid)
+    found = {}
+    for folder, kind in ((by_launcher, "cid"), (by_script, "cid"), (by_launcher, "srrl")):
+        (run,) = (folder / "save" / "student_model").glob(f"S:resnet8_T:resnet14_imagefolder_{kind}_*")
+        assert not (run / "tllm").exists()
+        files = {file.name: torch.load(file, weights_only=True)["model"] for file in run.iterdir()}
+        assert set(files) == {"resnet8_best.pth", "resnet8_last.pth"}
+        found[folder, kind] = files
+    assert_equal(found[by_launcher, "cid"], found[by_script, "cid"])
+    plain = create_model("resnet8", num_classes=CLASSES).state_dict()
+    last = found[by_script, "cid"]["resnet8_last.pth"]
+    assert last["has_context"] and {f"network.{name}" for name in plain} < set(last)
+    assert found[by_launcher, "srrl"]["resnet8_last.pth"].keys() == plain.keys()
+    again = ("--path_t", str(next(run.parent.glob("*_cid_*")) / "resnet8_last.pth"), "--model_t", "resnet8", *student)
+    refused = python(by_script, env, str(scratch / "train_student.py"), *again, check=False)
+    assert refused.returncode == 1 and "is of a student of CID" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_errors_are_plain(scratch: Path, tmp_path: Path) -> None:

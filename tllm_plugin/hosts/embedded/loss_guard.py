@@ -26,15 +26,15 @@ class LossGuard:
         self.check_every = check_every
         self.rate = rate
         self.step = 0
-        self._seen: list[tuple[int, int, tuple[str, ...], Tensor, Tensor]] = []
+        self._seen: list[tuple[int, int, tuple[str, ...], Tensor, Tensor | None]] = []
 
-    def see(self, epoch: int, losses: Mapping[str, Tensor], index: Tensor) -> None:
+    def see(self, epoch: int, losses: Mapping[str, Tensor], index: Tensor | None) -> None:
         """Take note of one step.
 
         Args:
             epoch: Counted from 1.
             losses: Name -> scalar.
-            index: (n,) int64, rows of the batch in the training data.
+            index: (n,) int64, rows of the batch in the training data; None where the host does not say.
 
         Raises:
             NonFiniteLossError: This step or one since the last look had a loss that is NaN or infinite.
@@ -56,9 +56,15 @@ class LossGuard:
             return
         epoch, step, names, values, index = next(item for item in seen if not bool(torch.isfinite(item[3]).all()))
         parts = ", ".join(f"{name} = {value:g}" for name, value in zip(names, values.tolist(), strict=True))
-        rows = ", ".join(str(row) for row in index[:_ROWS_SHOWN].tolist())
-        more = f" and {index.numel() - _ROWS_SHOWN} more" if index.numel() > _ROWS_SHOWN else ""
         raise NonFiniteLossError(
-            f"Expected finite losses, but got {parts} in epoch {epoch}, step {step} of this process, on training rows "
-            f"{rows}{more}; try a lower {self.rate}. A checkpoint of an earlier epoch, if there is one, is still valid"
+            f"Expected finite losses, but got {parts} in epoch {epoch}, step {step} of this process{_rows(index)}; try "
+            f"a lower {self.rate}. A checkpoint of an earlier epoch, if there is one, is still valid"
         )
+
+
+def _rows(index: Tensor | None) -> str:
+    if index is None:
+        return ""
+    rows = ", ".join(str(row) for row in index[:_ROWS_SHOWN].tolist())
+    more = f" and {index.numel() - _ROWS_SHOWN} more" if index.numel() > _ROWS_SHOWN else ""
+    return f", on training rows {rows}{more}"

@@ -5,17 +5,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import sys
-from types import TracebackType
 
 from yacs.config import CfgNode
 
 from tllm_plugin.core.detectors import DETECTORS
-from tllm_plugin.core.errors import TLLMError
 from tllm_plugin.hosts import config_files
 from tllm_plugin.hosts.config_checks import check, refuse
 from tllm_plugin.hosts.mdistiller.registration import inner_trainer
 from tllm_plugin.hosts.mdistiller.teachers import choose_teacher
+from tllm_plugin.hosts.plain_errors import say_errors_plainly
 from tllm_plugin.hosts.ported_methods import check_sftn, ported_rules
 from tllm_plugin.hosts.tllm_node import check_tllm
 
@@ -28,7 +26,7 @@ def find_config(name: str) -> str:
     Raises:
         ConfigError: There is none.
     """
-    sys.excepthook = _say
+    say_errors_plainly()
     return str(config_files.find_config(name))
 
 
@@ -38,7 +36,7 @@ def prepare(cfg: CfgNode) -> None:
     Raises:
         ConfigError: One line per problem.
     """
-    sys.excepthook = _say
+    say_errors_plainly()
     if cfg.LOG.WANDB and importlib.util.find_spec("wandb") is None:
         cfg.LOG.WANDB = False  # The host would do so itself, but only once its config is frozen.
     refuse(check_config(cfg))
@@ -74,10 +72,3 @@ def check_config(cfg: CfgNode) -> list[str]:
             "NONE TLLM.DETECTOR.TYPE none"
         )
     return problems
-
-
-def _say(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    if isinstance(error, TLLMError):
-        print(f"tllm: {error}", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, traceback)

@@ -2,12 +2,27 @@
 
     import tllm_plugin.hosts.repdistiller as tllm
 
-`parse_student` and `parse_teacher` stand for `parser.parse_args()`, `suffix` goes into a run's name, `load_images` is a
-further data set, and a `Run` stands in for the host's calls from loading data to the last epoch.
+`parse_student` and `parse_teacher` stand for `parser.parse_args()`, `suffix` goes into a run's name, `load_images`
+reads one of the further `DATASETS`, and a `Run` stands in for the host's calls from loading data to the last epoch.
+`METHODS` are those values of `--distill` that `add_method` makes, and a `TeacherStage` is what a teacher is trained as.
+For scripts of your own: `restore(network, state)` loads a student's weights, whichever method trained it.
 """
 
-from tllm_plugin.hosts.repdistiller.images import load_images
+from tllm_plugin.hosts.repdistiller.images import DATASETS, load_images
+from tllm_plugin.hosts.repdistiller.method_flags import METHODS
 from tllm_plugin.hosts.repdistiller.options import parse_student, parse_teacher, suffix
+from tllm_plugin.hosts.repdistiller.ported import TeacherStage, add_method, restore
 from tllm_plugin.hosts.repdistiller.run import Run
 
-__all__ = ["Run", "load_images", "parse_student", "parse_teacher", "suffix"]
+__all__ = [
+    "DATASETS",
+    "METHODS",
+    "Run",
+    "TeacherStage",
+    "add_method",
+    "load_images",
+    "parse_student",
+    "parse_teacher",
+    "restore",
+    "suffix",
+]

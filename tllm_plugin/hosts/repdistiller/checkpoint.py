@@ -24,6 +24,11 @@ def relevant_options(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in sorted(vars(options).items()) if name not in _WITHOUT_EFFECT}
 
 
+def _set(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that were given a value: to leave out a switch is what a version without it did."""
+    return {name: value for name, value in options.items() if value is not None and value is not False}
+
+
 def read_state(folder: RunFolder, options: Mapping[str, Any]) -> Mapping[str, Any]:
     """Read the checkpoint of a run that was made with `options`.
 
@@ -42,10 +47,8 @@ def read_state(folder: RunFolder, options: Mapping[str, Any]) -> Mapping[str, An
             f"Expected {folder.state} to be a checkpoint of RepDistiller with TLLM, version {STATE_VERSION}, but it is "
             "something else; start the run anew"
         )
-    before = state["options"]
-    changed = sorted(
-        name for name in set(before) | set(options) if before.get(name, options) != options.get(name, before)
-    )
+    before, now = _set(state["options"]), _set(options)
+    changed = sorted(name for name in set(before) | set(now) if before.get(name, now) != now.get(name, before))
     if changed:
         names = ", ".join(f"--{name}" for name in changed)
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""One epoch of distillation: the host's `train_distill` around a wrapped distiller."""
+"""One epoch of distillation: the host's `train_distill` around a distiller, wrapped or not."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tllm_plugin.core.wrapper import TLLMWrapper
 from tllm_plugin.hosts.embedded.loss_guard import LossGuard
 
 # What a batch of the host's loaders holds, in order; the last only for crd.
@@ -33,18 +32,19 @@ class EpochResult:
 def train_epoch(
     epoch: int,
     loader: Any,
-    wrapper: TLLMWrapper,
+    distiller: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
     print_freq: int = 100,
     guard: LossGuard | None = None,
 ) -> EpochResult:
-    """Train one epoch; with nothing flagged, every step is the host's, bit for bit.
+    """Train one epoch; around the host's methods, with nothing flagged, every step is the host's, bit for bit.
 
     Args:
         epoch: Counted from 1.
-        loader: Yields `(image, target, index)` or, for crd, `(image, target, index, contrastive_index)`.
-        wrapper: Around a `ListedDistiller`.
+        loader: Yields `(image, target, index)`; for crd `(image, target, index, contrastive_index)`, for a teacher
+            `(image, target)`.
+        distiller: With the core's contract: a `TLLMWrapper`, or what it would wrap.
         optimizer: The host's.
         print_freq: Steps between printed lines, as the host prints them. Sums stay on the device in between.
         guard: Looks for losses that are not finite.
@@ -52,8 +52,8 @@ def train_epoch(
     Raises:
         NonFiniteLossError: Found by the guard.
     """
-    wrapper.train()
-    device = next(wrapper.student.parameters()).device
+    distiller.train()
+    device = next(distiller.parameters()).device
     exact = torch.float32 if device.type == "mps" else torch.float64
     loss_sum = torch.zeros((), dtype=exact, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -61,10 +61,10 @@ def train_epoch(
     for step, batch in enumerate(loader):
         keywords = {name: part.to(device, non_blocking=True) for name, part in zip(_BATCH, batch, strict=False)}
         keywords["image"] = keywords["image"].float()
-        logits, losses = wrapper(**keywords, epoch=epoch)
+        logits, losses = distiller(**keywords, epoch=epoch)
         loss = total(losses)
         if guard is not None:
-            guard.see(epoch, losses, keywords["index"])
+            guard.see(epoch, losses, keywords.get("index"))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

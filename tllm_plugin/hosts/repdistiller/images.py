@@ -1,4 +1,4 @@
-"""Any folder of images as a data set of RepDistiller, which itself knows CIFAR-100 only."""
+"""Data sets for RepDistiller, which itself knows CIFAR-100 only: any folder of images, and CUB-200-2011."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from torchvision import transforms
 
 from tllm_plugin.data.decode import decode_files
 from tllm_plugin.data.folder import FolderPart, find_parts, readable_names
+from tllm_plugin.hosts.photographs import cub200_loaders
+
+#: Values of --dataset that the host does not have.
+DATASETS = ("imagefolder", "cub200")
 
 #: Height and width in pixels for which the host's networks and scripts are written.
 SIDE = 32
@@ -69,19 +73,30 @@ def load_images(options: Any) -> tuple[DataLoader[Any], DataLoader[Any], int, in
 
     Images of another size are cut to a centred square and scaled to 32 x 32. Augmentation is the host's of CIFAR-100:
     padding by 4 and random crop, random flip; normalised by the training images' own mean and standard deviation.
+    CUB-200-2011 keeps its photographs' size and has the augmentation of the other hosts.
 
     Args:
-        options: `data_folder`, `batch_size`, `num_workers`; of `train_student.py` also `distill`, `nce_k`, `mode`.
+        options: `dataset`, `data_folder`, `batch_size`, `num_workers`; of `train_student.py` also `distill`, `nce_k`,
+            `mode`.
 
     Raises:
-        DataError: The folder does not hold images as described in `tllm_plugin.data.folder`.
+        DataError: The folder does not hold images as described in `tllm_plugin.data.folder`, or CUB-200-2011.
     """
+    batch_size, workers = options.batch_size, options.num_workers
+    method = getattr(options, "distill", None)
+    if options.dataset == "cub200":
+        return cub200_loaders(
+            options.data_folder,
+            batch_size=batch_size,
+            test_batch_size=max(1, batch_size // 2),
+            num_workers=workers,
+            with_index=method is not None,
+        )
     train, test = find_parts(options.data_folder)
     classes = readable_names(train.root.parent, train.classes)
     images, test_images = (_decode(part, options.num_workers) for part in (train, test))
     plain = [transforms.ToTensor(), transforms.Normalize(*_statistics(images))]
     moved = [transforms.RandomCrop(SIDE, padding=4), transforms.RandomHorizontalFlip()]
-    method = getattr(options, "distill", None)
     train_set = FolderImages(
         images,
         train.labels.numpy(),
@@ -92,7 +107,6 @@ def load_images(options: Any) -> tuple[DataLoader[Any], DataLoader[Any], int, in
         with_index=method is not None,
     )
     test_set = FolderImages(test_images, test.labels.numpy(), classes, transforms.Compose(plain))
-    batch_size, workers = options.batch_size, options.num_workers
     train_loader: DataLoader[Any] = DataLoader(train_set, batch_size=batch_size, shuffle=True, num_workers=workers)
     test_loader: DataLoader[Any] = DataLoader(test_set, batch_size=max(1, batch_size // 2), num_workers=workers // 2)
     return train_loader, test_loader, len(train_set), len(classes)

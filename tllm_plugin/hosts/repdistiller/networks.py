@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
 from functools import partial
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from tllm_plugin.models import create_model
+from tllm_plugin.hosts.repdistiller.contracts import as_listed
+from tllm_plugin.models import create_model, load_pretrained
 
 #: Teachers of the seed's Table 6, and the modified ResNet-24 of its section 2.2.
 EXTRA_MODELS = ("wrn_28_2", "wrn_16_4", "wrn_28_4", "resnet24_1_1_9")
+#: Networks for photographs; the host's own are for images of 32 pixels.
+PHOTOGRAPH_MODELS = ("tv_resnet50", "tv_resnet18", "tv_mobilenet_v2")
 
 
 def extend_models(models: MutableMapping[str, Callable[..., nn.Module]]) -> None:
     """Add the models that a host's `model_dict` lacks; what is there is left alone."""
-    for name in EXTRA_MODELS:
+    for name in (*EXTRA_MODELS, *PHOTOGRAPH_MODELS):
         models.setdefault(name, partial(create_listed, name))
 
 
@@ -31,16 +33,20 @@ def create_listed(name: str, num_classes: int = 100) -> nn.Module:
         A network: `network(x)` is logits (n, C); `network(x, is_feat=True)` is `([f0, ..., fn, pooled], logits)`, with
         `preact=True` the maps before their activation.
     """
-    model = create_model(name, num_classes=num_classes)
-    kind = type(model)
-    model.__class__ = type(f"Listed{kind.__name__}", (_Listed, kind), {})
-    return model
+    return as_listed(create_model(name, num_classes=num_classes))
 
 
-class _Listed(nn.Module):
-    def forward(self, x: Tensor, is_feat: bool = False, preact: bool = False) -> Any:
-        logits, features = super().forward(x)  # type: ignore[misc]
-        if not is_feat:
-            return logits
-        maps = features["preact_feats" if preact else "feats"]
-        return [*maps, features["pooled_feat"]], logits
+def start_pretrained(models: MutableMapping[str, Callable[..., nn.Module]], name: str) -> None:
+    """Let a model of the `model_dict` start from torchvision's weights, its head aside.
+
+    Raises:
+        ConfigError: On building: it is none of torchvision's.
+    """
+    build = models[name]
+
+    def pretrained(num_classes: int = 100) -> nn.Module:
+        network = build(num_classes=num_classes)
+        load_pretrained(network)
+        return network
+
+    models[name] = pretrained

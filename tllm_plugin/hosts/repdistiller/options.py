@@ -6,11 +6,8 @@ import argparse
 import importlib
 import os
 import random
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -18,26 +15,23 @@ import torch
 from yacs.config import CfgNode
 
 from tllm_plugin.core.detectors import DETECTORS
-from tllm_plugin.core.errors import ConfigError, TLLMError
+from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.config_checks import lookup, refuse
-from tllm_plugin.hosts.repdistiller.networks import extend_models
+from tllm_plugin.hosts.plain_errors import say_errors_plainly
+from tllm_plugin.hosts.ported_methods import ported_nodes
+from tllm_plugin.hosts.repdistiller.flags import Flag, add_flags, name_flags, set_key
+from tllm_plugin.hosts.repdistiller.images import DATASETS
+from tllm_plugin.hosts.repdistiller.method_flags import (
+    TEACHER_FLAGS,
+    add_student_flags,
+    check_teacher,
+    complete_student,
+    weights_suffix,
+)
+from tllm_plugin.hosts.repdistiller.networks import PHOTOGRAPH_MODELS, extend_models, start_pretrained
 from tllm_plugin.hosts.tllm_node import check_tllm, tllm_node
-
-
-@dataclass(frozen=True)
-class Flag:
-    """A flag for one key of the config node.
-
-    Args:
-        name: Without the dashes.
-        key: Below `TLLM`.
-        help: In the host's style.
-    """
-
-    name: str
-    key: str
-    help: str
-
+from tllm_plugin.methods import ContextStudent
+from tllm_plugin.runs.reading import load_torch
 
 FLAGS = (
     Flag("tllm_detector", "DETECTOR.TYPE", f"which classes lose their teacher: {', '.join(sorted(DETECTORS))}"),
@@ -57,7 +51,7 @@ FLAGS = (
     Flag("tllm_search_holdout", "HOLDOUT.SEARCH_FRACTION", "share of the rest in the hold-out for choosing eta"),
     Flag("tllm_holdout_seed", "HOLDOUT.SEED", "chooses the hold-out"),
 )
-_SWITCHES = ("tllm", "tllm_resume")
+_NODE = "TLLM."
 
 
 def parse_student(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -72,21 +66,16 @@ def parse_student(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("--tllm", action="store_true", help="find undistillable classes and stop teaching them")
     parser.add_argument("--tllm_resume", action="store_true", help="continue a killed run (implies --tllm)")
     parser.add_argument("--tllm_seed", type=int, default=None, help="seed of weights, order and augmentation")
-    defaults = tllm_node()
-    for flag in FLAGS:
-        default = lookup(defaults, flag.key)
-        if isinstance(default, list):
-            parser.add_argument(f"--{flag.name}", nargs="+", default=default, help=flag.help)
-        else:
-            described = f"{flag.help} (default: {default})" if default != "" else flag.help
-            kind = _truth if isinstance(default, bool) else type(default)
-            parser.add_argument(f"--{flag.name}", type=kind, default=default, help=described)
+    add_flags(parser, FLAGS, tllm_node())
+    add_student_flags(parser)
     options = parser.parse_args()
     options.tllm = options.tllm or options.tllm_resume
     # A stock script has no `model_t` and takes the name from the folder in its own way.
-    if getattr(options, "model_t", "known") is None and options.path_t:
-        options.model_t = _teacher_name(options.path_t, models)
-    refuse(_image_problems(options) + check_options(options))
+    teacher = getattr(options, "model_t", None) or (_teacher_name(options.path_t, models) if options.path_t else None)
+    if hasattr(options, "model_t"):
+        options.model_t = teacher
+    networks = [name for name in (options.model_s, teacher) if name is not None]
+    refuse(_image_problems(options, *networks) + complete_student(options, teacher) + check_options(options))
     if options.tllm_seed is not None:
         random.seed(options.tllm_seed)
         np.random.seed(options.tllm_seed)
@@ -100,27 +89,28 @@ def parse_teacher(parser: argparse.ArgumentParser) -> argparse.Namespace:
     Raises:
         ConfigError: One line per problem.
     """
+    parser.add_argument("--sftn", action="store_true", help="train with branches of a student (SFTN's teacher stage)")
+    parser.add_argument("--model_s", type=str, default=None, help="for --sftn: the student that is to be taught")
+    add_flags(parser, TEACHER_FLAGS, CfgNode(ported_nodes()))
     _shared(parser)
     options = parser.parse_args()
-    refuse(_image_problems(options))
+    refuse(_image_problems(options, options.model) + check_teacher(options))
     return options
 
 
 def suffix(options: argparse.Namespace) -> str:
-    """Return what is added to a run's name, so that a run with TLLM has a folder of its own."""
-    return f"_tllm:{options.tllm_detector}" if options.tllm else ""
+    """Return what is added to a run's name, so that a run with what TLLM brings has a folder of its own."""
+    if "sftn" in options:
+        return f"_sftn:{options.model_s}" if options.sftn else ""
+    return weights_suffix(options) + (f"_tllm:{options.tllm_detector}" if options.tllm else "")
 
 
 def node_of(options: argparse.Namespace) -> CfgNode:
     """Return the `TLLM` config node that the flags describe."""
     node = tllm_node()
     for flag in FLAGS:
-        *parents, last = flag.key.split(".")
-        holder = node
-        for name in parents:
-            holder = holder[name]
         value = getattr(options, flag.name)
-        holder[last] = [_index_or_name(item) for item in value] if isinstance(value, list) else value
+        set_key(node, flag.key, [_index_or_name(item) for item in value] if isinstance(value, list) else value)
     return node
 
 
@@ -136,6 +126,11 @@ def check_options(options: argparse.Namespace) -> list[str]:
             "Expected the folder of `--path_t` to begin with the name of a model, or `--model_t` with that name, but "
             f"got {options.path_t!r}"
         )
+    elif _predicts_by_context(options.path_t):
+        problems.append(
+            f"Expected `--path_t` to hold the weights of a network, but {options.path_t} is of a student of CID, which "
+            "predicts through a head of its own that the host's networks do not have"
+        )
     if not options.tllm:
         defaults = tllm_node()
         for flag in FLAGS:
@@ -143,7 +138,7 @@ def check_options(options: argparse.Namespace) -> list[str]:
                 problems.append(f"Expected `--tllm` with `--{flag.name}`, but got the latter alone")
         return problems
     node = node_of(options)
-    problems += [name_flags(problem) for problem in check_tllm(CfgNode({"TLLM": node}))]
+    problems += [name_flags(problem, FLAGS, _NODE) for problem in check_tllm(CfgNode({"TLLM": node}))]
     detector = DETECTORS.get(node.DETECTOR.TYPE)
     if detector is not None and detector.needs_reference and not node.DETECTOR.REFERENCE:
         problems.append(
@@ -160,29 +155,23 @@ def errors_name_flags() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(name_flags(str(error))) from None
-
-
-def name_flags(message: str) -> str:
-    """Return a message about config keys as one about flags."""
-    for flag in FLAGS:
-        message = message.replace(f"`TLLM.{flag.key}`", f"`--{flag.name}`")
-    return message
+        raise ConfigError(name_flags(str(error), FLAGS, _NODE)) from None
 
 
 def _shared(parser: argparse.ArgumentParser) -> list[str]:
     """Add what both scripts get, models and image folders as a data set, and return the models' names."""
-    sys.excepthook = _say
+    say_errors_plainly()
     models = importlib.import_module("models").model_dict
     extend_models(models)
     for action in parser._actions:
         if action.dest in ("model", "model_s", "model_t"):
             action.choices = list(models)
         elif action.dest == "dataset":
-            action.choices = [*(action.choices or ()), "imagefolder"]
+            action.choices = [*(action.choices or ()), *DATASETS]
     parser.add_argument(
-        "--data_folder", type=str, default="", help="for the data set imagefolder: holds train/ and val/"
+        "--data_folder", type=str, default="", help="of the data set: imagefolder (train/ and val/) or CUB_200_2011"
     )
+    parser.add_argument("--pretrained", action="store_true", help="start a tv_... network from torchvision's weights")
     return list(models)
 
 
@@ -192,27 +181,38 @@ def _teacher_name(path: str, models: list[str]) -> str | None:
     return max((name for name in models if f"{folder}_".startswith(f"{name}_")), key=len, default=None)
 
 
-def _image_problems(options: argparse.Namespace) -> list[str]:
+def _predicts_by_context(path: str) -> bool:
+    try:
+        state = load_torch(path, "a network's checkpoint")
+    except FileFormatError:
+        return False  # Of an old version, perhaps. The host reads it in its own way, and says what is wrong.
+    weights = state.get("model") if isinstance(state, Mapping) else None
+    return isinstance(weights, Mapping) and ContextStudent.is_state(weights)
+
+
+def _image_problems(options: argparse.Namespace, *names: str) -> list[str]:
+    """Return what is wrong with the data set, also for the networks of these names; the first is what is trained."""
+    problems = []
     if options.dataset == "imagefolder" and not os.path.isdir(options.data_folder):
-        return [
+        problems.append(
             "Expected `--data_folder` to be a folder that holds train/ and val/ for the data set imagefolder, but got "
             f"{options.data_folder!r}"
+        )
+    if options.dataset == "cub200":
+        known = ", ".join(PHOTOGRAPH_MODELS)
+        problems += [
+            f"Expected a network for photographs ({known}) for the data set cub200, but got {name}"
+            for name in names
+            if name not in PHOTOGRAPH_MODELS
         ]
-    return []
-
-
-def _truth(word: str) -> bool:
-    if word not in ("True", "False"):
-        raise argparse.ArgumentTypeError(f"Expected True or False, but got {word!r}")
-    return word == "True"
+        if getattr(options, "distill", None) == "crd":
+            problems.append("Expected another data set than cub200 for --distill crd, which it has no contrast for")
+    if options.pretrained and names[0] not in PHOTOGRAPH_MODELS:
+        problems.append(f"Expected `--pretrained` with one of {', '.join(PHOTOGRAPH_MODELS)}, but got {names[0]}")
+    elif options.pretrained:
+        start_pretrained(importlib.import_module("models").model_dict, names[0])
+    return problems
 
 
 def _index_or_name(text: Any) -> Any:
     return int(text) if str(text).isdigit() else text
-
-
-def _say(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    if isinstance(error, TLLMError):
-        print(f"tllm: {error}", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, traceback)

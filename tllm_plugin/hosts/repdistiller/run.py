@@ -18,6 +18,7 @@ from tllm_plugin.hosts.checkouts import source_of
 from tllm_plugin.hosts.embedded.evaluation import peak_memory_bytes
 from tllm_plugin.hosts.embedded.loss_guard import LossGuard
 from tllm_plugin.hosts.loader_data import LoaderData
+from tllm_plugin.hosts.optimizers import spare_from_decay, use_nesterov
 from tllm_plugin.hosts.random_state import RandomState
 from tllm_plugin.hosts.repdistiller.checkpoint import STATE_VERSION, read_state, relevant_options
 from tllm_plugin.hosts.repdistiller.distiller import ListedDistiller
@@ -25,6 +26,7 @@ from tllm_plugin.hosts.repdistiller.epoch import train_epoch
 from tllm_plugin.hosts.repdistiller.options import errors_name_flags, node_of
 from tllm_plugin.hosts.repdistiller.watched import WatchedLoader
 from tllm_plugin.hosts.teaching import Teaching, cut, student_predictor
+from tllm_plugin.methods import Distiller
 from tllm_plugin.runs.atomic import save_torch, write_text
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.run_folder import RunFolder
@@ -32,7 +34,8 @@ from tllm_plugin.version import __version__
 
 
 class Run:
-    """Hold-out, wrapped distiller, flags and resume around the host's loop; without `--tllm` nothing but that loop.
+    """Hold-out, wrapped distiller, flags and resume around the host's loop; without `--tllm` nothing but that loop
+    (and, for a method that the host does not have, our epoch).
 
     The host's script makes it once its data are loaded, lets it stand in for its own calls from then on, and the loop
     over `epochs` writes a checkpoint each time the host has finished with an epoch.
@@ -50,6 +53,7 @@ class Run:
         #: Highest test accuracy so far, in percent.
         self.best_acc: float = 0
         self.teaching: Teaching | None = None
+        self._method: nn.Module | None = None
         self._done = 0
         self._seconds: list[float] = []
         if options.tllm:
@@ -73,7 +77,7 @@ class Run:
 
         Args:
             module_list: Student first, teacher last.
-            criterion_list: Cross-entropy, KL divergence, the method's own.
+            criterion_list: Cross-entropy, KL divergence, the method's own; from `add_method` the method itself.
             optimizer: Over everything that is trained.
             logger: TensorBoard's `SummaryWriter`, or whatever else the host logs with, which is then not used.
 
@@ -83,13 +87,19 @@ class Run:
         Raises:
             ConfigError: Detector, hold-out or checkpoint do not fit the options.
         """
+        self.optimizer = optimizer
+        self.device = next(module_list.parameters()).device
+        last = criterion_list[-1]
+        self._method = last if isinstance(last, Distiller) else None
+        if self._method is not None:
+            spare_from_decay(optimizer, self._method)
+        if self.options.nesterov:
+            use_nesterov(optimizer)
         if not self.options.tllm:
             return self.best_acc
         learnable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        distiller = ListedDistiller(module_list, criterion_list, self.options, learnable)
-        self.optimizer = optimizer
+        distiller = self._method or ListedDistiller(module_list, criterion_list, self.options, learnable)
         self.writer = logger if hasattr(logger, "add_histogram") else None
-        self.device = next(distiller.student.parameters()).device
         with errors_name_flags():
             self.teaching = Teaching(node_of(self.options), distiller, self._data, self.options.epochs)
         self.teaching.wrapper.to(self.device)
@@ -115,18 +125,21 @@ class Run:
 
     def train(self, host_train: Callable[..., Any], epoch: int, loader: Any, *arguments: Any) -> Any:
         """Return training accuracy in percent and mean loss of an epoch, and score the hold-out after it."""
-        if self.teaching is None:
+        distiller = self._method if self.teaching is None else self.teaching.wrapper
+        if distiller is None:
             return host_train(epoch, loader, *arguments)
         start = time.time()
         every = max(1, self.options.print_freq)
         result = train_epoch(
             epoch,
             loader,
-            self.teaching.wrapper,
+            distiller,
             self.optimizer,
             print_freq=every,
             guard=LossGuard(every, "--learning_rate"),
         )
+        if self.teaching is None:
+            return result.accuracy_percent, result.loss
         predict = student_predictor(self.teaching.wrapper)
         self.teaching.catch_up(epoch, lambda image: predict(image.to(self.device)), self.writer)
         self._seconds.append(time.time() - start)
