@@ -42,17 +42,17 @@ class Balance:
             rows: (n_d,) int64, at least one.
             target: (n,) int64.
         """
-        total = torch.stack([loss.mean().float() for loss in losses.values()]).sum()
+        total = torch.stack([_precise(loss).mean() for loss in losses.values()]).sum()
         (taught,) = torch.autograd.grad(total, logits, retain_graph=True, allow_unused=True)
         goal = smoothed_targets(target[rows], logits.shape[1], self.label_smoothing)
-        untaught = (logits.detach()[rows].float().softmax(1) - goal).norm(dim=1).sum()
+        untaught = (_precise(logits.detach()[rows]).softmax(1) - goal).norm(dim=1).sum()
         # The gradient is of a mean over `rows`; here every row counts as what it is in the sum.
-        length = untaught.new_zeros(()) if taught is None else taught[rows].float().norm(dim=1).sum() * rows.numel()
+        length = untaught.new_zeros(()) if taught is None else _precise(taught[rows]).norm(dim=1).sum() * rows.numel()
         return self._settle(torch.stack([torch.where(length > 0, length, untaught), untaught]))
 
     def skip(self, logits: Tensor) -> Tensor:
         """Return the weight for a step without rows to measure, 0-dim: the other processes' or the latest step's."""
-        return self._settle(logits.new_zeros(2, dtype=torch.float32))
+        return self._settle(_precise(logits.new_zeros(2)))
 
     def _settle(self, lengths: Tensor) -> Tensor:
         if self.add_up is not None:
@@ -68,6 +68,11 @@ class Balance:
         self.latest = state["latest"]
 
 
+def _precise(values: Tensor) -> Tensor:
+    """Return `values` in single precision at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def smoothed_targets(target: Tensor, num_classes: int, label_smoothing: float) -> Tensor:
-    """Return (n, C) float32, what label-smoothed cross-entropy pulls the probabilities of (n,) int64 targets to."""
+    """Return (n, C), what label-smoothed cross-entropy pulls the probabilities of (n,) int64 targets to."""
     return F.one_hot(target, num_classes) * (1 - label_smoothing) + label_smoothing / num_classes
