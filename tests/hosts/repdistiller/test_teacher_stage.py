@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tests.distiller_cases import NUM_CLASSES
 from tests.hosts.repdistiller.lists import batches
 from tests.hosts.repdistiller.stand_in import stand_in
+from tllm_plugin.core.errors import NonFiniteLossError
 from tllm_plugin.hosts.repdistiller import TeacherStage
 from tllm_plugin.hosts.repdistiller.contracts import as_featured
 from tllm_plugin.hosts.repdistiller.method_flags import TEACHER_FLAGS
@@ -58,6 +59,17 @@ def test_the_stage_trains_branches_and_teacher_and_leaves_the_teacher(host: Simp
     assert 0 <= accuracy <= 100 and loss > 0
     assert all(not torch.equal(p, old) for p, old in zip(stage.parameters(), before, strict=True))
     assert set(teacher.state_dict()) == names and isinstance(teacher(data[0][0]), Tensor)
+
+
+def test_a_loss_that_is_not_finite_stops_the_stage() -> None:
+    """The host's loader for teachers does not say which rows a batch holds."""
+    torch.manual_seed(0)
+    teacher = stand_in().model_dict["resnet14"](num_classes=NUM_CLASSES)
+    options = sftn_options(sftn_ce_weight=float("inf"))
+    stage = TeacherStage(options, teacher)
+    rest = (nn.CrossEntropyLoss(), torch.optim.SGD(stage.parameters(), lr=0.05), options)
+    with pytest.raises(NonFiniteLossError, match=r"loss_ce = inf.* in epoch 2, step 1 of this process; try a lower"):
+        stage.train(None, 2, [batch[:2] for batch in batches("kd")], teacher, *rest)  # type: ignore[arg-type]
 
 
 def test_without_sftn_the_hosts_function_trains_the_network_alone() -> None:
