@@ -25,7 +25,10 @@ from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.device import choose_device
 from tllm_plugin.runs.run_folder import RunFolder
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without torch.distributed")
+pytestmark = [
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without torch.distributed"),
+    pytest.mark.xdist_group("processes"),  # The jobs are trained once.
+]
 LONGEST_SECONDS = 600
 
 
