@@ -25,7 +25,10 @@ from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.device import choose_device
 from tllm_plugin.runs.run_folder import RunFolder
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without torch.distributed")
+pytestmark = [
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without torch.distributed"),
+    pytest.mark.xdist_group("processes"),  # The jobs are trained once.
+]
 LONGEST_SECONDS = 600
 
 
@@ -37,9 +40,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         job.run(make_config(path / "alone", *JOB))
         interrupted(path / "alone", 2, "EXPERIMENT.NAME", "ends together")
     single_precision(path, "alone")
-    together = start("-m", "tests.hosts.together", str(path))
+    other_machine = path / "other machine"
+    other_machine.mkdir()
+    together = start("-m", "tests.hosts.together", folders=(path, other_machine))
     errors = [process.communicate(timeout=LONGEST_SECONDS)[1] for process in together]
-    assert (path / "found-0").exists() and (path / "found-1").exists(), "\n".join(errors)
+    assert (path / "found-0").exists() and (other_machine / "found-1").exists(), "\n".join(errors)
     (path / "errors").write_text("".join(errors))
     (path / "codes").write_text(" ".join(str(process.returncode) for process in together))
     with doubles():
@@ -49,7 +54,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> list[dict[str, Any]]:
-    return [torch.load(folder / f"found-{number}", weights_only=True) for number in range(2)]
+    names = ("found-0", "other machine/found-1")
+    return [torch.load(folder / name, weights_only=True) for name in names]
 
 
 def assert_same_weights(one: RunFolder, other: RunFolder, tolerance: float = 1e-9) -> None:
@@ -79,6 +85,10 @@ def test_a_job_of_two_is_the_job_of_one(folder: Path) -> None:
     assert written.read_metrics().class_correct == alone["kd-digits_student-seed0"].read_metrics().class_correct
     assert len(list((written.log_folder / "train.events").iterdir())) == 1, "one writer"
     assert (written.log_folder / "worklog.txt").read_text().count("epoch: 2\n") == 1
+
+
+def test_the_main_process_alone_reads_and_writes_runs(folder: Path) -> None:
+    assert [path.name for path in (folder / "other machine").iterdir()] == ["found-1"]
 
 
 def test_single_precision_rounds_a_little(folder: Path) -> None:

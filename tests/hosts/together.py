@@ -7,16 +7,18 @@ grows to tenths within three epochs. What is left is the arithmetic itself.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from tests.distiller_cases import BUILDERS, networks
 from tests.hosts.digits_runs import CONFIG, make_config
@@ -43,8 +45,8 @@ JOB = (
 )
 
 
-def start(*words: str, count: int = 2) -> list[subprocess.Popen[str]]:
-    """Start `python words...` in several processes that find each other at a free port."""
+def start(*words: str, folders: Sequence[Path]) -> list[subprocess.Popen[str]]:
+    """Start `python words...` in each of some folders, as processes that find each other at a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -53,12 +55,13 @@ def start(*words: str, count: int = 2) -> list[subprocess.Popen[str]]:
     return [
         subprocess.Popen(
             [sys.executable, *words],
-            env={**common, "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count)},
+            env={**common, "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(len(folders))},
+            cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for number in range(count)
+        for number, folder in enumerate(folders)
     ]
 
 
@@ -75,6 +78,11 @@ def doubles() -> Iterator[None]:
         in_memory.normalise = normalise
 
 
+def shared_config(prefix: Path, *options: str) -> CfgNode:
+    """Return the config of a job, which names files that the main process alone may have."""
+    return processes.from_main(lambda: make_config(prefix, *JOB, *options))
+
+
 def interrupted(prefix: Path, epoch: int, *options: str) -> None:
     """Train a job and interrupt it in the middle of an epoch."""
     original = BaseTrainer.train_iter
@@ -88,7 +96,7 @@ def interrupted(prefix: Path, epoch: int, *options: str) -> None:
 
     BaseTrainer.train_iter = train_iter  # type: ignore[method-assign]
     try:
-        job.run(make_config(prefix, *JOB, *options))
+        job.run(shared_config(prefix, *options))
     except KeyboardInterrupt:
         pass
     else:
@@ -100,9 +108,11 @@ def interrupted(prefix: Path, epoch: int, *options: str) -> None:
 def single_precision(folder: Path, prefix: str) -> None:
     """Train a student in single precision, with a teacher and a reference that are there."""
     below = folder / "alone/digits"
-    teacher, vanilla = (next(below.glob(f"{role}-*")) for role in ("teacher", "vanilla"))
+    teacher, vanilla = processes.from_main(
+        lambda: [next(below.glob(f"{role}-*")) for role in ("teacher", "vanilla")],
+    )
     given = ("DISTILLER.TEACHER_CHECKPOINT", str(teacher / "student_latest"), "TLLM.DETECTOR.REFERENCE", str(vanilla))
-    job.run(make_config(folder / prefix, *JOB, *given, "SOLVER.LR", "0.05", "EXPERIMENT.NAME", "single"))
+    job.run(shared_config(folder / prefix, *given, "SOLVER.LR", "0.05", "EXPERIMENT.NAME", "single"))
 
 
 class Network(nn.Module):
@@ -190,10 +200,10 @@ def everything(folder: Path) -> None:
     }
     single_precision(folder, "together")
     with doubles():
-        job.run(make_config(folder / "together", *JOB))
+        job.run(shared_config(folder / "together"))
         interrupted(folder / "together", 2, "EXPERIMENT.NAME", "ends alone")
         # Was begun by one process.
-        job.run(make_config(folder / "alone", *JOB, "EXPERIMENT.NAME", "ends together"), resume=True)
+        job.run(shared_config(folder / "alone", "EXPERIMENT.NAME", "ends together"), resume=True)
     torch.save(found, folder / f"found-{number}")
 
 
@@ -220,8 +230,9 @@ def run_then_fail(folder: Path) -> int:
 def report(run: RunFolder) -> dict[str, bytes]:
     """Return files that do not depend on who made the run."""
     names = ("curves_npz", "flags_json", "split_json", "predictions_npz")
-    return {name: getattr(run, name).read_bytes().replace(b"/together/", b"/alone/") for name in names}
+    # But for where the reference lies.
+    return {name: re.sub(rb'"[^"]*/vanilla-', b'"vanilla-', getattr(run, name).read_bytes()) for name in names}
 
 
 if __name__ == "__main__":
-    sys.exit(run_then_fail(Path(sys.argv[1])))
+    sys.exit(run_then_fail(Path()))

@@ -84,6 +84,33 @@ def test_configs_of_cifar_hold_in_the_embedded_host_too(path: Path) -> None:
         assert merge_file(cfg, path) + merge_options(cfg, options_of(words) + first) + check_config(cfg) == []
 
 
+IMAGENET = [path for path in CONFIGS if "imagenet" in path.parts or path.parent.name == "tllm"]
+
+
+@pytest.mark.parametrize("path", IMAGENET, ids=str)
+def test_configs_of_imagenet_hold_in_the_embedded_host_too(path: Path) -> None:
+    """With the overrides that the index gives."""
+    pair = ["tv_resnet34", "tv_resnet18"] if "res34_res18" in str(path) else ["tv_resnet50", "MobileNetV1"]
+    data = ["DATASET.TYPE", "imagefolder", "DATASET.PATH", str(ROOT), "DATASET.IMAGE_SIZE", "224"]
+    first = ["TLLM.DETECTOR.REFERENCE", "", "DISTILLER.TEACHER_CHECKPOINT", "", "DISTILLER.TEACHER_STAGE", "SFTN"]
+    networks = ["DISTILLER.TEACHER", pair[0], "DISTILLER.STUDENT", pair[1]]
+    for words in commands(path):
+        cfg = default_config()
+        options = [*options_of(words), *data, *networks, *first]
+        assert merge_file(cfg, path) + merge_options(cfg, options) + check_config(cfg) == []
+
+
+def test_twins_of_imagenet_differ_in_place_and_networks_alone() -> None:
+    for pair in ("res34_res18", "res50_mv1"):
+        one, other = default_config(), default_config()
+        assert merge_file(one, ROOT / f"configs/tllm/{pair}.yaml") == []
+        assert merge_file(other, ROOT / f"configs/tllm/embedded/imagenet_{pair}.yaml") == []
+        assert one.SOLVER == other.SOLVER and one.KD == other.KD and one.TLLM.HOLDOUT == other.TLLM.HOLDOUT
+        assert one.DATASET.TEST == other.DATASET.TEST
+        networks = [(cfg.DISTILLER.TYPE, cfg.DISTILLER.TEACHER, cfg.DISTILLER.STUDENT) for cfg in (one, other)]
+        assert [name.lower() for name in networks[0]] == [name.lower().removeprefix("tv_") for name in networks[1]]
+
+
 @pytest.fixture(scope="module")
 def mdistiller_config() -> Iterator[CfgNode]:
     try:
