@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -18,6 +19,7 @@ from tllm_plugin.analysis.study import Study, build_comparison, build_pairs
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.runs.atomic import write_text
 
+_EVERY = "classes that every student loses, delta acc in points"
 _SUMMARY = ("method", "runs", "test accuracy", "delta acc < 0", "FDR 5 %", "< -5 points", "flagged")
 
 
@@ -102,6 +104,7 @@ def show(study: Study, most: int, console: Console) -> None:
     for title, heading, rows in (
         (f"{len(study.class_names)} classes", _SUMMARY, summary_rows(study)),
         (f"the {most} classes that lost most", class_heading(study), class_rows(study, most)),
+        (_EVERY, every_heading(study), every_rows(study, most)),
     ):
         table = Table(title=title, title_justify="left")
         for place, name in enumerate(heading):
@@ -117,7 +120,9 @@ def markdown(study: Study, most: int) -> str:
     """Return the same as Markdown."""
     summary = records.as_markdown(_SUMMARY, summary_rows(study))
     classes = records.as_markdown(class_heading(study), class_rows(study, most))
-    return f"{summary}\n\n{classes}\n\n{explanation(study)}\n"
+    every = every_rows(study, most)
+    lost = f"{_EVERY}:\n\n{records.as_markdown(every_heading(study), every)}\n\n" if every else ""
+    return f"{summary}\n\n{classes}\n\n{lost}{explanation(study)}\n"
 
 
 def summary_rows(study: Study) -> list[list[str]]:
@@ -164,6 +169,29 @@ def class_rows(study: Study, most: int) -> list[list[str]]:
     return rows
 
 
+def every_heading(study: Study) -> list[str]:
+    """Return the columns of `every_rows`."""
+    return ["ID", "class", *(method.label for method in study.compared), "mean"]
+
+
+def every_rows(study: Study, most: int) -> list[list[str]]:
+    """Return the classes that every student of a comparison in pairs loses, in points: the paper's Table 7."""
+    if study.vanilla or len(study.compared) < 2:
+        return []
+    deltas = [method.comparison.delta for method in study.compared if method.comparison is not None]
+    means = np.mean(deltas, axis=0)
+    lost = sorted(study.hurt_in_every(study.compared).classes, key=lambda index: float(means[index]))
+    return [
+        [
+            str(index),
+            study.class_names[index],
+            *(f"{100 * x[index]:+.1f}" for x in deltas),
+            f"{100 * means[index]:+.1f}",
+        ]
+        for index in lost[: max(most, 0)]
+    ]
+
+
 def explanation(study: Study) -> str:
     """Return what the numbers mean and rest on."""
     vanilla = min((len(method.vanilla) for method in study.compared), default=0)
@@ -192,7 +220,8 @@ def _every(study: Study) -> str:
         return ""
     names = ", ".join(found["classes"][:10]) + (" and others" if len(found["classes"]) > 10 else "")
     return (
-        f" delta acc < 0 in every one of the {len(study.compared)}: {len(found['classes'])} classes"
+        f" delta acc < 0 in every one of the {len(study.compared)}: {len(found['classes'])} "
+        f"{'class' if len(found['classes']) == 1 else 'classes'}"
         f"{f' ({names})' if names else ''}; independent sets of these sizes would share "
         f"{found['expected_by_chance']:.1f} (p = {found['p_value']:.2g})"
         f"{', but these share the noise of one vanilla student' if study.vanilla else ''}."
