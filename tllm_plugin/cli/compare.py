@@ -15,7 +15,7 @@ from tllm_plugin.analysis import records
 from tllm_plugin.analysis.answers import with_answers
 from tllm_plugin.analysis.loaded_run import LoadedRun
 from tllm_plugin.analysis.named_networks import load_named
-from tllm_plugin.analysis.study import Study, build_comparison, build_pairs
+from tllm_plugin.analysis.study import Study, build_comparison, build_pairs, listed
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.runs.atomic import write_text
 
@@ -139,8 +139,8 @@ def summary_rows(study: Study) -> list[list[str]]:
                 records.percent(record["test_accuracy"]),
                 records.count_with_null(record["undistillable"]),
                 records.count_with_null(record["undistillable_fdr_5_percent"]),
-                f"{record['drop_over_5_points']['mean']:g}",
-                "" if record["flagged"] is None else str(record["flagged"]),
+                records.count_with_null(record["drop_over_5_points"]),
+                "" if record["flagged"] is None else records.plain(record["flagged"]),
             ]
         )
     return rows
@@ -218,13 +218,13 @@ def _every(study: Study) -> str:
     found = records.every_record(study)
     if found is None:
         return ""
-    names = ", ".join(found["classes"][:10]) + (" and others" if len(found["classes"]) > 10 else "")
+    names = listed(found["classes"][:10]) + (" and others" if len(found["classes"]) > 10 else "")
     return (
         f" delta acc < 0 in every one of the {len(study.compared)}: {len(found['classes'])} "
         f"{'class' if len(found['classes']) == 1 else 'classes'}"
         f"{f' ({names})' if names else ''}; independent sets of these sizes would share "
         f"{found['expected_by_chance']:.1f} (p = {found['p_value']:.2g})"
-        f"{', but these share the noise of one vanilla student' if study.vanilla else ''}."
+        f"{', but these share the noise of the vanilla runs' if study.vanilla else ''}."
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tllm_plugin.analysis.comparison import Comparison, Count
-from tllm_plugin.analysis.study import Method, Study
+from tllm_plugin.analysis.study import Method, Study, listed
 
 _NAMED = 5
 
@@ -151,7 +151,8 @@ def _hurt(study: Study, method: Method, comparison: Comparison) -> str:
 def _flagged(study: Study, method: Method, comparison: Comparison) -> str:
     flagged = method.flagged
     indices = np.nonzero(flagged)[0]
-    sentence = f"{method.label} took the teacher from {len(indices)} classes ({_names(study, indices)})"
+    where = f" in one or more of its {len(method.runs)} runs" if len(method.runs) > 1 else ""
+    sentence = f"{method.label} took the teacher from {len(indices)} classes{where} ({_names(study, indices)})"
     plain = [
         other
         for other in study.compared
@@ -182,7 +183,7 @@ def _names(study: Study, indices: Sequence[int] | np.ndarray, comparison: Compar
         drop = f" ({_signed(float(comparison.delta[index]))})" if comparison is not None else ""
         shown.append(f"{study.class_names[index]}{drop}")
     more = len(indices) - _NAMED
-    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+    return listed(shown) + (f" and {more} more" if more > 0 else "")
 
 
 def _signed(fraction: float) -> str:

@@ -75,10 +75,10 @@ def _rows(study: Study) -> list[Json]:
         row: Json = {
             "label": method.label,
             "accuracy": _spread(Spread.of([run.result.accuracy for run in method.runs])),
-            "flagged": int(method.flagged.sum()) if any(run.flags for run in method.runs) else None,
+            "flagged": None if method.flagged_count is None else _spread(method.flagged_count),
         }
         if method.comparison is not None:
-            row |= {**_counts(method), "large": _spread(method.comparison.largely_hurt_count)}
+            row |= {**_counts(method), "large": _count(method.comparison.largely_hurt_count)}
         rows.append(row)
     for name, run in study.teachers.items():
         rows.append({"label": f"teacher {name}", "accuracy": _spread(Spread.of([run.result.accuracy]))})
@@ -86,7 +86,9 @@ def _rows(study: Study) -> list[Json]:
 
 
 def _method(method: Method, likeness: Likeness | None) -> Json:
-    content: Json = {"label": method.label, "flagged": _epochs_flagged(method)}
+    content: Json = {"label": method.label, "runs": len(method.runs), "flagged": _epochs_flagged(method)}
+    if len(method.runs) > 1 and method.flagged.any():
+        content["flagged_runs"] = method.runs_that_flagged.tolist()
     comparison = method.comparison
     if comparison is not None:
         low, high = comparison.interval

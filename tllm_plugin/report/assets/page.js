@@ -22,6 +22,7 @@
   const plain = (value) => (hasNull(value) ? "" : Number.isInteger(value) ? String(value) : value.toFixed(1));
   const pValue = (value) => (hasNull(value) ? "" : value < 0.001 ? "< 0.001" : "= " + value.toFixed(3));
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const seedsOf = (method, index) => method.flagged_runs ? " (" + method.flagged_runs[index] + " of " + method.runs + " seeds)" : "";
   const isSure = (method, index) => !hasNull(method.q[index]) && method.q[index] <= 0.05;
   const PALETTE = {
     light: ["#0b62a8", "#b84300", "#007a5e", "#9b3f86", "#7a6400", "#2f8fb3", "#55606e", "#c2185b"],
@@ -69,7 +70,7 @@
 
   const methodsTable = byId("methods");
   const head = make("tr");
-  const heading = ["run", "seeds", "test accuracy", "delta acc < 0 (null)", "surely hurt, FDR 5 % (null)", "< \u22125 points", "flagged"];
+  const heading = ["run", "seeds", "test accuracy", "delta acc < 0 (null)", "surely hurt, FDR 5 % (null)", "< \u22125 points (null)", "flagged"];
   for (const text of heading) head.append(make("th", text, { scope: "col" }));
   methodsTable.append(make("thead"));
   methodsTable.tHead.append(head);
@@ -79,7 +80,7 @@
   for (const row of data.rows) {
     const line = methodsBody.insertRow();
     const cells = [row.label, row.accuracy.n, spread(row.accuracy, (value) => share(value, 1)), withNull(row.hurt),
-      withNull(row.sure), row.large ? plain(row.large.mean) : "", hasNull(row.flagged) ? "" : row.flagged];
+      withNull(row.sure), withNull(row.large), hasNull(row.flagged) ? "" : spread(row.flagged, plain)];
     for (const text of cells) line.append(make("td", text));
   }
   byId("null-note").textContent = data.null_note;
@@ -93,7 +94,7 @@
     columns.push({ title: method.label + " \u0394acc", value: (i) => method.delta[i], method });
   for (const method of data.methods)
     if (method.flagged.some((epoch) => !hasNull(epoch)))
-      columns.push({ title: method.label + " flagged", value: (i) => method.flagged[i], show: (v) => hasNull(v) ? "" : "epoch " + v });
+      columns.push({ title: method.label + " flagged", value: (i) => method.flagged[i], show: (v, i) => hasNull(v) ? "" : "epoch " + v + seedsOf(method, i) });
   const table = byId("classes");
   const headRow = table.createTHead().insertRow();
   const rows = names.map((name, index) => {
@@ -111,7 +112,7 @@
         if (isSure(method, index)) cell.className = "sure";
         else if (value < 0) cell.className = "hurt";
         cell.append(make("span", "[" + points(method.low[index], 0) + ", " + points(method.high[index], 0) + "]", { class: "range" }));
-      } else cell.textContent = column.show ? column.show(value) : value;
+      } else cell.textContent = column.show ? column.show(value, index) : value;
     }
     return row;
   });
@@ -163,7 +164,7 @@
     const at = (values) => sorted.map((index) => 100 * values[index]);
     const text = sorted.map((index) => "<b>" + escape(names[index]) + "</b><br>delta acc " + points(method.delta[index]) +
       " [" + points(method.low[index]) + ", " + points(method.high[index]) + "]<br>q " + pValue(method.q[index]) +
-      (hasNull(method.flagged[index]) ? "" : "<br>flagged after epoch " + method.flagged[index]));
+      (hasNull(method.flagged[index]) ? "" : "<br>flagged after epoch " + method.flagged[index] + seedsOf(method, index)));
     const delta = at(method.delta), low = at(method.low), high = at(method.high);
     const few = names.length <= 60, many = names.length > 200;
     const trace = {
