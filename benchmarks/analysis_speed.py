@@ -3,9 +3,10 @@
     python benchmarks/analysis_speed.py --json analysis_speed.json
 
 Compares two resnet8 on 10,000 random images of 32 x 32: forward passes alone and the whole comparison take turns, and
-which goes first changes every round (A B, B A, ...), so that a machine that gets slower or faster does not count. Times are
-CPU seconds of this process where there is no GPU, so that other processes hardly count, and wall-clock seconds where there
-is one. Then writes the report of four runs with 1,000 classes, 50 test images per class and 240 epochs of curves, and a t-SNE of 2,000 points.
+which goes first changes every round (A B, B A, ...), so that a machine that gets slower or faster does not count.
+Times are CPU seconds of this process where there is no GPU, so that other processes hardly count, and wall-clock
+seconds where there is one. Then writes the report of four runs with 1,000 classes, 50 test images per class and 240
+epochs of curves, and a t-SNE of 2,000 points.
 """
 
 from __future__ import annotations

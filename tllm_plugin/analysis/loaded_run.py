@@ -76,7 +76,7 @@ class LoadedRun:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Everything that two seeds of one method have in common, by dotted key; empty where a user named the method."""
+        """Everything that two seeds of one method have in common, by dotted key; empty if a user named the method."""
         return {} if self.grouped else self.recorded_settings
 
     @cached_property

@@ -58,6 +58,7 @@ def method_records(study: Study) -> list[Record]:
                 "pair": method.runs[0].pair,
                 "runs": [run.name for run in method.runs],
                 "vanilla": [run.name for run in method.vanilla],
+                "vanilla_accuracy": _spread(Spread.of([run.result.accuracy for run in method.vanilla])),
                 "test_accuracy": _spread(comparison.accuracy),
                 "paired_by_image": comparison.paired,
                 "undistillable": _count(comparison.hurt_count),

@@ -102,13 +102,13 @@ def _load(names: Sequence[str], options: argparse.Namespace) -> list[list[Loaded
 def show(study: Study, most: int, console: Console) -> None:
     """Print both tables and what they rest on."""
     for title, heading, rows in (
-        (f"{len(study.class_names)} classes", _SUMMARY, summary_rows(study)),
+        (f"{len(study.class_names)} classes", summary_heading(study), summary_rows(study)),
         (f"the {most} classes that lost most", class_heading(study), class_rows(study, most)),
         (_EVERY, every_heading(study), every_rows(study, most)),
     ):
         table = Table(title=title, title_justify="left")
         for place, name in enumerate(heading):
-            table.add_column(name, justify="left" if place == 0 else "right")
+            table.add_column(name, justify="left" if place == 0 else "right", overflow="fold")
         for row in rows:
             table.add_row(*row)
         if rows:
@@ -118,11 +118,16 @@ def show(study: Study, most: int, console: Console) -> None:
 
 def markdown(study: Study, most: int) -> str:
     """Return the same as Markdown."""
-    summary = records.as_markdown(_SUMMARY, summary_rows(study))
+    summary = records.as_markdown(summary_heading(study), summary_rows(study))
     classes = records.as_markdown(class_heading(study), class_rows(study, most))
     every = every_rows(study, most)
     lost = f"{_EVERY}:\n\n{records.as_markdown(every_heading(study), every)}\n\n" if every else ""
     return f"{summary}\n\n{classes}\n\n{lost}{explanation(study)}\n"
+
+
+def summary_heading(study: Study) -> list[str]:
+    """Return the columns of `summary_rows`; where every method has a vanilla student of its own, that has a column."""
+    return list(_SUMMARY) if study.vanilla else [*_SUMMARY[:2], "vanilla", *_SUMMARY[2:]]
 
 
 def summary_rows(study: Study) -> list[list[str]]:
@@ -136,6 +141,7 @@ def summary_rows(study: Study) -> list[list[str]]:
             [
                 record["method"],
                 str(len(record["runs"])),
+                *([] if study.vanilla else [records.percent(record["vanilla_accuracy"])]),
                 records.percent(record["test_accuracy"]),
                 records.count_with_null(record["undistillable"]),
                 records.count_with_null(record["undistillable_fdr_5_percent"]),

@@ -116,8 +116,8 @@ def null_note(study: Study) -> str:
         return ""
     several = any(len(method.runs) > 1 for method in study.compared)
     seeds = (
-        " Counts of several seeds are means \u00b1 standard deviations over pairs of runs; a class has a star below only "
-        "if the seeds together say so."
+        " Counts of several seeds are means \u00b1 standard deviations over pairs of runs; a class has a star below "
+        "only if the seeds together say so."
         if several
         else ""
     )
