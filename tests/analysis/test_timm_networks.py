@@ -69,6 +69,7 @@ def test_several_students_in_one_command(folder: Path, tmp_path: Path, capsys: p
     assert main(words) == 0
     content = json.loads(capsys.readouterr().out)
     assert [method["vanilla"] for method in content["methods"]] == [[names[0]], [names[2]]]
+    assert all(method["vanilla_accuracy"]["n"] == 1 for method in content["methods"])
     assert content["vanilla"]["test_accuracy"] is None and content["num_classes"] == CLASSES
     hurt = [
         {record["class"] for record in content["classes"][place * CLASSES :][:CLASSES] if record["delta_acc"] < 0}
