@@ -57,6 +57,11 @@ def test_planted_classes_are_found_and_no_others(known: object) -> None:
     null = found.hurt_count.null
     assert null.source == "permutation" and abs(null.mean - found.hurt.sum()) < 4 * null.std
     assert found.surely_hurt_count.null.mean < 0.5
+    large = found.largely_hurt_count
+    assert large.found.mean == (found.delta < -0.05 - 1e-9).sum() and large.found.mean < found.hurt_count.found.mean
+    # Chance loses fewer classes by 5 points than it loses at all; the planted ones are not chance's.
+    assert null.mean > large.null.mean > 0 and large.null.source == "permutation"
+    assert large.null.mean <= large.found.mean - len(PLANTED) + 4 * large.null.std
 
 
 def test_nothing_is_found_where_nothing_is() -> None:
@@ -88,6 +93,13 @@ def test_seeds() -> None:
         if i != j
     ]
     assert (null.source, null.pairs, null.mean) == ("vanilla", 6, pytest.approx(np.mean(by_hand)))
+    large = [
+        ((a.class_accuracy - b.class_accuracy) < -0.05 - 1e-9).sum()
+        for i, (_, b) in enumerate(vanilla)
+        for j, (_, a) in enumerate(vanilla)
+        if i != j
+    ]
+    assert found.largely_hurt_count.null.mean == pytest.approx(np.mean(large))
     assert tuple(np.nonzero(found.surely_hurt)[0]) == PLANTED
     assert np.isnan(compare(vanilla[:1], distilled[:1]).delta_std).all()
 

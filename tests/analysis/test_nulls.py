@@ -14,16 +14,23 @@ from tllm_plugin.analysis.significance import LEVEL, paired_p_value, q_values
 def test_paired_chance_by_enumeration() -> None:
     for losses, gains in itertools.product(range(5), range(5)):
         signs = list(itertools.product((-1, 1), repeat=losses + gains))
-        expected = sum(sum(sign) < 0 for sign in signs) / len(signs)
-        assert nulls.paired_chance([losses], [gains])[0] == pytest.approx(expected)
+        for margin in (0.0, 1.0, 1.5, 2.0):
+            expected = sum(sum(sign) < -margin for sign in signs) / len(signs)
+            assert nulls.paired_chance([losses], [gains], margin)[0] == pytest.approx(expected)
 
 
 def test_unpaired_chance_by_enumeration() -> None:
     total = 4
     for before, now in itertools.product(range(total + 1), repeat=2):
         deals = [sum(i < total for i in right) for right in itertools.combinations(range(2 * total), before + now)]
-        expected = sum(before + now - first < first for first in deals) / len(deals)
-        assert nulls.unpaired_chance([before], [now], [total])[0] == pytest.approx(expected)
+        for margin in (0.0, 1.0, 1.5, 2.0):
+            expected = sum(first - (before + now - first) > margin for first in deals) / len(deals)
+            assert nulls.unpaired_chance([before], [now], [total], margin)[0] == pytest.approx(expected)
+
+
+def test_a_class_without_images_has_no_chance_to_be_hurt() -> None:
+    assert nulls.paired_chance([0, 3], [0, 2])[0] == 0.0
+    assert nulls.unpaired_chance([0, 2], [0, 1], [0, 4])[0] == 0.0
 
 
 def test_count_against_simulation() -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from tests.analysis.conftest import RunMaker
 from tllm_plugin.analysis.loaded_run import load_run, method_of, reference_of, teacher_of
-from tllm_plugin.analysis.study import build_comparison, build_study, separate_vanilla
+from tllm_plugin.analysis.study import build_comparison, build_pairs, build_study, separate_vanilla
 from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.report.payload import payload
 
 
 def test_order(make_run: RunMaker) -> None:
@@ -38,6 +39,36 @@ def test_order(make_run: RunMaker) -> None:
     assert 2 in study.hurt_in_every([kd]).classes
     both = study.overlap_of(kd, tllm)
     assert 0 <= both.p_value <= 1
+
+
+def test_a_copied_run_is_no_second_seed(make_run: RunMaker, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paths = [make_run("vanilla"), make_run("kd", method="KD"), make_run("vanilla-1", seed=1)]
+    copies = [Path(shutil.copytree(path, tmp_path / "elsewhere" / path.name)) for path in paths]
+    runs, copied = ([load_run(path) for path in places] for places in (paths, copies))
+    study = build_study([*runs, *copied])
+    assert [run.name for run in study.vanilla] == ["vanilla", "vanilla-1"] and len(study.methods[0].runs) == 1
+    assert caplog.text.count("is a copy of") == 3
+    assert study.methods[0].comparison is not None and study.methods[0].comparison.hurt_count.null.pairs == 2
+    assert len(build_comparison([runs[0], copied[0]], [runs[1]]).vanilla) == 1
+    (pair,) = build_pairs([([runs[0], copied[0]], [runs[1], copied[1]])]).methods
+    assert (len(pair.vanilla), len(pair.runs)) == (1, 1)
+
+
+def test_flags_of_several_seeds_are_counted_per_run(make_run: RunMaker) -> None:
+    tllm = {"method": "KD", "detector": "reference"}
+    paths = [
+        make_run("vanilla"),
+        make_run("tllm-0", **tllm, flagged=(2, 3)),
+        make_run("tllm-1", **tllm, flagged=(3,), seed=1),
+    ]
+    (method,) = build_study([load_run(path) for path in paths]).methods
+    assert method.runs_that_flagged.tolist() == [0, 0, 1, 2, *[0] * 8]
+    assert np.nonzero(method.flagged)[0].tolist() == [2, 3]
+    count = method.flagged_count
+    assert count is not None and (count.mean, count.n) == (1.5, 2) and count.std == pytest.approx(0.5**0.5)
+    shown = payload(build_study([load_run(path) for path in paths]), None)
+    assert shown["methods"][0]["flagged_runs"][2:4] == [1, 2] and shown["methods"][0]["runs"] == 2
+    assert shown["rows"][1]["flagged"] == {"mean": 1.5, "std": 0.707107, "n": 2}
 
 
 def test_pairs_are_named_where_there_are_several(make_run: RunMaker) -> None:

@@ -40,7 +40,8 @@ def test_table_json_csv_markdown(
     assert rows[0][:2] == ["vanilla", "2"] and [row[0] for row in rows[1:3]] == ["KD", "TLLM (KD)"]
     assert kd["undistillable_fdr_5_percent"]["found"]["mean"] == 2 and kd["paired_by_image"]
     assert kd["undistillable"]["null"]["source"] == "vanilla"
-    assert (kd["flagged"], tllm["flagged"]) == (0, 2)
+    assert (kd["flagged"]["mean"], tllm["flagged"]["mean"]) == (0, 2)
+    assert kd["drop_over_5_points"]["null"]["source"] == "vanilla"
     assert f"{kd['undistillable']['found']['mean']:.0f} (null" in rows[1][3]
     assert {row[0] for row in rows[3:5]} == {"class 0003", "class 0008"} and all("*" in row[2] for row in rows[3:5])
 

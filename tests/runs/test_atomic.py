@@ -120,9 +120,23 @@ def test_json_refuses_what_it_has_no_number_for(value: float, tmp_path: Path) ->
     assert path.read_text() == "old"
 
 
-def test_json_keeps_the_order_of_keys_and_is_indented(tmp_path: Path) -> None:
-    atomic.write_json(tmp_path / "x.json", {"b": 1, "a": [2]})
-    assert (tmp_path / "x.json").read_text() == '{\n  "b": 1,\n  "a": [\n    2\n  ]\n}\n'
+def test_json_keeps_the_order_of_keys_and_has_a_line_for_each_of_them_and_for_each_object_in_a_list(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "x.json"
+    content = {"b": 1, 'a "quote"': [2, 3], "classes": [{"name": "x", "drop": None}, {"name": "y", "drop": [0.5]}]}
+    atomic.write_json(path, content)
+    assert path.read_text() == (
+        '{\n  "b": 1,\n  "a \\"quote\\"": [2, 3],\n  "classes": [\n'
+        '    {"name": "x", "drop": null},\n    {"name": "y", "drop": [0.5]}\n  ]\n}\n'
+    )
+    assert list(json.loads(path.read_bytes()).items()) == list(content.items())
+
+
+@pytest.mark.parametrize("content", [{}, [], {"a": []}, {"a": {}}, {"a": [{}]}, [1, {"b": 2}], {3: {"c": (1, 2)}}, "x"])
+def test_json_reads_as_what_json_itself_would_write(content: object, tmp_path: Path) -> None:
+    atomic.write_json(tmp_path / "x.json", content)
+    assert json.loads((tmp_path / "x.json").read_bytes()) == json.loads(json.dumps(content))
 
 
 def test_json_takes_file_names_that_are_not_utf8(tmp_path: Path) -> None:

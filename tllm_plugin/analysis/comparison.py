@@ -143,9 +143,11 @@ class Comparison:
         return Count(found, null or _mean_null([_permuted_survivors(change) for change in self.changes]))
 
     @cached_property
-    def largely_hurt_count(self) -> Spread:
+    def largely_hurt_count(self) -> Count:
         """Classes with delta acc < -5 points."""
-        return Spread.of([int((change.delta < -LARGE - _SLACK).sum()) for change in self.changes])
+        found = Spread.of([_largely_hurt(change) for change in self.changes])
+        null = _vanilla_null(self.vanilla, _largely_hurt)
+        return Count(found, null or _mean_null([nulls.null_count(_chance(x, LARGE + _SLACK)) for x in self.changes]))
 
 
 def compare(
@@ -181,14 +183,20 @@ def _hurt(change: Change) -> int:
     return int((change.delta < -_SLACK).sum())
 
 
+def _largely_hurt(change: Change) -> int:
+    return int((change.delta < -LARGE - _SLACK).sum())
+
+
 def _surely_hurt(change: Change) -> int:
     return int((q_values(change.p_value) <= LEVEL).sum())
 
 
-def _chance(change: Change) -> Vector:
+def _chance(change: Change, drop: float = 0.0) -> Vector:
+    """Return (C,) what chance gives delta acc < -`drop`."""
+    margin = drop * change.vanilla.total
     if change.losses is None or change.gains is None:
-        return nulls.unpaired_chance(change.vanilla.correct, change.distilled.correct, change.vanilla.total)
-    return nulls.paired_chance(change.losses, change.gains)
+        return nulls.unpaired_chance(change.vanilla.correct, change.distilled.correct, change.vanilla.total, margin)
+    return nulls.paired_chance(change.losses, change.gains, margin)
 
 
 def _permuted_survivors(change: Change) -> NullCount:

@@ -76,9 +76,12 @@ class LoadedRun:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Everything that two seeds of one method have in common, by dotted key."""
-        if self.grouped:
-            return {}
+        """Everything that two seeds of one method have in common, by dotted key; empty if a user named the method."""
+        return {} if self.grouped else self.recorded_settings
+
+    @cached_property
+    def recorded_settings(self) -> dict[str, Any]:
+        """The config without what two seeds of one method may differ in, by dotted key."""
         return {
             key: value
             for key, value in _flat(self.config or {})

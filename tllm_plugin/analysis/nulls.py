@@ -32,18 +32,32 @@ class NullCount:
     pairs: int = 0
 
 
-def paired_chance(losses: npt.ArrayLike, gains: npt.ArrayLike) -> Vector:
-    """Return (C,) probabilities of delta acc < 0 if every changed answer were a loss or a gain with equal chance."""
+def paired_chance(losses: npt.ArrayLike, gains: npt.ArrayLike, margin: npt.ArrayLike = 0.0) -> Vector:
+    """Return (C,) probabilities of delta acc < 0 if every changed answer were a loss or a gain with equal chance.
+
+    Args:
+        losses: (C,) images.
+        gains: (C,) images.
+        margin: (C,) or one number: more images than that must be lost on balance.
+    """
     changed = np.asarray(losses) + np.asarray(gains)
-    tie = np.where(changed % 2 == 0, binom.pmf(changed // 2, changed, 0.5), 0.0)
-    return np.asarray((1.0 - tie) / 2.0)
+    return np.asarray(binom.sf(np.floor((changed + np.asarray(margin)) / 2), changed, 0.5))
 
 
-def unpaired_chance(before: npt.ArrayLike, now: npt.ArrayLike, total: npt.ArrayLike) -> Vector:
-    """Return (C,) probabilities of delta acc < 0 if the right answers were dealt to both networks at random."""
+def unpaired_chance(
+    before: npt.ArrayLike, now: npt.ArrayLike, total: npt.ArrayLike, margin: npt.ArrayLike = 0.0
+) -> Vector:
+    """Return (C,) probabilities of delta acc < 0 if the right answers were dealt to both networks at random.
+
+    Args:
+        before: (C,) right answers of the vanilla network.
+        now: (C,) right answers of the other.
+        total: (C,) images.
+        margin: As in `paired_chance`.
+    """
     both, n = np.asarray(before) + np.asarray(now), np.asarray(total)
-    tie = np.where(both % 2 == 0, hypergeom.pmf(both // 2, 2 * n, both, n), 0.0)
-    return np.asarray((1.0 - tie) / 2.0)
+    # Of a class without images nothing can be drawn; scipy has no distribution over nothing.
+    return np.asarray(hypergeom.sf(np.floor((both + np.asarray(margin)) / 2), np.maximum(2 * n, 1), both, n))
 
 
 def count_distribution(chances: npt.ArrayLike) -> Vector:

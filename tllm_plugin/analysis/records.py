@@ -13,7 +13,7 @@ from tllm_plugin.analysis.study import Study
 
 Record = dict[str, Any]
 
-VERSION = 1
+VERSION = 2
 
 
 def study_record(study: Study) -> Record:
@@ -58,12 +58,13 @@ def method_records(study: Study) -> list[Record]:
                 "pair": method.runs[0].pair,
                 "runs": [run.name for run in method.runs],
                 "vanilla": [run.name for run in method.vanilla],
+                "vanilla_accuracy": _spread(Spread.of([run.result.accuracy for run in method.vanilla])),
                 "test_accuracy": _spread(comparison.accuracy),
                 "paired_by_image": comparison.paired,
                 "undistillable": _count(comparison.hurt_count),
                 "undistillable_fdr_5_percent": _count(comparison.surely_hurt_count),
-                "drop_over_5_points": _spread(comparison.largely_hurt_count),
-                "flagged": int(method.flagged.sum()) if any(run.flags for run in method.runs) else None,
+                "drop_over_5_points": _count(comparison.largely_hurt_count),
+                "flagged": None if method.flagged_count is None else _spread(method.flagged_count),
             }
         )
     return records
@@ -76,7 +77,7 @@ def class_records(study: Study) -> list[Record]:
         comparison = method.comparison
         assert comparison is not None
         low, high = comparison.interval
-        flagged = method.flagged
+        flagged = method.runs_that_flagged
         for index, name in enumerate(study.class_names):
             records.append(
                 {
@@ -91,6 +92,8 @@ def class_records(study: Study) -> list[Record]:
                     "p_value": _number(comparison.p_value[index]),
                     "q_value": _number(comparison.q_value[index]),
                     "flagged": bool(flagged[index]),
+                    "runs": len(method.runs),
+                    "runs_that_flagged": int(flagged[index]),
                 }
             )
     return records
@@ -125,10 +128,11 @@ def percent(spread: Mapping[str, Any], digits: int = 1) -> str:
 
 def count_with_null(count: Mapping[str, Any]) -> str:
     """Return "44 (null 47)" of a `Count` record, with standard deviations where there are several."""
-    return f"{_plain(count['found'])} (null {_plain(count['null'])})"
+    return f"{plain(count['found'])} (null {plain(count['null'])})"
 
 
-def _plain(value: Mapping[str, Any]) -> str:
+def plain(value: Mapping[str, Any]) -> str:
+    """Return "44" or "43.5 +- 2.1" of a `Spread` record of counts."""
     mean = value["mean"]
     text = f"{mean:.0f}" if float(mean).is_integer() else f"{mean:.1f}"
     return text if not value["std"] else f"{text} +- {value['std']:.1f}"

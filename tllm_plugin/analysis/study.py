@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tllm_plugin.analysis.comparison import Comparison, compare
+from tllm_plugin.analysis.comparison import Comparison, Spread, compare
 from tllm_plugin.analysis.loaded_run import VANILLA, LoadedRun
 from tllm_plugin.analysis.overlap import Everywhere, Overlap, in_every, overlap
 from tllm_plugin.core.errors import ConfigError
@@ -38,11 +38,22 @@ class Method:
     @property
     def flagged(self) -> npt.NDArray[np.bool_]:
         """(C,) flagged by the detector in any of the runs."""
-        flags = np.zeros(len(self.runs[0].class_names), dtype=bool)
+        return self.runs_that_flagged > 0
+
+    @property
+    def runs_that_flagged(self) -> npt.NDArray[np.int64]:
+        """(C,) in how many of the runs the detector flagged a class."""
+        counts = np.zeros(len(self.runs[0].class_names), dtype=np.int64)
         for run in self.runs:
             if run.flags is not None:
-                flags[list(run.flags.flagged)] = True
-        return flags
+                counts[list(run.flags.flagged)] += 1
+        return counts
+
+    @property
+    def flagged_count(self) -> Spread | None:
+        """How many classes a run flagged; None where no run has a detector."""
+        counts = [len(run.flags.flagged) for run in self.runs if run.flags is not None]
+        return Spread.of(counts) if counts else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +88,15 @@ class Study:
     def hurt_in_every(self, methods: Sequence[Method]) -> Everywhere:
         """Return the classes with delta acc < 0 in every one of `methods`."""
         return in_every([method.comparison.hurt for method in methods if method.comparison is not None])
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names in a row; those of ImageNet hold commas themselves.
+
+    >>> listed(["tub, vat", "missile"])
+    'tub, vat; missile'
+    """
+    return ("; " if any("," in name for name in names) else ", ").join(names)
 
 
 def separate_vanilla(methods: Iterable[Method]) -> bool:
@@ -114,6 +134,7 @@ def build_comparison(baseline: Sequence[LoadedRun], others: Sequence[LoadedRun])
         ConfigError: The runs are of different classes.
     """
     _check_classes([*baseline, *others])
+    baseline = _without_repetition(baseline)
     return Study(
         class_names=baseline[0].class_names,
         vanilla=tuple(baseline),
@@ -133,7 +154,8 @@ def build_pairs(pairs: Sequence[tuple[Sequence[LoadedRun], Sequence[LoadedRun]]]
     """
     _check_classes([run for pair in pairs for side in pair for run in side])
     methods = []
-    for vanilla, distilled in pairs:
+    for named in pairs:
+        vanilla, distilled = (_without_repetition(side) for side in named)
         sides = ([(run.seed, run.result) for run in side] for side in (vanilla, distilled))
         methods.append(Method(distilled[0].method, tuple(distilled), tuple(vanilla), compare(*sides)))
     return Study(pairs[0][0][0].class_names, (), tuple(methods), {})
@@ -215,12 +237,30 @@ def _check_classes(runs: Sequence[LoadedRun]) -> None:
 
 
 def _without_repetition(runs: Sequence[LoadedRun]) -> list[LoadedRun]:
-    """Return each run once, even if it was named twice: twice the same seed would look like agreement of seeds."""
+    """Return each run once, even if it was named twice or copied.
+
+    Twice the same seed would look like agreement of seeds, and as a null it would say that seeds do not differ.
+    """
     seen: set[str] = set()
-    kept = []
+    kept: list[LoadedRun] = []
     for run in runs:
         place = str(run.folder.path) if run.folder is not None else f"{run.name}@{id(run)}"
-        if place not in seen:
-            seen.add(place)
+        if place in seen:
+            continue
+        seen.add(place)
+        twin = next((other for other in kept if _same_training(run, other)), None)
+        if twin is None:
             kept.append(run)
+        else:
+            logger.warning("%s is a copy of %s and is left out", place, twin.folder.path if twin.folder else twin.name)
     return kept
+
+
+def _same_training(run: LoadedRun, other: LoadedRun) -> bool:
+    """Tell whether two folders hold one training: the same method and settings, and the same hold-out history."""
+    if run.folder is None or other.folder is None or (run.method, run.pair) != (other.method, other.pair):
+        return False
+    history, same = run.folder.curves_npz, other.folder.curves_npz
+    if run.recorded_settings != other.recorded_settings or run.curves is None or other.curves is None:
+        return False
+    return history.stat().st_size == same.stat().st_size and history.read_bytes() == same.read_bytes()

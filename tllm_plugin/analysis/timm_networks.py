@@ -66,7 +66,7 @@ def score_timm(name: str, data: str, workers: int = _WORKERS) -> LoadedRun:
     answers = ask(network.to(device), batches, device, features=False)
     return LoadedRun(
         name=name,
-        method=name.removeprefix(PREFIX),
+        method=f"{model}@{Path(checkpoint).name}" if checkpoint else model,
         student=model,
         teacher="",
         seed=None,
@@ -81,7 +81,7 @@ def _import_timm(name: str) -> Any:
         import timm.data
     except ImportError as error:
         raise ConfigError(
-            f"Expected timm to be installed for {name}, but {error}; pip install 'tllm-plugin[timm]' brings it"
+            f"Expected timm to be installed for {name}, but {error}; pip install timm brings it"
         ) from error
     return timm
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -14,10 +15,11 @@ from tllm_plugin.analysis import records
 from tllm_plugin.analysis.answers import with_answers
 from tllm_plugin.analysis.loaded_run import LoadedRun
 from tllm_plugin.analysis.named_networks import load_named
-from tllm_plugin.analysis.study import Study, build_comparison, build_pairs
+from tllm_plugin.analysis.study import Study, build_comparison, build_pairs, listed
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.runs.atomic import write_text
 
+_EVERY = "classes that every student loses, delta acc in points"
 _SUMMARY = ("method", "runs", "test accuracy", "delta acc < 0", "FDR 5 %", "< -5 points", "flagged")
 
 
@@ -100,12 +102,13 @@ def _load(names: Sequence[str], options: argparse.Namespace) -> list[list[Loaded
 def show(study: Study, most: int, console: Console) -> None:
     """Print both tables and what they rest on."""
     for title, heading, rows in (
-        (f"{len(study.class_names)} classes", _SUMMARY, summary_rows(study)),
+        (f"{len(study.class_names)} classes", summary_heading(study), summary_rows(study)),
         (f"the {most} classes that lost most", class_heading(study), class_rows(study, most)),
+        (_EVERY, every_heading(study), every_rows(study, most)),
     ):
         table = Table(title=title, title_justify="left")
         for place, name in enumerate(heading):
-            table.add_column(name, justify="left" if place == 0 else "right")
+            table.add_column(name, justify="left" if place == 0 else "right", overflow="fold")
         for row in rows:
             table.add_row(*row)
         if rows:
@@ -115,9 +118,16 @@ def show(study: Study, most: int, console: Console) -> None:
 
 def markdown(study: Study, most: int) -> str:
     """Return the same as Markdown."""
-    summary = records.as_markdown(_SUMMARY, summary_rows(study))
+    summary = records.as_markdown(summary_heading(study), summary_rows(study))
     classes = records.as_markdown(class_heading(study), class_rows(study, most))
-    return f"{summary}\n\n{classes}\n\n{explanation(study)}\n"
+    every = every_rows(study, most)
+    lost = f"{_EVERY}:\n\n{records.as_markdown(every_heading(study), every)}\n\n" if every else ""
+    return f"{summary}\n\n{classes}\n\n{lost}{explanation(study)}\n"
+
+
+def summary_heading(study: Study) -> list[str]:
+    """Return the columns of `summary_rows`; where every method has a vanilla student of its own, that has a column."""
+    return list(_SUMMARY) if study.vanilla else [*_SUMMARY[:2], "vanilla", *_SUMMARY[2:]]
 
 
 def summary_rows(study: Study) -> list[list[str]]:
@@ -131,11 +141,12 @@ def summary_rows(study: Study) -> list[list[str]]:
             [
                 record["method"],
                 str(len(record["runs"])),
+                *([] if study.vanilla else [records.percent(record["vanilla_accuracy"])]),
                 records.percent(record["test_accuracy"]),
                 records.count_with_null(record["undistillable"]),
                 records.count_with_null(record["undistillable_fdr_5_percent"]),
-                f"{record['drop_over_5_points']['mean']:g}",
-                "" if record["flagged"] is None else str(record["flagged"]),
+                records.count_with_null(record["drop_over_5_points"]),
+                "" if record["flagged"] is None else records.plain(record["flagged"]),
             ]
         )
     return rows
@@ -164,6 +175,29 @@ def class_rows(study: Study, most: int) -> list[list[str]]:
     return rows
 
 
+def every_heading(study: Study) -> list[str]:
+    """Return the columns of `every_rows`."""
+    return ["ID", "class", *(method.label for method in study.compared), "mean"]
+
+
+def every_rows(study: Study, most: int) -> list[list[str]]:
+    """Return the classes that every student of a comparison in pairs loses, in points: the paper's Table 7."""
+    if study.vanilla or len(study.compared) < 2:
+        return []
+    deltas = [method.comparison.delta for method in study.compared if method.comparison is not None]
+    means = np.mean(deltas, axis=0)
+    lost = sorted(study.hurt_in_every(study.compared).classes, key=lambda index: float(means[index]))
+    return [
+        [
+            str(index),
+            study.class_names[index],
+            *(f"{100 * x[index]:+.1f}" for x in deltas),
+            f"{100 * means[index]:+.1f}",
+        ]
+        for index in lost[: max(most, 0)]
+    ]
+
+
 def explanation(study: Study) -> str:
     """Return what the numbers mean and rest on."""
     vanilla = min((len(method.vanilla) for method in study.compared), default=0)
@@ -190,12 +224,13 @@ def _every(study: Study) -> str:
     found = records.every_record(study)
     if found is None:
         return ""
-    names = ", ".join(found["classes"][:10]) + (" and others" if len(found["classes"]) > 10 else "")
+    names = listed(found["classes"][:10]) + (" and others" if len(found["classes"]) > 10 else "")
     return (
-        f" delta acc < 0 in every one of the {len(study.compared)}: {len(found['classes'])} classes"
+        f" delta acc < 0 in every one of the {len(study.compared)}: {len(found['classes'])} "
+        f"{'class' if len(found['classes']) == 1 else 'classes'}"
         f"{f' ({names})' if names else ''}; independent sets of these sizes would share "
         f"{found['expected_by_chance']:.1f} (p = {found['p_value']:.2g})"
-        f"{', but these share the noise of one vanilla student' if study.vanilla else ''}."
+        f"{', but these share the noise of the vanilla runs' if study.vanilla else ''}."
     )
 
 

@@ -88,7 +88,9 @@ def true_class_rank(logits: Tensor, labels: Tensor) -> Tensor:
     true_logit = logits.gather(1, labels[:, None])
     not_below = ~(logits < true_logit)
     later = torch.arange(logits.shape[1], device=logits.device)[None, :] > labels[:, None]
-    return not_below.sum(1) - ((logits == true_logit) & later).sum(1)
+    tied_later = (logits == true_logit) & later
+    # Summing into 64 bits would first make a copy of the (n, C) booleans in them.
+    return (not_below.sum(1, dtype=torch.int32) - tied_later.sum(1, dtype=torch.int32)).long()
 
 
 @torch.no_grad()

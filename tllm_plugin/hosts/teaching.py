@@ -213,24 +213,23 @@ def _score(
 def flags_record(detector: Detector, node: CfgNode, class_names: Sequence[str], epochs: int) -> FlagsRecord:
     """Return what `flags.json` says of a detector after `epochs` epochs."""
 
-    def known(values: Tensor, index: int) -> float | None:
-        value = float(values[index])
-        return None if value != value else value
+    def known(values: Tensor) -> list[float | None]:
+        return [None if value != value else value for value in values.tolist()]
 
-    evidence = detector.evidence
+    columns = zip(
+        class_names,
+        detector.flags.tolist(),
+        detector.epoch_flagged.tolist(),
+        known(detector.evidence.drop),
+        known(detector.evidence.p_value),
+        known(detector.evidence.e_value),
+        detector.holdout_count.tolist(),
+        detector.holdout_correct.tolist(),
+        strict=True,
+    )
     classes = tuple(
-        ClassFlag(
-            index=index,
-            name=name,
-            flagged=bool(detector.flags[index]),
-            epoch_flagged=int(detector.epoch_flagged[index]) if detector.flags[index] else None,
-            drop=known(evidence.drop, index),
-            p_value=known(evidence.p_value, index),
-            e_value=known(evidence.e_value, index),
-            holdout_count=int(detector.holdout_count[index]),
-            holdout_correct=int(detector.holdout_correct[index]),
-        )
-        for index, name in enumerate(class_names)
+        ClassFlag(index, name, flagged, epoch if flagged else None, drop, p_value, e_value, count, correct)
+        for index, (name, flagged, epoch, drop, p_value, e_value, count, correct) in enumerate(columns)
     )
     options = {key: value for key, value in node.DETECTOR.items() if key != "TYPE"}
     return FlagsRecord(

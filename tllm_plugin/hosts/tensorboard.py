@@ -103,7 +103,7 @@ def draw_curves(
         axes.set_ylim(-0.03, 1.03)
     grid[0][0].legend(fontsize=7, loc="lower right")
     more = len(classes) - len(shown)
-    if more > 0:
-        figure.supxlabel(f"epoch; {more} more classes were flagged", fontsize=8)
+    figure.supxlabel(f"epoch; {more} more classes were flagged" if more > 0 else "epoch", fontsize=8)
+    figure.supylabel("hold-out accuracy", fontsize=8)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

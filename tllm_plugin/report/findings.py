@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tllm_plugin.analysis.comparison import Comparison, Count
-from tllm_plugin.analysis.study import Method, Study
+from tllm_plugin.analysis.study import Method, Study, listed
 
 _NAMED = 5
 
@@ -24,7 +24,7 @@ def findings(study: Study) -> list[str]:
                     f"`{flags.detector}`. There is no vanilla run of the same student to compare with."
                 )
             continue
-        sentences += [_accuracy(study, method, method.comparison), _hurt(study, method, method.comparison)]
+        sentences.append(f"{_accuracy(study, method, method.comparison)} {_hurt(study, method, method.comparison)}")
         if method.flagged.any() and not method.flagged.all():
             sentences.append(_flagged(study, method, method.comparison))
         reasons = [run.flags.reason for run in method.runs if run.flags is not None]
@@ -112,14 +112,22 @@ def reading_guide(study: Study) -> list[str]:
 
 def null_note(study: Study) -> str:
     """Return what stands behind the nulls."""
-    if len(study.vanilla) > 1:
-        pairs = len(study.vanilla) * (len(study.vanilla) - 1)
-        return f"In brackets the null: the same count between vanilla runs ({pairs} ordered pairs), without a teacher."
     if not study.vanilla:
         return ""
+    several = any(len(method.runs) > 1 for method in study.compared)
+    seeds = (
+        " Counts of several seeds are means \u00b1 standard deviations over pairs of runs; a class has a star below "
+        "only if the seeds together say so."
+        if several
+        else ""
+    )
+    if len(study.vanilla) > 1:
+        pairs = len(study.vanilla) * (len(study.vanilla) - 1)
+        null = f"In brackets the null: the same count between vanilla runs ({pairs} ordered pairs), without a teacher."
+        return null + seeds
     return (
         "In brackets the null: what chance gives if every answer that changed were as likely a loss as a gain "
-        "(mean \u00b1 standard deviation; there is one vanilla run)."
+        f"(mean \u00b1 standard deviation; there is one vanilla run).{seeds}"
     )
 
 
@@ -136,22 +144,22 @@ def _accuracy(study: Study, method: Method, comparison: Comparison) -> str:
 def _hurt(study: Study, method: Method, comparison: Comparison) -> str:
     count, classes = comparison.hurt_count, len(study.class_names)
     told = "no more than" if not _above_null(count) else "more than"
+    null = "vanilla runs lose to each other" if count.null.source == "vanilla" else "chance gives"
     sentence = (
-        f"{method.label} is below the vanilla student on {_plain(count.found.mean)} of {classes} classes; {told} the "
-        f"{_plain(count.null.mean)} that "
-        f"{'vanilla runs differ by' if count.null.source == 'vanilla' else 'chance gives'}. "
+        f"Below it on {_plain(count.found.mean)} of {classes} classes, {told} the {_plain(count.null.mean)} {null}; "
     )
     sure = np.nonzero(comparison.surely_hurt)[0]
     if not len(sure):
-        return sentence + "None of them is surely hurt."
+        return sentence + "none is surely hurt."
     worst = sure[np.argsort(comparison.delta[sure])]
-    return sentence + f"Surely hurt: {len(sure)}, namely {_names(study, worst, comparison)}."
+    return sentence + f"surely hurt: {len(sure)}, namely {_names(study, worst, comparison)}."
 
 
 def _flagged(study: Study, method: Method, comparison: Comparison) -> str:
     flagged = method.flagged
     indices = np.nonzero(flagged)[0]
-    sentence = f"{method.label} took the teacher from {len(indices)} classes ({_names(study, indices)})"
+    where = f" in one or more of its {len(method.runs)} runs" if len(method.runs) > 1 else ""
+    sentence = f"{method.label} took the teacher from {len(indices)} classes{where} ({_names(study, indices)})"
     plain = [
         other
         for other in study.compared
@@ -161,9 +169,10 @@ def _flagged(study: Study, method: Method, comparison: Comparison) -> str:
     if not plain or plain[0].comparison is None:
         return f"{sentence}; their mean delta acc is {_signed(mean)} points."
     before = plain[0].comparison
-    found = int((before.surely_hurt & flagged).sum())
+    sure = int(before.surely_hurt.sum())
+    among = f", among them {int((before.surely_hurt & flagged).sum())} of the {sure} that {plain[0].label} surely hurts"
     return (
-        f"{sentence}, among them {found} of the {int(before.surely_hurt.sum())} that {plain[0].label} surely hurts; "
+        f"{sentence}{among if sure else ''}; "
         f"mean delta acc of the flagged classes: {_signed(float(np.nanmean(before.delta[flagged])))} points under "
         f"{plain[0].label}, {_signed(mean)} now."
     )
@@ -182,7 +191,7 @@ def _names(study: Study, indices: Sequence[int] | np.ndarray, comparison: Compar
         drop = f" ({_signed(float(comparison.delta[index]))})" if comparison is not None else ""
         shown.append(f"{study.class_names[index]}{drop}")
     more = len(indices) - _NAMED
-    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+    return listed(shown) + (f" and {more} more" if more > 0 else "")
 
 
 def _signed(fraction: float) -> str:

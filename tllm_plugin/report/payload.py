@@ -75,10 +75,10 @@ def _rows(study: Study) -> list[Json]:
         row: Json = {
             "label": method.label,
             "accuracy": _spread(Spread.of([run.result.accuracy for run in method.runs])),
-            "flagged": int(method.flagged.sum()) if any(run.flags for run in method.runs) else None,
+            "flagged": None if method.flagged_count is None else _spread(method.flagged_count),
         }
         if method.comparison is not None:
-            row |= {**_counts(method), "large": _spread(method.comparison.largely_hurt_count)}
+            row |= {**_counts(method), "large": _count(method.comparison.largely_hurt_count)}
         rows.append(row)
     for name, run in study.teachers.items():
         rows.append({"label": f"teacher {name}", "accuracy": _spread(Spread.of([run.result.accuracy]))})
@@ -86,7 +86,9 @@ def _rows(study: Study) -> list[Json]:
 
 
 def _method(method: Method, likeness: Likeness | None) -> Json:
-    content: Json = {"label": method.label, "flagged": _epochs_flagged(method)}
+    content: Json = {"label": method.label, "runs": len(method.runs), "flagged": _epochs_flagged(method)}
+    if len(method.runs) > 1 and method.flagged.any():
+        content["flagged_runs"] = method.runs_that_flagged.tolist()
     comparison = method.comparison
     if comparison is not None:
         low, high = comparison.interval
@@ -159,14 +161,16 @@ def _curve(labelled: tuple[str, LoadedRun]) -> Json | None:
 
 
 def _picks(study: Study) -> list[int]:
-    """Return the classes that a reader will want to see the curves of: flagged, surely hurt, then the worst."""
+    """Return the classes that a reader will want to see the curves of: surely hurt, flagged, then the worst."""
     ranked: dict[int, None] = {}
-    for method in study.methods:
-        if not method.flagged.all():
-            ranked |= dict.fromkeys(np.nonzero(method.flagged)[0].tolist())
     for method in study.compared:
         if method.comparison is not None:
             ranked |= dict.fromkeys(np.nonzero(method.comparison.surely_hurt)[0].tolist())
+    for method in study.methods:
+        # Of the run whose curves are shown in any case.
+        flags = method.runs[0].flags
+        if flags is not None and len(flags.flagged) < flags.num_classes:
+            ranked |= dict.fromkeys(flags.flagged)
     for method in study.compared:
         if method.comparison is not None:
             ranked |= dict.fromkeys(np.argsort(method.comparison.delta)[:_PICKS].tolist())
@@ -223,7 +227,8 @@ def _teacher(study: Study, likeness: Likeness | None) -> Json | None:
         known = np.isfinite(accuracy) & np.isfinite(delta)
         if known.sum() > 2 and np.ptp(accuracy[known]) > 0 and np.ptp(delta[known]) > 0:
             found = spearmanr(accuracy[known], delta[known])
-            parts.append(f"{method.label} {found.statistic:+.2f} (p = {found.pvalue:.2g})")
+            value = f"{found.statistic:+.2f}".replace("-", "\u2212")
+            parts.append(f"{method.label} {value} (p = {found.pvalue:.2g})")
     told = f" Spearman's rank correlation with delta acc: {'; '.join(parts)}." if parts else ""
     note = (
         f"One point per class; outlined: surely hurt. Teacher's accuracy: {origin}.{told} If classes that are hard "
@@ -236,7 +241,7 @@ def _similar_note(study: Study, likeness: Likeness | None) -> str:
     if likeness is not None and likeness.cka:
         return (
             "Linear CKA (unbiased) of the pooled features, and the share of equal answers, per class, of teacher and "
-            f"first student on {likeness.images} test images. A CKA far below the others' says that the student sees "
+            f"first student on {likeness.images:,} test images. A CKA far below the others' says that the student sees "
             f"the class in its own way."
         )
     return "Share of equal answers of teacher and student on the hold-out after the last epoch."
@@ -264,7 +269,7 @@ def _tsne(study: Study, likeness: Likeness | None) -> Json:
     return {
         "tsne": pictures,
         "tsne_legend": f"{which} under {methods[0].label}",
-        "tsne_note": f"t-SNE of the penultimate layer on {len(pictures[0]['labels'])} test images, the same in both. "
+        "tsne_note": f"t-SNE of the penultimate layer on {len(pictures[0]['labels']):,} test images, the same in both. "
         f"Coloured: classes that are {which if sure.any() else 'below the vanilla student (' + which + ')'} under "
         f"{methods[0].label}. Distances between groups and their sizes mean nothing.",
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from tllm_plugin.runs import fields
@@ -93,7 +93,7 @@ class FlagsRecord:
             "epochs": self.epochs,
             "num_classes": self.num_classes,
             "reason": self.reason,
-            "classes": [asdict(item) for item in self.classes],
+            "classes": [dict(vars(item)) for item in self.classes],
         }
 
     @classmethod

@@ -67,6 +67,8 @@ class ReferenceDetector(SequentialDetector):
                 "missing"
             )
         self.reference = reference
+        # Once: a long history takes a while to digest, and every checkpoint names it.
+        self._digest = reference.digest()
 
     def judge(self, epoch: int, samples: SampleScores) -> tuple[Tensor, Evidence]:
         if not samples.labels.equal(self.reference.labels):
@@ -76,9 +78,9 @@ class ReferenceDetector(SequentialDetector):
         return self.weigh(epoch, behind, vanilla.correct, samples)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "reference": self.reference.digest()}
+        return {**super().state_dict(), "reference": self._digest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if "reference" in state and not state["reference"].equal(self.reference.digest()):
+        if "reference" in state and not state["reference"].equal(self._digest):
             raise ConfigError("Expected the reference run that this run began with, but its curves differ")
         super().load_state_dict(state)

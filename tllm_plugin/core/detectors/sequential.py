@@ -146,5 +146,5 @@ class SequentialDetector(Detector):
         strongest = float(self.evidence.e_value.nan_to_num(0.0).max())
         return (
             f"{offence} with evidence that holds at confidence {self.confidence:g} (the strongest e-value is "
-            f"{strongest:.3g}, {self.num_classes / (1.0 - self.confidence):.3g} is needed for a single class)"
+            f"{strongest:.3g}, {self.num_classes / (1.0 - self.confidence):,.0f} is needed for a single class)"
         )

@@ -22,6 +22,7 @@
   const plain = (value) => (hasNull(value) ? "" : Number.isInteger(value) ? String(value) : value.toFixed(1));
   const pValue = (value) => (hasNull(value) ? "" : value < 0.001 ? "< 0.001" : "= " + value.toFixed(3));
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const seedsOf = (method, index) => method.flagged_runs ? " (" + method.flagged_runs[index] + " of " + method.runs + " seeds)" : "";
   const isSure = (method, index) => !hasNull(method.q[index]) && method.q[index] <= 0.05;
   const PALETTE = {
     light: ["#0b62a8", "#b84300", "#007a5e", "#9b3f86", "#7a6400", "#2f8fb3", "#55606e", "#c2185b"],
@@ -45,12 +46,15 @@
     title: { text: title }, gridcolor: css("--grid"), zerolinecolor: css("--muted"), linecolor: css("--line"),
     automargin: true, ...more,
   });
+  const narrow = () => innerWidth < 640;
   const draw = (id) => {
     const [traces, layout] = figures.get(id)();
+    // Above a narrow figure, a legend of several lines would lie on the curves.
+    const legend = narrow() ? { orientation: "h", y: -0.25, yanchor: "top", x: 0 } : { orientation: "h", y: 1.12, x: 0 };
     const base = {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: "closest",
       font: { color: css("--text"), family: "system-ui, sans-serif", size: 13 },
-      margin: { l: 60, r: 20, t: 30, b: 50 }, legend: { orientation: "h", y: 1.12, x: 0 },
+      margin: { l: 60, r: 20, t: 30, b: 50 }, legend,
       modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--line"), activecolor: css("--muted") },
       hoverlabel: { bgcolor: css("--bg"), bordercolor: css("--line"), font: { color: css("--text") } },
     };
@@ -69,7 +73,7 @@
 
   const methodsTable = byId("methods");
   const head = make("tr");
-  const heading = ["run", "seeds", "test accuracy", "delta acc < 0 (null)", "surely hurt, FDR 5 % (null)", "< \u22125 points", "flagged"];
+  const heading = ["run", "seeds", "test accuracy", "delta acc < 0 (null)", "surely hurt, FDR 5 % (null)", "< \u22125 points (null)", "flagged"];
   for (const text of heading) head.append(make("th", text, { scope: "col" }));
   methodsTable.append(make("thead"));
   methodsTable.tHead.append(head);
@@ -79,7 +83,7 @@
   for (const row of data.rows) {
     const line = methodsBody.insertRow();
     const cells = [row.label, row.accuracy.n, spread(row.accuracy, (value) => share(value, 1)), withNull(row.hurt),
-      withNull(row.sure), row.large ? plain(row.large.mean) : "", hasNull(row.flagged) ? "" : row.flagged];
+      withNull(row.sure), withNull(row.large), hasNull(row.flagged) ? "" : spread(row.flagged, plain)];
     for (const text of cells) line.append(make("td", text));
   }
   byId("null-note").textContent = data.null_note;
@@ -93,7 +97,7 @@
     columns.push({ title: method.label + " \u0394acc", value: (i) => method.delta[i], method });
   for (const method of data.methods)
     if (method.flagged.some((epoch) => !hasNull(epoch)))
-      columns.push({ title: method.label + " flagged", value: (i) => method.flagged[i], show: (v) => hasNull(v) ? "" : "epoch " + v });
+      columns.push({ title: method.label + " flagged", value: (i) => method.flagged[i], show: (v, i) => hasNull(v) ? "" : "epoch " + v + seedsOf(method, i) });
   const table = byId("classes");
   const headRow = table.createTHead().insertRow();
   const rows = names.map((name, index) => {
@@ -111,7 +115,7 @@
         if (isSure(method, index)) cell.className = "sure";
         else if (value < 0) cell.className = "hurt";
         cell.append(make("span", "[" + points(method.low[index], 0) + ", " + points(method.high[index], 0) + "]", { class: "range" }));
-      } else cell.textContent = column.show ? column.show(value) : value;
+      } else cell.textContent = column.show ? column.show(value, index) : value;
     }
     return row;
   });
@@ -163,7 +167,7 @@
     const at = (values) => sorted.map((index) => 100 * values[index]);
     const text = sorted.map((index) => "<b>" + escape(names[index]) + "</b><br>delta acc " + points(method.delta[index]) +
       " [" + points(method.low[index]) + ", " + points(method.high[index]) + "]<br>q " + pValue(method.q[index]) +
-      (hasNull(method.flagged[index]) ? "" : "<br>flagged after epoch " + method.flagged[index]));
+      (hasNull(method.flagged[index]) ? "" : "<br>flagged after epoch " + method.flagged[index] + seedsOf(method, index)));
     const delta = at(method.delta), low = at(method.low), high = at(method.high);
     const few = names.length <= 60, many = names.length > 200;
     const trace = {
@@ -210,6 +214,7 @@
   };
   const curveFigure = () => {
     const traces = [], shapes = [], annotations = [];
+    const last = Math.max(...data.curves.map((curve) => curve.epochs[curve.epochs.length - 1]));
     data.curves.forEach((curve, place) => {
       const raw = curve.epochs.map((_, at) => curve.values[at * names.length + chosen] / 2.55);
       let state = raw[0];
@@ -222,11 +227,11 @@
       if (!hasNull(epoch)) {
         shapes.push({ type: "line", x0: epoch, x1: epoch, yref: "paper", y0: 0, y1: 1, line: { color: color(place), dash: "dash", width: 1.5 } });
         annotations.push({ x: epoch, yref: "paper", y: 0.02 + 0.07 * annotations.length, text: "flagged: " + escape(curve.label), showarrow: false,
-          xanchor: "left", yanchor: "bottom", xshift: 4, font: { color: color(place) } });
+          xanchor: epoch > last / 2 ? "right" : "left", yanchor: "bottom", xshift: epoch > last / 2 ? -4 : 4, font: { color: color(place) } });
       }
     });
     return [traces, { shapes, annotations, hovermode: "x", title: { text: escape(names[chosen]), x: 0.5, y: 0.99, font: { size: 15 } }, margin: { l: 60, r: 20, t: 60, b: 50 },
-      xaxis: axis("epoch", { rangemode: "tozero" }), yaxis: axis("hold-out accuracy (%)", { range: [-2, 102] }) }];
+      xaxis: axis("epoch", { range: [0, 1.02 * last] }), yaxis: axis("hold-out accuracy (%)", { range: [-2, 102] }) }];
   };
   if (data.curves.length) {
     for (const name of names) byId("class-names").append(make("option", null, { value: name }));
@@ -245,8 +250,10 @@
   } else hide("curves");
 
   // ---- counts --------------------------------------------------------------------------------------------------
+  // One line for the method and each of its settings.
+  const broken = (label) => label.split(", ").map((part) => shorten(escape(part), 26)).join("<br>");
   const countFigure = () => {
-    const labels = compared.map((method) => method.label);
+    const labels = compared.map((method) => broken(method.label));
     const bar = (name, pick, fill) => ({
       type: "bar", name, x: labels, y: data.counts.map((row) => row[pick].found.mean), marker: { color: fill },
       error_y: { type: "data", array: data.counts.map((row) => row[pick].found.std || 0), visible: data.counts.some((row) => row[pick].found.std), color: css("--text") },
@@ -259,21 +266,21 @@
     });
     return [[bar("delta acc &lt; 0", "hurt", translucent(css("--hurt"), 0.55)), nulls("its null", "hurt", css("--null")),
       bar("surely hurt (FDR 5 %)", "sure", css("--hurt")), nulls("its null ", "sure", css("--null"))],
-      { barmode: "group", bargap: 0.3, xaxis: axis("", { showgrid: false }), yaxis: axis("classes", { rangemode: "tozero" }) }];
+      { ...(narrow() ? { legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, margin: { l: 60, r: 20, t: 80, b: 50 } } : {}), barmode: "group", bargap: 0.3, xaxis: axis("", { showgrid: false }), yaxis: axis("classes", { rangemode: "tozero" }) }];
   };
   if (compared.length) figures.set("plot-counts", countFigure); else hide("counts");
 
   // ---- overlap -------------------------------------------------------------------------------------------------
   const overlapFigure = () => {
     const { labels, jaccard, p_value, expected } = data.overlap;
-    const short = labels.map((label) => shorten(label, 30));
+    const short = labels.map(broken);
     const cells = jaccard.map((row, i) => row.map((value, j) => hasNull(value) ? "" : value.toFixed(2) + "<br>p " + pValue(p_value[i][j])));
     const hover = jaccard.map((row, i) => row.map((value, j) => escape(labels[i]) + " and " + escape(labels[j]) + "<br>Jaccard " +
       (hasNull(value) ? "\u2013" : value.toFixed(2)) + ", by chance " + (hasNull(expected[i][j]) ? "\u2013" : expected[i][j].toFixed(2)) + "<br>permutation p " + pValue(p_value[i][j])));
     const dark = document.documentElement.dataset.theme === "dark";
     const scale = dark ? [[0, "#1c2026"], [1, "#2f6ea8"]] : [[0, "#f6f7f9"], [1, "#7db4e0"]];
     return [[{ type: "heatmap", z: jaccard, x: short, y: short, text: cells, texttemplate: "%{text}", hovertext: hover, hoverinfo: "text",
-      zmin: 0, zmax: 1, colorscale: scale, colorbar: { title: { text: "Jaccard" }, thickness: 12 }, xgap: 2, ygap: 2 }],
+      zmin: 0, zmax: 1, colorscale: scale, showscale: !narrow(), colorbar: { title: { text: "Jaccard" }, thickness: 12 }, xgap: 2, ygap: 2 }],
       { xaxis: axis("", { showgrid: false }), yaxis: axis("", { autorange: "reversed", showgrid: false }) }];
   };
   if (data.overlap) {
@@ -295,7 +302,7 @@
   } else hide("overlap");
 
   // ---- one point per class -------------------------------------------------------------------------------------
-  const scatter = (id, series, xTitle) => {
+  const scatter = (id, series, xTitle, more = {}) => {
     // Equal positions, such as many classes at 100 %, would hide each other.
     const shift = (index) => (((index * 7919) % 101) / 101 - 0.5) * 0.5;
     figures.set(id, () => [series.map((one) => ({
@@ -307,7 +314,7 @@
       text: names.map((name, index) => "<b>" + escape(name) + "</b><br>" + escape(one.label) + "<br>" + xTitle + ": " +
         (hasNull(one.x[index]) ? "" : (one.scale * one.x[index]).toFixed(one.scale === 1 ? 2 : 1)) + "<br>delta acc " + points(one.y[index])),
       hoverinfo: "text", showlegend: series.length > 1,
-    })), { xaxis: axis(xTitle), yaxis: axis("delta acc (points)") }]);
+    })), { xaxis: axis(xTitle), yaxis: axis("delta acc (points)"), ...more }]);
   };
   if (data.teacher && compared.length) {
     scatter("plot-teacher", compared.map((method, place) => ({ label: method.label, method, x: data.teacher.accuracy, y: method.delta, scale: 100, place })), "teacher's accuracy (%)");
@@ -316,7 +323,8 @@
   const alike = compared.map((method, place) => ({ method, place }));
   for (const [id, key, title, scale] of [["plot-cka", "cka", "CKA of teacher and student", 1], ["plot-agree", "agreement", "same answer as the teacher (%)", 100]]) {
     const series = alike.filter(({ method }) => method[key]).map(({ method, place }) => ({ label: method.label, method, x: method[key], y: method.delta, scale, place }));
-    if (series.length) scatter(id, series, title); else hide(id);
+    // Beside each other, figures are too narrow for a legend above.
+    if (series.length) scatter(id, series, title, { legend: { orientation: "h", y: -0.22, yanchor: "top", x: 0 } }); else hide(id);
   }
   if (byId("plot-cka").hidden && byId("plot-agree").hidden) hide("similar");
   else byId("similar-note").textContent = data.similar_note;
