@@ -26,8 +26,9 @@ import torch
 
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.config import load_config
+from tllm_plugin.search.embedded import EmbeddedSearch
 from tllm_plugin.search.eta_search import Outcome, search
-from tllm_plugin.search.plan import SEARCH_FRACTION, TYPE
+from tllm_plugin.search.host import SEARCH_FRACTION, TYPE
 from tllm_plugin.search.space import parse_space, with_values
 
 
@@ -87,7 +88,7 @@ def measure(options: argparse.Namespace, number: int) -> dict[str, Any]:
     kd_seconds = since(started)
     space, _ = parse_space([f"ETA={','.join(options.eta)}"], cfg)
     started = now()
-    outcome = search(cfg, space)
+    outcome = search(EmbeddedSearch(cfg, space), space)
     seconds = since(started)
     ratios = {"ratio": seconds[0] / kd_seconds[0], "wall_ratio": seconds[1] / kd_seconds[1]}
     return {"kd_seconds": kd_seconds, "search_seconds": seconds, **ratios, **described(outcome)}

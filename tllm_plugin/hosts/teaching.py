@@ -104,6 +104,8 @@ class Teaching:
         self.wrapper.set_undistillable(self.detector.flags)
         self._teacher_prediction: Tensor | None = None
         self.run: RunFolder | None = None
+        #: Is shown the search curves after every epoch; what it raises ends the run, which can be resumed.
+        self.watch: Callable[[Curves], None] | None = None
 
     def open(self, log_folder: str) -> RunFolder:
         """Start writing into `<log_folder>/tllm/`, and return that folder."""
@@ -154,6 +156,8 @@ class Teaching:
             )
         self._keep_best(epoch)
         self.write(epoch)
+        if self.watch is not None:
+            self.watch(self.search_curves)
 
     def _keep_best(self, epoch: int) -> None:
         """Save the student if no earlier epoch was better on the hold-out, classes counting alike."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors import DETECTORS, Detector
-from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.config_checks import lookup
 from tllm_plugin.hosts.embedded import job
-from tllm_plugin.hosts.embedded.trainer import changed_keys, read_state, recorded_config
+from tllm_plugin.hosts.embedded.same_run import FREE_KEYS, config_of
+from tllm_plugin.hosts.embedded.trainer import changed_keys, read_state
 from tllm_plugin.hosts.tllm_node import build_detector
 from tllm_plugin.runs.atomic import save_torch, write_bytes, write_json, write_text
 from tllm_plugin.runs.curves_file import to_state
@@ -36,8 +37,6 @@ from tllm_plugin.runs.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
-#: What has no effect before the first flag.
-FREE_KEYS = ("TLLM.DETECTOR.", "TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.MIN_ROWS")
 # What is done with flagged classes.
 _TREATMENT = ("TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.MIN_ROWS")
 _KIND, _VERSION = "fork", 1
@@ -59,32 +58,38 @@ class Parting:
 
 
 def run_sharing(
-    base: RunFolder, cfg: CfgNode, bundle: DataBundle | None = None, *, others: Sequence[RunFolder] = ()
+    base: RunFolder | None,
+    cfg: CfgNode,
+    bundle: DataBundle | None = None,
+    *,
+    others: Sequence[RunFolder] = (),
+    watch: Callable[[Curves], None] | None = None,
 ) -> RunFolder:
     """Train what `cfg` describes, from where it parts from a recorded run; a run that is there is used or continued.
 
     Args:
-        base: A finished run; see `fork`.
+        base: A finished run, or None; see `fork`.
         cfg: Checked and frozen.
         bundle: The data set, if it is in memory already.
         others: More such runs; the one that shares the most epochs is taken.
+        watch: See `job.run`.
 
     Raises:
         ConfigError: Two runs differ in more than their detector and what is done with flagged classes.
     """
     if not (job.log_folder(cfg) / "latest").exists():
         fork(base, cfg, others=others)
-    return job.ensure_trained(cfg, bundle or job.load_bundle(cfg))
+    return job.ensure_trained(cfg, bundle or job.load_bundle(cfg), watch=watch)
 
 
-def fork(base: RunFolder, cfg: CfgNode, *, others: Sequence[RunFolder] = ()) -> int:
+def fork(base: RunFolder | None, cfg: CfgNode, *, others: Sequence[RunFolder] = ()) -> int:
     """Write the checkpoint from which the run of `cfg` is to be resumed.
 
     Of the shared epochs the new run has curves, flags and checkpoints, but no TensorBoard events.
 
     Args:
         base: A finished run of the embedded host, with `LOG.SAVE_CHECKPOINT_FREQ` 1 for the most to be shared. Under
-            the detector `none` it can be shared until the first flag, otherwise until the flags first differ.
+            the detector `none` it can be shared until the first flag, otherwise until the flags first differ. Or None.
         cfg: Checked and frozen.
         others: More such runs; the one that shares the most epochs is taken.
 
@@ -95,9 +100,9 @@ def fork(base: RunFolder, cfg: CfgNode, *, others: Sequence[RunFolder] = ()) -> 
         ConfigError: Two runs differ in more than their detector and what is done with flagged classes.
     """
     cfg, _ = job.named_reference(cfg)
-    partings = [parting(run, cfg) for run in (base, *others)]
-    best = max(partings, key=lambda item: item.epochs)  # The first of equals.
-    if best.checkpoint is None:
+    partings = [parting(run, cfg) for run in (base, *others) if run is not None]
+    best = max(partings, key=lambda item: item.epochs, default=None)  # The first of equals.
+    if best is None or best.checkpoint is None:
         return 0
     curves = Curves.from_state(to_state(best.run.read_curves()))
     state: dict[str, Any] = dict(read_state(best.checkpoint))
@@ -147,7 +152,7 @@ def parting(run: RunFolder, cfg: CfgNode) -> Parting:
     Raises:
         ConfigError: The two differ in more than their detector and what is done with flagged classes.
     """
-    old = _config_of(run)
+    old = config_of(run)
     new = CfgNode.load_cfg(cfg.dump())
     differing = [key for key in changed_keys(old, new) if not key.startswith(FREE_KEYS)]
     if differing:
@@ -196,13 +201,6 @@ def _detector(cfg: CfgNode, flags: FlagsRecord, curves: Curves) -> Detector:
         holdout=curves,
         has_teacher=cfg.DISTILLER.TYPE != "NONE",
     )
-
-
-def _config_of(run: RunFolder) -> CfgNode:
-    try:
-        return recorded_config(run.config_yaml.read_text(encoding="utf-8"))
-    except Exception as error:  # yacs and YAML raise what they like on a damaged file.
-        raise FileFormatError(f"Expected {run.config_yaml} to be the config of a run, but {error}") from error
 
 
 def _checkpoint(run: RunFolder, epoch: int) -> Path | None:

@@ -1,0 +1,86 @@
+"""Searching in mdistiller or a fork: its own train script runs every trial, from a config file of the search's."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+from tllm_plugin.runs.atomic import write_text
+from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.search.host import digest
+from tllm_plugin.search.process import ProcessSearch, Wanted
+from tllm_plugin.search.space import Dimension, Values, with_values
+
+# Loops that need a distiller's losses or loaders.
+_LOOPS_OF_DISTILLERS = ("crd", "dot", "crd_dot")
+# What a search is not named after.
+_NO_EFFECT = ("EXPERIMENT", "LOG")
+
+
+class MdistillerSearch(ProcessSearch):
+    """See `SearchHost`. The host draws other random numbers for every run, unless its script was made to seed them.
+
+    Args:
+        cfg: The host's, merged, checked and frozen.
+        space: What is searched.
+        words: The command line's `--cfg FILE KEY VALUE ...`, to say what to do next.
+    """
+
+    def __init__(self, cfg: CfgNode, space: Sequence[Dimension], words: Sequence[str] = ()) -> None:
+        name = cfg.EXPERIMENT.NAME or cfg.EXPERIMENT.TAG
+        self._name = f"{name}-search-{_digest_of(cfg)}"
+        super().__init__(cfg, space, Path(cfg.LOG.PREFIX) / cfg.EXPERIMENT.PROJECT / self._name)
+        self.words = tuple(words)
+
+    @property
+    def epochs(self) -> int:
+        """Of a trial."""
+        return int(self.cfg.SOLVER.EPOCHS)
+
+    @property
+    def seed(self) -> int:
+        """For what the search draws; the host has none."""
+        return int(self.cfg.TLLM.HOLDOUT.SEED)
+
+    def run_named(self, name: str) -> RunFolder:
+        """Return the folder of a run, whether it exists or not."""
+        return RunFolder.inside(self.folder / name)
+
+    def command(self, wanted: Wanted, *, resume: bool) -> list[str]:
+        """Write the run's config and return the words that train it."""
+        # Overrides on a command line would go into the name of the host's folder.
+        path = self.folder / "configs" / f"{wanted.name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, self.config(wanted).dump())
+        return ["train", "--host", "mdistiller", "--cfg", str(path), *(["--resume"] if resume else [])]
+
+    def config(self, wanted: Wanted) -> CfgNode:
+        """Return the config of a run."""
+        values: Values = {"EXPERIMENT.NAME": f"{self._name}/{wanted.name}", **wanted.values}
+        if wanted.vanilla:
+            values["DISTILLER.TYPE"] = "NONE"
+            if self.cfg.TLLM.TRAINER in _LOOPS_OF_DISTILLERS:
+                values["TLLM.TRAINER"] = "base"
+        return with_values(self.cfg, values)
+
+    def can_resume(self, run: RunFolder) -> bool:
+        """Tell whether the host has saved a checkpoint."""
+        return (run.log_folder / "latest").exists()
+
+    def next_command(self, values: Values) -> str:
+        """Return the shell command that trains the chosen values."""
+        overrides = [word for key, value in values.items() for word in (key, str(value))]
+        return shlex.join(["tllm", "train", "--host", "mdistiller", *self.words, *overrides])
+
+
+def _digest_of(cfg: CfgNode) -> str:
+    """Digest everything that a result depends on but what is searched."""
+    plain = cfg.clone()
+    plain.defrost()
+    for name in _NO_EFFECT:
+        plain.pop(name)
+    plain.TLLM = CfgNode({name: plain.TLLM[name] for name in ("DISTILLER", "TRAINER", "HOLDOUT")})
+    return digest(plain.dump())
