@@ -27,6 +27,7 @@ from tllm_plugin.hosts.config_checks import lookup
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.same_run import FREE_KEYS, config_of
 from tllm_plugin.hosts.embedded.trainer import changed_keys, read_state
+from tllm_plugin.hosts.teaching import flags_record
 from tllm_plugin.hosts.tllm_node import build_detector
 from tllm_plugin.runs.atomic import save_torch, write_bytes, write_json, write_text
 from tllm_plugin.runs.curves_file import to_state
@@ -114,7 +115,8 @@ def fork(base: RunFolder | None, cfg: CfgNode, *, others: Sequence[RunFolder] = 
     carried["detector"] = detector.state_dict()
     state["config"] = cfg.dump()
     run = RunFolder.inside(job.log_folder(cfg)).create()
-    _copy_best(best, run, curves, recorded)
+    whole = best.epochs == cfg.SOLVER.EPOCHS
+    _copy_best(best, run, curves, curves.epochs if whole else recorded)
     _copy_worklog(best, run)
     parent = os.path.relpath(best.run.log_folder, run.log_folder)
     content = {"parent": Path(parent).as_posix(), "shared_epochs": best.epochs}
@@ -123,6 +125,10 @@ def fork(base: RunFolder | None, cfg: CfgNode, *, others: Sequence[RunFolder] = 
     student = best.run.log_folder / f"student_{best.checkpoint.name.removeprefix('epoch_')}"
     write_bytes(run.log_folder / "student_latest", student.read_bytes())
     save_torch(run.log_folder / "latest", state)
+    if whole:
+        for epoch in curves.epochs[len(recorded) :]:
+            detector.update(epoch, curves.samples_at(epoch))
+        _finish(run, best.run, cfg, detector)
     names = run.log_folder.name, best.epochs, best.run.log_folder.name
     logger.info("%s shares %d epochs with %s", *names)
     return best.epochs
@@ -153,15 +159,14 @@ def parting(run: RunFolder, cfg: CfgNode) -> Parting:
         ConfigError: The two differ in more than their detector and what is done with flagged classes.
     """
     old = config_of(run)
-    new = CfgNode.load_cfg(cfg.dump())
-    differing = [key for key in changed_keys(old, new) if not key.startswith(FREE_KEYS)]
+    differing = [key for key in changed_keys(old, cfg) if not key.startswith(FREE_KEYS)]
     if differing:
         raise ConfigError(
             f"Expected {run.log_folder} to be the same run but for its detector, but these keys differ: "
             f"{', '.join(differing)}"
         )
-    treated_alike = DETECTORS[old.TLLM.DETECTOR.TYPE].smooths_labels == DETECTORS[new.TLLM.DETECTOR.TYPE].smooths_labels
-    treated_alike = treated_alike and all(lookup(old, key) == lookup(new, key) for key in _TREATMENT)
+    treated_alike = DETECTORS[old.TLLM.DETECTOR.TYPE].smooths_labels == DETECTORS[cfg.TLLM.DETECTOR.TYPE].smooths_labels
+    treated_alike = treated_alike and all(lookup(old, key) == lookup(cfg, key) for key in _TREATMENT)
     curves = Curves.from_state(to_state(run.read_curves()))
     flags = run.read_flags()
     epoch = _first_difference(_detector(cfg, flags, curves), curves, _epochs_flagged(flags), treated_alike)
@@ -211,6 +216,18 @@ def _checkpoint(run: RunFolder, epoch: int) -> Path | None:
     return next((path for path in kept if path.exists()), None)
 
 
+def _finish(run: RunFolder, other: RunFolder, cfg: CfgNode, detector: Detector) -> None:
+    """Leave behind what a run does that equals a finished one in everything but its evidence."""
+    write_text(run.config_yaml, job.described(cfg))
+    for path in (other.split_json, other.curves_npz, other.search_curves_npz, other.predictions_npz):
+        if path.exists():
+            write_bytes(run.path / path.name, path.read_bytes())
+    names = [item.name for item in other.read_flags().classes]
+    run.write_flags(flags_record(detector, cfg.TLLM, names, cfg.SOLVER.EPOCHS))
+    # The last: it says that the run is finished.
+    write_bytes(run.metrics_json, other.metrics_json.read_bytes())
+
+
 def _copy_best(shared: Parting, run: RunFolder, curves: Curves, recorded: list[int]) -> None:
     """Leave behind the student that was best on the hold-out in the shared epochs, as the run alone would have."""
     if not recorded or not curves.labels.numel():
@@ -230,6 +247,8 @@ def _student_at(run: RunFolder | None, epoch: int) -> Path | None:
         path = run.log_folder / f"student_{epoch}"
         if path.exists():
             return path
+        if epoch == run.read_metrics().epochs_done:
+            return run.log_folder / "student_latest"
         shared_epochs, parent = shared_with(run)
         run = parent if epoch <= shared_epochs else None
     return None

@@ -134,7 +134,7 @@ def run(
     train_data = data if cfg.SOLVER.TRAINER == "tllm" else data.train_loader(None)
     trainer = trainer_dict[cfg.SOLVER.TRAINER](experiment_name(cfg), distiller, train_data, test_loader, cfg)
     run_folder = RunFolder.inside(folder).create()
-    write_text(run_folder.config_yaml, _described(cfg))
+    write_text(run_folder.config_yaml, described(cfg))
     if watch is not None:
         trainer.teaching.watch = watch
     trainer.train(resume=resume)
@@ -292,7 +292,8 @@ def _remove_results(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _described(cfg: CfgNode) -> str:
+def described(cfg: CfgNode) -> str:
+    """Return `config.yaml`: everything needed to run again, with versions."""
     versions = {
         "tllm-plugin": __version__,
         "python": platform.python_version(),

@@ -24,8 +24,8 @@ def check_same_run(run: RunFolder, cfg: CfgNode) -> None:
         FileFormatError: The run's config is damaged.
         ConfigError: The configs differ.
     """
-    old, new = config_of(run), CfgNode.load_cfg(cfg.dump())
-    changed = [key for key in changed_keys(old, new) if not (_is_unread(key, old) and _is_unread(key, new))]
+    old = config_of(run)
+    changed = [key for key in changed_keys(old, cfg) if not (_is_unread(key, old) and _is_unread(key, cfg))]
     if changed:
         raise ConfigError(
             f"Expected the finished run in {run.log_folder} to be the one that is needed, but these keys differ: "

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -253,8 +254,7 @@ def read_checkpoint(path: Path, cfg: CfgNode) -> Mapping[str, Any]:
         ConfigError: It was written under a config other than `cfg`.
     """
     state = read_state(path)
-    # Both by way of YAML, which turns tuples into lists.
-    changed = changed_keys(recorded_config(state["config"]), CfgNode.load_cfg(cfg.dump()))
+    changed = changed_keys(recorded_config(state["config"]), cfg)
     if changed:
         raise ConfigError(
             f"Expected the config that {path} was written under, but these keys differ: {', '.join(changed)}; "
@@ -275,10 +275,12 @@ def read_state(path: Path) -> Mapping[str, Any]:
     return state
 
 
+@lru_cache(maxsize=64)  # A search compares the same runs again and again, and YAML is slow.
 def recorded_config(text: str) -> CfgNode:
-    """Return the config that a run has written down; keys that came into being later have their defaults."""
-    recorded = CfgNode.load_cfg(default_config().dump())
+    """Return the config that a run has written down, frozen; keys that came into being later have their defaults."""
+    recorded = default_config()
     _update(recorded, CfgNode.load_cfg(text))
+    recorded.freeze()
     return recorded
 
 
@@ -300,9 +302,14 @@ def changed_keys(old: CfgNode, new: CfgNode, prefix: str = "") -> list[str]:
         before, now = old.get(key), new.get(key)
         if isinstance(before, CfgNode) and isinstance(now, CfgNode):
             changed += changed_keys(before, now, f"{name}.")
-        elif before != now:
+        elif _as_written(before) != _as_written(now):
             changed.append(name)
     return changed
+
+
+def _as_written(value: Any) -> Any:
+    """Return a value of a config as it comes back from YAML, which turns tuples into lists."""
+    return [_as_written(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
 def _rng_state(device: torch.device) -> dict[str, Tensor]:
