@@ -129,7 +129,9 @@ def measure(options: argparse.Namespace, number: int, parts: dict[str, float]) -
     space, _ = parse_space([f"ETA={','.join(options.eta)}"], cfg)
     parts.clear()
     started = now()
-    outcome = search(EmbeddedSearch(cfg, space), space, prune=options.prune, baseline=not options.no_baseline)
+    host = EmbeddedSearch(cfg, space)
+    host.bundle = bundle  # As A has it.
+    outcome = search(host, space, prune=options.prune, baseline=not options.no_baseline)
     seconds = since(started)
     found = {name: parts.get(name, 0.0) for name in ("vanilla", "taught", "trial")}
     found["rest"] = seconds[0] - sum(found.values())

@@ -51,6 +51,9 @@ class ProcessSearch:
         folder: Of the search.
     """
 
+    #: What runs the words of `command`.
+    program: tuple[str, ...] = (sys.executable, "-m", "tllm_plugin")
+
     def __init__(self, cfg: CfgNode, space: Sequence[Dimension], folder: Path) -> None:
         fraction = cfg.TLLM.HOLDOUT.SEARCH_FRACTION or cfg.TLLM.HOLDOUT.FRACTION
         self.cfg = with_values(cfg, {SEARCH_FRACTION: fraction})
@@ -131,7 +134,7 @@ class ProcessSearch:
             folder.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tllm_plugin", *words],
+                [*self.program, *words],
                 cwd=place,
                 env=self.environment(),
                 stdout=file,
