@@ -37,7 +37,8 @@ class Saving(Ours):
     def train_epoch(self, epoch: int) -> None:
         super().train_epoch(epoch)
         state = {"epoch": epoch, "model": self.distiller.state_dict(), "optimizer": self.optimizer.state_dict()}
-        torch.save(state, Path(self.log_path) / "latest")
+        for name in ("latest", f"epoch_{epoch}"):
+            torch.save(state, Path(self.log_path) / name)
         print(f"epoch {epoch}", flush=True)
         time.sleep(SECONDS_PER_EPOCH)
 

@@ -27,8 +27,8 @@ from tllm_plugin.search.repdistiller import RepDistillerSearch
 from tllm_plugin.search.space import Dimension, Values
 
 ROOT = Path(__file__).resolve().parents[2]
-WEIGHT = "TLLM.CE_WEIGHT"
-SPACE = (Dimension(WEIGHT, (0.25, 2.0)),)
+WEIGHT, AFTER = "TLLM.CE_WEIGHT", "TLLM.DETECTOR.AFTER_FRACTION"
+SPACE = (Dimension(AFTER, (0.34, 0.67)),)
 NONE = Baselines(None, None)
 
 
@@ -52,17 +52,25 @@ def configured(prefix: Path) -> CfgNode:
     cfg.EXPERIMENT = CfgNode({"PROJECT": "p", "NAME": "", "TAG": "t"})
     cfg.DISTILLER = CfgNode({"TYPE": "MLKD"})
     cfg.TLLM.HOLDOUT.SEARCH_FRACTION = 0.2
-    cfg.TLLM.DETECTOR.TYPE = "all"
+    cfg.TLLM.DETECTOR.TYPE = "after"
     cfg.freeze()
     return cfg
 
 
-def test_a_whole_search_and_a_trial_that_is_stopped_and_goes_on(tmp_path: Path) -> None:
-    host = Miniature(configured(tmp_path / "whole"), SPACE, ("--cfg", "mine.yaml"))
-    outcome = search(host, SPACE, baseline=False)
+def epochs_in(log: str) -> list[str]:
+    return [line for line in log.splitlines() if line.startswith("epoch")]
+
+
+def test_trials_share_their_beginning_and_equal_one_alone_that_was_stopped_and_went_on(tmp_path: Path) -> None:
+    host = Miniature(configured(tmp_path / "whole"), SPACE, words=("--cfg", "mine.yaml"))
+    outcome = search(host, SPACE)
     record = outcome.record
-    assert read_search(outcome.path) == record and record.baselines == ()
-    assert [trial.values for trial in record.trials] == [{WEIGHT: 2.0}, {WEIGHT: 0.25}]
+    assert read_search(outcome.path) == record and [item.title for item in record.baselines] == ["taught to the end"]
+    assert [trial.values for trial in record.trials] == [{AFTER: 0.67}, {AFTER: 0.34}]
+    assert [trial.shared_epochs for trial in record.trials] == [2, 1]
+    assert {trial.parent for trial in record.trials} == {record.baselines[0].run}
+    logs = [(host.folder / "logs" / f"{Path(trial.run).name}.txt").read_text() for trial in record.trials]
+    assert [epochs_in(log) for log in logs] == [["epoch 3"], ["epoch 2", "epoch 3"]]
     assert record.holdout_samples == 6 * NUM_CLASSES and record.num_classes == NUM_CLASSES
     for trial in record.trials:
         run = RunFolder.inside(host.folder / trial.run)
@@ -71,12 +79,14 @@ def test_a_whole_search_and_a_trial_that_is_stopped_and_goes_on(tmp_path: Path) 
         curves = Curves.from_state(to_state(run.read_search_curves()))
         # As many samples of every class.
         assert trial.score == pytest.approx(float(curves.samples_at(3).correct.float().mean()))
-        assert len(trial.curve) == trial.epochs == 3 and trial.shared_epochs == 0
+        assert len(trial.curve) == trial.epochs == 3
         assert run.read_flags().flagged == tuple(range(NUM_CLASSES))
     assert record.chosen is not None
     assert record.chosen.score == max(trial.score for trial in record.trials if trial.score is not None)
     assert savings(record) == "saved: 6 epochs were trained instead of 6"
-    assert host.next_command({WEIGHT: 2.0}) == "tllm train --host mdistiller --cfg mine.yaml TLLM.CE_WEIGHT 2.0"
+    assert host.next_command({AFTER: 0.34}) == (
+        "tllm train --host mdistiller --cfg mine.yaml TLLM.DETECTOR.AFTER_FRACTION 0.34"
+    )
 
     stopped = Miniature(configured(tmp_path / "stopped"), SPACE)
     seen = []
@@ -85,7 +95,7 @@ def test_a_whole_search_and_a_trial_that_is_stopped_and_goes_on(tmp_path: Path) 
         seen.append(curves.epochs[-1])
         raise Hopeless(curves.epochs[-1])
 
-    values: Values = {WEIGHT: 2.0}
+    values: Values = {AFTER: 0.34}
     with pytest.raises(Hopeless):
         stopped.train(values, NONE, (), watch)
     run = stopped.run_of(values)
@@ -93,11 +103,11 @@ def test_a_whole_search_and_a_trial_that_is_stopped_and_goes_on(tmp_path: Path) 
     assert not is_held(stopped.folder / "locks" / run.log_folder.name)
     assert stopped.train(values, NONE, ()).path == run.path and is_finished(run)
     log = (stopped.folder / "logs" / f"{run.log_folder.name}.txt").read_text()
-    assert [line for line in log.splitlines() if line.startswith("epoch")] == ["epoch 1", "epoch 2", "epoch 3"]
-    alone = host.run_of(values)
+    assert epochs_in(log) == ["epoch 1", "epoch 2", "epoch 3"]
+    shared = host.run_of(values)
     for name in ("curves_npz", "search_curves_npz", "flags_json", "split_json"):
-        assert getattr(run, name).read_bytes() == getattr(alone, name).read_bytes(), name
-    models = [torch.load(item.log_folder / "latest", weights_only=True)["model"] for item in (run, alone)]
+        assert getattr(run, name).read_bytes() == getattr(shared, name).read_bytes(), name
+    models = [torch.load(item.log_folder / "latest", weights_only=True)["model"] for item in (run, shared)]
     weights = [name for name in models[0] if "extra_state" not in name]
     assert weights and all(torch.equal(models[0][name], models[1][name]) for name in weights)
 
@@ -129,7 +139,7 @@ def test_vanilla_runs_of_mdistiller_do_without_a_distillers_loop(tmp_path: Path)
     asked = []
 
     class Asked(Miniature):
-        def ensure_trained(self, wanted: object, watch: object = None) -> RunFolder:
+        def ensure_trained(self, wanted: object, *_: object) -> RunFolder:
             asked.append(self.config(wanted))
             return self.run_named("vanilla")
 
@@ -167,11 +177,11 @@ def test_arguments_of_repdistiller(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     trained: list[list[str]] = []
 
     class Asked(RepDistillerSearch):
-        def ensure_trained(self, wanted: object, watch: object = None) -> RunFolder:
+        def ensure_trained(self, wanted: object, *_: object) -> RunFolder:
             trained.append(self.command(wanted, resume=False))
             return self.run_named("vanilla")
 
-    host = Asked(arguments, SPACE, tmp_path)
+    host = Asked(arguments, (Dimension(WEIGHT, (1.0, 2.0)),), tmp_path)
     host.train({WEIGHT: 2.0}, host.prepare(taught=False), ())
     vanilla, trial = trained
     assert trial[:4] == ["train", "--host", "repdistiller", "--"]

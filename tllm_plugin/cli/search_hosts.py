@@ -53,11 +53,12 @@ def _mdistiller(options: argparse.Namespace, opts: Sequence[str]) -> Opened:
     # Not before the host can be imported: this registers TLLM in it.
     from tllm_plugin.hosts.mdistiller.launch import load_config as load
 
+    words = ["--cfg", options.cfg, *opts]
     cfg, problems = load(options.cfg, opts)
     if not problems:
         problems = check_config(cfg)
     cfg.freeze()
-    return Opened(cfg, problems, lambda space: MdistillerSearch(cfg, space, ["--cfg", options.cfg, *opts]))
+    return Opened(cfg, problems, lambda space: MdistillerSearch(cfg, space, options.checkpoint_every, words))
 
 
 def _repdistiller(options: argparse.Namespace, opts: Sequence[str]) -> Opened:

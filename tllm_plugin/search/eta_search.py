@@ -18,7 +18,7 @@ from tllm_plugin.runs.run_folder import RunFolder, write_search
 from tllm_plugin.runs.search_file import FlaggedClass, SearchRecord, TrialRecord
 from tllm_plugin.search.choice import NOISE_LEVEL, compare, estimate
 from tllm_plugin.search.host import Baselines, SearchHost
-from tllm_plugin.search.shared_prefix import shared_with
+from tllm_plugin.search.parting import shared_with
 from tllm_plugin.search.space import Dimension, Values
 
 if TYPE_CHECKING:

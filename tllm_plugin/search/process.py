@@ -93,9 +93,10 @@ class ProcessSearch:
     def train(
         self, values: Values, baselines: Baselines, others: Sequence[RunFolder], watch: Watch | None = None
     ) -> RunFolder:
-        """Return the finished run of a trial, trained from its first epoch on."""
-        wanted = self._trial(values)
-        return self.ensure_trained(self._referring(wanted, baselines.vanilla), watch)
+        """Return the finished run of a trial."""
+        wanted = self._referring(self._trial(values), baselines.vanilla)
+        recorded = [run for run in (baselines.taught, *others) if run is not None]
+        return self.ensure_trained(wanted, watch, recorded)
 
     def train_final(self, values: Values) -> RunFolder:
         """Return the finished run of the chosen values on everything but the detection hold-out.
@@ -109,8 +110,18 @@ class ProcessSearch:
         name = self._trial(values).name.replace("trial", "final")
         return self.ensure_trained(self._referring(Wanted(name, {**values, **everything}), vanilla))
 
-    def ensure_trained(self, wanted: Wanted, watch: Watch | None = None) -> RunFolder:
+    def begin(self, wanted: Wanted, recorded: Sequence[RunFolder]) -> None:
+        """Prepare a new run to begin where it parts from one of the finished ones; here: from its first epoch."""
+
+    def ensure_trained(
+        self, wanted: Wanted, watch: Watch | None = None, recorded: Sequence[RunFolder] = ()
+    ) -> RunFolder:
         """Return a finished run; train it, or continue it, if it is not there.
+
+        Args:
+            wanted: Which.
+            watch: See `Watch`.
+            recorded: Finished runs that it may share a beginning with.
 
         Raises:
             Hopeless: From `watch`.
@@ -120,6 +131,9 @@ class ProcessSearch:
         with held(self.folder / "locks" / wanted.name) as lock:
             run = self.run_named(wanted.name)
             if not is_finished(run):
+                if not self.can_resume(run):
+                    self.begin(wanted, [other for other in recorded if other.path != run.path])
+                    run = self.run_named(wanted.name)
                 words = self.command(wanted, resume=self.can_resume(run))
                 log = self.folder / "logs" / f"{wanted.name}.txt"
                 self._run(words, wanted, log, lock, watch)

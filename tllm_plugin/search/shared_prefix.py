@@ -9,53 +9,33 @@ they never part, nothing is trained.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
-from tllm_plugin.core.detectors import DETECTORS, Detector
-from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.detectors import Detector
 from tllm_plugin.data import DataBundle
-from tllm_plugin.hosts.config_checks import lookup
 from tllm_plugin.hosts.embedded import job
-from tllm_plugin.hosts.embedded.same_run import FREE_KEYS, config_of
+from tllm_plugin.hosts.embedded.same_run import config_of
 from tllm_plugin.hosts.embedded.trainer import changed_keys, read_state
 from tllm_plugin.hosts.teaching import flags_record
-from tllm_plugin.hosts.tllm_node import build_detector
-from tllm_plugin.runs.atomic import save_torch, write_bytes, write_json, write_text
+from tllm_plugin.runs.atomic import save_torch, write_bytes, write_text
 from tllm_plugin.runs.curves_file import to_state
-from tllm_plugin.runs.fields import count, field, text
-from tllm_plugin.runs.flags_file import FlagsRecord
-from tllm_plugin.runs.reading import load_torch, read_json, schema_of
+from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.search.parting import (
+    Parting,
+    latest_parting,
+    note_parting,
+    refuse_other_run,
+    replayed,
+    shared_with,
+)
 
 logger = logging.getLogger(__name__)
-
-# What is done with flagged classes.
-_TREATMENT = ("TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.MIN_ROWS")
-_KIND, _VERSION = "fork", 1
-
-
-@dataclass(frozen=True)
-class Parting:
-    """Where a new run parts from a recorded one.
-
-    Args:
-        run: The recorded one.
-        epochs: How many epochs need not be trained.
-        checkpoint: Of that epoch; None if there is none, or nothing is shared.
-    """
-
-    run: RunFolder
-    epochs: int
-    checkpoint: Path | None
 
 
 def run_sharing(
@@ -101,26 +81,21 @@ def fork(base: RunFolder | None, cfg: CfgNode, *, others: Sequence[RunFolder] = 
         ConfigError: Two runs differ in more than their detector and what is done with flagged classes.
     """
     cfg, _ = job.named_reference(cfg)
-    partings = [parting(run, cfg) for run in (base, *others) if run is not None]
-    best = max(partings, key=lambda item: item.epochs, default=None)  # The first of equals.
+    best = latest_parting([(run, _config_but_for_its_detector(run, cfg)) for run in (base, *others) if run], cfg)
     if best is None or best.checkpoint is None:
         return 0
     curves = Curves.from_state(to_state(best.run.read_curves()))
     state: dict[str, Any] = dict(read_state(best.checkpoint))
     carried = state["model"]["_extra_state"]["carried"]
     recorded = carried["curves"]["epochs"].tolist()
-    detector = _detector(cfg, best.run.read_flags(), curves)
-    for epoch in recorded:
-        detector.update(epoch, curves.samples_at(epoch))
+    detector = replayed(cfg, best.run, curves, recorded)
     carried["detector"] = detector.state_dict()
     state["config"] = cfg.dump()
     run = RunFolder.inside(job.log_folder(cfg)).create()
     whole = best.epochs == cfg.SOLVER.EPOCHS
     _copy_best(best, run, curves, curves.epochs if whole else recorded)
     _copy_worklog(best, run)
-    parent = os.path.relpath(best.run.log_folder, run.log_folder)
-    content = {"parent": Path(parent).as_posix(), "shared_epochs": best.epochs}
-    write_json(run.path / "fork.json", {"schema": schema_of(_KIND), "version": _VERSION, **content})
+    note_parting(run, best)
     # The student first: whoever finds `latest` finds its student as well.
     student = best.run.log_folder / f"student_{best.checkpoint.name.removeprefix('epoch_')}"
     write_bytes(run.log_folder / "student_latest", student.read_bytes())
@@ -134,86 +109,11 @@ def fork(base: RunFolder | None, cfg: CfgNode, *, others: Sequence[RunFolder] = 
     return best.epochs
 
 
-def shared_with(run: RunFolder) -> tuple[int, RunFolder | None]:
-    """Return how many epochs a run did not have to train, and the run that it has them from (None: it has none).
-
-    Raises:
-        FileFormatError: The record of that is damaged.
-    """
-    path = run.path / "fork.json"
-    if not path.exists():
-        return 0, None
-    content = read_json(path, _KIND, _VERSION)
-    parent = os.path.normpath(run.log_folder / field(content, "parent", text))
-    return field(content, "shared_epochs", count), RunFolder.inside(parent)
-
-
-def parting(run: RunFolder, cfg: CfgNode) -> Parting:
-    """Return where the run of `cfg` parts from a recorded one; nothing is written.
-
-    Args:
-        run: As in `fork`.
-        cfg: Checked and frozen, its reference named.
-
-    Raises:
-        ConfigError: The two differ in more than their detector and what is done with flagged classes.
-    """
+def _config_but_for_its_detector(run: RunFolder, cfg: CfgNode) -> CfgNode:
+    """Return the config of a recorded run; a `ConfigError` says in what else it differs from `cfg`."""
     old = config_of(run)
-    differing = [key for key in changed_keys(old, cfg) if not key.startswith(FREE_KEYS)]
-    if differing:
-        raise ConfigError(
-            f"Expected {run.log_folder} to be the same run but for its detector, but these keys differ: "
-            f"{', '.join(differing)}"
-        )
-    treated_alike = DETECTORS[old.TLLM.DETECTOR.TYPE].smooths_labels == DETECTORS[cfg.TLLM.DETECTOR.TYPE].smooths_labels
-    treated_alike = treated_alike and all(lookup(old, key) == lookup(cfg, key) for key in _TREATMENT)
-    curves = Curves.from_state(to_state(run.read_curves()))
-    flags = run.read_flags()
-    epoch = _first_difference(_detector(cfg, flags, curves), curves, _epochs_flagged(flags), treated_alike)
-    checkpoint = _checkpoint(run, epoch)
-    if checkpoint is None:
-        return Parting(run, 0, None)
-    kept = checkpoint.name.removeprefix("epoch_")
-    return Parting(run, run.read_metrics().epochs_done if kept == "latest" else int(kept), checkpoint)
-
-
-def _first_difference(detector: Detector, curves: Curves, flagged_at: Tensor, treated_alike: bool) -> int:
-    """Return the epoch after which training differs (0: from the beginning), or the last one recorded.
-
-    Args:
-        detector: New; watches the curves.
-        curves: Of the recorded run.
-        flagged_at: (C,) int64, the epoch after which the recorded run flagged a class, -1 for never.
-        treated_alike: Whether both runs do the same with flagged classes.
-    """
-    for epoch in (0, *curves.epochs):
-        flags = detector.update(epoch, curves.samples_at(epoch)) if epoch else detector.flags
-        recorded = (flagged_at >= 0) & (flagged_at <= epoch)
-        if not flags.equal(recorded) or (bool(recorded.any()) and not treated_alike):
-            return epoch
-    return curves.epochs[-1] if curves.epochs else 0
-
-
-def _epochs_flagged(flags: FlagsRecord) -> Tensor:
-    return torch.tensor([-1 if item.epoch_flagged is None else item.epoch_flagged for item in flags.classes])
-
-
-def _detector(cfg: CfgNode, flags: FlagsRecord, curves: Curves) -> Detector:
-    return build_detector(
-        cfg.TLLM,
-        class_names=tuple(item.name for item in flags.classes),
-        total_epochs=cfg.SOLVER.EPOCHS,
-        holdout=curves,
-        has_teacher=cfg.DISTILLER.TYPE != "NONE",
-    )
-
-
-def _checkpoint(run: RunFolder, epoch: int) -> Path | None:
-    """Return the last checkpoint of `run` that is not later than `epoch`."""
-    if run.read_metrics().epochs_done <= epoch:
-        return run.log_folder / "latest"
-    kept = (run.log_folder / f"epoch_{number}" for number in range(epoch, 0, -1))
-    return next((path for path in kept if path.exists()), None)
+    refuse_other_run(run, changed_keys(old, cfg))
+    return old
 
 
 def _finish(run: RunFolder, other: RunFolder, cfg: CfgNode, detector: Detector) -> None:
