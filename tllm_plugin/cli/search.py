@@ -38,8 +38,8 @@ as a list of values or as a range (a range needs --trials):
   --space TYPE=reference,imitation SCORE=accuracy,reciprocal_rank
 Without --eta and --space it is --eta {" ".join(DEFAULT_ETAS)}, or with --trials --space {DEFAULT_RANGE}.
 
-On the embedded host, what trials have in common is trained once. In the others every trial is a run of the host's own
-script from the first epoch to the last.
+On the embedded host and in mdistiller, what trials have in common is trained once. In RepDistiller every trial is a run
+from the first epoch to the last.
 
 Examples: tllm search --cfg configs/tllm/embedded/digits.yaml --eta 0.02 0.05 0.1 --retrain
           tllm search --host mdistiller --cfg your.yaml --prune median

@@ -46,6 +46,7 @@ class EmbeddedSearch:
         self.space = tuple(space)
         self.checkpoint_every = checkpoint_every
         self.words = tuple(words)
+        self._trials: dict[str, CfgNode] = {}
         run_name = job.experiment_name(cfg)[len(cfg.EXPERIMENT.PROJECT) + 1 :]
         self._name = f"{run_name}-search-{self._digest()}"
         self.folder = Path(cfg.LOG.PREFIX) / cfg.EXPERIMENT.PROJECT / self._name
@@ -71,7 +72,10 @@ class EmbeddedSearch:
 
     def trial(self, values: Values) -> CfgNode:
         """Return the config of a trial."""
-        return self._inside(f"trial-{self._trial_digest(values)}", values)
+        key = repr(sorted(values.items()))
+        if key not in self._trials:
+            self._trials[key] = self._inside(f"trial-{self._trial_digest(values)}", values)
+        return self._trials[key]
 
     def final(self, values: Values) -> CfgNode:
         """Return the config of the student that is trained with the choice, on the search hold-out as well."""
