@@ -15,7 +15,7 @@ from tests.hosts.test_fork_shaped_host import config
 from tllm_plugin.cli.search import savings
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import NonFiniteLossError, TLLMError
-from tllm_plugin.hosts.repdistiller.options import split_arguments
+from tllm_plugin.hosts.repdistiller.arguments import split_arguments
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.run_folder import RunFolder, read_search
 from tllm_plugin.search.eta_search import search
@@ -195,6 +195,6 @@ def test_arguments_of_repdistiller(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for bad, message in (
         (["--tllm_eta", "7", "--path_t", "t"], "Expected `--tllm_eta` to be in"),
         (["--tllm_eta", "0.1"], "Expected `--path_t` to name the teacher's checkpoint"),
-        (["--tllm_eta", "much"], "invalid float value"),
+        (["--tllm_eta", "much"], "`--tllm_eta` to be a number"),
     ):
         assert message in " ".join(split_arguments(bad)[1])

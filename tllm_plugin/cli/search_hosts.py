@@ -12,7 +12,7 @@ from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.checkouts import locate, make_importable
 from tllm_plugin.hosts.embedded.config import load_config
 from tllm_plugin.hosts.embedded.defaults import default_config
-from tllm_plugin.hosts.repdistiller.options import split_arguments
+from tllm_plugin.hosts.repdistiller.arguments import split_arguments
 from tllm_plugin.search.embedded import EmbeddedSearch
 from tllm_plugin.search.eta_search import check_config
 from tllm_plugin.search.host import SearchHost

@@ -14,8 +14,8 @@ from yacs.config import CfgNode
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors import DETECTORS, Detector
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.hosts.config_checks import lookup
 from tllm_plugin.hosts.embedded.same_run import FREE_KEYS
+from tllm_plugin.hosts.embedded.trainer import changed_keys
 from tllm_plugin.hosts.tllm_node import build_detector
 from tllm_plugin.runs.atomic import write_json
 from tllm_plugin.runs.curves_file import to_state
@@ -24,8 +24,8 @@ from tllm_plugin.runs.flags_file import FlagsRecord
 from tllm_plugin.runs.reading import read_json, schema_of
 from tllm_plugin.runs.run_folder import RunFolder
 
-# What is done with flagged classes.
-_TREATMENT = ("TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.MIN_ROWS")
+# What is done with flagged classes: of these keys all that are no prefixes.
+_TREATMENT = tuple(key for key in FREE_KEYS if not key.endswith("."))
 _KIND, _VERSION = "fork", 1
 
 
@@ -64,7 +64,7 @@ def parting(run: RunFolder, old: CfgNode, cfg: CfgNode) -> Parting:
         cfg: Checked and frozen, its reference named.
     """
     treated_alike = DETECTORS[old.TLLM.DETECTOR.TYPE].smooths_labels == DETECTORS[cfg.TLLM.DETECTOR.TYPE].smooths_labels
-    treated_alike = treated_alike and all(lookup(old, key) == lookup(cfg, key) for key in _TREATMENT)
+    treated_alike = treated_alike and not any(key in _TREATMENT for key in changed_keys(old, cfg))
     curves = Curves.from_state(to_state(run.read_curves()))
     flags = run.read_flags()
     epoch = _first_difference(_detector(cfg, flags, curves), curves, _epochs_flagged(flags), treated_alike)

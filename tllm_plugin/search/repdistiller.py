@@ -10,8 +10,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from tllm_plugin.hosts.checkouts import source_of
-from tllm_plugin.hosts.config_checks import lookup
-from tllm_plugin.hosts.repdistiller.options import FLAGS, StudentArguments
+from tllm_plugin.hosts.repdistiller.arguments import StudentArguments, flags_of
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.host import digest
 from tllm_plugin.search.process import ProcessSearch, Wanted
@@ -34,7 +33,7 @@ class RepDistillerSearch(ProcessSearch):
     def __init__(self, arguments: StudentArguments, space: Sequence[Dimension], root: Path) -> None:
         self.arguments = arguments
         self.root = root
-        plain = " ".join([*arguments.others, str(arguments.node.HOLDOUT), str(arguments.data_folder)])
+        plain = " ".join([*arguments.words(absolute=True), str(arguments.node.HOLDOUT)])
         cfg = CfgNode({"TLLM": arguments.node})
         cfg.freeze()
         super().__init__(cfg, space, (_FOLDER / digest(plain)).resolve())
@@ -84,15 +83,3 @@ class RepDistillerSearch(ProcessSearch):
         node = with_values(self.cfg, {**values, "TLLM.HOLDOUT.SEARCH_FRACTION": 0.0}).TLLM
         words = [*self.arguments.words(absolute=False), *flags_of(node)]
         return shlex.join(["tllm", "train", "--host", "repdistiller", "--", *words])
-
-
-def flags_of(node: CfgNode) -> list[str]:
-    """Return the flags that describe a `TLLM` node."""
-    words = ["--tllm"]
-    for flag in FLAGS:
-        value = lookup(node, flag.key)
-        if isinstance(value, list | tuple):
-            words += [f"--{flag.name}", *map(str, value)] if value else []
-        elif value != "":
-            words += [f"--{flag.name}", str(value)]
-    return words

@@ -9,7 +9,7 @@ from tllm_plugin.hosts.embedded.trainer import changed_keys, read_state, recorde
 from tllm_plugin.runs.run_folder import RunFolder
 
 #: What has no effect before the first flag.
-FREE_KEYS = ("TLLM.DETECTOR.", "TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.MIN_ROWS")
+FREE_KEYS = ("TLLM.DETECTOR.", "TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.BALANCE", "TLLM.MIN_ROWS")
 _NODES_OF_EVERY_RUN = {"EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "RUNTIME", "TLLM"}
 _READ_BY_VANILLA = ("DISTILLER.STUDENT", "DISTILLER.PRETRAINED")
 

@@ -7,7 +7,7 @@ import importlib
 import os
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -56,82 +56,7 @@ FLAGS = (
     Flag("tllm_search_holdout", "HOLDOUT.SEARCH_FRACTION", "share of the rest in the hold-out for choosing eta"),
     Flag("tllm_holdout_seed", "HOLDOUT.SEED", "chooses the hold-out"),
 )
-_PATHS = ("path_t", "data_folder")
-_HOST_EPOCHS = 240  # The host's default.
-
-
-@dataclass(frozen=True)
-class StudentArguments:
-    """What a search needs to know of a student's arguments, without the host's parser.
-
-    Args:
-        node: The `TLLM` config node that the flags describe.
-        epochs: Of the run; the host's default where they are not named.
-        seed: `--tllm_seed`, if it is named.
-        paths: Flags that name files and folders, with what they name.
-        others: All other words, as they are.
-    """
-
-    node: CfgNode
-    epochs: int
-    seed: int | None
-    paths: tuple[tuple[str, str], ...]
-    others: tuple[str, ...]
-
-    @property
-    def data_folder(self) -> str:
-        """What `--data_folder` names, or nothing."""
-        return dict(self.paths).get("data_folder", "")
-
-    def words(self, *, absolute: bool) -> list[str]:
-        """Return the arguments but for TLLM's flags, with absolute paths if asked for."""
-        named = [(name, os.path.abspath(path) if absolute else path) for name, path in self.paths]
-        seed = [] if self.seed is None else ["--tllm_seed", str(self.seed)]
-        return [*self.others, *(word for name, path in named for word in (f"--{name}", path)), *seed]
-
-
-def split_arguments(arguments: Sequence[str]) -> tuple[StudentArguments, list[str]]:
-    """Tell TLLM's flags from the host's own arguments.
-
-    Args:
-        arguments: Of `train_student.py`.
-
-    Returns:
-        The parts, and every problem, one sentence each.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--tllm", action="store_true")
-    _add_flags(parser)
-    parser.add_argument("--epochs", type=int)
-    for name in _PATHS:
-        parser.add_argument(f"--{name}", default="")
-    try:
-        found, others = parser.parse_known_args(list(arguments))
-    except argparse.ArgumentError as error:
-        return StudentArguments(tllm_node(), _HOST_EPOCHS, None, (), ()), [f"Expected other arguments: {error}"]
-    node = node_of(found)
-    if node.DETECTOR.REFERENCE:
-        node.DETECTOR.REFERENCE = os.path.abspath(node.DETECTOR.REFERENCE)
-    paths = tuple((name, getattr(found, name)) for name in _PATHS if getattr(found, name))
-    if found.epochs is not None:
-        others += ["--epochs", str(found.epochs)]
-    problems = [name_flags(problem) for problem in check_tllm(CfgNode({"TLLM": node}))]
-    if not found.path_t:
-        problems.append("Expected `--path_t` to name the teacher's checkpoint, but got none")
-    parts = StudentArguments(node, found.epochs or _HOST_EPOCHS, found.tllm_seed, paths, tuple(others))
-    return parts, problems
-
-
-def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tllm_seed", type=int, default=None, help="seed of weights, order and augmentation")
-    defaults = tllm_node()
-    for flag in FLAGS:
-        default = lookup(defaults, flag.key)
-        if isinstance(default, list):
-            parser.add_argument(f"--{flag.name}", nargs="+", default=default, help=flag.help)
-        else:
-            described = f"{flag.help} (default: {default})" if default != "" else flag.help
-            parser.add_argument(f"--{flag.name}", type=type(default), default=default, help=described)
+_SWITCHES = ("tllm", "tllm_resume")
 
 
 def parse_student(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -145,7 +70,15 @@ def parse_student(parser: argparse.ArgumentParser) -> argparse.Namespace:
     models = _shared(parser)
     parser.add_argument("--tllm", action="store_true", help="find undistillable classes and stop teaching them")
     parser.add_argument("--tllm_resume", action="store_true", help="continue a killed run (implies --tllm)")
-    _add_flags(parser)
+    parser.add_argument("--tllm_seed", type=int, default=None, help="seed of weights, order and augmentation")
+    defaults = tllm_node()
+    for flag in FLAGS:
+        default = lookup(defaults, flag.key)
+        if isinstance(default, list):
+            parser.add_argument(f"--{flag.name}", nargs="+", default=default, help=flag.help)
+        else:
+            described = f"{flag.help} (default: {default})" if default != "" else flag.help
+            parser.add_argument(f"--{flag.name}", type=type(default), default=default, help=described)
     options = parser.parse_args()
     options.tllm = options.tllm or options.tllm_resume
     # A stock script has no `model_t` and takes the name from the folder in its own way.
