@@ -2,12 +2,16 @@
 
     python benchmarks/search_cost.py --out output/search-cost --rounds 2
 
-A is one run of the distiller without TLLM's detector (`none`), its teacher at hand. B is everything that `tllm search`
-trains: the vanilla reference, the run that is taught to the end, and the trials. They alternate, A B A B, each round in
-a folder of its own, and both have the same search hold-out. Printed are CPU seconds of the process, everything
-included (wall-clock seconds as well, which other work on the machine disturbs; on a GPU look at these), and epochs
-trained. "One by one" is the vanilla reference and every trial from its first epoch to its last, by their seconds per
-epoch.
+A is one run of the distiller without TLLM's detector (`none`) as `tllm train` makes it, its teacher at hand. B is
+everything that `tllm search` does: the vanilla reference, the run that is taught to the end, the trials, the choice.
+They alternate, A B A B, each round in a folder of its own, and both have the same search hold-out. Printed are CPU
+seconds of the process, everything included but the import of Optuna and its database layer (once per process, told
+beside the table; wall-clock seconds are told as well, which other work on the machine disturbs; on a GPU look at
+these), and epochs trained.
+
+"Vanilla there": B without the vanilla reference, as for a second search that finds it. "Same looks": B in units of its
+own KD run, which does not look at test data on the way as A does. "One by one" is the vanilla reference and every trial
+from its first epoch to its last, by their seconds per epoch, in units of B's own KD run.
 """
 
 from __future__ import annotations
@@ -23,11 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from yacs.config import CfgNode
 
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.config import load_config
-from tllm_plugin.search.eta_search import Outcome, search
-from tllm_plugin.search.plan import SEARCH_FRACTION, TYPE
+from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.search.embedded import EmbeddedSearch
+from tllm_plugin.search.eta_search import TAUGHT, Outcome, search
+from tllm_plugin.search.host import SEARCH_FRACTION, TYPE
 from tllm_plugin.search.space import parse_space, with_values
 
 
@@ -37,23 +44,31 @@ def main() -> None:
     parser.add_argument("--out", default="output/search-cost", metavar="FOLDER", help="emptied before each round")
     parser.add_argument("--eta", nargs="+", default=["0.01", "0.02", "0.05", "0.1", "0.2"])
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--prune", default="", help="as of `tllm search`")
+    parser.add_argument("--no-baseline", action="store_true", help="as of `tllm search`")
     parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="overrides")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
+    parts = timed_runs()
+    imported = import_optuna(Path(options.out))
     print(
         f"{' '.join([options.cfg, *options.opts])}: {len(options.eta)} values of eta, torch {torch.__version__}, "
-        f"{platform.machine()}, {torch.get_num_threads()} threads; {options.rounds} rounds, A B A B\n\n"
-        "| round | KD run, CPU s (wall) | search, CPU s (wall) | ratio (wall) | epochs, KD | one by one / KD | "
-        "flags of the trials |\n| --- | --- | --- | --- | --- | --- | --- |"
+        f"{platform.machine()}, {torch.get_num_threads()} threads; {options.rounds} rounds, A B A B; "
+        f"Optuna's import {imported:.1f} CPU s\n\n"
+        "| round | KD run, CPU s (wall) | search, CPU s (wall): vanilla + KD + trials + rest | ratio (wall) | "
+        "vanilla there | same looks | epochs | one by one | flags of the trials |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     )
     rounds = []
     for number in range(options.rounds):
-        item = measure(options, number)
+        item = measure(options, number, parts)
         rounds.append(item)
         print(
             f"| {number} | {item['kd_seconds'][0]:.1f} ({item['kd_seconds'][1]:.0f}) | "
-            f"{item['search_seconds'][0]:.1f} ({item['search_seconds'][1]:.0f}) | "
-            f"{item['ratio']:.2f} ({item['wall_ratio']:.2f}) | "
+            f"{item['search_seconds'][0]:.1f} ({item['search_seconds'][1]:.0f}): "
+            f"{' + '.join(f'{seconds:.1f}' for seconds in item['parts'].values())} | "
+            f"{item['ratio']:.2f} ({item['wall_ratio']:.2f}) | {item['ratio_vanilla_there']:.2f} | "
+            f"{item['ratio_same_looks']:.2f} | "
             f"{item['epochs_trained']} / {item['kd_epochs']} = {item['epochs_trained'] / item['kd_epochs']:.2f} | "
             f"{item['alone_ratio']:.2f} | {item['flags']} |",
             flush=True,
@@ -72,7 +87,33 @@ def since(started: tuple[float, float]) -> tuple[float, float]:
     return cpu - started[0], wall - started[1]
 
 
-def measure(options: argparse.Namespace, number: int) -> dict[str, Any]:
+def timed_runs() -> dict[str, float]:
+    """Let every run from now on note its CPU seconds under what it is for."""
+    parts: dict[str, float] = {}
+    original = job.run
+
+    def run(cfg: CfgNode, **how: Any) -> RunFolder:
+        name = cfg.EXPERIMENT.NAME.rpartition("/")[2].partition("-")[0]
+        started = now()
+        folder = original(cfg, **how)
+        parts[name] = parts.get(name, 0.0) + since(started)[0]
+        return folder
+
+    job.run = run
+    return parts
+
+
+def import_optuna(folder: Path) -> float:
+    """Import Optuna and open a database with it; return the CPU seconds."""
+    started = now()
+    from tllm_plugin.search.study import open_storage
+
+    folder.mkdir(parents=True, exist_ok=True)
+    open_storage("", folder)
+    return since(started)[0]
+
+
+def measure(options: argparse.Namespace, number: int, parts: dict[str, float]) -> dict[str, Any]:
     """Run A and B once, in an empty folder, and return their costs."""
     folder = Path(options.out) / f"round-{number}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -86,26 +127,38 @@ def measure(options: argparse.Namespace, number: int) -> dict[str, Any]:
     job.run(with_values(cfg, {TYPE: "none", "EXPERIMENT.NAME": "kd"}), bundle=bundle)
     kd_seconds = since(started)
     space, _ = parse_space([f"ETA={','.join(options.eta)}"], cfg)
+    parts.clear()
     started = now()
-    outcome = search(cfg, space)
+    host = EmbeddedSearch(cfg, space)
+    host.bundle = bundle  # As A has it.
+    outcome = search(host, space, prune=options.prune, baseline=not options.no_baseline)
     seconds = since(started)
-    ratios = {"ratio": seconds[0] / kd_seconds[0], "wall_ratio": seconds[1] / kd_seconds[1]}
-    return {"kd_seconds": kd_seconds, "search_seconds": seconds, **ratios, **described(outcome)}
+    found = {name: parts.get(name, 0.0) for name in ("vanilla", "taught", "trial")}
+    found["rest"] = seconds[0] - sum(found.values())
+    ratios = {
+        "ratio": seconds[0] / kd_seconds[0],
+        "wall_ratio": seconds[1] / kd_seconds[1],
+        "ratio_vanilla_there": (seconds[0] - found["vanilla"]) / kd_seconds[0],
+        "ratio_same_looks": seconds[0] / found["taught"] if found["taught"] else float("nan"),
+    }
+    return {"kd_seconds": kd_seconds, "search_seconds": seconds, "parts": found, **ratios, **described(outcome)}
 
 
 def described(outcome: Outcome) -> dict[str, Any]:
     """Return what a search trained, and what the same runs would have cost one by one."""
     record = outcome.record
     runs = [*record.baselines, *record.trials]
-    taught = next(run for run in record.baselines if run.title == "taught to the end")
-    alone = sum(run.seconds for run in runs if run is not taught)
+    full = max(run.epochs for run in runs)
+    taught = next((run for run in record.baselines if run.title == TAUGHT), record.trials[0])
+    alone = sum(run.seconds * full / run.epochs for run in runs if run.title != TAUGHT)
     return {
-        "kd_epochs": taught.epochs,
+        "kd_epochs": full,
         "epochs_trained": sum(run.epochs - run.shared_epochs for run in runs),
         "alone_ratio": alone / taught.seconds,
         "flags": "; ".join(
             f"{next(iter(trial.values.values())):g}: "
             + (", ".join(f"{item.name} ({item.epoch})" for item in trial.flagged) or "none")
+            + (f", pruned after {trial.pruned_after}" if trial.pruned_after else "")
             for trial in record.trials
         ),
         "score_spread": [trial.score for trial in record.trials],

@@ -36,6 +36,36 @@ WRITERS = {
 }
 
 
+def test_a_link_is_a_second_name_until_either_is_written_anew(tmp_path: Path) -> None:
+    kept, latest = tmp_path / "epoch_1", tmp_path / "latest"
+    atomic.write_text(kept, "one")
+    atomic.write_text(latest, "zero")
+    atomic.write_link(latest, kept)
+    atomic.write_link(latest, kept)
+    assert latest.samefile(kept) and sorted(path.name for path in tmp_path.iterdir()) == ["epoch_1", "latest"]
+    atomic.write_text(latest, "two")
+    assert (kept.read_text(), latest.read_text()) == ("one", "two")
+
+
+def test_where_links_cannot_be_it_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(atomic.os, "link", refuse)
+    atomic.write_text(tmp_path / "epoch_1", "one")
+    atomic.write_link(tmp_path / "latest", tmp_path / "epoch_1")
+    assert (tmp_path / "latest").read_text() == "one" and not (tmp_path / "latest").samefile(tmp_path / "epoch_1")
+
+
+def test_a_link_that_cannot_be_made_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    atomic.write_text(tmp_path / "epoch_1", "one")
+    atomic.write_text(tmp_path / "latest", "zero")
+    monkeypatch.setattr(atomic.os, "replace", _raise_full)
+    with pytest.raises(TLLMError, match="Cannot write .*latest: .*what was there before is unchanged"):
+        atomic.write_link(tmp_path / "latest", tmp_path / "epoch_1")
+    assert (tmp_path / "latest").read_text() == "zero" and len(list(tmp_path.iterdir())) == 2
+
+
 @pytest.fixture(params=sorted(WRITERS))
 def write(request: pytest.FixtureRequest) -> Any:
     return WRITERS[request.param]

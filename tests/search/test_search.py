@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from optuna.pruners import BasePruner
+from optuna.study import Study
+from optuna.trial import FrozenTrial
 
 from tests.hosts.conftest import Trained, trained  # noqa: F401  (fixture)
 from tests.hosts.digits_runs import BASE, CONFIG, EPOCHS, HOLDOUT_FRACTION, assert_same_run, make_config, train
@@ -19,9 +23,11 @@ from tllm_plugin.hosts.embedded.trainer import BaseTrainer
 from tllm_plugin.models import create_model
 from tllm_plugin.runs.run_folder import RunFolder, read_search
 from tllm_plugin.runs.search_file import SearchRecord
+from tllm_plugin.search import pruning
 
 STAGED = ("TLLM.DETECTOR.TYPE", "staged_for_tests", "TLLM.HOLDOUT.SEARCH_FRACTION", "0.1")
 ETAS = ("0.2", "0.8", "0.9")
+ETA = "TLLM.DETECTOR.ETA"
 
 
 def words(trained: Trained, prefix: Path, *more: str) -> list[str]:  # noqa: F811
@@ -142,6 +148,42 @@ def test_giving_the_command_again_trains_nothing(
     assert following[-2:] == ["TLLM.DETECTOR.ETA", str(record.chosen.values["TLLM.DETECTOR.ETA"])]
 
 
+class PrunesTheEarliest(BasePruner):
+    """Stops the trial that flags first, after its second epoch."""
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        return trial.params[ETA] == 0.1 and trial.last_step == 2
+
+
+def test_a_pruned_trial_is_never_chosen_and_is_continued_without_pruning(
+    trained: Trained,  # noqa: F811
+    tmp_path: Path,
+    epochs_trained: list[int],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setitem(pruning._MAKERS, "median", lambda epochs: PrunesTheEarliest())
+    command = words(trained, tmp_path, "--eta", "0.9", "0.1", "--no-baseline")
+    assert main([*command[:3], "--prune", "median", *command[3:]]) == 0
+    assert epochs_trained == [1, 2, 3, 2], "without a baseline the second trial begins where it parts from the first"
+    _, record = load(tmp_path)
+    whole, pruned = record.trials
+    assert (pruned.pruned_after, pruned.score, pruned.p_value, len(pruned.curve)) == (2, None, None, 2)
+    assert record.best == whole.number and record.baselines == () and not whole.pruned_after
+    shown = capsys.readouterr().out
+    assert f"pruned at {100 * pruned.curve[-1]:.1f}" in shown and "the same command without --prune continues" in shown
+    assert "saved: 4 epochs were trained instead of 6" in shown
+    epochs_trained.clear()
+
+    assert main(command) == 0
+    assert epochs_trained == [3]
+    folder, record = load(tmp_path)
+    assert [trial.pruned_after for trial in record.trials] == [0, 0] and record.trials[1].values == {ETA: 0.1}
+    alone = train(tmp_path / "alone", *trained.taught, *STAGED, ETA, "0.1", *SAVING)
+    assert_same_run(alone, RunFolder.inside(folder / record.trials[1].run))
+
+
 def test_every_config_error_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = ["search", "--cfg", str(CONFIG), "--eta", "0.1", "7", "--space", "CE_WEIGT=1,2", "CE_WEIGHT=1:2"]
     assert main([*bad, "--checkpoint-every", "0", "SOLVER.LRR", "1", "LOG.PREFIX", str(tmp_path / "out")]) == 2
@@ -170,6 +212,15 @@ def test_help_names_every_key_that_can_be_searched(capsys: pytest.CaptureFixture
     shown = capsys.readouterr().out
     assert "AFTER_FRACTION, LABEL_SMOOTHING, CE_WEIGHT, BALANCE, MIN_ROWS" in " ".join(shown.split())
     assert "--space ETA=0.01:0.2:log CE_WEIGHT=0.5:8:log LABEL_SMOOTHING=0:0.2 --trials 20" in shown
+
+
+def test_a_result_from_before_pruning_is_read(searched: Path, tmp_path: Path) -> None:
+    (path,) = searched.glob("digits/*-search-*/search-*.json")
+    old = tmp_path / "search.json"
+    text = path.read_text()
+    assert '"pruned_after": 0' in text
+    old.write_text(re.sub(r',\s*"pruned_after": 0', "", text))
+    assert read_search(old) == read_search(path)
 
 
 def test_a_damaged_result_is_refused(searched: Path, tmp_path: Path) -> None:

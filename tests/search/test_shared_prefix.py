@@ -12,7 +12,8 @@ from tests.hosts.digits_runs import EPOCHS, assert_equal, assert_same_run, make_
 from tests.search.staged import SAVING, epochs_trained  # noqa: F401  (fixture)
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.runs.run_folder import RunFolder
-from tllm_plugin.search.shared_prefix import fork, run_sharing, shared_with
+from tllm_plugin.search.parting import shared_with
+from tllm_plugin.search.shared_prefix import fork, run_sharing
 
 
 def staged(trained: Trained, eta: str, *more: str) -> tuple[str, ...]:  # noqa: F811

@@ -16,7 +16,7 @@ from tests.hosts.digits_runs import BASE, CONFIG, assert_same_run, make_config, 
 from tests.search.staged import SAVING
 from tllm_plugin.cli.search import parse_space
 from tllm_plugin.runs.run_folder import RunFolder, read_search
-from tllm_plugin.search.plan import Plan
+from tllm_plugin.search.embedded import EmbeddedSearch
 from tllm_plugin.search.study import SharedStudy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +29,7 @@ def test_a_killed_worker_is_made_up_for(trained: Trained, tmp_path: Path) -> Non
     options = (*options, "TLLM.HOLDOUT.SEARCH_FRACTION", "0.1")
     cfg = make_config(tmp_path, *options)
     space, _ = parse_space([SPACE], cfg)
-    plan = Plan(cfg, space)
+    plan = EmbeddedSearch(cfg, space)
     words = ["search", "--cfg", str(CONFIG), "--space", SPACE, *BASE, "LOG.PREFIX", str(tmp_path), *options]
     command = [sys.executable, "-m", "tllm_plugin", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -60,7 +60,9 @@ def test_a_killed_worker_is_made_up_for(trained: Trained, tmp_path: Path) -> Non
     assert not list(plan.folder.glob("workers/*"))
 
 
-def kill_one_at_work(study: SharedStudy, plan: Plan, workers: list[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+def kill_one_at_work(
+    study: SharedStudy, plan: EmbeddedSearch, workers: list[subprocess.Popen[bytes]]
+) -> subprocess.Popen[bytes]:
     """Kill, by SIGKILL, a worker that is in the middle of training a trial, and return it."""
     by_process = {str(worker.pid): worker for worker in workers}
     give_up = time.monotonic() + DEADLINE_SECONDS

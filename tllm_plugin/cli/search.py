@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from tllm_plugin.cli.search_hosts import HOSTS
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.config_checks import refuse
-from tllm_plugin.hosts.embedded.config import load_config
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.runs.search_file import SearchRecord, TrialRecord
-from tllm_plugin.search.eta_search import Outcome, check_search, search
+from tllm_plugin.search.eta_search import TAUGHT, Outcome, check_space, search
 from tllm_plugin.search.space import ETA, parse_space, searchable_keys
 
 DEFAULT_ETAS = ("0.01", "0.02", "0.05", "0.1", "0.2")
 DEFAULT_RANGE = f"{ETA}=0.005:0.3:log"
+PRUNERS = ("median", "halving", "hyperband")
 
 _DESCRIPTION = """\
 Choose eta by training with several values and scoring each student on a second class-balanced hold-out that is cut
 from the training data (TLLM.HOLDOUT.SEARCH_FRACTION; as large as the first if it is 0). Test data is not involved.
-What trials have in common is trained once. A search that was stopped goes on when the command is given again; the same
+A search that was stopped goes on when the command is given again; the same
 command in several terminals, or on several machines that share LOG.PREFIX, makes several workers of one search.
 """
 
@@ -38,7 +39,12 @@ as a list of values or as a range (a range needs --trials):
   --space TYPE=reference,imitation SCORE=accuracy,reciprocal_rank
 Without --eta and --space it is --eta {" ".join(DEFAULT_ETAS)}, or with --trials --space {DEFAULT_RANGE}.
 
-Example: tllm search --cfg configs/tllm/embedded/digits.yaml --eta 0.02 0.05 0.1 --retrain
+On the embedded host and in mdistiller, what trials have in common is trained once. In RepDistiller every trial is a run
+from the first epoch to the last.
+
+Examples: tllm search --cfg configs/tllm/embedded/digits.yaml --eta 0.02 0.05 0.1 --retrain
+          tllm search --host mdistiller --cfg your.yaml --prune median
+          tllm search --host repdistiller -- --path_t T.pth --distill kd --model_s resnet8x4 -a 0.9 -r 0.1
 """
 
 
@@ -52,9 +58,8 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG.format(keys=", ".join(keys)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--cfg", required=True, metavar="FILE", help="YAML file, or its path below the packaged configs"
-    )
+    parser.add_argument("--cfg", metavar="FILE", help="YAML file, or its path below the packaged configs")
+    parser.add_argument("--host", choices=sorted(HOSTS), default="embedded", help="whose loop trains")
     parser.add_argument("--eta", nargs="+", metavar="ETA", help="the values to try")
     parser.add_argument("--space", nargs="+", metavar="KEY=...", help="what else to search; see below")
     parser.add_argument("--trials", type=int, metavar="N", help="let TPE choose N trials instead of trying all values")
@@ -69,14 +74,28 @@ def add_parser(commands: Any) -> None:
         "--retrain", action="store_true", help="train the final student on everything but the detection hold-out"
     )
     parser.add_argument(
+        "--prune",
+        choices=PRUNERS,
+        default="",
+        help="stop trials that are behind: below the median of the finished ones, by successive halving, by hyperband",
+    )
+    parser.add_argument(
+        "--no-baseline", action="store_true", help="do not train the student that is taught to the end, too"
+    )
+    parser.add_argument(
         "--checkpoint-every",
         type=int,
         default=1,
         metavar="EPOCHS",
         help="epochs between checkpoints: more saves disk, fewer shares more (default: 1)",
     )
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides, as in SOLVER.EPOCHS 30")
-    parser.set_defaults(run=run)
+    parser.add_argument(
+        "opts",
+        nargs="*",
+        metavar="KEY VALUE",
+        help="overrides, as in SOLVER.EPOCHS 30; for repdistiller its own arguments after --",
+    )
+    parser.set_defaults(run=run, parser=parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -85,31 +104,31 @@ def run(options: argparse.Namespace) -> None:
         "a search", "give the command in several terminals or on several machines instead: they share the trials"
     )
     words, opts = _words(options)
-    problems: list[str] = []
-    try:
-        cfg = load_config(options.cfg, opts)
-    except ConfigError as error:
-        # The space is looked at all the same, so that everything that is wrong is said at once.
-        problems += str(error).splitlines()
-        cfg = default_config()
-        cfg.SOLVER.TRAINER, cfg.DISTILLER.TYPE = "tllm", "KD"
-    space, found = parse_space(words, cfg)
-    problems += found + check_search(cfg, space or [*parse_space([f"{ETA}=0.1"], cfg)[0]], options.trials)
+    if (options.cfg is None) != (options.host == "repdistiller"):
+        if options.cfg:
+            raise ConfigError("Expected no `--cfg` with repdistiller, which has arguments of its own after --")
+        options.parser.error("the following arguments are required: --cfg")
+    opened = HOSTS[options.host](options, opts)
+    space, problems = parse_space(words, opened.cfg)
+    problems = [*opened.problems, *problems]
+    problems += check_space(space or [*parse_space([f"{ETA}=0.1"], opened.cfg)[0]], options.trials)
     if options.checkpoint_every < 1:
         problems.append(f"Expected `--checkpoint-every` to be at least 1, but got {options.checkpoint_every}")
     refuse(problems)
     try:
+        host = opened.search(space)
         outcome = search(
-            cfg,
+            host,
             space,
             trials=options.trials,
             storage=options.storage,
             retrain=options.retrain,
-            checkpoint_every=options.checkpoint_every,
+            prune=options.prune,
+            baseline=not options.no_baseline,
         )
     except KeyboardInterrupt:
         raise TLLMError("interrupted; give the same command again to go on") from None
-    print_outcome(outcome, options, opts)
+    print_outcome(outcome, host.next_command)
 
 
 def _words(options: argparse.Namespace) -> tuple[list[str], list[str]]:
@@ -138,7 +157,7 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def print_outcome(outcome: Outcome, options: argparse.Namespace, opts: Sequence[str]) -> None:
+def print_outcome(outcome: Outcome, next_command: Callable[[dict[str, Any]], str]) -> None:
     """Print the table, the warnings, what sharing saved, and what to do next."""
     record, chosen = outcome.record, outcome.record.chosen
     console = Console(highlight=False, markup=False)
@@ -165,9 +184,7 @@ def print_outcome(outcome: Outcome, options: argparse.Namespace, opts: Sequence[
         console.print(f"run folder: {outcome.final.log_folder}", soft_wrap=True)
         console.print(f"next: tllm show {shlex.quote(str(outcome.final.log_folder))}", soft_wrap=True)
     else:
-        overrides = [word for key, value in chosen.values.items() for word in (key, str(value))]
-        words = ["tllm", "train", "--cfg", options.cfg, *opts, *overrides]
-        console.print(f"next: {shlex.join(words)}", soft_wrap=True)
+        console.print(f"next: {next_command(chosen.values)}", soft_wrap=True)
 
 
 def table(record: SearchRecord) -> Table:
@@ -190,6 +207,10 @@ def table(record: SearchRecord) -> Table:
 
 
 def _cells(trial: TrialRecord, best: bool) -> list[str]:
+    trained = f"{trial.epochs - trial.shared_epochs} of {trial.epochs}"
+    flagged = ", ".join(f"{item.name} ({item.epoch})" for item in sorted(trial.flagged, key=lambda item: item.epoch))
+    if trial.pruned_after:
+        return [f"pruned at {100 * trial.curve[-1]:.1f}", "", trained, flagged or "none"]
     if trial.score is None or trial.standard_error is None:
         return ["failed", "", "", trial.error]
     behind = ""
@@ -197,24 +218,22 @@ def _cells(trial: TrialRecord, best: bool) -> list[str]:
         behind = (
             f"{100 * trial.difference:+.1f} +- {100 * (trial.difference_standard_error or 0):.1f} ({trial.p_value:.2g})"
         )
-    flagged = ", ".join(f"{item.name} ({item.epoch})" for item in sorted(trial.flagged, key=lambda item: item.epoch))
-    trained = f"{trial.epochs - trial.shared_epochs} of {trial.epochs}"
     return [f"{100 * trial.score:.1f} +- {100 * trial.standard_error:.1f}", behind, trained, flagged or "none"]
 
 
 def savings(record: SearchRecord) -> str:
-    """Say in one sentence what the shared epochs saved.
+    """Say in one sentence what shared and pruned epochs saved.
 
     Alone, every trial would be trained from its first epoch to its last.
     """
-    runs = [*record.baselines, *(trial for trial in record.trials if trial.score is not None)]
-    alone = [run for run in runs if run.title != "taught to the end"]
+    runs = [*record.baselines, *(trial for trial in record.trials if trial.curve)]
+    alone = [run for run in runs if run.title != TAUGHT]
     trained = sum(run.epochs - run.shared_epochs for run in runs)
+    full = max(run.epochs for run in runs)
     seconds = sum(run.seconds_trained for run in runs)
-    return (
-        f"saved: {trained} epochs were trained instead of {sum(run.epochs for run in alone)}, in {seconds:.1f} instead "
-        f"of about {sum(run.seconds for run in alone):.1f} seconds"
-    )
+    seconds_alone = sum(run.seconds * full / run.epochs for run in alone)
+    text = f"saved: {trained} epochs were trained instead of {full * len(alone)}"
+    return f"{text}, in {seconds:.1f} instead of about {seconds_alone:.1f} seconds" if seconds else text
 
 
 def _number(value: Any) -> str:

@@ -112,6 +112,8 @@ class Teaching:
         self._teacher_prediction: Tensor | None = None
         self._holdout_accuracy: dict[int, float] = {}
         self.run: RunFolder | None = None
+        #: Is shown the search curves after every epoch; what it raises ends the run, which can be resumed.
+        self.watch: Callable[[Curves], None] | None = None
 
     def open(self, log_folder: str) -> RunFolder:
         """Start writing into `<log_folder>/tllm/`, if this process is the one that writes, and return that folder."""
@@ -165,6 +167,8 @@ class Teaching:
             )
         self._keep_best(epoch)
         self.write(epoch)
+        if self.watch is not None:
+            self.watch(self.search_curves)
 
     def _keep_best(self, epoch: int) -> None:
         """Save the student if no earlier epoch was better on the hold-out, classes counting alike."""

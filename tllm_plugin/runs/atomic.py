@@ -126,6 +126,31 @@ def save_torch(path: str | os.PathLike[str], obj: object) -> None:
     write_bytes(path, buffer.getbuffer())
 
 
+def write_link(path: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:
+    """Give the file `source`, in the same folder, the further name `path`, atomically; a copy where links cannot be.
+
+    Since every writer here replaces files instead of changing them, either name keeps its content when the other gets
+    a new one. See `atomic_writer` for what is raised.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+    try:
+        os.link(source, temporary)
+    except OSError:  # A file system without links.
+        write_bytes(target, Path(source).read_bytes())
+        return
+    try:
+        os.replace(temporary, target)
+    except OSError as error:
+        cause = error.strerror or str(error)
+        raise TLLMError(f"Cannot write {target}: {cause}; what was there before is unchanged") from error
+    finally:
+        # Renaming one name of a file to another one of the same file does nothing and leaves both.
+        with suppress(OSError):
+            temporary.unlink()
+    _flush_folder(target)
+
+
 def remove_temporaries(folder: str | os.PathLike[str]) -> None:
     """Remove what writers that were killed left in `folder`. Only for the process that owns the run in it."""
     for leftover in Path(folder).glob(f".*{_TEMPORARY}"):

@@ -40,20 +40,22 @@ class TrialRecord:
         title: "trial 3", or the baseline's name.
         values: Searched keys and their values; empty for a baseline.
         run: Log folder, relative to the folder of the search file.
-        score: Accuracy on the search hold-out after the last epoch, classes counting alike; None for a failed trial.
+        score: Accuracy on the search hold-out after the last epoch, classes counting alike; None for a trial that
+            failed or was pruned.
         standard_error: Of the score, from the samples alone.
         curve: The same score after every epoch.
         flagged: The classes that the run flagged.
         taught_share: Share of all class-epochs in which the class had its teacher; 0 for a vanilla student.
         shared_epochs: Epochs that were taken over from another run.
         parent: That run's log folder, relative like `run`; empty if there is none.
-        epochs: Epochs of the run.
+        epochs: Epochs of the run; of a pruned trial those that it was trained for.
         seconds: Time in training and testing, shared epochs included.
         seconds_trained: The same without shared epochs.
         difference: Score of the best trial minus this score.
         difference_standard_error: Of that, paired sample by sample.
         p_value: Exact two-sided McNemar p-value of that.
         error: Why a trial failed; empty otherwise.
+        pruned_after: Epoch after which the trial was pruned; 0 if it was not.
     """
 
     number: int
@@ -74,6 +76,7 @@ class TrialRecord:
     difference_standard_error: float | None = None
     p_value: float | None = None
     error: str = ""
+    pruned_after: int = 0
 
     @classmethod
     def from_json(cls, obj: object) -> TrialRecord:
@@ -97,6 +100,8 @@ class TrialRecord:
             difference_standard_error=field(obj, "difference_standard_error", optional(number)),
             p_value=field(obj, "p_value", optional(share)),
             error=field(obj, "error", text),
+            # Nothing was pruned before there was this field.
+            pruned_after=field(obj, "pruned_after", count) if "pruned_after" in mapping(obj) else 0,
         )
 
 
@@ -111,7 +116,8 @@ class SearchRecord:
         holdout_samples: Samples of the search hold-out.
         fraction: Share of what the detection hold-out leaves that was asked for as search hold-out.
         trials: In the order of their numbers.
-        baselines: The vanilla student (where the search needed one) and the student that is taught to the end.
+        baselines: The vanilla student (where the search needed one) and the student that is taught to the end (unless
+            it was left out).
         best: Number of the chosen trial; None if none finished.
         warnings: What to know before the choice is relied on.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +13,12 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import ConfigError, TLLMError
-from tllm_plugin.hosts.embedded import job
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.run_folder import RunFolder, write_search
 from tllm_plugin.runs.search_file import FlaggedClass, SearchRecord, TrialRecord
 from tllm_plugin.search.choice import NOISE_LEVEL, compare, estimate
-from tllm_plugin.search.plan import Baselines, Plan
-from tllm_plugin.search.shared_prefix import shared_with
+from tllm_plugin.search.host import Baselines, SearchHost
+from tllm_plugin.search.parting import shared_with
 from tllm_plugin.search.space import Dimension, Values
 
 if TYPE_CHECKING:
@@ -28,7 +26,8 @@ if TYPE_CHECKING:
 
     from tllm_plugin.search.study import SharedStudy
 
-logger = logging.getLogger(__name__)
+#: Title of the student whose teacher is never taken away.
+TAUGHT = "taught to the end"
 
 
 @dataclass(frozen=True)
@@ -47,63 +46,74 @@ class Outcome:
 
 
 def search(
-    cfg: CfgNode,
+    host: SearchHost,
     space: Sequence[Dimension],
     *,
     trials: int | None = None,
     storage: str = "",
     retrain: bool = False,
-    checkpoint_every: int = 1,
+    prune: str = "",
+    baseline: bool = True,
 ) -> Outcome:
     """Choose the values of some keys on the search hold-out. Test data is not looked at for it.
 
     Args:
-        cfg: Checked and frozen.
+        host: Trains.
         space: What is searched.
         trials: How many trials TPE makes; None for every combination of the choices.
         storage: See `study.SharedStudy`.
         retrain: Whether to train the final student with the choice, on everything but the detection hold-out.
-        checkpoint_every: Epochs between the checkpoints that trials can part from.
+        prune: See `pruning.make_pruner`.
+        baseline: Whether the student that is taught to the end is trained, too, to compare the trials with.
 
     Raises:
         ConfigError: The config, the space and the data do not fit together.
         TLLMError: No trial finished.
     """
     # Optuna takes a second to import; other commands need not wait for it.
+    from tllm_plugin.search.pruning import make_pruner, reporter
     from tllm_plugin.search.study import SharedStudy
 
-    problems = check_search(cfg, space, trials)
+    problems = check_space(space, trials)
     if problems:
         raise ConfigError("\n".join(problems))
-    plan = Plan(cfg, space, checkpoint_every)
-    bundle = job.load_bundle(plan.cfg)
-    study = SharedStudy(storage, plan.folder, space, trials, cfg.EXPERIMENT.SEED)
-    baselines = plan.prepare(bundle)
+    epochs = host.epochs
+    study = SharedStudy(storage, host.folder, space, trials, host.seed, make_pruner(prune, epochs))
+    baselines = host.prepare(taught=baseline)
 
     def train(values: Values, trial: Trial) -> float:
-        known = [plan.run_of(other.params) for other in study.finished() if other.value is not None]
-        run = plan.train(values, baselines, known, bundle)
+        known = [host.run_of(other.params) for other in study.scored()]
+        watch = reporter(trial, epochs) if prune else None
+        run = host.train(values, baselines, known, watch)
         curves = _search_curves(run)
+        if watch is not None:
+            watch(curves)  # A trial that shares all of another one was trained for no epoch.
         return estimate(_last_correct(curves), curves.labels, curves.num_classes).value
 
     study.work(train)
-    record = collect(plan, study, baselines)
-    path = plan.folder / f"search-{study.name}.json"
+    record = collect(host, space, study, baselines)
+    path = host.folder / f"search-{study.name}.json"
     write_search(path, record)
     chosen = record.chosen
     if chosen is None:
-        failed = "; ".join(trial.error for trial in record.trials)
+        failed = "; ".join(trial.error for trial in record.trials if trial.error)
         raise TLLMError(f"Expected at least one trial that finishes, but all failed: {failed}")
-    return Outcome(record, path, plan.train_final(chosen.values, bundle) if retrain else None)
+    return Outcome(record, path, host.train_final(chosen.values) if retrain else None)
 
 
-def check_search(cfg: CfgNode, space: Sequence[Dimension], trials: int | None) -> list[str]:
-    """Return every problem of a search, one sentence each."""
+def check_config(cfg: CfgNode) -> list[str]:
+    """Return what keeps a config with mdistiller's nodes from being searched, one sentence each."""
     problems = []
     if cfg.SOLVER.TRAINER != "tllm":
         problems.append(f"Expected `SOLVER.TRAINER` to be tllm for a search, but got {cfg.SOLVER.TRAINER!r}")
     if cfg.DISTILLER.TYPE == "NONE":
         problems.append("Expected `DISTILLER.TYPE` to be a distiller for a search, but got 'NONE'")
+    return problems
+
+
+def check_space(space: Sequence[Dimension], trials: int | None) -> list[str]:
+    """Return every problem of what is searched, one sentence each."""
+    problems = []
     if not space:
         problems.append("Expected something to search, but got an empty space")
     ranges = [item.key for item in space if not item.choices]
@@ -114,30 +124,34 @@ def check_search(cfg: CfgNode, space: Sequence[Dimension], trials: int | None) -
     return problems
 
 
-def collect(plan: Plan, study: SharedStudy, baselines: Baselines) -> SearchRecord:
+def collect(host: SearchHost, space: Sequence[Dimension], study: SharedStudy, baselines: Baselines) -> SearchRecord:
     """Read what the trials left behind and choose among them."""
     trials = []
     for trial in study.finished():
-        title = f"trial {trial.number}"
-        if trial.value is None:
-            run = os.path.relpath(plan.run_of(trial.params).log_folder, plan.folder)
-            trials.append(TrialRecord(trial.number, title, dict(trial.params), run, error=trial.user_attrs["error"]))
+        title, run = f"trial {trial.number}", host.run_of(trial.params)
+        if "error" in trial.user_attrs:
+            place = os.path.relpath(run.log_folder, host.folder)
+            trials.append(TrialRecord(trial.number, title, dict(trial.params), place, error=trial.user_attrs["error"]))
         else:
-            trials.append(_describe(plan, plan.run_of(trial.params), trial.number, title, dict(trial.params)))
-    others = [_describe(plan, baselines.base, -1, "taught to the end", {})]
+            pruned_after = int(trial.user_attrs.get("pruned_after", 0))
+            trials.append(_describe(host, run, trial.number, title, dict(trial.params), pruned_after))
+    others = []
     if baselines.vanilla is not None:
-        others.insert(0, replace(_describe(plan, baselines.vanilla, -1, "vanilla", {}), taught_share=0.0))
+        others.append(replace(_describe(host, baselines.vanilla, -1, "vanilla", {}), taught_share=0.0))
+    if baselines.taught is not None:
+        others.append(_describe(host, baselines.taught, -1, TAUGHT, {}))
     chosen = choose(trials)
     best = next((trial for trial in trials if trial.number == chosen), None)
     if best is not None:
-        trials, others = (_compared(plan, best, items) for items in (trials, others))
-    curves = _search_curves(baselines.base)
+        trials, others = (_compared(host, best, items) for items in (trials, others))
+    scored = next((item for item in (*trials, *others) if item.score is not None), None)
+    curves = None if scored is None else _search_curves(RunFolder.inside(host.folder / scored.run))
     return SearchRecord(
-        space=tuple(map(str, plan.space)),
+        space=tuple(map(str, space)),
         sampler="grid" if study.trials is None else "tpe",
-        num_classes=curves.num_classes,
-        holdout_samples=int(curves.labels.numel()),
-        fraction=plan.cfg.TLLM.HOLDOUT.SEARCH_FRACTION,
+        num_classes=0 if curves is None else curves.num_classes,
+        holdout_samples=0 if curves is None else int(curves.labels.numel()),
+        fraction=host.cfg.TLLM.HOLDOUT.SEARCH_FRACTION,
         trials=tuple(trials),
         baselines=tuple(others),
         best=chosen,
@@ -179,25 +193,31 @@ def warnings_about(
             found.append(f"`{item.title}` did better on the search hold-out than every trial")
         elif item.p_value >= NOISE_LEVEL:
             found.append(f"the images of the search hold-out do not tell {best.title} from `{item.title}`")
+    if any(item.pruned_after for item in trials):
+        found.append("pruned trials were behind when they stopped; the same command without --prune continues them")
     if not any(item.flagged for item in trials):
         found.append("no trial flagged a class: they are all the same run")
     return found
 
 
-def _describe(plan: Plan, run: RunFolder, number: int, title: str, values: Values) -> TrialRecord:
+def _describe(
+    host: SearchHost, run: RunFolder, number: int, title: str, values: Values, pruned_after: int = 0
+) -> TrialRecord:
     curves = _search_curves(run)
-    score = estimate(_last_correct(curves), curves.labels, curves.num_classes)
-    metrics, flags = run.read_metrics(), run.read_flags()
+    score = None if pruned_after else estimate(_last_correct(curves), curves.labels, curves.num_classes)
+    # Some hosts write their metrics only in the end.
+    seconds = run.read_metrics().seconds_per_epoch if run.metrics_json.exists() else ()
+    flags = run.read_flags()
     shared_epochs, parent = shared_with(run)
-    epochs = metrics.epochs_done
+    epochs = curves.epochs[-1]
     until = [epochs if item.epoch_flagged is None else item.epoch_flagged for item in flags.classes]
     return TrialRecord(
         number=number,
         title=title,
         values=values,
-        run=os.path.relpath(run.log_folder, plan.folder),
-        score=score.value,
-        standard_error=score.standard_error,
+        run=os.path.relpath(run.log_folder, host.folder),
+        score=None if score is None else score.value,
+        standard_error=None if score is None else score.standard_error,
         curve=tuple(curves.class_curves().mean(1).tolist()),
         flagged=tuple(
             FlaggedClass(item.index, item.name, item.epoch_flagged)
@@ -206,23 +226,24 @@ def _describe(plan: Plan, run: RunFolder, number: int, title: str, values: Value
         ),
         taught_share=sum(until) / (len(until) * epochs),
         shared_epochs=shared_epochs,
-        parent="" if parent is None else os.path.relpath(parent.log_folder, plan.folder),
+        parent="" if parent is None else os.path.relpath(parent.log_folder, host.folder),
         epochs=epochs,
-        seconds=sum(metrics.seconds_per_epoch),
-        seconds_trained=sum(metrics.seconds_per_epoch[shared_epochs:]),
+        seconds=sum(seconds),
+        seconds_trained=sum(seconds[shared_epochs:]),
+        pruned_after=pruned_after,
     )
 
 
-def _compared(plan: Plan, best: TrialRecord, items: Sequence[TrialRecord]) -> list[TrialRecord]:
+def _compared(host: SearchHost, best: TrialRecord, items: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Add to every item how far it is behind the best, image by image."""
-    reference = _search_curves(RunFolder.inside(plan.folder / best.run))
+    reference = _search_curves(RunFolder.inside(host.folder / best.run))
     right = _last_correct(reference)
     result = []
     for item in items:
         if item.score is None:
             result.append(item)
             continue
-        curves = _search_curves(RunFolder.inside(plan.folder / item.run))
+        curves = _search_curves(RunFolder.inside(host.folder / item.run))
         if not curves.same_holdout(reference):
             raise ConfigError(f"Expected the search hold-out of {best.run} in {item.run}, but the samples differ")
         found = compare(right, _last_correct(curves), curves.labels, curves.num_classes)

@@ -9,12 +9,15 @@ from pathlib import Path
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Hold the lock of a file for the duration of the block; wait for it as long as another process has it."""
+def held(path: Path) -> Iterator[int]:
+    """Hold the lock of a file for the duration of the block; wait for it as long as another process has it.
+
+    Yields the file's descriptor. A child process that inherits it holds the lock, too, until it ends.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # Closing the file releases the lock.
+        yield file.fileno()  # Closing the file releases the lock.
 
 
 def is_held(path: Path) -> bool:

@@ -9,82 +9,68 @@ they never part, nothing is trained.
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
-from tllm_plugin.core.detectors import DETECTORS, Detector
-from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.core.detectors import Detector
 from tllm_plugin.data import DataBundle
-from tllm_plugin.hosts.config_checks import lookup
 from tllm_plugin.hosts.embedded import job
-from tllm_plugin.hosts.embedded.trainer import changed_keys, read_state, recorded_config
-from tllm_plugin.hosts.tllm_node import build_detector
-from tllm_plugin.runs.atomic import save_torch, write_bytes, write_json, write_text
+from tllm_plugin.hosts.embedded.same_run import config_of
+from tllm_plugin.hosts.embedded.trainer import changed_keys, read_state
+from tllm_plugin.hosts.teaching import flags_record
+from tllm_plugin.runs.atomic import save_torch, write_bytes, write_text
 from tllm_plugin.runs.curves_file import to_state
-from tllm_plugin.runs.fields import count, field, text
-from tllm_plugin.runs.flags_file import FlagsRecord
-from tllm_plugin.runs.reading import load_torch, read_json, schema_of
+from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.search.parting import (
+    Parting,
+    latest_parting,
+    note_parting,
+    refuse_other_run,
+    replayed,
+    shared_with,
+)
 
 logger = logging.getLogger(__name__)
 
-#: What has no effect before the first flag.
-FREE_KEYS = ("TLLM.DETECTOR.", "TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.BALANCE", "TLLM.MIN_ROWS")
-# What is done with flagged classes.
-_TREATMENT = ("TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.BALANCE", "TLLM.MIN_ROWS")
-_KIND, _VERSION = "fork", 1
-
-
-@dataclass(frozen=True)
-class Parting:
-    """Where a new run parts from a recorded one.
-
-    Args:
-        run: The recorded one.
-        epochs: How many epochs need not be trained.
-        checkpoint: Of that epoch; None if there is none, or nothing is shared.
-    """
-
-    run: RunFolder
-    epochs: int
-    checkpoint: Path | None
-
 
 def run_sharing(
-    base: RunFolder, cfg: CfgNode, bundle: DataBundle | None = None, *, others: Sequence[RunFolder] = ()
+    base: RunFolder | None,
+    cfg: CfgNode,
+    bundle: DataBundle | None = None,
+    *,
+    others: Sequence[RunFolder] = (),
+    watch: Callable[[Curves], None] | None = None,
 ) -> RunFolder:
     """Train what `cfg` describes, from where it parts from a recorded run; a run that is there is used or continued.
 
     Args:
-        base: A finished run; see `fork`.
+        base: A finished run, or None; see `fork`.
         cfg: Checked and frozen.
         bundle: The data set, if it is in memory already.
         others: More such runs; the one that shares the most epochs is taken.
+        watch: See `job.run`.
 
     Raises:
         ConfigError: Two runs differ in more than their detector and what is done with flagged classes.
     """
     if not (job.log_folder(cfg) / "latest").exists():
         fork(base, cfg, others=others)
-    return job.ensure_trained(cfg, bundle or job.load_bundle(cfg))
+    return job.ensure_trained(cfg, bundle or job.load_bundle(cfg), watch=watch)
 
 
-def fork(base: RunFolder, cfg: CfgNode, *, others: Sequence[RunFolder] = ()) -> int:
+def fork(base: RunFolder | None, cfg: CfgNode, *, others: Sequence[RunFolder] = ()) -> int:
     """Write the checkpoint from which the run of `cfg` is to be resumed.
 
     Of the shared epochs the new run has curves, flags and checkpoints, but no TensorBoard events.
 
     Args:
         base: A finished run of the embedded host, with `LOG.SAVE_CHECKPOINT_FREQ` 1 for the most to be shared. Under
-            the detector `none` it can be shared until the first flag, otherwise until the flags first differ.
+            the detector `none` it can be shared until the first flag, otherwise until the flags first differ. Or None.
         cfg: Checked and frozen.
         others: More such runs; the one that shares the most epochs is taken.
 
@@ -95,122 +81,51 @@ def fork(base: RunFolder, cfg: CfgNode, *, others: Sequence[RunFolder] = ()) -> 
         ConfigError: Two runs differ in more than their detector and what is done with flagged classes.
     """
     cfg, _ = job.named_reference(cfg)
-    partings = [parting(run, cfg) for run in (base, *others)]
-    best = max(partings, key=lambda item: item.epochs)  # The first of equals.
-    if best.checkpoint is None:
+    best = latest_parting([(run, _config_but_for_its_detector(run, cfg)) for run in (base, *others) if run], cfg)
+    if best is None or best.checkpoint is None:
         return 0
     curves = Curves.from_state(to_state(best.run.read_curves()))
     state: dict[str, Any] = dict(read_state(best.checkpoint))
     carried = state["model"]["_extra_state"]["carried"]
     recorded = carried["curves"]["epochs"].tolist()
-    detector = _detector(cfg, best.run.read_flags(), curves)
-    for epoch in recorded:
-        detector.update(epoch, curves.samples_at(epoch))
+    detector = replayed(cfg, best.run, curves, recorded)
     carried["detector"] = detector.state_dict()
     state["config"] = cfg.dump()
     run = RunFolder.inside(job.log_folder(cfg)).create()
-    _copy_best(best, run, curves, recorded)
+    whole = best.epochs == cfg.SOLVER.EPOCHS
+    _copy_best(best, run, curves, curves.epochs if whole else recorded)
     _copy_worklog(best, run)
-    parent = os.path.relpath(best.run.log_folder, run.log_folder)
-    content = {"parent": Path(parent).as_posix(), "shared_epochs": best.epochs}
-    write_json(run.path / "fork.json", {"schema": schema_of(_KIND), "version": _VERSION, **content})
+    note_parting(run, best)
     # The student first: whoever finds `latest` finds its student as well.
     student = best.run.log_folder / f"student_{best.checkpoint.name.removeprefix('epoch_')}"
     write_bytes(run.log_folder / "student_latest", student.read_bytes())
     save_torch(run.log_folder / "latest", state)
+    if whole:
+        for epoch in curves.epochs[len(recorded) :]:
+            detector.update(epoch, curves.samples_at(epoch))
+        _finish(run, best.run, cfg, detector)
     names = run.log_folder.name, best.epochs, best.run.log_folder.name
     logger.info("%s shares %d epochs with %s", *names)
     return best.epochs
 
 
-def shared_with(run: RunFolder) -> tuple[int, RunFolder | None]:
-    """Return how many epochs a run did not have to train, and the run that it has them from (None: it has none).
-
-    Raises:
-        FileFormatError: The record of that is damaged.
-    """
-    path = run.path / "fork.json"
-    if not path.exists():
-        return 0, None
-    content = read_json(path, _KIND, _VERSION)
-    parent = os.path.normpath(run.log_folder / field(content, "parent", text))
-    return field(content, "shared_epochs", count), RunFolder.inside(parent)
+def _config_but_for_its_detector(run: RunFolder, cfg: CfgNode) -> CfgNode:
+    """Return the config of a recorded run; a `ConfigError` says in what else it differs from `cfg`."""
+    old = config_of(run)
+    refuse_other_run(run, changed_keys(old, cfg))
+    return old
 
 
-def parting(run: RunFolder, cfg: CfgNode) -> Parting:
-    """Return where the run of `cfg` parts from a recorded one; nothing is written.
-
-    Args:
-        run: As in `fork`.
-        cfg: Checked and frozen, its reference named.
-
-    Raises:
-        ConfigError: The two differ in more than their detector and what is done with flagged classes.
-    """
-    old = _config_of(run)
-    new = CfgNode.load_cfg(cfg.dump())
-    differing = [key for key in changed_keys(old, new) if not key.startswith(FREE_KEYS)]
-    if differing:
-        raise ConfigError(
-            f"Expected {run.log_folder} to be the same run but for its detector, but these keys differ: "
-            f"{', '.join(differing)}"
-        )
-    treated_alike = DETECTORS[old.TLLM.DETECTOR.TYPE].smooths_labels == DETECTORS[new.TLLM.DETECTOR.TYPE].smooths_labels
-    treated_alike = treated_alike and all(lookup(old, key) == lookup(new, key) for key in _TREATMENT)
-    curves = Curves.from_state(to_state(run.read_curves()))
-    flags = run.read_flags()
-    epoch = _first_difference(_detector(cfg, flags, curves), curves, _epochs_flagged(flags), treated_alike)
-    checkpoint = _checkpoint(run, epoch)
-    if checkpoint is None:
-        return Parting(run, 0, None)
-    kept = checkpoint.name.removeprefix("epoch_")
-    return Parting(run, run.read_metrics().epochs_done if kept == "latest" else int(kept), checkpoint)
-
-
-def _first_difference(detector: Detector, curves: Curves, flagged_at: Tensor, treated_alike: bool) -> int:
-    """Return the epoch after which training differs (0: from the beginning), or the last one recorded.
-
-    Args:
-        detector: New; watches the curves.
-        curves: Of the recorded run.
-        flagged_at: (C,) int64, the epoch after which the recorded run flagged a class, -1 for never.
-        treated_alike: Whether both runs do the same with flagged classes.
-    """
-    for epoch in (0, *curves.epochs):
-        flags = detector.update(epoch, curves.samples_at(epoch)) if epoch else detector.flags
-        recorded = (flagged_at >= 0) & (flagged_at <= epoch)
-        if not flags.equal(recorded) or (bool(recorded.any()) and not treated_alike):
-            return epoch
-    return curves.epochs[-1] if curves.epochs else 0
-
-
-def _epochs_flagged(flags: FlagsRecord) -> Tensor:
-    return torch.tensor([-1 if item.epoch_flagged is None else item.epoch_flagged for item in flags.classes])
-
-
-def _detector(cfg: CfgNode, flags: FlagsRecord, curves: Curves) -> Detector:
-    return build_detector(
-        cfg.TLLM,
-        class_names=tuple(item.name for item in flags.classes),
-        total_epochs=cfg.SOLVER.EPOCHS,
-        holdout=curves,
-        has_teacher=cfg.DISTILLER.TYPE != "NONE",
-    )
-
-
-def _config_of(run: RunFolder) -> CfgNode:
-    try:
-        return recorded_config(run.config_yaml.read_text(encoding="utf-8"))
-    except Exception as error:  # yacs and YAML raise what they like on a damaged file.
-        raise FileFormatError(f"Expected {run.config_yaml} to be the config of a run, but {error}") from error
-
-
-def _checkpoint(run: RunFolder, epoch: int) -> Path | None:
-    """Return the last checkpoint of `run` that is not later than `epoch`."""
-    if run.read_metrics().epochs_done <= epoch:
-        return run.log_folder / "latest"
-    kept = (run.log_folder / f"epoch_{number}" for number in range(epoch, 0, -1))
-    return next((path for path in kept if path.exists()), None)
+def _finish(run: RunFolder, other: RunFolder, cfg: CfgNode, detector: Detector) -> None:
+    """Leave behind what a run does that equals a finished one in everything but its evidence."""
+    write_text(run.config_yaml, job.described(cfg))
+    for path in (other.split_json, other.curves_npz, other.search_curves_npz, other.predictions_npz):
+        if path.exists():
+            write_bytes(run.path / path.name, path.read_bytes())
+    names = [item.name for item in other.read_flags().classes]
+    run.write_flags(flags_record(detector, cfg.TLLM, names, cfg.SOLVER.EPOCHS))
+    # The last: it says that the run is finished.
+    write_bytes(run.metrics_json, other.metrics_json.read_bytes())
 
 
 def _copy_best(shared: Parting, run: RunFolder, curves: Curves, recorded: list[int]) -> None:
@@ -232,6 +147,8 @@ def _student_at(run: RunFolder | None, epoch: int) -> Path | None:
         path = run.log_folder / f"student_{epoch}"
         if path.exists():
             return path
+        if epoch == run.read_metrics().epochs_done:
+            return run.log_folder / "student_latest"
         shared_epochs, parent = shared_with(run)
         run = parent if epoch <= shared_epochs else None
     return None

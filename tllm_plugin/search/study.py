@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.pruners import BasePruner
 from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from tllm_plugin.core.errors import ConfigError, NonFiniteLossError
+from tllm_plugin.search.host import Hopeless
 from tllm_plugin.search.locks import held, is_held
 from tllm_plugin.search.space import Dimension, Values, grid
 
@@ -44,13 +46,21 @@ class SharedStudy:
         space: What is searched. Another space is another study.
         trials: How many trials TPE makes; None for the grid of all choices.
         seed: Of TPE.
+        pruner: Judges a trial after every epoch. Without one nothing is pruned, and what an earlier search has pruned
+            is queued again, to be continued.
 
     Raises:
         ConfigError: The storage cannot be opened.
     """
 
     def __init__(
-        self, storage: str, folder: Path, space: Sequence[Dimension], trials: int | None = None, seed: int = 0
+        self,
+        storage: str,
+        folder: Path,
+        space: Sequence[Dimension],
+        trials: int | None = None,
+        seed: int = 0,
+        pruner: BasePruner | None = None,
     ) -> None:
         self.folder = folder
         self.space = tuple(space)
@@ -65,17 +75,23 @@ class SharedStudy:
                 storage=open_storage(storage, folder),
                 study_name=f"tllm-{self.name}",
                 direction="maximize",
+                pruner=pruner or optuna.pruners.NopPruner(),
                 load_if_exists=True,
             )
             if trials is None:
                 for values in grid(self.space):
                     self.study.enqueue_trial(values, skip_if_exists=True)
+            if pruner is None:
+                for trial in self.finished():
+                    if trial.state == TrialState.PRUNED and not self._newer(trial):
+                        logger.info("trial %d, which was pruned, is queued again", trial.number)
+                        self.study.enqueue_trial(trial.params)
 
     def work(self, train: Callable[[Values, Trial], float]) -> None:
         """Run trials until none is left, neither waiting nor under way by another worker.
 
         Args:
-            train: Values -> score; a `NonFiniteLossError` fails the trial and not the search.
+            train: Values -> score; a `NonFiniteLossError` fails the trial and not the search, `Hopeless` prunes it.
         """
         own = self._worker_file(self.worker)
         with held(own):
@@ -90,9 +106,33 @@ class SharedStudy:
         own.unlink(missing_ok=True)
 
     def finished(self) -> list[FrozenTrial]:
-        """Return the trials that have a score or failed by themselves, in the order of their numbers."""
-        done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
-        return [trial for trial in done if trial.state == TrialState.COMPLETE or "error" in trial.user_attrs]
+        """Return the trials that have a score, failed by themselves or were pruned, in the order of their numbers.
+
+        Of a pruned trial that was continued only the continuation is there.
+        """
+        done = self._in_state(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+        numbers = {trial.number for trial in done}
+        return [
+            trial
+            for trial in done
+            if trial.state == TrialState.COMPLETE
+            or "error" in trial.user_attrs
+            or (trial.state == TrialState.PRUNED and not any(new.number in numbers for new in self._newer(trial)))
+        ]
+
+    def scored(self) -> list[FrozenTrial]:
+        """Return the trials that were trained to the end."""
+        return self._in_state(TrialState.COMPLETE)
+
+    def _newer(self, trial: FrozenTrial) -> list[FrozenTrial]:
+        """Return what was queued with the same values after a trial."""
+        return [
+            other
+            for other in self.study.get_trials(deepcopy=False)
+            if other.number > trial.number
+            and (other.params or other.system_attrs.get("fixed_params")) == trial.params
+            and (other.state != TrialState.FAIL or "error" in other.user_attrs)
+        ]
 
     def _alone(self) -> Any:
         return held(self.folder / "locks" / "study")
@@ -129,6 +169,10 @@ class SharedStudy:
             logger.warning("trial %d failed: %s", trial.number, error)
             trial.set_user_attr("error", str(error))
             self.study.tell(trial, state=TrialState.FAIL)
+        except Hopeless as stopped:
+            logger.info("trial %d: %s", trial.number, stopped)
+            trial.set_user_attr("pruned_after", stopped.epoch)
+            self.study.tell(trial, state=TrialState.PRUNED)
         else:
             self.study.tell(trial, score)
 
@@ -153,8 +197,8 @@ class SharedStudy:
     def _under_way(self) -> list[FrozenTrial]:
         return self._in_state(TrialState.RUNNING)
 
-    def _in_state(self, state: TrialState) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=(state,))
+    def _in_state(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states)
 
 
 def open_storage(address: str, folder: Path) -> BaseStorage:

@@ -48,6 +48,7 @@ def default_config() -> CfgNode:
     cfg.RUNTIME.SYNC_BATCHNORM = False  # of several processes: the student's BatchNorm sees the rows of all
 
     cfg.LOG = CfgNode({"PREFIX": "./output", "SAVE_CHECKPOINT_FREQ": 40})
+    cfg.LOG.TEST_FREQ = 1  # epochs between looks at the test data; 0: only after the last one
 
     cfg.KD = CfgNode({"TEMPERATURE": 4.0})
     cfg.KD.LOSS = CfgNode({"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torchvision
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors import DETECTORS
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.data import DataBundle, load_data
@@ -25,6 +27,7 @@ from tllm_plugin.hosts.embedded.device import choose_device
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
 from tllm_plugin.hosts.embedded.networks import load_network, make_network
 from tllm_plugin.hosts.embedded.planting import PlantedTeacher
+from tllm_plugin.hosts.embedded.same_run import check_same_run
 from tllm_plugin.hosts.embedded.trainer import read_checkpoint, trainer_dict
 from tllm_plugin.runs.atomic import write_text
 from tllm_plugin.runs.reading import load_torch
@@ -85,7 +88,14 @@ def _register() -> None:
 _register()
 
 
-def run(cfg: CfgNode, *, resume: bool = False, overwrite: bool = False, bundle: DataBundle | None = None) -> RunFolder:
+def run(
+    cfg: CfgNode,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    bundle: DataBundle | None = None,
+    watch: Callable[[Curves], None] | None = None,
+) -> RunFolder:
     """Train what a config describes, and before it the teacher and the reference that it needs and does not name.
 
     Of several processes all have to call it, with the same arguments; the main one reads and writes the run folders.
@@ -95,6 +105,8 @@ def run(cfg: CfgNode, *, resume: bool = False, overwrite: bool = False, bundle: 
         resume: Continue the run from its last checkpoint.
         overwrite: Start anew although the run's folder holds one.
         bundle: The data set, if it is in memory already.
+        watch: Is shown the curves on the search hold-out after every epoch that is trained; what it raises ends the
+            run, which can be resumed.
 
     Returns:
         The run's folder.
@@ -132,7 +144,9 @@ def run(cfg: CfgNode, *, resume: bool = False, overwrite: bool = False, bundle: 
     trainer = trainer_dict[cfg.SOLVER.TRAINER](experiment_name(cfg), distiller, train_data, test_loader, cfg)
     run_folder = RunFolder.inside(folder)
     if processes.is_main():
-        write_text(run_folder.create().config_yaml, _described(cfg))
+        write_text(run_folder.create().config_yaml, described(cfg))
+    if watch is not None:
+        trainer.teaching.watch = watch
     trainer.train(resume=resume)
     return run_folder
 
@@ -223,14 +237,30 @@ def prerequisite(cfg: CfgNode, model: str, epochs: int, role: str, *, branches_o
     return needed
 
 
-def ensure_trained(cfg: CfgNode, bundle: DataBundle) -> RunFolder:
-    """Return the folder of a finished run of `cfg`; train it, or continue it, if it is not there."""
+def ensure_trained(cfg: CfgNode, bundle: DataBundle, *, watch: Callable[[Curves], None] | None = None) -> RunFolder:
+    """Return the folder of a finished run of `cfg`; train it, or continue it, if it is not there.
+
+    Args:
+        cfg: Checked and frozen.
+        bundle: The data set.
+        watch: See `run`.
+
+    Raises:
+        ConfigError: The run that is there was made under another config.
+    """
     folder = log_folder(cfg)
     finished = RunFolder.inside(folder)
-    if processes.from_main(lambda: finished.metrics_json.exists() and finished.read_metrics().finished):
+    if processes.from_main(lambda: _is_finished(finished, cfg)):
         logger.info("using %s", folder)
         return finished
-    return run(cfg, resume=processes.from_main((folder / "latest").exists), bundle=bundle)
+    return run(cfg, resume=processes.from_main((folder / "latest").exists), bundle=bundle, watch=watch)
+
+
+def _is_finished(run: RunFolder, cfg: CfgNode) -> bool:
+    if not run.metrics_json.exists() or not run.read_metrics().finished:
+        return False
+    check_same_run(run, cfg)
+    return True
 
 
 def _teacher(cfg: CfgNode, bundle: DataBundle, device: torch.device) -> nn.Module:
@@ -282,7 +312,8 @@ def _remove_results(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _described(cfg: CfgNode) -> str:
+def described(cfg: CfgNode) -> str:
+    """Return `config.yaml`: everything needed to run again, with versions."""
     versions = {
         "tllm-plugin": __version__,
         "python": platform.python_version(),

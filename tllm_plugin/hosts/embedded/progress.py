@@ -16,17 +16,17 @@ _LINES_PER_RUN = 5
 
 @dataclass(frozen=True)
 class EpochReport:
-    """Numbers of one epoch; accuracies are fractions."""
+    """Numbers of one epoch; accuracies are fractions. Without a test `test_accuracy` is None."""
 
     epoch: int
     train_loss: float
     train_accuracy: float
-    test_accuracy: float
+    test_accuracy: float | None
     learning_rate: float
 
     def scalars(self) -> dict[str, float]:
-        """Return everything but the epoch, by name."""
-        return {name: value for name, value in asdict(self).items() if name != "epoch"}
+        """Return everything that is known, but for the epoch, by name."""
+        return {name: value for name, value in asdict(self).items() if name != "epoch" and value is not None}
 
 
 class RunProgress:
@@ -76,10 +76,9 @@ class RunProgress:
 
     def epoch(self, report: EpochReport) -> None:
         """Show the numbers of an epoch."""
-        note = (
-            f"epoch {report.epoch}/{self.epochs}  loss {report.train_loss:.3f}  "
-            f"train {report.train_accuracy:.1%}  test {report.test_accuracy:.1%}"
-        )
+        note = f"epoch {report.epoch}/{self.epochs}  loss {report.train_loss:.3f}  train {report.train_accuracy:.1%}"
+        if report.test_accuracy is not None:
+            note += f"  test {report.test_accuracy:.1%}"
         self._bar.update(self._task, note=note)
         every = max(1, self.epochs // _LINES_PER_RUN)
         if not self.on_terminal and (report.epoch % every == 0 or report.epoch == self.epochs):

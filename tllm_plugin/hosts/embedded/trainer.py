@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from tllm_plugin.hosts.embedded.parallel import ParallelDistiller, begin_epoch, 
 from tllm_plugin.hosts.embedded.progress import EpochReport, RunProgress
 from tllm_plugin.hosts.embedded.schedule import make_schedule
 from tllm_plugin.hosts.optimizers import spare_from_decay
-from tllm_plugin.runs.atomic import remove_temporaries, save_torch
+from tllm_plugin.runs.atomic import remove_temporaries, save_torch, write_link
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.predictions_file import PredictionsRecord
 from tllm_plugin.runs.reading import load_torch
@@ -47,7 +48,7 @@ _WITHOUT_EFFECT = {
 
 @trainer_dict.register("base")
 class BaseTrainer:
-    """Trains a distiller with SGD, tests after every epoch, and saves everything that a resume needs.
+    """Trains a distiller with SGD, tests after every LOG.TEST_FREQ epochs, and saves everything that a resume needs.
 
     Several processes train together, each on its rows of every batch; the main one writes, the others only compute.
 
@@ -80,7 +81,9 @@ class BaseTrainer:
         self.guard = LossGuard(check_every=1 if self.device.type == "cpu" else 20)
         self.seconds_per_epoch: list[float] = []
         self.epochs_done = 0
+        self.results: ClassResults | None = None  # After the last epoch done, if it was tested.
         self.progress: RunProgress | None = None
+        self._config_text = cfg.dump()
 
     def init_optimizer(self, cfg: CfgNode) -> torch.optim.Optimizer:
         """Return SGD over what the distiller wants trained."""
@@ -120,7 +123,7 @@ class BaseTrainer:
             self.tf_writer.close()
 
     def train_epoch(self, epoch: int) -> None:
-        """Train one epoch, test, log and save."""
+        """Train one epoch, test if it is due, log and save."""
         started = time.perf_counter()
         self.train_loader.set_epoch(epoch)
         self.distiller.train()
@@ -142,18 +145,23 @@ class BaseTrainer:
         seen, right, loss_sum = processes.summed(torch.stack([seen, right, loss_sum]).cpu()).unbind()
         merge_buffers(self.distiller)
         self.epochs_done = epoch
-        results = score_test_set(self.distiller, self.val_loader, self.autocast)
+        every = self.cfg.LOG.TEST_FREQ
+        self.results = self.test() if every and epoch % every == 0 else None
         report = EpochReport(
             epoch=epoch,
             train_loss=float(loss_sum / seen),
             train_accuracy=float(right / seen),
-            test_accuracy=results.accuracy,
+            test_accuracy=None if self.results is None else self.results.accuracy,
             learning_rate=float(self.schedule.get_last_lr()[0]),
         )
         self.seconds_per_epoch.append(time.perf_counter() - started)
         self.log(report)
         self.save_checkpoint()
-        self.write_metrics(finished=False, results=results)
+        self.write_metrics(finished=False)
+
+    def test(self) -> ClassResults:
+        """Return how the student does on the test data."""
+        return score_test_set(self.distiller, self.val_loader, self.autocast)
 
     def train_iter(self, image: Tensor, target: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Make one step; return logits (n, C) and the 0-dim total loss, both detached.
@@ -197,12 +205,12 @@ class BaseTrainer:
             self.progress.epoch(report)
 
     def save_checkpoint(self) -> None:
-        """Write `latest`, the plain `student_latest`, and copies of both every SAVE_CHECKPOINT_FREQ epochs."""
+        """Write `latest`, the plain `student_latest`, and keep both every SAVE_CHECKPOINT_FREQ epochs."""
         if not processes.is_main():
             return
         state = {
             "epoch": self.epochs_done,
-            "config": self.cfg.dump(),
+            "config": self._config_text,
             "model": self.distiller.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -210,13 +218,18 @@ class BaseTrainer:
             "rng": _rng_state(self.device),
         }
         student = {"model": self.distiller.student.state_dict()}  # type: ignore[union-attr]
-        names = ["latest"]
-        if self.epochs_done % self.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0:
-            names.insert(0, f"epoch_{self.epochs_done}")
-        for name in names:
-            # The student first: whoever finds `latest` finds its student as well.
-            save_torch(Path(self.log_path) / f"student_{name.removeprefix('epoch_')}", student)
-            save_torch(Path(self.log_path) / name, state)
+        folder = Path(self.log_path)
+        kept = self.epochs_done % self.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0
+        # The student first: whoever finds `latest` finds its student as well.
+        for latest, name, content in (
+            ("student_latest", f"student_{self.epochs_done}", student),
+            ("latest", f"epoch_{self.epochs_done}", state),
+        ):
+            if kept:
+                save_torch(folder / name, content)
+                write_link(folder / latest, folder / name)
+            else:
+                save_torch(folder / latest, content)
 
     def load_checkpoint(self, path: Path) -> None:
         """Continue from a checkpoint of the same config.
@@ -238,20 +251,22 @@ class BaseTrainer:
         self.epochs_done = int(state["epoch"])
         _set_rng_state(state["rng"], self.device)
 
-    def write_metrics(self, *, finished: bool, results: ClassResults | None = None) -> None:
-        """Write `metrics.json`, in the end `predictions.npz` too; the test set is scored without `results`."""
-        results = results or score_test_set(self.distiller, self.val_loader, self.autocast)
+    def write_metrics(self, *, finished: bool) -> None:
+        """Write `metrics.json`, in the end `predictions.npz` too, whether the last epoch was tested or not."""
+        results = self.results
+        if finished and results is None:
+            results = self.test()
         if not processes.is_main():
             return
-        if finished:
+        if finished and results is not None:
             self.run.write_predictions(
                 PredictionsRecord(results.labels.numpy(), results.predictions.numpy(), len(results.class_total))
             )
         self.run.write_metrics(
             MetricsRecord(
-                test_accuracy=results.accuracy,
-                class_correct=tuple(results.class_correct.tolist()),
-                class_total=tuple(results.class_total.tolist()),
+                test_accuracy=None if results is None else results.accuracy,
+                class_correct=() if results is None else tuple(results.class_correct.tolist()),
+                class_total=() if results is None else tuple(results.class_total.tolist()),
                 seconds_per_epoch=tuple(self.seconds_per_epoch),
                 peak_memory_bytes=peak_memory_bytes(self.device),
                 epochs_done=self.epochs_done,
@@ -268,8 +283,7 @@ def read_checkpoint(path: Path, cfg: CfgNode) -> Mapping[str, Any]:
         ConfigError: It was written under a config other than `cfg`.
     """
     state = read_state(path)
-    # Both by way of YAML, which turns tuples into lists.
-    changed = changed_keys(recorded_config(state["config"]), CfgNode.load_cfg(cfg.dump()))
+    changed = changed_keys(recorded_config(state["config"]), cfg)
     if changed:
         raise ConfigError(
             f"Expected the config that {path} was written under, but these keys differ: {', '.join(changed)}; "
@@ -290,14 +304,16 @@ def read_state(path: Path) -> Mapping[str, Any]:
     return state
 
 
+@lru_cache(maxsize=64)  # A search compares the same runs again and again, and YAML is slow.
 def recorded_config(text: str) -> CfgNode:
-    """Return the config that a run has written down; keys that came into being later have their defaults.
+    """Return the config that a run has written down, frozen; keys that came into being later have their defaults.
 
     `TLLM.BALANCE` is False there: no run was balanced before there was that key.
     """
-    recorded = CfgNode.load_cfg(default_config().dump())
+    recorded = default_config()
     recorded.TLLM.BALANCE = False
     _update(recorded, CfgNode.load_cfg(text))
+    recorded.freeze()
     return recorded
 
 
@@ -319,9 +335,14 @@ def changed_keys(old: CfgNode, new: CfgNode, prefix: str = "") -> list[str]:
         before, now = old.get(key), new.get(key)
         if isinstance(before, CfgNode) and isinstance(now, CfgNode):
             changed += changed_keys(before, now, f"{name}.")
-        elif before != now:
+        elif _as_written(before) != _as_written(now):
             changed.append(name)
     return changed
+
+
+def _as_written(value: Any) -> Any:
+    """Return a value of a config as it comes back from YAML, which turns tuples into lists."""
+    return [_as_written(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
 def _rng_state(device: torch.device) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.config_checks import merge_file, merge_options, refuse
 from tllm_plugin.hosts.config_files import find_config
-from tllm_plugin.hosts.mdistiller.configuration import prepare
+from tllm_plugin.hosts.mdistiller.configuration import check_config, prepare
 from tllm_plugin.hosts.mdistiller.mends import apply_mends
 
 SCRIPT = "tools/train.py"
@@ -54,6 +54,32 @@ def launch(root: Path, config: str, options: Sequence[str] = (), *, resume: bool
     finally:
         sys.argv = before
         type(CFG).freeze = freeze  # type: ignore[method-assign]
+
+
+def load_config(config: str, options: Sequence[str] = ()) -> tuple[CfgNode, list[str]]:
+    """Return a config of the host's as its script would see it, and what is wrong with it, without running anything.
+
+    A reference that it does not name is no problem: whoever searches trains one.
+
+    Args:
+        config: A YAML file, or the name of one that comes with TLLM.
+        options: `KEY VALUE` overrides, as for the host.
+    """
+    path = find_config(config)
+    apply_mends()
+    from mdistiller.engine.cfg import CFG
+
+    problems = _problems(CFG, path, options)
+    cfg = CFG.clone()
+    if problems:
+        return cfg, problems
+    cfg.merge_from_file(str(path))
+    cfg.merge_from_list(list(options))
+    if cfg.TLLM.DETECTOR.REFERENCE:
+        return cfg, check_config(cfg)
+    checked = cfg.clone()
+    checked.TLLM.DETECTOR.REFERENCE = str(path)  # A file that is there.
+    return cfg, check_config(checked)
 
 
 def _problems(cfg: CfgNode, config: Path, options: Sequence[str]) -> list[str]:

@@ -1,13 +1,11 @@
-"""The runs of a search: their configs, their folders, and what has to be trained before the first trial."""
+"""Searching on the embedded host: in this process, and every trial from where it parts from what is trained already."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import shlex
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from yacs.config import CfgNode
 
@@ -15,104 +13,119 @@ from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.search.host import SEARCH_FRACTION, TYPE, Baselines, Watch, digest, tllm_digest
 from tllm_plugin.search.locks import held
 from tllm_plugin.search.shared_prefix import run_sharing
-from tllm_plugin.search.space import Dimension, with_values
+from tllm_plugin.search.space import Dimension, Values, with_values
 
-logger = logging.getLogger(__name__)
-
-SEARCH_FRACTION = "TLLM.HOLDOUT.SEARCH_FRACTION"
 NAME = "EXPERIMENT.NAME"
-TYPE = "TLLM.DETECTOR.TYPE"
 _NO_EFFECT = ("EXPERIMENT.NAME", "EXPERIMENT.TAG", "EXPERIMENT.PROJECT", "DATASET.NUM_WORKERS", "DATASET.DOWNLOAD")
 
 
-@dataclass(frozen=True)
-class Baselines:
-    """What trials are compared with.
-
-    Args:
-        base: Taught to the end (detector `none`); what all trials begin with.
-        vanilla: The reference; None where no detector needs one or the config names its own.
-    """
-
-    base: RunFolder
-    vanilla: RunFolder | None
-
-
-class Plan:
-    """Every config that a search trains.
+class EmbeddedSearch:
+    """Every config that a search trains; see `SearchHost`.
 
     The folder of a search is named after everything but what can be searched, and that of a trial after the rest: a
-    search that is repeated, or made with other values, finds what has been trained.
+    search that is repeated, or made with other values, finds what has been trained. Test data is looked at once per
+    run, after its last epoch.
 
     Args:
         cfg: Checked and frozen. Without a search hold-out it gets one of the size of the detection hold-out.
         space: What is searched.
         checkpoint_every: Epochs between the checkpoints that trials can part from.
+        words: The command line's `--cfg FILE KEY VALUE ...`, to say what to do next.
     """
 
-    def __init__(self, cfg: CfgNode, space: Sequence[Dimension], checkpoint_every: int = 1) -> None:
+    def __init__(
+        self, cfg: CfgNode, space: Sequence[Dimension], checkpoint_every: int = 1, words: Sequence[str] = ()
+    ) -> None:
         fraction = cfg.TLLM.HOLDOUT.SEARCH_FRACTION or cfg.TLLM.HOLDOUT.FRACTION
-        self.cfg = with_values(cfg, {SEARCH_FRACTION: fraction})
+        self._asked = with_values(cfg, {SEARCH_FRACTION: fraction})
+        # What a run looks like on test data while it is trained is of no interest here.
+        self.cfg = with_values(self._asked, {"LOG.TEST_FREQ": 0})
         self.space = tuple(space)
         self.checkpoint_every = checkpoint_every
+        self.words = tuple(words)
+        self._trials: dict[str, CfgNode] = {}
         run_name = job.experiment_name(cfg)[len(cfg.EXPERIMENT.PROJECT) + 1 :]
         self._name = f"{run_name}-search-{self._digest()}"
         self.folder = Path(cfg.LOG.PREFIX) / cfg.EXPERIMENT.PROJECT / self._name
 
-    def base(self) -> CfgNode:
-        """Return the config of the run that all trials share their beginning with."""
+    @property
+    def epochs(self) -> int:
+        """Of a trial."""
+        return int(self.cfg.SOLVER.EPOCHS)
+
+    @property
+    def seed(self) -> int:
+        """For what the search draws."""
+        return int(self.cfg.EXPERIMENT.SEED)
+
+    @cached_property
+    def bundle(self) -> DataBundle:
+        """The data set."""
+        return job.load_bundle(self.cfg)
+
+    def taught(self) -> CfgNode:
+        """Return the config of the run that is taught to the end."""
         return self._inside("taught", {TYPE: "none"})
 
-    def trial(self, values: Mapping[str, Any]) -> CfgNode:
+    def trial(self, values: Values) -> CfgNode:
         """Return the config of a trial."""
-        return self._inside(f"trial-{self._trial_digest(values)}", values)
+        key = repr(sorted(values.items()))
+        if key not in self._trials:
+            self._trials[key] = self._inside(f"trial-{self._trial_digest(values)}", values)
+        return self._trials[key]
 
-    def final(self, values: Mapping[str, Any]) -> CfgNode:
+    def final(self, values: Values) -> CfgNode:
         """Return the config of the student that is trained with the choice, on the search hold-out as well."""
         values = {**values, SEARCH_FRACTION: 0.0, NAME: f"{self._name}/final-{self._trial_digest(values)}"}
-        return with_values(self.cfg, values)
+        return with_values(self._asked, values)
 
-    def run_of(self, values: Mapping[str, Any]) -> RunFolder:
+    def run_of(self, values: Values) -> RunFolder:
         """Return the folder of a trial, whether it exists or not."""
         return RunFolder.inside(job.log_folder(self.trial(values)))
 
-    def prepare(self, bundle: DataBundle) -> Baselines:
+    def prepare(self, *, taught: bool = True) -> Baselines:
         """Train what all trials need and is not there; of several processes one does, the others wait."""
         cfg = self.cfg
         with held(self.folder / "locks" / "prepare"):
             if cfg.DISTILLER.TYPE != "NONE" and not cfg.DISTILLER.TEACHER_CHECKPOINT:
                 epochs = cfg.DISTILLER.TEACHER_EPOCHS or cfg.SOLVER.EPOCHS
-                job.ensure_trained(job.prerequisite(cfg, cfg.DISTILLER.TEACHER, epochs, "teacher"), bundle)
+                job.ensure_trained(job.prerequisite(cfg, cfg.DISTILLER.TEACHER, epochs, "teacher"), self.bundle)
             vanilla = self._vanilla()
-            reference = None if vanilla is None else job.ensure_trained(vanilla, bundle)
-            return Baselines(job.ensure_trained(self.base(), bundle), reference)
+            reference = None if vanilla is None else job.ensure_trained(vanilla, self.bundle)
+            return Baselines(job.ensure_trained(self.taught(), self.bundle) if taught else None, reference)
 
     def train(
-        self, values: Mapping[str, Any], baselines: Baselines, others: Sequence[RunFolder], bundle: DataBundle
+        self, values: Values, baselines: Baselines, others: Sequence[RunFolder], watch: Watch | None = None
     ) -> RunFolder:
-        """Return the finished run of a trial, begun where it parts from the base or from one of the `others`."""
+        """Return the finished run of a trial, begun where it parts from one that is there."""
         run = self.run_of(values)
         # Another worker may have drawn the same values.
         with held(self.folder / "locks" / run.log_folder.name):
             others = [other for other in others if other.path != run.path]
-            return run_sharing(baselines.base, self.trial(values), bundle, others=others)
+            return run_sharing(baselines.taught, self.trial(values), self.bundle, others=others, watch=watch)
 
-    def train_final(self, values: Mapping[str, Any], bundle: DataBundle) -> RunFolder:
+    def train_final(self, values: Values) -> RunFolder:
         """Return the finished run of the chosen values on everything but the detection hold-out.
 
         The teacher and the reference are trained on that, too, unless the config names its own.
         """
         with held(self.folder / "locks" / "final"):
-            return job.ensure_trained(self.final(values), bundle)
+            return job.ensure_trained(self.final(values), self.bundle)
+
+    def next_command(self, values: Values) -> str:
+        """Return the shell command that trains the chosen values."""
+        overrides = [word for key, value in values.items() for word in (key, str(value))]
+        return shlex.join(["tllm", "train", *self.words, *overrides])
 
     def _vanilla(self) -> CfgNode | None:
         kinds = next((item.choices for item in self.space if item.key == TYPE), (self.cfg.TLLM.DETECTOR.TYPE,))
         found = (job.named_reference(with_values(self.cfg, {TYPE: kind}))[1] for kind in kinds)
         return next((vanilla for vanilla in found if vanilla is not None), None)
 
-    def _inside(self, name: str, values: Mapping[str, Any]) -> CfgNode:
+    def _inside(self, name: str, values: Values) -> CfgNode:
         frequency = {"LOG.SAVE_CHECKPOINT_FREQ": self.checkpoint_every}
         return with_values(self.cfg, {**values, NAME: f"{self._name}/{name}", **frequency})
 
@@ -128,12 +141,7 @@ class Plan:
         for key in _NO_EFFECT:
             node, _, name = key.partition(".")
             plain[node][name] = default[node][name]
-        return _sha(plain.dump())
+        return digest(plain.dump())
 
-    def _trial_digest(self, values: Mapping[str, Any]) -> str:
-        tllm = with_values(self.cfg, values).TLLM
-        return _sha(tllm.dump())
-
-
-def _sha(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    def _trial_digest(self, values: Values) -> str:
+        return tllm_digest(with_values(self.cfg, values))

@@ -1,0 +1,63 @@
+"""A host of the forks' shape in a process of its own, started with the words of `tllm train --host mdistiller`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import yaml
+from torch import nn
+from torch.utils.data import DataLoader
+from yacs.config import CfgNode
+
+from tests.distiller_cases import TwoView, networks
+from tests.hosts.test_fork_shaped_host import HOST, Images, Ours, one_view, two_views
+from tllm_plugin.hosts.adapter import make_trainer_factory
+
+# So that whoever watches can look in between.
+SECONDS_PER_EPOCH = 0.8
+
+
+class Saving(Ours):
+    """Saves and resumes as mdistiller does: before an epoch is scored, without the random numbers' state."""
+
+    def train(self, resume: bool = False) -> None:
+        begin, latest = 1, Path(self.log_path) / "latest"
+        if resume:
+            state = torch.load(latest, weights_only=True)
+            self.distiller.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            begin = state["epoch"] + 1
+        for epoch in range(begin, self.cfg.SOLVER.EPOCHS + 1):
+            self.train_epoch(epoch)
+
+    def train_epoch(self, epoch: int) -> None:
+        super().train_epoch(epoch)
+        state = {"epoch": epoch, "model": self.distiller.state_dict(), "optimizer": self.optimizer.state_dict()}
+        for name in ("latest", f"epoch_{epoch}"):
+            torch.save(state, Path(self.log_path) / name)
+        print(f"epoch {epoch}", flush=True)
+        time.sleep(SECONDS_PER_EPOCH)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("command")
+    parser.add_argument("--host")
+    parser.add_argument("--cfg")
+    parser.add_argument("--resume", action="store_true")
+    options = parser.parse_args()
+    cfg = CfgNode(yaml.safe_load(Path(options.cfg).read_text()))
+    torch.manual_seed(0)
+    distiller = nn.DataParallel(TwoView(*networks()))
+    loaders = [DataLoader(Images(views), batch_size=24, shuffle=views is two_views) for views in (two_views, one_view)]
+    factory = make_trainer_factory(replace(HOST, trainers={"ours": Saving}, carries_rng=True))
+    trainer = factory(f"{cfg.EXPERIMENT.PROJECT}/{cfg.EXPERIMENT.NAME}", distiller, *loaders, cfg)
+    trainer.train(resume=options.resume)
+
+
+if __name__ == "__main__":
+    main()

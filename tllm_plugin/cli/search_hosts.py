@@ -1,0 +1,75 @@
+"""Which hosts `tllm search` knows, and how the command line describes a search in each."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from yacs.config import CfgNode
+
+from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.hosts.checkouts import locate, make_importable
+from tllm_plugin.hosts.embedded.config import load_config
+from tllm_plugin.hosts.embedded.defaults import default_config
+from tllm_plugin.hosts.repdistiller.arguments import split_arguments
+from tllm_plugin.search.embedded import EmbeddedSearch
+from tllm_plugin.search.eta_search import check_config
+from tllm_plugin.search.host import SearchHost
+from tllm_plugin.search.mdistiller import MdistillerSearch
+from tllm_plugin.search.repdistiller import RepDistillerSearch
+from tllm_plugin.search.space import Dimension
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A host as a command line describes it.
+
+    Args:
+        cfg: Has a node TLLM, around which the space is laid.
+        problems: What is wrong, one sentence each.
+        search: Makes the host of a search over a space, if there are no problems.
+    """
+
+    cfg: CfgNode
+    problems: list[str]
+    search: Callable[[Sequence[Dimension]], SearchHost]
+
+
+def _embedded(options: argparse.Namespace, opts: Sequence[str]) -> Opened:
+    words = ["--cfg", options.cfg, *opts]
+    try:
+        cfg, problems = load_config(options.cfg, opts), []
+    except ConfigError as error:
+        # The space is looked at all the same, so that everything that is wrong is said at once.
+        cfg, problems = default_config(), str(error).splitlines()
+        cfg.SOLVER.TRAINER, cfg.DISTILLER.TYPE = "tllm", "KD"
+    problems += check_config(cfg)
+    return Opened(cfg, problems, lambda space: EmbeddedSearch(cfg, space, options.checkpoint_every, words))
+
+
+def _mdistiller(options: argparse.Namespace, opts: Sequence[str]) -> Opened:
+    make_importable(locate("mdistiller"))
+    # Not before the host can be imported: this registers TLLM in it.
+    from tllm_plugin.hosts.mdistiller.launch import load_config as load
+
+    words = ["--cfg", options.cfg, *opts]
+    cfg, problems = load(options.cfg, opts)
+    if not problems:
+        problems = check_config(cfg)
+    cfg.freeze()
+    return Opened(cfg, problems, lambda space: MdistillerSearch(cfg, space, options.checkpoint_every, words))
+
+
+def _repdistiller(options: argparse.Namespace, opts: Sequence[str]) -> Opened:
+    root = locate("repdistiller")
+    arguments, problems = split_arguments(opts)
+    cfg = CfgNode({"TLLM": arguments.node})
+    return Opened(cfg, problems, lambda space: RepDistillerSearch(arguments, space, root))
+
+
+HOSTS: dict[str, Callable[[argparse.Namespace, Sequence[str]], Opened]] = {
+    "embedded": _embedded,
+    "mdistiller": _mdistiller,
+    "repdistiller": _repdistiller,
+}

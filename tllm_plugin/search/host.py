@@ -1,0 +1,106 @@
+"""What a host must offer to be searched. The search knows nothing else of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from yacs.config import CfgNode
+
+from tllm_plugin.core.curves import Curves
+from tllm_plugin.core.errors import TLLMError
+from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.search.space import Values
+
+SEARCH_FRACTION = "TLLM.HOLDOUT.SEARCH_FRACTION"
+TYPE = "TLLM.DETECTOR.TYPE"
+REFERENCE = "TLLM.DETECTOR.REFERENCE"
+
+#: Is shown a trial's search curves after every epoch that it trains; raises `Hopeless` to stop it.
+Watch = Callable[[Curves], None]
+
+
+class Hopeless(TLLMError):
+    """A trial is stopped after `epoch`, because others did better; its run can be continued."""
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__(f"pruned after epoch {epoch}")
+        self.epoch = epoch
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """What trials are compared with, and begin with.
+
+    Args:
+        taught: Taught to the end (detector `none`); None if it was not asked for.
+        vanilla: The reference; None where no detector needs one or the config names its own.
+    """
+
+    taught: RunFolder | None
+    vanilla: RunFolder | None
+
+
+class SearchHost(Protocol):
+    """A host with a config, from which trials are made.
+
+    Whatever trains holds a lock in the search's folder for as long as it does, so that workers do not train the same
+    run at once; what is finished is used, what is not is continued.
+    """
+
+    @property
+    def cfg(self) -> CfgNode:
+        """Frozen; has a node TLLM, with a search hold-out."""
+
+    @property
+    def folder(self) -> Path:
+        """Of the search: its study, its locks, its outcome; the same for all workers."""
+
+    @property
+    def epochs(self) -> int:
+        """Of a trial."""
+
+    @property
+    def seed(self) -> int:
+        """For what the search draws."""
+
+    def run_of(self, values: Values) -> RunFolder:
+        """Return the folder of a trial, whether it exists or not."""
+
+    def prepare(self, *, taught: bool) -> Baselines:
+        """Train what trials need and is not there, and the student that is `taught` to the end if asked for."""
+
+    def train(
+        self, values: Values, baselines: Baselines, others: Sequence[RunFolder], watch: Watch | None
+    ) -> RunFolder:
+        """Return the finished run of a trial.
+
+        Args:
+            values: Searched keys and their values.
+            baselines: What `prepare` returned.
+            others: Finished trials, which it may share a beginning with.
+            watch: See `Watch`.
+
+        Raises:
+            Hopeless: From `watch`. What was trained stays, and the next call goes on from there.
+            NonFiniteLossError: The trial diverged.
+        """
+
+    def train_final(self, values: Values) -> RunFolder:
+        """Return the finished run of the chosen values on everything but the detection hold-out."""
+
+    def next_command(self, values: Values) -> str:
+        """Return the shell command that trains the chosen values."""
+
+
+def digest(text: str) -> str:
+    """Return 8 characters that stand for a text in the name of a folder."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def tllm_digest(cfg: CfgNode) -> str:
+    """Return 8 characters that stand for everything that a trial may be told."""
+    return digest(cfg.TLLM.dump())

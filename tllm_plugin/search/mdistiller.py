@@ -1,0 +1,125 @@
+"""Searching in mdistiller or a fork: its own train script runs every trial, from a config file of the search's."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from yacs.config import CfgNode
+
+from tllm_plugin.core.curves import Curves
+from tllm_plugin.hosts.embedded.trainer import changed_keys
+from tllm_plugin.runs.atomic import save_torch, write_text
+from tllm_plugin.runs.curves_file import to_state
+from tllm_plugin.runs.reading import load_torch
+from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.search.host import digest
+from tllm_plugin.search.parting import latest_parting, note_parting, refuse_other_run, replayed
+from tllm_plugin.search.process import ProcessSearch, Wanted
+from tllm_plugin.search.space import Dimension, Values, with_values
+
+logger = logging.getLogger(__name__)
+
+# Loops that need a distiller's losses or loaders.
+_LOOPS_OF_DISTILLERS = ("crd", "dot", "crd_dot")
+# What a search is not named after.
+_NO_EFFECT = ("EXPERIMENT", "LOG")
+
+
+class MdistillerSearch(ProcessSearch):
+    """See `SearchHost`. The host draws other random numbers for every run, unless its script was made to seed them.
+
+    A trial begins from the host's checkpoint after the epoch at which it parts from a finished run. It is then what it
+    would have been alone with that run's random numbers, but for the host's log and `best` of the shared epochs.
+
+    Args:
+        cfg: The host's, merged, checked and frozen.
+        space: What is searched.
+        checkpoint_every: Epochs between the checkpoints that trials can part from.
+        words: The command line's `--cfg FILE KEY VALUE ...`, to say what to do next.
+    """
+
+    def __init__(
+        self, cfg: CfgNode, space: Sequence[Dimension], checkpoint_every: int = 1, words: Sequence[str] = ()
+    ) -> None:
+        name = cfg.EXPERIMENT.NAME or cfg.EXPERIMENT.TAG
+        self._name = f"{name}-search-{_digest_of(cfg)}"
+        super().__init__(cfg, space, Path(cfg.LOG.PREFIX) / cfg.EXPERIMENT.PROJECT / self._name)
+        self.checkpoint_every = checkpoint_every
+        self.words = tuple(words)
+
+    @property
+    def epochs(self) -> int:
+        """Of a trial."""
+        return int(self.cfg.SOLVER.EPOCHS)
+
+    @property
+    def seed(self) -> int:
+        """For what the search draws; the host has none."""
+        return int(self.cfg.TLLM.HOLDOUT.SEED)
+
+    def run_named(self, name: str) -> RunFolder:
+        """Return the folder of a run, whether it exists or not."""
+        return RunFolder.inside(self.folder / name)
+
+    def command(self, wanted: Wanted, *, resume: bool) -> list[str]:
+        """Write the run's config and return the words that train it."""
+        # Overrides on a command line would go into the name of the host's folder.
+        path = self.folder / "configs" / f"{wanted.name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, self.config(wanted).dump())
+        return ["train", "--host", "mdistiller", "--cfg", str(path), *(["--resume"] if resume else [])]
+
+    def config(self, wanted: Wanted) -> CfgNode:
+        """Return the config of a run."""
+        values: Values = {"EXPERIMENT.NAME": f"{self._name}/{wanted.name}", **wanted.values}
+        values["LOG.SAVE_CHECKPOINT_FREQ"] = self.checkpoint_every
+        if wanted.vanilla:
+            values["DISTILLER.TYPE"] = "NONE"
+            if self.cfg.TLLM.TRAINER in _LOOPS_OF_DISTILLERS:
+                values["TLLM.TRAINER"] = "base"
+        return with_values(self.cfg, values)
+
+    def can_resume(self, run: RunFolder) -> bool:
+        """Tell whether the host has saved a checkpoint."""
+        return (run.log_folder / "latest").exists()
+
+    def begin(self, wanted: Wanted, recorded: Sequence[RunFolder]) -> None:
+        """Write the checkpoint from which a trial is to be resumed, if it shares epochs with a recorded run."""
+        cfg, run = self.config(wanted), self.run_named(wanted.name)
+        best = latest_parting([(other, self._config_of(other, cfg)) for other in recorded], cfg)
+        if best is None or best.checkpoint is None:
+            return
+        state: Any = load_torch(best.checkpoint, "a checkpoint of mdistiller")
+        carried = next(value for name, value in state["model"].items() if name.endswith("_extra_state"))["carried"]
+        curves = Curves.from_state(to_state(best.run.read_curves()))
+        watched = carried["curves"]["epochs"].tolist()
+        carried["detector"] = replayed(cfg, best.run, curves, watched).state_dict()
+        note_parting(run.create(), best)
+        save_torch(run.log_folder / "latest", state)
+        logger.info("%s shares %d epochs with %s", wanted.name, best.epochs, best.run.log_folder.name)
+
+    def _config_of(self, run: RunFolder, cfg: CfgNode) -> CfgNode:
+        with run.config_yaml.open(encoding="utf-8") as file:
+            old = CfgNode.load_cfg(file)
+        changed = changed_keys(old, cfg)
+        refuse_other_run(run, [key for key in changed if not key.startswith("EXPERIMENT.")])
+        return old
+
+    def next_command(self, values: Values) -> str:
+        """Return the shell command that trains the chosen values."""
+        overrides = [word for key, value in values.items() for word in (key, str(value))]
+        return shlex.join(["tllm", "train", "--host", "mdistiller", *self.words, *overrides])
+
+
+def _digest_of(cfg: CfgNode) -> str:
+    """Digest everything that a result depends on but what is searched."""
+    plain = cfg.clone()
+    plain.defrost()
+    for name in _NO_EFFECT:
+        plain.pop(name)
+    plain.TLLM = CfgNode({name: plain.TLLM[name] for name in ("DISTILLER", "TRAINER", "HOLDOUT")})
+    return digest(plain.dump())

@@ -1,0 +1,218 @@
+"""Searching a host whose script wants a process of its own: every run is a command, started, watched and continued."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+from tllm_plugin.core.curves import Curves
+from tllm_plugin.core.detectors import DETECTORS
+from tllm_plugin.core.errors import NonFiniteLossError, TLLMError
+from tllm_plugin.runs.curves_file import to_state
+from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.search.host import REFERENCE, SEARCH_FRACTION, TYPE, Baselines, Watch, tllm_digest
+from tllm_plugin.search.locks import held
+from tllm_plugin.search.space import Dimension, Values, with_values
+
+_POLL_SECONDS = 0.5
+_PATIENCE_SECONDS = 20.0
+_DIVERGED = "Expected finite losses"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A run that a search needs.
+
+    Args:
+        name: Of its folder inside the search's.
+        values: Keys of the config that it sets.
+        vanilla: Whether the student is trained without a teacher.
+    """
+
+    name: str
+    values: Values = field(default_factory=dict)
+    vanilla: bool = False
+
+
+class ProcessSearch:
+    """What the hosts have in common whose runs are processes; see `SearchHost`.
+
+    Args:
+        cfg: Frozen, with a node TLLM. Without a search hold-out it gets one of the size of the detection hold-out.
+        space: What is searched.
+        folder: Of the search.
+    """
+
+    #: What runs the words of `command`.
+    program: tuple[str, ...] = (sys.executable, "-m", "tllm_plugin")
+
+    def __init__(self, cfg: CfgNode, space: Sequence[Dimension], folder: Path) -> None:
+        fraction = cfg.TLLM.HOLDOUT.SEARCH_FRACTION or cfg.TLLM.HOLDOUT.FRACTION
+        self.cfg = with_values(cfg, {SEARCH_FRACTION: fraction})
+        self.space = tuple(space)
+        self.folder = folder
+
+    def run_named(self, name: str) -> RunFolder:
+        """Return the folder of a run, whether it exists or not."""
+        raise NotImplementedError
+
+    def command(self, wanted: Wanted, *, resume: bool) -> list[str]:
+        """Return the words after `tllm` that train a run."""
+        raise NotImplementedError
+
+    def can_resume(self, run: RunFolder) -> bool:
+        """Tell whether there is a checkpoint to continue from."""
+        raise NotImplementedError
+
+    def place(self, wanted: Wanted) -> Path | None:
+        """Return where the command is to be given; None for where this process is."""
+        return None
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of the command."""
+        return dict(os.environ)
+
+    def run_of(self, values: Values) -> RunFolder:
+        """Return the folder of a trial, whether it exists or not."""
+        return self.run_named(self._trial(values).name)
+
+    def prepare(self, *, taught: bool = True) -> Baselines:
+        """Train what all trials need and is not there; of several processes one does, the others wait."""
+        with_reference = self._needs_reference(self._kinds())
+        vanilla = self.ensure_trained(Wanted("vanilla", {TYPE: "none"}, vanilla=True)) if with_reference else None
+        return Baselines(self.ensure_trained(Wanted("taught", {TYPE: "none"})) if taught else None, vanilla)
+
+    def train(
+        self, values: Values, baselines: Baselines, others: Sequence[RunFolder], watch: Watch | None = None
+    ) -> RunFolder:
+        """Return the finished run of a trial."""
+        wanted = self._referring(self._trial(values), baselines.vanilla)
+        recorded = [run for run in (baselines.taught, *others) if run is not None]
+        return self.ensure_trained(wanted, watch, recorded)
+
+    def train_final(self, values: Values) -> RunFolder:
+        """Return the finished run of the chosen values on everything but the detection hold-out.
+
+        The reference is trained on that, too, unless the config names its own.
+        """
+        everything = {SEARCH_FRACTION: 0.0}
+        vanilla = None
+        if self._needs_reference([str(values.get(TYPE, self.cfg.TLLM.DETECTOR.TYPE))]):
+            vanilla = self.ensure_trained(Wanted("final-vanilla", {TYPE: "none", **everything}, vanilla=True))
+        name = self._trial(values).name.replace("trial", "final")
+        return self.ensure_trained(self._referring(Wanted(name, {**values, **everything}), vanilla))
+
+    def begin(self, wanted: Wanted, recorded: Sequence[RunFolder]) -> None:
+        """Prepare a new run to begin where it parts from one of the finished ones; here: from its first epoch."""
+
+    def ensure_trained(
+        self, wanted: Wanted, watch: Watch | None = None, recorded: Sequence[RunFolder] = ()
+    ) -> RunFolder:
+        """Return a finished run; train it, or continue it, if it is not there.
+
+        Args:
+            wanted: Which.
+            watch: See `Watch`.
+            recorded: Finished runs that it may share a beginning with.
+
+        Raises:
+            Hopeless: From `watch`.
+            NonFiniteLossError: The run diverged.
+            TLLMError: The host ended for another reason.
+        """
+        with held(self.folder / "locks" / wanted.name) as lock:
+            run = self.run_named(wanted.name)
+            if not is_finished(run):
+                if not self.can_resume(run):
+                    self.begin(wanted, [other for other in recorded if other.path != run.path])
+                    run = self.run_named(wanted.name)
+                words = self.command(wanted, resume=self.can_resume(run))
+                log = self.folder / "logs" / f"{wanted.name}.txt"
+                self._run(words, wanted, log, lock, watch)
+                run = self.run_named(wanted.name)
+                if not is_finished(run):
+                    raise TLLMError(f"Expected the host to leave a finished run in {run.path}, but got none; see {log}")
+            return run
+
+    def _run(self, words: Sequence[str], wanted: Wanted, log: Path, lock: int, watch: Watch | None) -> None:
+        place = self.place(wanted)
+        for folder in (log.parent, *([place] if place is not None else [])):
+            folder.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file:
+            process = subprocess.Popen(
+                [*self.program, *words],
+                cwd=place,
+                env=self.environment(),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                # Whoever takes the trial over from a worker that was killed has to wait until its command has ended.
+                pass_fds=(lock,),
+            )
+        try:
+            seen = None
+            while process.poll() is None:
+                try:
+                    process.wait(_POLL_SECONDS)
+                except subprocess.TimeoutExpired:
+                    seen = self._look(wanted, seen, watch)
+        except BaseException:
+            _stop(process)
+            raise
+        if process.returncode:
+            _raise(log, words, process.returncode)
+
+    def _look(self, wanted: Wanted, seen: int | None, watch: Watch | None) -> int | None:
+        """Show the watch what has been written since `seen`, the time of the last look's file."""
+        path = self.run_named(wanted.name).search_curves_npz
+        if watch is None or not path.exists():
+            return seen
+        written = path.stat().st_mtime_ns
+        if written != seen:
+            watch(Curves.from_state(to_state(self.run_named(wanted.name).read_search_curves())))
+        return written
+
+    def _trial(self, values: Mapping[str, object]) -> Wanted:
+        return Wanted(f"trial-{tllm_digest(with_values(self.cfg, values))}", dict(values))
+
+    def _referring(self, wanted: Wanted, vanilla: RunFolder | None) -> Wanted:
+        if vanilla is None:
+            return wanted
+        return Wanted(wanted.name, {**wanted.values, REFERENCE: str(vanilla.path.resolve())})
+
+    def _kinds(self) -> Sequence[str]:
+        return next((item.choices for item in self.space if item.key == TYPE), (self.cfg.TLLM.DETECTOR.TYPE,))
+
+    def _needs_reference(self, kinds: Sequence[str]) -> bool:
+        return not self.cfg.TLLM.DETECTOR.REFERENCE and any(DETECTORS[kind].needs_reference for kind in kinds)
+
+
+def is_finished(run: RunFolder) -> bool:
+    """Tell whether a run came to its end."""
+    return run.metrics_json.exists() and run.read_metrics().finished
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(_PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _raise(log: Path, words: Sequence[str], code: int) -> None:
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    said = next((line for line in reversed(lines) if line.startswith("tllm: ")), lines[-1] if lines else "nothing")
+    said = said.removeprefix("tllm: ")
+    if _DIVERGED in said:
+        raise NonFiniteLossError(said)
+    command = shlex.join(["tllm", *words])
+    raise TLLMError(f"Expected `{command}` to train, but it ended with exit code {code}: {said}; see {log}")

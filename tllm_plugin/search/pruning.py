@@ -1,0 +1,75 @@
+"""Stopping trials that are behind, by Optuna's rules, on what their students get right on the search hold-out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, SuccessiveHalvingPruner
+from optuna.trial import Trial
+
+from tllm_plugin.core.curves import Curves
+from tllm_plugin.core.errors import ConfigError, unknown_name
+from tllm_plugin.core.scores import class_means
+from tllm_plugin.search.host import Hopeless
+
+#: Of the epochs that pass before a trial is judged.
+WARMUP_SHARE = 1 / 3
+_REDUCTION = 3
+
+
+def _median(epochs: int) -> BasePruner:
+    return MedianPruner(n_startup_trials=2, n_warmup_steps=int(WARMUP_SHARE * epochs))
+
+
+def _halving(epochs: int) -> BasePruner:
+    return SuccessiveHalvingPruner(min_resource=max(1, int(WARMUP_SHARE * epochs)), reduction_factor=_REDUCTION)
+
+
+def _hyperband(epochs: int) -> BasePruner:
+    least = max(1, epochs // _REDUCTION**2)
+    return HyperbandPruner(min_resource=least, max_resource=epochs, reduction_factor=_REDUCTION)
+
+
+_MAKERS: dict[str, Callable[[int], BasePruner]] = {"median": _median, "halving": _halving, "hyperband": _hyperband}
+PRUNERS = tuple(_MAKERS)
+
+
+def make_pruner(name: str, epochs: int) -> BasePruner | None:
+    """Return one of Optuna's pruners, or None for an empty name.
+
+    Args:
+        name: "median": below the median of at least two finished trials after the same epoch, from a third of the
+            epochs on. "halving": not among the best third when it comes to a third of the epochs, and to all of them
+            (successive halving, asynchronous). "hyperband": the same from several starting points.
+        epochs: Of a trial.
+
+    Raises:
+        ConfigError: Unknown name.
+    """
+    if not name:
+        return None
+    if name not in _MAKERS:
+        raise ConfigError(unknown_name("--prune", name, _MAKERS))
+    return _MAKERS[name](epochs)
+
+
+def reporter(trial: Trial, epochs: int) -> Callable[[Curves], None]:
+    """Return a `Watch` that tells the study how a trial does after each epoch, those that it shares included.
+
+    Args:
+        trial: Under way.
+        epochs: Of a trial; after the last one there is nothing left to prune.
+    """
+    told: set[int] = set()
+
+    def watch(curves: Curves) -> None:
+        for epoch in curves.epochs:
+            if epoch not in told:
+                told.add(epoch)
+                right = curves.samples_at(epoch).correct.double()
+                trial.report(float(class_means(right, curves.labels, curves.num_classes).mean()), epoch)
+        last = curves.epochs[-1]
+        if last < epochs and trial.should_prune():
+            raise Hopeless(last)
+
+    return watch
