@@ -158,6 +158,11 @@ def test_batch_norm_sees_all_rows(found: list[dict[str, Any]]) -> None:
             torch.testing.assert_close(here["norms"][key], value, rtol=1e-4, atol=1e-5)
 
 
+def test_what_processes_disagree_on_is_an_error_in_all(found: list[dict[str, Any]]) -> None:
+    expected = "Expected what was computed to be the same in all 2 processes, but they differ"
+    assert [here["disagreements"] for here in found] == [[expected, ""]] * 2
+
+
 def test_an_error_in_one_process_ends_all_with_one_message(folder: Path) -> None:
     assert (folder / "codes").read_text() == "1 1"
     errors = (folder / "errors").read_text()

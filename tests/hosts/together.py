@@ -22,6 +22,7 @@ from yacs.config import CfgNode
 
 from tests.distiller_cases import BUILDERS, networks
 from tests.hosts.digits_runs import CONFIG, make_config
+from tllm_plugin.core.errors import TLLMError
 from tllm_plugin.core.wrapper import TLLMWrapper
 from tllm_plugin.data import in_memory
 from tllm_plugin.hosts import processes
@@ -189,10 +190,20 @@ def norms() -> dict[str, Tensor]:
     return {"output": output.detach(), "rows": rows.grad, **gradients, **dict(layer.named_buffers())}  # type: ignore[dict-item]
 
 
+def disagreement(*values: int) -> str:
+    """Return what is said of values that are not the same in all processes."""
+    try:
+        processes.check_same("what was computed", torch.tensor(values))
+    except TLLMError as error:
+        return str(error)
+    return ""
+
+
 def everything(folder: Path) -> None:
     """Do all of the above, and write down what came of it."""
     number = processes.number()
     found: dict[str, Any] = {"norms": norms(), "methods": {name: method_steps(name) for name in METHODS}}
+    found["disagreements"] = [disagreement(7, number), disagreement(7, 8)]
     found["steps"] = {
         (parts, len(flagged)): steps(folder / "together", parts, flagged)
         for parts in (1, 4)
