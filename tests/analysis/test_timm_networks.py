@@ -193,9 +193,7 @@ def test_what_is_missing(folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
         return real(name, *arguments)
 
     monkeypatch.setattr(builtins, "__import__", without_timm)
-    with pytest.raises(
-        ConfigError, match=r"timm to be installed for timm:test_vit, .*pip install timm"
-    ):
+    with pytest.raises(ConfigError, match=r"timm to be installed for timm:test_vit, .*pip install timm"):
         score_timm(f"timm:{NAME}", data)
 
 
