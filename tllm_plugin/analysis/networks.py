@@ -60,6 +60,8 @@ def ask(
             if "pooled_feat" not in extra:
                 raise ConfigError(f"Expected {type(network).__name__} to return its pooled features, but it does not")
             pooled.append(extra["pooled_feat"].float())
+        # Feature maps of all stages: kept during the next pass, they would take memory twice and time as well.
+        del output, logits, extra
     stacked = torch.cat(pooled).cpu().numpy() if pooled else np.zeros((sum(map(len, labels)), 0), dtype=np.float32)
     return Answers(torch.cat(labels).cpu().numpy(), torch.cat(predictions).cpu().numpy(), stacked)
 
