@@ -26,8 +26,8 @@ PRUNERS = ("median", "halving", "hyperband")
 _DESCRIPTION = """\
 Choose eta by training with several values and scoring each student on a second class-balanced hold-out that is cut
 from the training data (TLLM.HOLDOUT.SEARCH_FRACTION; as large as the first if it is 0). Test data is not involved.
-A search that was stopped goes on when the command is given again; the same
-command in several terminals, or on several machines that share LOG.PREFIX, makes several workers of one search.
+A search that was stopped goes on when the command is given again; the same command in several terminals, or on several
+machines that share LOG.PREFIX (RepDistiller: the folder it is started in), makes several workers of one search.
 """
 
 _EPILOG = f"""\

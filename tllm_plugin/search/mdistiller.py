@@ -16,7 +16,7 @@ from tllm_plugin.runs.atomic import save_torch, write_text
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
-from tllm_plugin.search.host import digest
+from tllm_plugin.search.host import SEARCH_FRACTION, digest
 from tllm_plugin.search.parting import latest_parting, note_parting, refuse_other_run, replayed
 from tllm_plugin.search.process import ProcessSearch, Wanted
 from tllm_plugin.search.space import Dimension, Values, with_values
@@ -76,7 +76,9 @@ class MdistillerSearch(ProcessSearch):
     def config(self, wanted: Wanted) -> CfgNode:
         """Return the config of a run."""
         values: Values = {"EXPERIMENT.NAME": f"{self._name}/{wanted.name}", **wanted.values}
-        values["LOG.SAVE_CHECKPOINT_FREQ"] = self.checkpoint_every
+        if not wanted.vanilla and SEARCH_FRACTION not in wanted.values:
+            # Others may part from it.
+            values["LOG.SAVE_CHECKPOINT_FREQ"] = self.checkpoint_every
         if wanted.vanilla:
             values["DISTILLER.TYPE"] = "NONE"
             if self.cfg.TLLM.TRAINER in _LOOPS_OF_DISTILLERS:
