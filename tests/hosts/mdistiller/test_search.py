@@ -11,8 +11,9 @@ import torch
 from yacs.config import CfgNode
 
 from tests.hosts.digits_runs import assert_equal
-from tests.hosts.mdistiller.conftest import CLASSES, environment
+from tests.hosts.mdistiller.conftest import environment
 from tests.hosts.mdistiller.test_runs import BASE, seeded, train
+from tests.hosts.small_images import CLASSES
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.models import create_model
 from tllm_plugin.runs.curves_file import to_state

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.hosts.repdistiller.conftest import CLASSES, environment
+from tests.hosts.repdistiller.conftest import environment
 from tests.hosts.repdistiller.processes import only_run, python
 from tests.hosts.repdistiller.test_scripts import SHORT, images, teacher
+from tests.hosts.small_images import CLASSES
 from tllm_plugin.runs.run_folder import read_search
 
 NAIVE = ("--tllm_warmup", "0", "--tllm_confidence", "0", "--tllm_curve_smoothing", "0", "--tllm_seed", "3")
