@@ -13,8 +13,9 @@ from tests.hosts.digits_runs import make_config
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.wrapper import TLLMWrapper
 from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded.checkpoint import changed_keys, recorded_config
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
-from tllm_plugin.hosts.embedded.trainer import BaseTrainer, changed_keys, recorded_config
+from tllm_plugin.hosts.embedded.trainer import BaseTrainer
 
 ROWS = 23  # Not divisible: parts of 6, 6, 6 and 5.
 

@@ -11,7 +11,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
-from tllm_plugin.hosts.embedded.trainer import changed_keys
+from tllm_plugin.hosts.embedded.checkpoint import changed_keys
 from tllm_plugin.runs.atomic import save_torch, write_text
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.reading import load_torch

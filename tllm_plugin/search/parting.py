@@ -14,8 +14,8 @@ from yacs.config import CfgNode
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors import DETECTORS, Detector
 from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.hosts.embedded.checkpoint import changed_keys
 from tllm_plugin.hosts.embedded.same_run import FREE_KEYS
-from tllm_plugin.hosts.embedded.trainer import changed_keys
 from tllm_plugin.hosts.tllm_node import build_detector
 from tllm_plugin.runs.atomic import write_json
 from tllm_plugin.runs.curves_file import to_state

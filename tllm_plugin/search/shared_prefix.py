@@ -19,8 +19,8 @@ from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors import Detector
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded.checkpoint import changed_keys, read_state
 from tllm_plugin.hosts.embedded.same_run import config_of
-from tllm_plugin.hosts.embedded.trainer import changed_keys, read_state
 from tllm_plugin.hosts.teaching import flags_record
 from tllm_plugin.runs.atomic import save_torch, write_bytes, write_text
 from tllm_plugin.runs.curves_file import to_state

@@ -22,13 +22,14 @@ from tllm_plugin.data import DataBundle, load_data
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.adapter import Host, make_distiller_factory, make_trainer_factory
 from tllm_plugin.hosts.embedded.batch_norm import synchronise_batch_norm
+from tllm_plugin.hosts.embedded.checkpoint import read_checkpoint
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.embedded.device import choose_device
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
 from tllm_plugin.hosts.embedded.networks import load_network, make_network
 from tllm_plugin.hosts.embedded.planting import PlantedTeacher
 from tllm_plugin.hosts.embedded.same_run import check_same_run
-from tllm_plugin.hosts.embedded.trainer import read_checkpoint, trainer_dict
+from tllm_plugin.hosts.embedded.trainer import trainer_dict
 from tllm_plugin.runs.atomic import write_text
 from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder

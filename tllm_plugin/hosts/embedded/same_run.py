@@ -5,7 +5,7 @@ from __future__ import annotations
 from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError, FileFormatError
-from tllm_plugin.hosts.embedded.trainer import changed_keys, read_state, recorded_config
+from tllm_plugin.hosts.embedded.checkpoint import changed_keys, read_state, recorded_config
 from tllm_plugin.runs.run_folder import RunFolder
 
 #: What has no effect before the first flag.

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from yacs.config import CfgNode
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.core.registry import Registry
 from tllm_plugin.hosts import processes
-from tllm_plugin.hosts.embedded.defaults import default_config
+from tllm_plugin.hosts.embedded.checkpoint import read_checkpoint
 from tllm_plugin.hosts.embedded.evaluation import ClassResults, peak_memory_bytes, score_test_set
 from tllm_plugin.hosts.embedded.loss_guard import LossGuard
 from tllm_plugin.hosts.embedded.parallel import ParallelDistiller, begin_epoch, merge_buffers
@@ -29,21 +28,11 @@ from tllm_plugin.hosts.optimizers import spare_from_decay
 from tllm_plugin.runs.atomic import remove_temporaries, save_torch, write_link
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.predictions_file import PredictionsRecord
-from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
 trainer_dict: Registry[Any] = Registry("trainer")
-
-_CHECKPOINT_PARTS = {"epoch", "config", "model", "optimizer", "schedule", "seconds_per_epoch", "rng"}
-# Where a run logs, how it is named, where its data lie and how fast they are read. Of a reference the detector's
-# checkpoint knows the content; its path may change.
-_WITHOUT_EFFECT = {
-    *("LOG", "EXPERIMENT.NAME", "EXPERIMENT.TAG", "EXPERIMENT.PROJECT"),
-    *("DATASET.PATH", "DATASET.DOWNLOAD", "DATASET.NUM_WORKERS"),
-    "TLLM.DETECTOR.REFERENCE",
-}
 
 
 @trainer_dict.register("base")
@@ -273,76 +262,6 @@ class BaseTrainer:
                 finished=finished,
             )
         )
-
-
-def read_checkpoint(path: Path, cfg: CfgNode) -> Mapping[str, Any]:
-    """Read what `BaseTrainer.save_checkpoint` wrote as `latest`.
-
-    Raises:
-        FileFormatError: It is missing or damaged.
-        ConfigError: It was written under a config other than `cfg`.
-    """
-    state = read_state(path)
-    changed = changed_keys(recorded_config(state["config"]), cfg)
-    if changed:
-        raise ConfigError(
-            f"Expected the config that {path} was written under, but these keys differ: {', '.join(changed)}; "
-            "resume with the same config and overrides, or give the run another EXPERIMENT.NAME"
-        )
-    return state
-
-
-def read_state(path: Path) -> Mapping[str, Any]:
-    """Read a checkpoint whatever its config.
-
-    Raises:
-        FileFormatError: It is missing or damaged.
-    """
-    state = load_torch(path, "a checkpoint to resume from")
-    if not isinstance(state, Mapping) or not set(state) >= _CHECKPOINT_PARTS:
-        raise FileFormatError(f"Expected {path} to be a checkpoint of the embedded host, but parts are missing")
-    return state
-
-
-@lru_cache(maxsize=64)  # A search compares the same runs again and again, and YAML is slow.
-def recorded_config(text: str) -> CfgNode:
-    """Return the config that a run has written down, frozen; keys that came into being later have their defaults.
-
-    `TLLM.BALANCE` is False there: no run was balanced before there was that key.
-    """
-    recorded = default_config()
-    recorded.TLLM.BALANCE = False
-    _update(recorded, CfgNode.load_cfg(text))
-    recorded.freeze()
-    return recorded
-
-
-def _update(cfg: CfgNode, other: CfgNode) -> None:
-    for key, value in other.items():
-        if isinstance(value, CfgNode) and isinstance(cfg.get(key), CfgNode):
-            _update(cfg[key], value)
-        else:
-            cfg[key] = value
-
-
-def changed_keys(old: CfgNode, new: CfgNode, prefix: str = "") -> list[str]:
-    """Return the dotted keys in which two configs differ, but for those that no result depends on."""
-    changed = []
-    for key in sorted(set(old) | set(new)):
-        name = f"{prefix}{key}"
-        if name in _WITHOUT_EFFECT:
-            continue
-        before, now = old.get(key), new.get(key)
-        if isinstance(before, CfgNode) and isinstance(now, CfgNode):
-            changed += changed_keys(before, now, f"{name}.")
-        elif _as_written(before) != _as_written(now):
-            changed.append(name)
-    return changed
-
-
-def _as_written(value: Any) -> Any:
-    """Return a value of a config as it comes back from YAML, which turns tuples into lists."""
-    return [_as_written(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
 def _rng_state(device: torch.device) -> dict[str, Tensor]:
