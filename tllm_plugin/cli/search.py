@@ -40,11 +40,11 @@ as a list of values or as a range (a range needs --trials):
 Without --eta and --space it is --eta {" ".join(DEFAULT_ETAS)}, or with --trials --space {DEFAULT_RANGE}.
 
 On the embedded host and in mdistiller, what trials have in common is trained once. In RepDistiller every trial is a run
-from the first epoch to the last.
+from the first epoch to the last:
+  tllm search --host mdistiller --cfg your.yaml --prune median
+  tllm search --host repdistiller -- --path_t T.pth --distill kd --model_s resnet8x4 -a 0.9 -r 0.1
 
-Examples: tllm search --cfg configs/tllm/embedded/digits.yaml --eta 0.02 0.05 0.1 --retrain
-          tllm search --host mdistiller --cfg your.yaml --prune median
-          tllm search --host repdistiller -- --path_t T.pth --distill kd --model_s resnet8x4 -a 0.9 -r 0.1
+Example: tllm search --cfg configs/tllm/embedded/digits.yaml --eta 0.02 0.05 0.1 --retrain
 """
 
 
