@@ -201,6 +201,21 @@ def test_few_distillable_rows_give_finite_losses_and_gradients(name: str, distil
     assert wrapper.few_rows_steps == (1 if distillable else 0)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_any_distiller_can_be_balanced(name: str) -> None:
+    wrapper, plain = (wrap(name, [1, 4], balance=balance) for balance in (True, False))
+    logits, losses = wrapper(**batch(name))
+    total(losses).backward()
+    assert wrapper.balance is not None and 0 < wrapper.balance.latest.item() < float("inf")
+    for parameter in wrapper.get_learnable_parameters():
+        assert parameter.grad is not None and bool(torch.isfinite(parameter.grad).all())
+    # What is distilled is distilled as without it.
+    plain_logits, plain_losses = plain(**batch(name))
+    assert torch.equal(logits, plain_logits) and list(losses) == list(plain_losses)
+    added = {"loss_ce", "ce", "loss_tllm"}
+    assert all(torch.equal(losses[key], plain_losses[key]) for key in losses if key not in added)
+
+
 def test_min_rows_is_the_smallest_number_that_is_taught() -> None:
     for rows, counted in ((3, 1), (4, 0)):
         wrapper = wrap("KD", [0], min_rows=4)

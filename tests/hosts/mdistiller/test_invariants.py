@@ -62,6 +62,7 @@ def register(kind: str, pair: tuple[str, str]) -> str:
         invariants.test_undistillable_rows_logit_gradients_come_from_label_smoothing_alone,
         invariants.test_separable_losses_are_the_row_weighted_sum_of_their_parts,
         invariants.test_replicas_in_threads_do_not_disturb_each_other,
+        invariants.test_any_distiller_can_be_balanced,
         invariants.test_channels_last,
     ],
     ids=lambda check: check.__name__.removeprefix("test_"),

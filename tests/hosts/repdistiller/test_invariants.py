@@ -28,6 +28,7 @@ CHECKS = [
     invariants.test_separable_losses_are_the_row_weighted_sum_of_their_parts,
     invariants.test_replicas_in_threads_do_not_disturb_each_other,
     invariants.test_bf16_autocast,
+    invariants.test_any_distiller_can_be_balanced,
     invariants.test_channels_last,
 ]
 #: One of each form that the table of methods knows: the stand-in need not repeat all of them.
