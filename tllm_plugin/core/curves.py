@@ -90,6 +90,15 @@ class Curves:
         ]
         return torch.stack(rows) if rows else torch.zeros(0, self.num_classes, dtype=torch.float64)
 
+    def mean_accuracy(self, epoch: int) -> float:
+        """Return the accuracy after `epoch`, classes counting alike; those without samples do not count.
+
+        Raises:
+            ConfigError: That epoch was not recorded.
+        """
+        correct = self.samples_at(epoch).correct.float()
+        return float(class_means(correct, self.labels, self.num_classes).nanmean())
+
     def same_holdout(self, other: Curves) -> bool:
         """Tell whether both histories are of the same samples in the same order."""
         return torch.equal(self.sample_ids, other.sample_ids) and torch.equal(self.labels, other.labels)

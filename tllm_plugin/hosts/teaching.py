@@ -176,9 +176,7 @@ class Teaching:
             return
         for earlier in self.curves.epochs:
             if earlier not in self._holdout_accuracy:
-                correct = self.curves.samples_at(earlier).correct.float()
-                means = class_means(correct, self.curves.labels, len(self.class_names))
-                self._holdout_accuracy[earlier] = float(means.nanmean())
+                self._holdout_accuracy[earlier] = self.curves.mean_accuracy(earlier)
         if max(self._holdout_accuracy, key=self._holdout_accuracy.__getitem__) == epoch:
             accuracy = self._holdout_accuracy[epoch]
             student = {"model": self.wrapper.student.state_dict(), "epoch": epoch, "holdout_accuracy": accuracy}

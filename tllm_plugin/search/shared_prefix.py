@@ -132,12 +132,12 @@ def _copy_best(shared: Parting, run: RunFolder, curves: Curves, recorded: list[i
     """Leave behind the student that was best on the hold-out in the shared epochs, as the run alone would have."""
     if not recorded or not curves.labels.numel():
         return
-    means = curves.class_curves()[: len(recorded)].nanmean(1)
-    place = int(means.argmax())
-    weights = _student_at(shared.run, recorded[place])
+    means = {epoch: curves.mean_accuracy(epoch) for epoch in recorded}
+    best = max(means, key=means.__getitem__)  # The first of equals.
+    weights = _student_at(shared.run, best)
     if weights is not None:
         student: Any = load_torch(weights, "a student's checkpoint")
-        content = {"model": student["model"], "epoch": recorded[place], "holdout_accuracy": float(means[place])}
+        content = {"model": student["model"], "epoch": best, "holdout_accuracy": means[best]}
         save_torch(run.student_best_holdout, content)
 
 

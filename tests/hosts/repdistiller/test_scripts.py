@@ -54,7 +54,9 @@ def many(tmp_path: Path, root: Path, lines: list[str], prelude: str = "") -> Non
 def test_every_method_trains_with_flagged_classes(scratch: Path, tmp_path: Path) -> None:
     fixed = "--tllm --tllm_detector fixed --tllm_classes 1 4 --tllm_holdout 0.25 --epochs 1 --tllm_seed 0"
     common = " ".join(("--path_t", teacher(tmp_path), *SHORT, *images(tmp_path), fixed))
-    lines = [f"--distill {kind} -a 0.5 -b 0.5 {common}" for kind in KINDS]
+    # The host's loss has the gradient of a singular value decomposition, which is soon not finite at a higher rate.
+    own = {"kdsvd": "--learning_rate 0.002"}
+    lines = [f"--distill {kind} -a 0.5 -b 0.5 {common} {own.get(kind, '')}" for kind in KINDS]
     many(tmp_path, scratch, lines + [f"--distill {kind} {common}" for kind in PORTED])
     runs = {path.parent for path in (tmp_path / "save" / "student_model").rglob("flags.json")}
     assert len(runs) == len(KINDS) + len(PORTED)

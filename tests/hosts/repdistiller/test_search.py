@@ -10,7 +10,18 @@ from tests.hosts.repdistiller.test_scripts import SHORT, images, teacher
 from tests.hosts.small_images import CLASSES
 from tllm_plugin.runs.run_folder import read_search
 
-NAIVE = ("--tllm_warmup", "0", "--tllm_confidence", "0", "--tllm_curve_smoothing", "0", "--tllm_seed", "3")
+NAIVE = (
+    "--tllm_score",
+    "reciprocal_rank",
+    "--tllm_warmup",
+    "0",
+    "--tllm_confidence",
+    "0",
+    "--tllm_curve_smoothing",
+    "0",
+    "--tllm_seed",
+    "3",
+)
 
 
 def test_search(scratch: Path, tmp_path: Path) -> None:
