@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.distiller_cases import NUM_CLASSES, batch, build
 from tllm_plugin import TLLMWrapper
-from tllm_plugin.core.balance import Balance, smoothed_targets
+from tllm_plugin.core.balance import EVERY, Balance, smoothed_targets
 
 FLAGGED = (1, 4)
 
@@ -120,6 +120,22 @@ def test_everything_flagged_is_not_balanced_and_a_batch_without_distillable_rows
     torch.testing.assert_close(total(wrapper(**given)[1]) / plain, wrapper.balance.latest)  # type: ignore[union-attr]
     wrapper.set_undistillable(torch.ones(NUM_CLASSES, dtype=torch.bool))
     torch.testing.assert_close(total(wrapper(**given)[1]), plain)
+
+
+def test_it_is_measured_every_few_steps_and_goes_on_after_a_resume() -> None:
+    wrapper, other = (wrap(Scaled(5.0, label_smoothing=0.1)) for _ in range(2))
+    balance = wrapper.balance
+    assert balance is not None and other.balance is not None
+    weights = []
+    for step in range(2 * EVERY):
+        if step == 2:
+            other.load_state_dict(wrapper.state_dict())
+        for each in (wrapper, other)[: 1 if step < 2 else 2]:
+            each.distiller.factor = float(step + 1)
+            each(**linear_batch())
+        weights.append(balance.latest.item())
+    assert weights == pytest.approx([1.0] * EVERY + [EVERY + 1.0] * EVERY, rel=1e-4)
+    assert other.balance.latest.item() == weights[-1] and other.balance.steps == balance.steps == 2 * EVERY
 
 
 def test_the_latest_weight_travels_in_the_checkpoint() -> None:

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _TINY = 1e-12
+#: Steps from one measurement to the next. The weight drifts slowly, and with tiny networks measuring shows in the time.
+EVERY = 4
 
 
 class Balance:
@@ -27,8 +29,9 @@ class Balance:
 
     def __init__(self, label_smoothing: float) -> None:
         self.label_smoothing = label_smoothing
-        #: 0-dim, of the latest step that had distillable rows: what a step without any is given.
+        #: 0-dim, the latest measurement.
         self.latest = torch.ones(())
+        self.steps = 0
         #: Adds up a tensor over processes. Then all of them call `update` or `skip` in every step.
         self.add_up: Callable[[Tensor], Tensor] | None = None
 
@@ -42,6 +45,8 @@ class Balance:
             rows: (n_d,) int64, at least one.
             target: (n,) int64.
         """
+        if not self._is_due():
+            return self.latest.to(logits.device)
         total = torch.stack([_precise(loss).mean() for loss in losses.values()]).sum()
         (taught,) = torch.autograd.grad(total, logits, retain_graph=True, allow_unused=True)
         goal = smoothed_targets(target[rows], logits.shape[1], self.label_smoothing)
@@ -51,8 +56,14 @@ class Balance:
         return self._settle(torch.stack([torch.where(length > 0, length, untaught), untaught]))
 
     def skip(self, logits: Tensor) -> Tensor:
-        """Return the weight for a step without rows to measure, 0-dim: the other processes' or the latest step's."""
+        """Return the weight for a step without rows to measure, 0-dim: the other processes' or the latest."""
+        if not self._is_due():
+            return self.latest.to(logits.device)
         return self._settle(_precise(logits.new_zeros(2)))
+
+    def _is_due(self) -> bool:
+        self.steps += 1
+        return self.steps % EVERY == 1
 
     def _settle(self, lengths: Tensor) -> Tensor:
         if self.add_up is not None:
@@ -62,10 +73,10 @@ class Balance:
         return self.latest
 
     def state_dict(self) -> dict[str, Any]:
-        return {"latest": self.latest.cpu()}
+        return {"latest": self.latest.cpu(), "steps": self.steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.latest = state["latest"]
+        self.latest, self.steps = state["latest"], state["steps"]
 
 
 def _precise(values: Tensor) -> Tensor:
