@@ -148,7 +148,8 @@ class Teaching:
         before = self.detector.flags.clone()
         # As recorded, probabilities rounded: whoever replays the curves comes to the same flags.
         flags = self.detector.update(epoch, self.curves.samples_at(epoch))
-        processes.check_same("hold-out scores and flags", torch.cat([self.curves.digest(), flags.to(torch.uint8)]))
+        if processes.count() > 1:
+            processes.check_same("hold-out scores and flags", torch.cat([self.curves.digest(), flags.to(torch.uint8)]))
         self.wrapper.set_undistillable(flags)
         new = (flags & ~before).nonzero().squeeze(1).tolist()
         if new and self.detector.holdout_count.any():
