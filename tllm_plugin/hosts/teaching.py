@@ -178,8 +178,8 @@ class Teaching:
         for earlier in self.curves.epochs:
             if earlier not in self._holdout_accuracy:
                 self._holdout_accuracy[earlier] = self.curves.mean_accuracy(earlier)
-        if max(self._holdout_accuracy, key=self._holdout_accuracy.__getitem__) == epoch:
-            accuracy = self._holdout_accuracy[epoch]
+        accuracy = self._holdout_accuracy[epoch]
+        if accuracy >= max(self._holdout_accuracy.values()):
             student = {"model": self.wrapper.student.state_dict(), "epoch": epoch, "holdout_accuracy": accuracy}
             save_torch(self.run.student_best_holdout, student)
 

@@ -133,7 +133,7 @@ def _copy_best(shared: Parting, run: RunFolder, curves: Curves, recorded: list[i
     if not recorded or not curves.labels.numel():
         return
     means = {epoch: curves.mean_accuracy(epoch) for epoch in recorded}
-    best = max(means, key=means.__getitem__)  # The first of equals.
+    best = max(reversed(recorded), key=means.__getitem__)  # The last of equals.
     weights = _student_at(shared.run, best)
     if weights is not None:
         student: Any = load_torch(weights, "a student's checkpoint")

@@ -2,12 +2,12 @@
 
 Let `x_i` in [-1, 1] say how much worse sample `i` of a class is done than it was or could be. Averaged over the last
 epochs (exponentially), and over the samples of the class, this is the class's *drop*. The hypothesis for a class is
-that its drop is at most eta, plus what all unflagged classes share, plus twice the spread of their drops: two runs
-differ from class to class by more than the sampling of a hold-out explains, above all while the learning rate is high.
-Every epoch yields one e-value against it, and the evidence is the running sum of these divided by the number of epochs
-of the run. That sum never falls and has expectation at most 1 at the end, so (Markov) it exceeds 1/alpha at *any* epoch
-with probability at most alpha, however strongly the epochs depend on each other. Across classes e-BH controls the false
-discovery rate.
+that its drop is at most eta, plus what all unflagged classes share, plus one and a half times the spread of their
+drops: two runs differ from class to class by more than the sampling of a hold-out explains, above all while the
+learning rate is high. Every epoch yields one e-value against it, and the evidence is the running sum of these divided
+by the number of epochs of the run. That sum never falls and has expectation at most 1 at the end, so (Markov) it
+exceeds 1/alpha at *any* epoch with probability at most alpha, however strongly the epochs depend on each other. Across
+classes e-BH controls the false discovery rate.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class SequentialDetector(Detector):
     """
 
     #: By how many times the `spread` of the unflagged classes a drop must stand out, besides eta.
-    spreads = 2.0
+    spreads = 1.5
     #: What a class is flagged for.
     offence = "fell more than eta = {eta:g} behind"
 
