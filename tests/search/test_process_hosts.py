@@ -22,7 +22,6 @@ from tllm_plugin.search.eta_search import search
 from tllm_plugin.search.host import Baselines, Hopeless
 from tllm_plugin.search.locks import held, is_held
 from tllm_plugin.search.mdistiller import MdistillerSearch
-from tllm_plugin.search.process import is_finished
 from tllm_plugin.search.repdistiller import RepDistillerSearch
 from tllm_plugin.search.space import Dimension, Values
 
@@ -99,9 +98,9 @@ def test_trials_share_their_beginning_and_equal_one_alone_that_was_stopped_and_w
     with pytest.raises(Hopeless):
         stopped.train(values, NONE, (), watch)
     run = stopped.run_of(values)
-    assert len(seen) == 1 and seen[0] < 3 and not is_finished(run)
+    assert len(seen) == 1 and seen[0] < 3 and not run.is_finished()
     assert not is_held(stopped.folder / "locks" / run.log_folder.name)
-    assert stopped.train(values, NONE, ()).path == run.path and is_finished(run)
+    assert stopped.train(values, NONE, ()).path == run.path and run.is_finished()
     log = (stopped.folder / "logs" / f"{run.log_folder.name}.txt").read_text()
     assert epochs_in(log) == ["epoch 1", "epoch 2", "epoch 3"]
     shared = host.run_of(values)

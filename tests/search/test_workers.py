@@ -15,7 +15,7 @@ from tests.hosts.conftest import Trained, trained  # noqa: F401  (fixture)
 from tests.hosts.digits_runs import BASE, CONFIG, assert_same_run, make_config, train
 from tests.search.staged import SAVING
 from tllm_plugin.cli.search import parse_space
-from tllm_plugin.runs.run_folder import RunFolder, read_search
+from tllm_plugin.runs.run_folder import read_search
 from tllm_plugin.search.embedded import EmbeddedSearch
 from tllm_plugin.search.study import SharedStudy
 
@@ -74,7 +74,7 @@ def kill_one_at_work(
                 continue
             # Stopped first, so that it cannot finish between the look and the kill.
             os.kill(worker.pid, signal.SIGSTOP)
-            unfinished = not is_finished(plan.run_of(trial.params))
+            unfinished = not plan.run_of(trial.params).is_finished()
             if unfinished and trial.number in [item.number for item in study._under_way()]:
                 worker.kill()
                 worker.wait()
@@ -82,7 +82,3 @@ def kill_one_at_work(
             os.kill(worker.pid, signal.SIGCONT)
         time.sleep(0.02)
     raise AssertionError("no worker was seen at work")
-
-
-def is_finished(run: RunFolder) -> bool:
-    return run.metrics_json.exists() and run.read_metrics().finished

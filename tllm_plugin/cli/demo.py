@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tllm_plugin.analysis.delta_accuracy import hurt_classes
+from tllm_plugin.cli.overrides import add_overrides
 from tllm_plugin.core.errors import TLLMError
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.embedded import job
@@ -37,7 +38,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--no-plant", action="store_true", help="an honest teacher: plant no undistillable classes")
     parser.add_argument("--out", default="output", metavar="FOLDER", help="where run folders go (default: output)")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides, as in SOLVER.EPOCHS 30")
+    add_overrides(parser)
     parser.set_defaults(run=run)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tllm_plugin.cli.overrides import add_overrides
 from tllm_plugin.cli.search_hosts import HOSTS
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.hosts import processes
@@ -89,12 +90,7 @@ def add_parser(commands: Any) -> None:
         metavar="EPOCHS",
         help="epochs between checkpoints: more saves disk, fewer shares more (default: 1)",
     )
-    parser.add_argument(
-        "opts",
-        nargs="*",
-        metavar="KEY VALUE",
-        help="overrides, as in SOLVER.EPOCHS 30; for repdistiller its own arguments after --",
-    )
+    add_overrides(parser, "; for repdistiller its own arguments after --")
     parser.set_defaults(run=run, parser=parser)
 
 

@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from tllm_plugin.cli.overrides import add_overrides
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.checkouts import locate, make_importable
@@ -35,12 +36,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of this run")
     parser.add_argument("--overwrite", action="store_true", help="start anew although the run exists")
-    parser.add_argument(
-        "opts",
-        nargs="*",
-        metavar="KEY VALUE",
-        help="overrides, as in SOLVER.EPOCHS 30; for repdistiller its own arguments after --",
-    )
+    add_overrides(parser, "; for repdistiller its own arguments after --")
     parser.set_defaults(run=run, parser=parser)
 
 

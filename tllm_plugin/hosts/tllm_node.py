@@ -15,6 +15,9 @@ from tllm_plugin.hosts.config_checks import Rule, at_least, check, number_in, on
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.run_folder import find_curves, read_flags
 
+#: What is done with flagged classes. Like the detector's keys, these have no effect before the first flag.
+TREATMENT = ("TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.BALANCE", "TLLM.MIN_ROWS")
+
 
 def tllm_node() -> CfgNode:
     """Return the node with its defaults."""

@@ -161,6 +161,10 @@ class RunFolder:
         """Read `metrics.json`; a `FileFormatError` says what is wrong with it."""
         return _read(self.metrics_json, metrics_file.KIND, metrics_file.VERSION, MetricsRecord.from_json)
 
+    def is_finished(self) -> bool:
+        """Tell whether the run came to its end; a `FileFormatError` says that its metrics are damaged."""
+        return self.metrics_json.exists() and self.read_metrics().finished
+
     def write_predictions(self, record: PredictionsRecord) -> None:
         """Write `predictions.npz`."""
         predictions_file.write_predictions(self.predictions_npz, record)

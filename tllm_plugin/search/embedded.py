@@ -13,10 +13,10 @@ from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.runs.run_folder import RunFolder
-from tllm_plugin.search.host import SEARCH_FRACTION, TYPE, Baselines, Watch, digest, tllm_digest
+from tllm_plugin.search.host import SEARCH_FRACTION, Baselines, Watch, digest, tllm_digest
 from tllm_plugin.search.locks import held
 from tllm_plugin.search.shared_prefix import run_sharing
-from tllm_plugin.search.space import Dimension, Values, with_values
+from tllm_plugin.search.space import TYPE, Dimension, Values, detector_kinds, with_values
 
 NAME = "EXPERIMENT.NAME"
 _NO_EFFECT = ("EXPERIMENT.NAME", "EXPERIMENT.TAG", "EXPERIMENT.PROJECT", "DATASET.NUM_WORKERS", "DATASET.DOWNLOAD")
@@ -121,7 +121,7 @@ class EmbeddedSearch:
         return shlex.join(["tllm", "train", *self.words, *overrides])
 
     def _vanilla(self) -> CfgNode | None:
-        kinds = next((item.choices for item in self.space if item.key == TYPE), (self.cfg.TLLM.DETECTOR.TYPE,))
+        kinds = detector_kinds(self.space, self.cfg)
         found = (job.named_reference(with_values(self.cfg, {TYPE: kind}))[1] for kind in kinds)
         return next((vanilla for vanilla in found if vanilla is not None), None)
 

@@ -16,7 +16,6 @@ from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.space import Values
 
 SEARCH_FRACTION = "TLLM.HOLDOUT.SEARCH_FRACTION"
-TYPE = "TLLM.DETECTOR.TYPE"
 REFERENCE = "TLLM.DETECTOR.REFERENCE"
 
 #: Is shown a trial's search curves after every epoch that it trains; raises `Hopeless` to stop it.

@@ -16,7 +16,7 @@ from tllm_plugin.core.detectors import DETECTORS, Detector
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.embedded.checkpoint import changed_keys
 from tllm_plugin.hosts.embedded.same_run import FREE_KEYS
-from tllm_plugin.hosts.tllm_node import build_detector
+from tllm_plugin.hosts.tllm_node import TREATMENT, build_detector
 from tllm_plugin.runs.atomic import write_json
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.fields import count, field, text
@@ -24,8 +24,6 @@ from tllm_plugin.runs.flags_file import FlagsRecord
 from tllm_plugin.runs.reading import read_json, schema_of
 from tllm_plugin.runs.run_folder import RunFolder
 
-# What is done with flagged classes: of these keys all that are no prefixes.
-_TREATMENT = tuple(key for key in FREE_KEYS if not key.endswith("."))
 _KIND, _VERSION = "fork", 1
 
 
@@ -64,7 +62,7 @@ def parting(run: RunFolder, old: CfgNode, cfg: CfgNode) -> Parting:
         cfg: Checked and frozen, its reference named.
     """
     treated_alike = DETECTORS[old.TLLM.DETECTOR.TYPE].smooths_labels == DETECTORS[cfg.TLLM.DETECTOR.TYPE].smooths_labels
-    treated_alike = treated_alike and not any(key in _TREATMENT for key in changed_keys(old, cfg))
+    treated_alike = treated_alike and not any(key in TREATMENT for key in changed_keys(old, cfg))
     curves = Curves.from_state(to_state(run.read_curves()))
     flags = run.read_flags()
     epoch = _first_difference(_detector(cfg, flags, curves), curves, _epochs_flagged(flags), treated_alike)

@@ -18,9 +18,9 @@ from tllm_plugin.core.detectors import DETECTORS
 from tllm_plugin.core.errors import NonFiniteLossError, TLLMError
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.run_folder import RunFolder
-from tllm_plugin.search.host import REFERENCE, SEARCH_FRACTION, TYPE, Baselines, Watch, tllm_digest
+from tllm_plugin.search.host import REFERENCE, SEARCH_FRACTION, Baselines, Watch, tllm_digest
 from tllm_plugin.search.locks import held
-from tllm_plugin.search.space import Dimension, Values, with_values
+from tllm_plugin.search.space import TYPE, Dimension, Values, detector_kinds, with_values
 
 _POLL_SECONDS = 0.5
 _PATIENCE_SECONDS = 20.0
@@ -86,7 +86,7 @@ class ProcessSearch:
 
     def prepare(self, *, taught: bool = True) -> Baselines:
         """Train what all trials need and is not there; of several processes one does, the others wait."""
-        with_reference = self._needs_reference(self._kinds())
+        with_reference = self._needs_reference(detector_kinds(self.space, self.cfg))
         vanilla = self.ensure_trained(Wanted("vanilla", {TYPE: "none"}, vanilla=True)) if with_reference else None
         return Baselines(self.ensure_trained(Wanted("taught", {TYPE: "none"})) if taught else None, vanilla)
 
@@ -130,7 +130,7 @@ class ProcessSearch:
         """
         with held(self.folder / "locks" / wanted.name) as lock:
             run = self.run_named(wanted.name)
-            if not is_finished(run):
+            if not run.is_finished():
                 if not self.can_resume(run):
                     self.begin(wanted, [other for other in recorded if other.path != run.path])
                     run = self.run_named(wanted.name)
@@ -138,7 +138,7 @@ class ProcessSearch:
                 log = self.folder / "logs" / f"{wanted.name}.txt"
                 self._run(words, wanted, log, lock, watch)
                 run = self.run_named(wanted.name)
-                if not is_finished(run):
+                if not run.is_finished():
                     raise TLLMError(f"Expected the host to leave a finished run in {run.path}, but got none; see {log}")
             return run
 
@@ -187,16 +187,8 @@ class ProcessSearch:
             return wanted
         return Wanted(wanted.name, {**wanted.values, REFERENCE: str(vanilla.path.resolve())})
 
-    def _kinds(self) -> Sequence[str]:
-        return next((item.choices for item in self.space if item.key == TYPE), (self.cfg.TLLM.DETECTOR.TYPE,))
-
     def _needs_reference(self, kinds: Sequence[str]) -> bool:
         return not self.cfg.TLLM.DETECTOR.REFERENCE and any(DETECTORS[kind].needs_reference for kind in kinds)
-
-
-def is_finished(run: RunFolder) -> bool:
-    """Tell whether a run came to its end."""
-    return run.metrics_json.exists() and run.read_metrics().finished
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -12,10 +12,10 @@ from yacs.config import CfgNode
 from tllm_plugin.core.detectors import DETECTORS, detector_options
 from tllm_plugin.core.errors import unknown_name
 from tllm_plugin.hosts.config_checks import lookup, merge_options
-from tllm_plugin.hosts.tllm_node import check_tllm
+from tllm_plugin.hosts.tllm_node import TREATMENT, check_tllm
 
 ETA = "TLLM.DETECTOR.ETA"
-_TREATMENT = ("TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.BALANCE", "TLLM.MIN_ROWS")
+TYPE = "TLLM.DETECTOR.TYPE"
 _NOT_SEARCHED = ("REFERENCE", "CLASSES")
 
 Values = dict[str, Any]
@@ -63,7 +63,7 @@ def grid(space: Sequence[Dimension]) -> list[Values]:
 def searchable_keys(cfg: CfgNode) -> tuple[str, ...]:
     """Return the keys that can be searched, by their full names."""
     detector = (f"TLLM.DETECTOR.{name}" for name in cfg.TLLM.DETECTOR if name not in _NOT_SEARCHED)
-    return (*detector, *_TREATMENT)
+    return (*detector, *TREATMENT)
 
 
 def parse_space(words: Sequence[str], cfg: CfgNode) -> tuple[tuple[Dimension, ...], list[str]]:
@@ -93,6 +93,11 @@ def parse_space(words: Sequence[str], cfg: CfgNode) -> tuple[tuple[Dimension, ..
             problems += found
             dimensions.append(dimension)
     return tuple(dimensions), problems + _without_effect(dimensions, cfg)
+
+
+def detector_kinds(space: Sequence[Dimension], cfg: CfgNode) -> tuple[str, ...]:
+    """Return the detectors that trials may have: those that are searched, otherwise the config's."""
+    return next((item.choices for item in space if item.key == TYPE), (cfg.TLLM.DETECTOR.TYPE,))
 
 
 def with_values(cfg: CfgNode, values: Mapping[str, Any]) -> CfgNode:
@@ -146,8 +151,7 @@ def _read(key: str, texts: Sequence[str], cfg: CfgNode) -> tuple[list[Any], list
 
 def _without_effect(dimensions: Sequence[Dimension], cfg: CfgNode) -> list[str]:
     """Return a sentence for every dimension that no detector of the search looks at."""
-    kinds = next((item.choices for item in dimensions if item.key == "TLLM.DETECTOR.TYPE"), (cfg.TLLM.DETECTOR.TYPE,))
-    kinds = tuple(kind for kind in kinds if kind in DETECTORS)
+    kinds = tuple(kind for kind in detector_kinds(dimensions, cfg) if kind in DETECTORS)
     if not kinds:
         return []  # Said already.
     problems = []

@@ -258,10 +258,10 @@ def ensure_trained(cfg: CfgNode, bundle: DataBundle, *, watch: Callable[[Curves]
 
 
 def _is_finished(run: RunFolder, cfg: CfgNode) -> bool:
-    if not run.metrics_json.exists() or not run.read_metrics().finished:
-        return False
-    check_same_run(run, cfg)
-    return True
+    finished = run.is_finished()
+    if finished:
+        check_same_run(run, cfg)
+    return finished
 
 
 def _teacher(cfg: CfgNode, bundle: DataBundle, device: torch.device) -> nn.Module:

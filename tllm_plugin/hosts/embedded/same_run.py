@@ -6,10 +6,11 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.embedded.checkpoint import changed_keys, read_state, recorded_config
+from tllm_plugin.hosts.tllm_node import TREATMENT
 from tllm_plugin.runs.run_folder import RunFolder
 
 #: What has no effect before the first flag.
-FREE_KEYS = ("TLLM.DETECTOR.", "TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.BALANCE", "TLLM.MIN_ROWS")
+FREE_KEYS = ("TLLM.DETECTOR.", *TREATMENT)
 _NODES_OF_EVERY_RUN = {"EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "RUNTIME", "TLLM"}
 _READ_BY_VANILLA = ("DISTILLER.STUDENT", "DISTILLER.PRETRAINED")
 

@@ -242,9 +242,7 @@ class BaseTrainer:
 
     def write_metrics(self, *, finished: bool) -> None:
         """Write `metrics.json`, in the end `predictions.npz` too, whether the last epoch was tested or not."""
-        results = self.results
-        if finished and results is None:
-            results = self.test()
+        results = self.results or (self.test() if finished else None)
         if not processes.is_main():
             return
         if finished and results is not None:
