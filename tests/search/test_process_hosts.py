@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from tllm_plugin.core.errors import NonFiniteLossError, TLLMError
 from tllm_plugin.hosts.repdistiller.arguments import split_arguments
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.run_folder import RunFolder, read_search
+from tllm_plugin.search import process
 from tllm_plugin.search.eta_search import search
 from tllm_plugin.search.host import Baselines, Hopeless
 from tllm_plugin.search.locks import held, is_held
@@ -118,6 +120,27 @@ def test_a_child_holds_the_lock_of_a_worker_that_died(tmp_path: Path) -> None:
     child.kill()
     child.wait()
     assert not is_held(tmp_path / "lock")
+
+
+@pytest.mark.parametrize("swallowed, code", [(1, 7), (1000, -signal.SIGKILL)])
+def test_a_command_that_swallows_an_interrupt_is_interrupted_again_and_killed_in_the_end(
+    swallowed: int, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "_INTERRUPTS", 3)
+    script = f"""
+import signal, sys, time
+seen = []
+def again(*_):
+    seen.append(1)
+    if len(seen) > {swallowed}: sys.exit(7)
+signal.signal(signal.SIGINT, again)
+print("ready", flush=True)
+while True: time.sleep(0.05)
+"""
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert child.stdout is not None and child.stdout.readline() == b"ready\n"
+    process._stop(child)
+    assert child.returncode == code
 
 
 def test_a_diverging_trial_is_told_from_a_broken_host(tmp_path: Path) -> None:

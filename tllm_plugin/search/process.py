@@ -23,7 +23,8 @@ from tllm_plugin.search.locks import held
 from tllm_plugin.search.space import TYPE, Dimension, Values, detector_kinds, with_values
 
 _POLL_SECONDS = 0.5
-_PATIENCE_SECONDS = 20.0
+_PATIENCE_SECONDS = 1.0
+_INTERRUPTS = 20
 _DIVERGED = "Expected finite losses"
 
 
@@ -192,12 +193,16 @@ class ProcessSearch:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(_PATIENCE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    """Interrupt a command as Ctrl-C does, again if it goes on (a callback may swallow the exception); then kill it."""
+    for _ in range(_INTERRUPTS):
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(_PATIENCE_SECONDS)
+            return
+        except subprocess.TimeoutExpired:
+            continue
+    process.kill()
+    process.wait()
 
 
 def _raise(log: Path, words: Sequence[str], code: int) -> None:
