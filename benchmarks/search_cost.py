@@ -34,8 +34,8 @@ from tllm_plugin.hosts.embedded.config import load_config
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.embedded import EmbeddedSearch
 from tllm_plugin.search.eta_search import TAUGHT, Outcome, search
-from tllm_plugin.search.host import SEARCH_FRACTION, TYPE
-from tllm_plugin.search.space import parse_space, with_values
+from tllm_plugin.search.host import SEARCH_FRACTION
+from tllm_plugin.search.space import TYPE, parse_space, with_values
 
 
 def main() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -244,3 +246,9 @@ def test_show_of_damaged_flags(flagged_run: RunFolder, tmp_path: Path, capsys: p
     error = capsys.readouterr().err
     assert "to be a TLLM flags file, but it is truncated" in error
     assert_no_traceback(error)
+
+
+def test_a_command_imports_only_what_it_needs() -> None:
+    code = "import sys; from tllm_plugin.cli import main; main(['show', '--help']); print('torchvision' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("\nFalse\n") and "usage: tllm show" in done.stdout

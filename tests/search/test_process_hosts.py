@@ -161,7 +161,7 @@ def test_vanilla_runs_of_mdistiller_do_without_a_distillers_loop(tmp_path: Path)
     asked = []
 
     class Asked(Miniature):
-        def ensure_trained(self, wanted: object, *_: object) -> RunFolder:
+        def _trained(self, wanted: object, *_: object) -> RunFolder:
             asked.append(self.config(wanted))
             return self.run_named("vanilla")
 
@@ -199,7 +199,7 @@ def test_arguments_of_repdistiller(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     trained: list[list[str]] = []
 
     class Asked(RepDistillerSearch):
-        def ensure_trained(self, wanted: object, *_: object) -> RunFolder:
+        def _trained(self, wanted: object, *_: object) -> RunFolder:
             trained.append(self.command(wanted, resume=False))
             return self.run_named("vanilla")
 

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 from optuna.trial import TrialState
 
 from tests.hosts.conftest import Trained, trained  # noqa: F401  (fixture)
@@ -32,7 +33,7 @@ def test_a_killed_worker_is_made_up_for(trained: Trained, tmp_path: Path) -> Non
     plan = EmbeddedSearch(cfg, space)
     words = ["search", "--cfg", str(CONFIG), "--space", SPACE, *BASE, "LOG.PREFIX", str(tmp_path), *options]
     command = [sys.executable, "-m", "tllm_plugin", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     logs = [(tmp_path / f"worker-{number}").open("w") for number in range(2)]
     workers = [
         subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=log) for log in logs

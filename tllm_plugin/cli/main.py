@@ -6,19 +6,21 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from rich.console import Console
 from rich.logging import RichHandler
 
-from tllm_plugin.cli import compare, demo, host, report, search, show, tables, train, validate
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.version import __version__
 
 DONE, FAILED, BAD_USAGE = 0, 1, 2
+#: Modules of this package, in the order of `tllm --help`.
+COMMANDS = ("train", "search", "demo", "validate", "show", "compare", "report", "tables", "host")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all subcommands."""
+def build_parser(commands_wanted: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
+    """Return the parser of some subcommands."""
     parser = argparse.ArgumentParser(
         prog="tllm",
         description="Class-wise knowledge distillation: find the classes that a teacher hurts, and stop teaching them.",
@@ -26,8 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tllm-plugin {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (train, search, demo, validate, show, compare, report, tables, host):
-        module.add_parser(commands)
+    for name in commands_wanted:
+        import_module(f"tllm_plugin.cli.{name}").add_parser(commands)
     return parser
 
 
@@ -37,8 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 failed or interrupted, 2 bad usage or config.
     """
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        options = build_parser().parse_args(arguments)
+        # What the other commands import takes seconds.
+        options = build_parser([name for name in COMMANDS if name in words[:1]] or COMMANDS).parse_args(words)
     except SystemExit as leaving:
         return int(leaving.code or 0)
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False, markup=False)

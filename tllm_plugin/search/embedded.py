@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 
 from yacs.config import CfgNode
@@ -14,7 +14,7 @@ from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.host import SEARCH_FRACTION, Baselines, Watch, digest, tllm_digest
-from tllm_plugin.search.locks import held
+from tllm_plugin.search.locks import each_under_its_lock, held
 from tllm_plugin.search.shared_prefix import run_sharing
 from tllm_plugin.search.space import TYPE, Dimension, Values, detector_kinds, with_values
 
@@ -87,15 +87,15 @@ class EmbeddedSearch:
         return RunFolder.inside(job.log_folder(self.trial(values)))
 
     def prepare(self, *, taught: bool = True) -> Baselines:
-        """Train what all trials need and is not there; of several processes one does, the others wait."""
+        """Train what all trials need and is not there; several processes train different runs of it."""
         cfg = self.cfg
-        with held(self.folder / "locks" / "prepare"):
-            if cfg.DISTILLER.TYPE != "NONE" and not cfg.DISTILLER.TEACHER_CHECKPOINT:
-                epochs = cfg.DISTILLER.TEACHER_EPOCHS or cfg.SOLVER.EPOCHS
-                job.ensure_trained(job.prerequisite(cfg, cfg.DISTILLER.TEACHER, epochs, "teacher"), self.bundle)
-            vanilla = self._vanilla()
-            reference = None if vanilla is None else job.ensure_trained(vanilla, self.bundle)
-            return Baselines(job.ensure_trained(self.taught(), self.bundle) if taught else None, reference)
+        if cfg.DISTILLER.TYPE != "NONE" and not cfg.DISTILLER.TEACHER_CHECKPOINT:
+            epochs = cfg.DISTILLER.TEACHER_EPOCHS or cfg.SOLVER.EPOCHS
+            self._trained({"teacher": job.prerequisite(cfg, cfg.DISTILLER.TEACHER, epochs, "teacher")})
+        vanilla = self._vanilla()
+        wanted = {} if vanilla is None else {"vanilla": vanilla}
+        runs = self._trained({**wanted, "taught": self.taught()} if taught else wanted)
+        return Baselines(runs.get("taught"), runs.get("vanilla"))
 
     def train(
         self, values: Values, baselines: Baselines, others: Sequence[RunFolder], watch: Watch | None = None
@@ -119,6 +119,15 @@ class EmbeddedSearch:
         """Return the shell command that trains the chosen values."""
         overrides = [word for key, value in values.items() for word in (key, str(value))]
         return shlex.join(["tllm", "train", *self.words, *overrides])
+
+    def _trained(self, wanted: Mapping[str, CfgNode]) -> dict[str, RunFolder]:
+        """Return finished runs of some configs by the names of their locks."""
+
+        def trained(cfg: CfgNode, _: int) -> RunFolder:
+            return job.ensure_trained(cfg, self.bundle)
+
+        tasks = {name: partial(trained, cfg) for name, cfg in wanted.items()}
+        return each_under_its_lock(self.folder / "locks", tasks)
 
     def _vanilla(self) -> CfgNode | None:
         kinds = detector_kinds(self.space, self.cfg)

@@ -49,8 +49,14 @@ def latest_parting(recorded: Sequence[tuple[RunFolder, CfgNode]], cfg: CfgNode) 
         recorded: Runs and their configs; see `parting`.
         cfg: As in `parting`.
     """
-    partings = [parting(run, old, cfg) for run, old in recorded]
-    return max(partings, key=lambda item: item.epochs, default=None)
+    best: Parting | None = None
+    for run, old in recorded:
+        found = parting(run, old, cfg)
+        if best is None or found.epochs > best.epochs:
+            best = found
+        if best.epochs == cfg.SOLVER.EPOCHS:
+            break  # Nothing can share more.
+    return best
 
 
 def parting(run: RunFolder, old: CfgNode, cfg: CfgNode) -> Parting:

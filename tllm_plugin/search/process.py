@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from yacs.config import CfgNode
@@ -19,7 +20,7 @@ from tllm_plugin.core.errors import NonFiniteLossError, TLLMError
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.host import REFERENCE, SEARCH_FRACTION, Baselines, Watch, tllm_digest
-from tllm_plugin.search.locks import held
+from tllm_plugin.search.locks import each_under_its_lock, held
 from tllm_plugin.search.space import TYPE, Dimension, Values, detector_kinds, with_values
 
 _POLL_SECONDS = 0.5
@@ -86,10 +87,14 @@ class ProcessSearch:
         return self.run_named(self._trial(values).name)
 
     def prepare(self, *, taught: bool = True) -> Baselines:
-        """Train what all trials need and is not there; of several processes one does, the others wait."""
-        with_reference = self._needs_reference(detector_kinds(self.space, self.cfg))
-        vanilla = self.ensure_trained(Wanted("vanilla", {TYPE: "none"}, vanilla=True)) if with_reference else None
-        return Baselines(self.ensure_trained(Wanted("taught", {TYPE: "none"})) if taught else None, vanilla)
+        """Train what all trials need and is not there; several processes train different runs of it."""
+        wanted = []
+        if self._needs_reference(detector_kinds(self.space, self.cfg)):
+            wanted.append(Wanted("vanilla", {TYPE: "none"}, vanilla=True))
+        if taught:
+            wanted.append(Wanted("taught", {TYPE: "none"}))
+        runs = each_under_its_lock(self._locks, {item.name: partial(self._trained, item) for item in wanted})
+        return Baselines(runs.get("taught"), runs.get("vanilla"))
 
     def train(
         self, values: Values, baselines: Baselines, others: Sequence[RunFolder], watch: Watch | None = None
@@ -129,19 +134,29 @@ class ProcessSearch:
             NonFiniteLossError: The run diverged.
             TLLMError: The host ended for another reason.
         """
-        with held(self.folder / "locks" / wanted.name) as lock:
+        with held(self._locks / wanted.name) as lock:
+            return self._trained(wanted, lock, watch, recorded)
+
+    @property
+    def _locks(self) -> Path:
+        return self.folder / "locks"
+
+    def _trained(
+        self, wanted: Wanted, lock: int, watch: Watch | None = None, recorded: Sequence[RunFolder] = ()
+    ) -> RunFolder:
+        """Like `ensure_trained`, with the lock in hand."""
+        run = self.run_named(wanted.name)
+        if not run.is_finished():
+            if not self.can_resume(run):
+                self.begin(wanted, [other for other in recorded if other.path != run.path])
+                run = self.run_named(wanted.name)
+            words = self.command(wanted, resume=self.can_resume(run))
+            log = self.folder / "logs" / f"{wanted.name}.txt"
+            self._run(words, wanted, log, lock, watch)
             run = self.run_named(wanted.name)
             if not run.is_finished():
-                if not self.can_resume(run):
-                    self.begin(wanted, [other for other in recorded if other.path != run.path])
-                    run = self.run_named(wanted.name)
-                words = self.command(wanted, resume=self.can_resume(run))
-                log = self.folder / "logs" / f"{wanted.name}.txt"
-                self._run(words, wanted, log, lock, watch)
-                run = self.run_named(wanted.name)
-                if not run.is_finished():
-                    raise TLLMError(f"Expected the host to leave a finished run in {run.path}, but got none; see {log}")
-            return run
+                raise TLLMError(f"Expected the host to leave a finished run in {run.path}, but got none; see {log}")
+        return run
 
     def _run(self, words: Sequence[str], wanted: Wanted, log: Path, lock: int, watch: Watch | None) -> None:
         place = self.place(wanted)
