@@ -12,6 +12,9 @@ these), and epochs trained.
 "Vanilla there": B without the vanilla reference, as for a second search that finds it. "Same looks": B in units of its
 own KD run, which does not look at test data on the way as A does. "One by one" is the vanilla reference and every trial
 from its first epoch to its last, by their seconds per epoch, in units of B's own KD run.
+
+With `--commands` A and B are whole commands, `tllm train` and `tllm search`, each from an empty folder: imports and the
+training of the teacher, which are the same in both, count.
 """
 
 from __future__ import annotations
@@ -20,8 +23,11 @@ import argparse
 import json
 import logging
 import platform
+import resource
 import shutil
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -47,8 +53,49 @@ def main() -> None:
     parser.add_argument("--prune", default="", help="as of `tllm search`")
     parser.add_argument("--no-baseline", action="store_true", help="as of `tllm search`")
     parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="overrides")
+    parser.add_argument("--commands", action="store_true", help="measure whole commands")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
+    if options.commands:
+        compare_commands(options)
+    else:
+        compare_runs(options)
+
+
+def compare_commands(options: argparse.Namespace) -> None:
+    """Print what the two commands cost."""
+    cfg = load_config(options.cfg, options.opts)
+    fraction = cfg.TLLM.HOLDOUT.SEARCH_FRACTION or cfg.TLLM.HOLDOUT.FRACTION
+    flags = [*(["--prune", options.prune] if options.prune else []), *["--no-baseline"] * options.no_baseline]
+    commands = (
+        ["train", "--cfg", options.cfg, *options.opts, TYPE, "none", SEARCH_FRACTION, str(fraction)],
+        ["search", "--cfg", options.cfg, "--eta", *options.eta, *flags, *options.opts],
+    )
+    print("| round | A, CPU s (wall) | B, CPU s (wall) | ratio (wall) |\n| --- | --- | --- | --- |")
+    ratios = []
+    for number in range(options.rounds):
+        (cpu, wall), (search_cpu, search_wall) = (cost_of(words, Path(options.out)) for words in commands)
+        ratios.append(search_cpu / cpu)
+        print(
+            f"| {number} | {cpu:.1f} ({wall:.0f}) | {search_cpu:.1f} ({search_wall:.0f}) | "
+            f"{ratios[-1]:.2f} ({search_wall / wall:.2f}) |",
+            flush=True,
+        )
+    print(f"\nratio of whole commands, median: {statistics.median(ratios):.2f}")
+
+
+def cost_of(words: list[str], folder: Path) -> tuple[float, float]:
+    """Run `tllm` in an empty folder; return its CPU and wall-clock seconds."""
+    shutil.rmtree(folder, ignore_errors=True)
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    command = [sys.executable, "-m", "tllm_plugin", *words, "LOG.PREFIX", str(folder)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, wall
+
+
+def compare_runs(options: argparse.Namespace) -> None:
+    """Print what the runs cost within one process."""
     parts = timed_runs()
     imported = import_optuna(Path(options.out))
     print(
@@ -121,8 +168,9 @@ def measure(options: argparse.Namespace, number: int, parts: dict[str, float]) -
     cfg = with_values(cfg, {SEARCH_FRACTION: cfg.TLLM.HOLDOUT.SEARCH_FRACTION or cfg.TLLM.HOLDOUT.FRACTION})
     bundle = job.load_bundle(cfg)
     # Both need the teacher, which is trained once whatever is searched.
-    epochs = cfg.DISTILLER.TEACHER_EPOCHS or cfg.SOLVER.EPOCHS
-    job.ensure_trained(job.prerequisite(cfg, cfg.DISTILLER.TEACHER, epochs, "teacher"), bundle)
+    teacher = job.needed_teacher(cfg)
+    if teacher is not None:
+        job.ensure_trained(teacher, bundle)
     started = now()
     job.run(with_values(cfg, {TYPE: "none", "EXPERIMENT.NAME": "kd"}), bundle=bundle)
     kd_seconds = since(started)

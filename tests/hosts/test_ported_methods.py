@@ -11,6 +11,8 @@ import torch
 from tests.hosts.conftest import Trained
 from tests.hosts.digits_runs import EPOCHS, assert_same_run, load_latest, make_config, train
 from tests.hosts.test_resume import interrupt_at
+from tllm_plugin.analysis.likeness import teacher_checkpoint
+from tllm_plugin.analysis.loaded_run import load_run
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
@@ -20,6 +22,7 @@ from tllm_plugin.hosts.optimizers import spare_from_decay
 from tllm_plugin.methods import SFTN, ContextStudent
 from tllm_plugin.models import create_model
 from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.search.embedded import EmbeddedSearch
 
 CID = ("DISTILLER.TYPE", "CID", "CID.WARMUP_EPOCHS", "1", "CID.LOSS.SAMPLE_WEIGHT", "1.0")
 SFTN_STAGE = ("DISTILLER.TYPE", "SFTN", "TLLM.DETECTOR.TYPE", "none")
@@ -141,12 +144,17 @@ def test_a_teacher_of_sftn_is_trained_first_where_the_config_asks_for_it(tmp_pat
     options = ("DISTILLER.TEACHER_STAGE", "SFTN", "TLLM.DETECTOR.TYPE", "none", "SOLVER.EPOCHS", "1")
     run = train(tmp_path, *options)
     (stage,) = run.log_folder.parent.glob("sftn-digits_teacher-*")
+    assert teacher_checkpoint(load_run(run.log_folder)) == stage / "student_latest"
     assert "TYPE: SFTN" in RunFolder.inside(stage).config_yaml.read_text()
     before = (stage / "latest").stat().st_mtime_ns
     train(tmp_path, *options, "EXPERIMENT.NAME", "again")
     assert (stage / "latest").stat().st_mtime_ns == before, "it is reused"
     train(tmp_path, *options, "EXPERIMENT.NAME", "other", "SFTN.LOSS.KL_WEIGHT", "1.0")
     assert len(list(run.log_folder.parent.glob("sftn-digits_teacher-*"))) == 2
+    # A search has the same teacher, and trains no other.
+    EmbeddedSearch(make_config(tmp_path, *options), ()).prepare()
+    assert len(list(run.log_folder.parent.glob("sftn-digits_teacher-*"))) == 3
+    assert not list(run.log_folder.parent.glob("teacher-*"))
 
 
 @pytest.mark.parametrize(

@@ -144,9 +144,8 @@ def teacher_checkpoint(run: LoadedRun) -> Path | None:
     named = Path(cfg.DISTILLER.TEACHER_CHECKPOINT)
     if cfg.DISTILLER.TEACHER_CHECKPOINT:
         return named if named.is_file() else None
-    if run.folder is None:
+    needed = job.needed_teacher(cfg)
+    if run.folder is None or needed is None:
         return None
-    epochs = cfg.DISTILLER.TEACHER_EPOCHS or cfg.SOLVER.EPOCHS
-    trained = job.log_folder(job.prerequisite(cfg, cfg.DISTILLER.TEACHER, epochs, "teacher"))
-    beside = run.folder.log_folder.parent / trained.name / "student_latest"
+    beside = run.folder.log_folder.parent / job.log_folder(needed).name / "student_latest"
     return beside if beside.is_file() else None

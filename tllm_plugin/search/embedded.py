@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -88,13 +88,9 @@ class EmbeddedSearch:
 
     def prepare(self, *, taught: bool = True) -> Baselines:
         """Train what all trials need and is not there; several processes train different runs of it."""
-        cfg = self.cfg
-        if cfg.DISTILLER.TYPE != "NONE" and not cfg.DISTILLER.TEACHER_CHECKPOINT:
-            epochs = cfg.DISTILLER.TEACHER_EPOCHS or cfg.SOLVER.EPOCHS
-            self._trained({"teacher": job.prerequisite(cfg, cfg.DISTILLER.TEACHER, epochs, "teacher")})
-        vanilla = self._vanilla()
-        wanted = {} if vanilla is None else {"vanilla": vanilla}
-        runs = self._trained({**wanted, "taught": self.taught()} if taught else wanted)
+        # First, as the two others are at work at once and both may need it.
+        self._trained(teacher=job.needed_teacher(self.cfg))
+        runs = self._trained(vanilla=self._vanilla(), taught=self.taught() if taught else None)
         return Baselines(runs.get("taught"), runs.get("vanilla"))
 
     def train(
@@ -120,13 +116,13 @@ class EmbeddedSearch:
         overrides = [word for key, value in values.items() for word in (key, str(value))]
         return shlex.join(["tllm", "train", *self.words, *overrides])
 
-    def _trained(self, wanted: Mapping[str, CfgNode]) -> dict[str, RunFolder]:
-        """Return finished runs of some configs by the names of their locks."""
+    def _trained(self, **wanted: CfgNode | None) -> dict[str, RunFolder]:
+        """Return finished runs of the configs that are there, by the names of their locks."""
 
         def trained(cfg: CfgNode, _: int) -> RunFolder:
             return job.ensure_trained(cfg, self.bundle)
 
-        tasks = {name: partial(trained, cfg) for name, cfg in wanted.items()}
+        tasks = {name: partial(trained, cfg) for name, cfg in wanted.items() if cfg is not None}
         return each_under_its_lock(self.folder / "locks", tasks)
 
     def _vanilla(self) -> CfgNode | None:

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-T = TypeVar("T")
+Result = TypeVar("Result")
 
 
 @contextmanager
-def held(path: Path) -> Iterator[int]:
+def held(path: Path, *, wait: bool = True) -> Iterator[int]:
     """Hold the lock of a file for the duration of the block; wait for it as long as another process has it.
 
     Yields the file's descriptor. A child process that inherits it holds the lock, too, until it ends.
+
+    Raises:
+        BlockingIOError: Another process has it, and `wait` is False.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield file.fileno()  # Closing the file releases the lock.
 
 
-def each_under_its_lock(folder: Path, tasks: Mapping[str, Callable[[int], T]]) -> dict[str, T]:
+def each_under_its_lock(folder: Path, tasks: Mapping[str, Callable[[int], Result]]) -> dict[str, Result]:
     """Do tasks under the locks of their names, first those that no other process is at; return what they return.
 
     Args:
@@ -31,29 +34,16 @@ def each_under_its_lock(folder: Path, tasks: Mapping[str, Callable[[int], T]]) -
         tasks: By the names of their locks; called with the lock's descriptor. What another process did meanwhile they
             must find done.
     """
-    done: dict[str, T] = {}
-    for name, task in tasks.items():
-        with _held_if_free(folder / name) as lock:
-            if lock is not None:
-                done[name] = task(lock)
-    for name, task in tasks.items():
-        if name not in done:
-            with held(folder / name) as lock:
-                done[name] = task(lock)
-    return {name: done[name] for name in tasks}
-
-
-@contextmanager
-def _held_if_free(path: Path) -> Iterator[int | None]:
-    """Like `held`, but without waiting: None where another process has the lock."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-        else:
-            yield file.fileno()
+    done: dict[str, Result] = {}
+    for wait in (False, True):
+        for name in [name for name in tasks if name not in done]:
+            with ExitStack() as stack:
+                try:
+                    lock = stack.enter_context(held(folder / name, wait=wait))
+                except BlockingIOError:
+                    continue
+                done[name] = tasks[name](lock)
+    return done
 
 
 def is_held(path: Path) -> bool:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -211,11 +212,9 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     """Interrupt a command as Ctrl-C does, again if it goes on (a callback may swallow the exception); then kill it."""
     for _ in range(_INTERRUPTS):
         process.send_signal(signal.SIGINT)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(_PATIENCE_SECONDS)
             return
-        except subprocess.TimeoutExpired:
-            continue
     process.kill()
     process.wait()
 

@@ -37,6 +37,8 @@ from tllm_plugin.version import __version__
 
 logger = logging.getLogger(__name__)
 
+_WITHOUT_TEACHER = ("NONE", "SFTN")
+
 
 @dataclass(frozen=True)
 class EmbeddedData:
@@ -124,7 +126,7 @@ def run(
     processes.from_main(lambda: _check_start(folder, cfg, resume=resume, overwrite=overwrite))
     if overwrite and not resume and processes.is_main():
         _remove_results(folder)
-    teacher = _teacher(cfg, bundle, device) if cfg.DISTILLER.TYPE not in ("NONE", "SFTN") else None
+    teacher = _teacher(cfg, bundle, device) if cfg.DISTILLER.TYPE not in _WITHOUT_TEACHER else None
     if vanilla is not None:
         ensure_trained(vanilla, bundle)
     # Seeded here, so that the weights depend neither on what was trained before nor on the method.
@@ -265,15 +267,10 @@ def _is_finished(run: RunFolder, cfg: CfgNode) -> bool:
 
 
 def _teacher(cfg: CfgNode, bundle: DataBundle, device: torch.device) -> nn.Module:
+    needed = needed_teacher(cfg)
     checkpoint = cfg.DISTILLER.TEACHER_CHECKPOINT
-    if not checkpoint:
-        epochs = cfg.DISTILLER.TEACHER_EPOCHS or cfg.SOLVER.EPOCHS
-        sftn = cfg.DISTILLER.TEACHER_STAGE == "SFTN"
-        role, branches_of = ("sftn", cfg.DISTILLER.STUDENT) if sftn else ("teacher", "")
-        trained = ensure_trained(
-            prerequisite(cfg, cfg.DISTILLER.TEACHER, epochs, role, branches_of=branches_of), bundle
-        )
-        checkpoint = trained.log_folder / "student_latest"
+    if needed is not None:
+        checkpoint = ensure_trained(needed, bundle).log_folder / "student_latest"
 
     def read(path: str | Path, what: str) -> Any:
         return processes.from_main(lambda: load_torch(path, what))
@@ -284,6 +281,16 @@ def _teacher(cfg: CfgNode, bundle: DataBundle, device: torch.device) -> nn.Modul
     if plant.CLASSES:
         teacher = PlantedTeacher(teacher, plant.CLASSES, bundle.num_classes, plant.STRENGTH).to(device)
     return teacher.eval()
+
+
+def needed_teacher(cfg: CfgNode) -> CfgNode | None:
+    """Return the config of the teacher's run; None where the config names a checkpoint or needs no teacher."""
+    if cfg.DISTILLER.TYPE in _WITHOUT_TEACHER or cfg.DISTILLER.TEACHER_CHECKPOINT:
+        return None
+    epochs = cfg.DISTILLER.TEACHER_EPOCHS or cfg.SOLVER.EPOCHS
+    sftn = cfg.DISTILLER.TEACHER_STAGE == "SFTN"
+    role, branches_of = ("sftn", cfg.DISTILLER.STUDENT) if sftn else ("teacher", "")
+    return prerequisite(cfg, cfg.DISTILLER.TEACHER, epochs, role, branches_of=branches_of)
 
 
 def named_reference(cfg: CfgNode) -> tuple[CfgNode, CfgNode | None]:
