@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import time
 from pathlib import Path
@@ -13,10 +14,12 @@ import numpy as np
 import pytest
 
 from tests.analysis.planted_runs import write_run
+from tllm_plugin.analysis.comparison import Count, Spread
 from tllm_plugin.analysis.loaded_run import load_run
+from tllm_plugin.analysis.nulls import NullCount
 from tllm_plugin.analysis.study import build_study
 from tllm_plugin.cli import main
-from tllm_plugin.report.findings import findings, next_steps
+from tllm_plugin.report.findings import against_null, findings, next_steps
 from tllm_plugin.report.page import write_report, write_report_if_possible
 
 HURT = (3, 8)
@@ -91,6 +94,23 @@ def test_findings(tmp_path: Path) -> None:
     )
     steps = " ".join(next_steps(study))
     assert "one seed" in steps and "TLLM.DETECTOR.TYPE after" in steps and "second vanilla" not in steps
+
+
+@pytest.mark.parametrize(
+    "found, deviation, p_value, told",
+    [
+        (3.0, 1.0, math.nan, "no more than"),
+        (3.0, 1.0, 0.01, "no more than"),
+        (4.0, 1.0, math.nan, "not clearly more than"),
+        (4.0, 1.0, 0.2, "not clearly more than"),
+        (6.0, 1.0, math.nan, "more than"),
+        (4.0, 1.0, 0.05, "more than"),
+        (4.0, math.nan, math.nan, "more than"),
+    ],
+)
+def test_a_count_against_its_null(found: float, deviation: float, p_value: float, told: str) -> None:
+    null = NullCount(3.0, deviation, "vanilla", 2)
+    assert against_null(Count(Spread(found, math.nan, 1), null, p_value)) == told
 
 
 @pytest.mark.parametrize(

@@ -143,10 +143,10 @@ def _accuracy(study: Study, method: Method, comparison: Comparison) -> str:
 
 def _hurt(study: Study, method: Method, comparison: Comparison) -> str:
     count, classes = comparison.hurt_count, len(study.class_names)
-    told = "no more than" if not _above_null(count) else "more than"
     null = "vanilla runs lose to each other" if count.null.source == "vanilla" else "chance gives"
     sentence = (
-        f"Below it on {_plain(count.found.mean)} of {classes} classes, {told} the {_plain(count.null.mean)} {null}; "
+        f"Below it on {_plain(count.found.mean)} of {classes} classes, {against_null(count)} the "
+        f"{_plain(count.null.mean)} {null}; "
     )
     sure = np.nonzero(comparison.surely_hurt)[0]
     if not len(sure):
@@ -178,11 +178,16 @@ def _flagged(study: Study, method: Method, comparison: Comparison) -> str:
     )
 
 
-def _above_null(count: Count) -> bool:
+def against_null(count: Count) -> str:
+    """Return "no more than", "not clearly more than" or "more than", by the p-value or two standard deviations."""
+    if count.found.mean <= count.null.mean:
+        return "no more than"
     if count.p_value == count.p_value:
-        return count.p_value <= 0.05 and count.found.mean > count.null.mean
-    spread = count.null.std if count.null.std == count.null.std else 0.0
-    return count.found.mean > count.null.mean + 2.0 * spread
+        clear = count.p_value <= 0.05
+    else:
+        spread = count.null.std if count.null.std == count.null.std else 0.0
+        clear = count.found.mean > count.null.mean + 2.0 * spread
+    return "more than" if clear else "not clearly more than"
 
 
 def _names(study: Study, indices: Sequence[int] | np.ndarray, comparison: Comparison | None = None) -> str:
