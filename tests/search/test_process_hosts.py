@@ -122,6 +122,16 @@ def test_a_child_holds_the_lock_of_a_worker_that_died(tmp_path: Path) -> None:
     assert not is_held(tmp_path / "lock")
 
 
+def test_a_command_is_stopped_where_interrupts_are_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        child = subprocess.Popen(["sleep", "30"])
+        process._stop(child)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert child.returncode == -signal.SIGTERM
+
+
 @pytest.mark.parametrize("swallowed, code", [(1, 7), (1000, -signal.SIGKILL)])
 def test_a_command_that_swallows_an_interrupt_is_interrupted_again_and_killed_in_the_end(
     swallowed: int, code: int, monkeypatch: pytest.MonkeyPatch

@@ -210,8 +210,10 @@ class ProcessSearch:
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """Interrupt a command as Ctrl-C does, again if it goes on (a callback may swallow the exception); then kill it."""
+    # What a script starts in the background ignores that signal, and so do its children.
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     for _ in range(_INTERRUPTS):
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM if ignored else signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             process.wait(_PATIENCE_SECONDS)
             return
