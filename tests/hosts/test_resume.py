@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.hosts.conftest import Trained
 from tests.hosts.digits_runs import BASE, CONFIG, EPOCHS, assert_equal, assert_same_run, load_latest, make_config, train
 from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.hosts.adapter import _TLLMTrainer
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
 from tllm_plugin.runs.run_folder import RunFolder
@@ -99,15 +101,87 @@ def test_interrupted_with_step_schedule(
     assert_same_run(train(tmp_path / "parts", *options, resume=True), whole)
 
 
-def test_interrupted_between_checkpoint_and_scores(
+def interrupt_before(patch: pytest.MonkeyPatch, method: str) -> None:
+    """Make the next run raise KeyboardInterrupt where it comes to a method of the trainer for the second time."""
+    original, calls = getattr(BaseTrainer, method), [0]
+
+    def interrupted(self: BaseTrainer, *given: Any, **named: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise KeyboardInterrupt
+        return original(self, *given, **named)
+
+    patch.setattr(BaseTrainer, method, interrupted)
+
+
+@pytest.mark.parametrize("method", ["save_checkpoint", "write_metrics"])
+def test_interrupted_between_files(
+    method: str, uninterrupted: RunFolder, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_before(patch, method)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, *trained.detecting)
+    run = RunFolder.find(tmp_path / "digits/kd-digits_student-seed0")
+    assert run.read_curves()["epochs"].tolist() == [1, 2]
+    assert load_latest(run)["epoch"] == (1 if method == "save_checkpoint" else 2)
+    assert_same_run(train(tmp_path, *trained.detecting, resume=True), uninterrupted)
+
+
+def test_a_checkpoint_from_before_its_epoch_was_scored(
     uninterrupted: RunFolder, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(BaseTrainer, "write_metrics", lambda self, **results: (_ for _ in ()).throw(KeyboardInterrupt))
+        # The order in which other hosts do it, and an earlier version of this one.
+        patch.setattr(_TLLMTrainer, "score_holdout", lambda self, epoch: None)
+        interrupt_before(patch, "write_metrics")
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, *trained.detecting)
-    assert not RunFolder.find(tmp_path / "digits/kd-digits_student-seed0").curves_npz.exists()
+    run = RunFolder.find(tmp_path / "digits/kd-digits_student-seed0")
+    assert load_latest(run)["model"]["_extra_state"]["carried"]["curves"]["epochs"].tolist() == [1]
+    assert load_latest(run)["epoch"] == 2
     assert_same_run(train(tmp_path, *trained.detecting, resume=True), uninterrupted)
+
+
+def test_files_every_so_many_seconds(
+    uninterrupted: RunFolder, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (*trained.detecting, "LOG.SAVE_SECONDS", "1000")
+    written: list[int] = []
+    original = BaseTrainer.save_epoch
+    monkeypatch.setattr(
+        BaseTrainer,
+        "save_epoch",
+        lambda self, epoch, **how: (written.append(epoch), original(self, epoch, **how))[1],
+    )
+    assert_same_run(train(tmp_path / "whole", *options), uninterrupted)
+    assert written == [EPOCHS]
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3, 2)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "parts", *options, "LOG.SAVE_CHECKPOINT_FREQ", "2")
+    folder = job.log_folder(make_config(tmp_path / "parts", *options))
+    assert load_latest(RunFolder.inside(folder))["epoch"] == 2 and (folder / "epoch_2").exists()
+    resumed = train(tmp_path / "parts", *options, resume=True)
+    assert_same_run(resumed, uninterrupted)
+    best = [torch.load(run.student_best_holdout, weights_only=True) for run in (resumed, uninterrupted)]
+    assert_equal(*best)
+
+
+def test_what_is_trained_again_is_logged_once(
+    uninterrupted: RunFolder, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_before(patch, "save_checkpoint")
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, *trained.detecting)
+    folder = job.log_folder(make_config(tmp_path, *trained.detecting))
+    assert "epoch: 2\n" in (folder / "worklog.txt").read_text()
+    train(tmp_path, *trained.detecting, resume=True)
+    logs = [(path / "worklog.txt").read_text() for path in (folder, uninterrupted.log_folder)]
+    assert logs[0] == logs[1]
+    events = EventAccumulator(str(folder / "train.events")).Reload()
+    assert [event.step for event in events.Scalars("train_loss")] == [1, 2, 3]
 
 
 def test_a_run_of_an_earlier_version_goes_on_although_keys_were_added(trained: Trained, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.hosts.digits_runs import EPOCHS, assert_equal, assert_same_run, make_
 from tests.search.staged import SAVING, epochs_trained  # noqa: F401  (fixture)
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.search import shared_prefix
 from tllm_plugin.search.parting import shared_with
 from tllm_plugin.search.shared_prefix import fork, run_sharing
 
@@ -56,6 +58,35 @@ def test_equals_the_run_alone(
     assert_equal(*best)
     logs = [(run.log_folder / "worklog.txt").read_text() for run in (alone, shared)]
     assert logs[0] == logs[1]
+
+
+def test_killed_before_a_shared_run_was_whole(
+    trained: Trained,  # noqa: F811
+    base: RunFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cfg = make_config(tmp_path / "shared", *after(trained, "1.0"))
+    with monkeypatch.context() as patch:
+        patch.setattr(shared_prefix, "_finish", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_sharing(base, cfg)
+    assert_same_run(train(tmp_path / "alone", *after(trained, "1.0")), run_sharing(base, cfg))
+
+
+def test_without_its_best_student_a_checkpoint_is_not_shared(
+    trained: Trained,  # noqa: F811
+    base: RunFolder,
+    tmp_path: Path,
+    epochs_trained: list[int],  # noqa: F811
+) -> None:
+    # As an earlier version left it behind.
+    old = RunFolder.inside(shutil.copytree(base.log_folder, tmp_path / "old"))
+    for path in old.path.glob("student_best_holdout_*"):
+        path.unlink()
+    shared = run_sharing(old, make_config(tmp_path / "shared", *after(trained, "0.67")))
+    assert epochs_trained == [1, 2, 3]
+    assert_same_run(train(tmp_path / "alone", *after(trained, "0.67")), shared)
 
 
 def test_what_flags_before_training_shares_nothing(trained: Trained, base: RunFolder, tmp_path: Path) -> None:  # noqa: F811

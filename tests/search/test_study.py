@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ class Recorder:
         return 1.0 - abs(values[ETA] - 0.05)
 
 
-@pytest.mark.parametrize("storage", ["", "journal:{}/study.journal"])
+@pytest.mark.parametrize("storage", ["", "journal:{}/study.journal", "sqlite:///{}/other.db"])
 def test_the_grid_is_done_once(storage: str, tmp_path: Path) -> None:
     record = Recorder()
     address = storage.format(tmp_path)
@@ -124,5 +126,52 @@ def test_a_trial_of_a_living_worker_is_left_alone(tmp_path: Path) -> None:
     "address", ["nonsense", "sqlite:////no/such/folder/study.db", "nodb://x", "journal:/no/such/f"]
 )
 def test_a_storage_that_cannot_be_opened(address: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Expected `--storage` to be sqlite:///FILE"):
+    with pytest.raises(ConfigError, match="Expected `--storage` to be journal:FILE"):
         SharedStudy(address, tmp_path, GRID)
+
+
+def test_a_search_of_an_earlier_version_goes_on_in_its_database(tmp_path: Path) -> None:
+    record = Recorder()
+    SharedStudy(f"sqlite:///{tmp_path / 'study.db'}", tmp_path, GRID).work(record)
+    SharedStudy("", tmp_path, GRID).work(lambda values, trial: pytest.fail("it was done"))
+    assert not (tmp_path / "study.journal").exists()
+
+
+@pytest.mark.parametrize("left", [b"{", b'{"op_code": 4, "worker_id": "x"', b"\0\0"])
+def test_half_a_line_of_a_journal_is_removed(left: bytes, tmp_path: Path) -> None:
+    record = Recorder()
+    SharedStudy("", tmp_path, GRID).work(record)
+    journal = tmp_path / "study.journal"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + left)
+    again = SharedStudy("", tmp_path, (Dimension(ETA, (0.3,)),))
+    again.work(record)
+    assert [values[ETA] for values in record.seen] == [0.1, 0.05, 0.02, 0.3]
+    assert journal.read_bytes().startswith(whole) and left not in journal.read_bytes()[len(whole) :].splitlines()
+    assert len(SharedStudy("", tmp_path, GRID).finished()) == 3
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from tllm_plugin.search.study import open_journal
+
+storage = open_journal(Path(sys.argv[1]))
+storage._backend._lock.acquire()
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_journal_s_lock_dies_with_its_process(tmp_path: Path) -> None:
+    study = SharedStudy("", tmp_path, GRID)
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "study.journal")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == b"held\n"
+            assert is_held(tmp_path / "study.journal.lock")
+        finally:
+            process.kill()
+    assert not is_held(tmp_path / "study.journal.lock")
+    study.work(Recorder())
+    assert len(study.finished()) == 3

@@ -68,8 +68,8 @@ def add_parser(commands: Any) -> None:
         "--storage",
         default="",
         metavar="ADDRESS",
-        help="where workers meet: sqlite:///FILE, journal:FILE (network file systems), or a database that Optuna takes "
-        "(default: SQLite in the search's folder)",
+        help="where workers meet: journal:FILE, sqlite:///FILE, or another database that Optuna takes (default: a "
+        "journal in the search's folder)",
     )
     parser.add_argument(
         "--retrain", action="store_true", help="train the final student on everything but the detection hold-out"
@@ -86,9 +86,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--checkpoint-every",
         type=int,
-        default=1,
         metavar="EPOCHS",
-        help="epochs between checkpoints: more saves disk, fewer shares more (default: 1)",
+        help="epochs between the checkpoints that later trials can begin from: more saves disk, fewer shares more "
+        "(default: every epoch, on the embedded host not within two seconds; where one of the values given with --eta "
+        "parts from another, it keeps one in any case)",
     )
     add_overrides(parser, "; for repdistiller its own arguments after --")
     parser.set_defaults(run=run, parser=parser)
@@ -108,7 +109,7 @@ def run(options: argparse.Namespace) -> None:
     space, problems = parse_space(words, opened.cfg)
     problems = [*opened.problems, *problems]
     problems += check_space(space or [*parse_space([f"{ETA}=0.1"], opened.cfg)[0]], options.trials)
-    if options.checkpoint_every < 1:
+    if options.checkpoint_every is not None and options.checkpoint_every < 1:
         problems.append(f"Expected `--checkpoint-every` to be at least 1, but got {options.checkpoint_every}")
     refuse(problems)
     try:

@@ -45,7 +45,7 @@ def _embedded(options: argparse.Namespace, opts: Sequence[str]) -> Opened:
         cfg, problems = default_config(), str(error).splitlines()
         cfg.SOLVER.TRAINER, cfg.DISTILLER.TYPE = "tllm", "KD"
     problems += check_config(cfg)
-    return Opened(cfg, problems, lambda space: EmbeddedSearch(cfg, space, options.checkpoint_every, words))
+    return Opened(cfg, problems, lambda space: EmbeddedSearch(cfg, space, options.checkpoint_every or 0, words))
 
 
 def _mdistiller(options: argparse.Namespace, opts: Sequence[str]) -> Opened:
@@ -58,7 +58,7 @@ def _mdistiller(options: argparse.Namespace, opts: Sequence[str]) -> Opened:
     if not problems:
         problems = check_config(cfg)
     cfg.freeze()
-    return Opened(cfg, problems, lambda space: MdistillerSearch(cfg, space, options.checkpoint_every, words))
+    return Opened(cfg, problems, lambda space: MdistillerSearch(cfg, space, options.checkpoint_every or 1, words))
 
 
 def _repdistiller(options: argparse.Namespace, opts: Sequence[str]) -> Opened:

@@ -143,9 +143,20 @@ class _TLLMTrainer:
                 epochs_done=self.cfg.SOLVER.EPOCHS,
             )
 
+    def score_holdout(self, epoch: int) -> None:
+        # A host that has such a method calls it before it saves; then its checkpoints hold the scores.
+        self.teaching.score(epoch, self._predictor(), self.tf_writer)
+
+    def save_epoch(self, epoch: int, *, kept: bool) -> None:
+        # A host that has such a method calls it when files are to be written.
+        self.teaching.write(epoch, kept=kept)
+        super().save_epoch(epoch, kept=kept)  # type: ignore[misc]
+
     def finish(self) -> None:
         # A host that has such a method calls it before it declares the run finished.
         self._catch_up(self.cfg.SOLVER.EPOCHS)
+        # A run that was resumed after its last epoch may have a checkpoint and no other files.
+        self.teaching.write(self.cfg.SOLVER.EPOCHS)
         super().finish()  # type: ignore[misc]
 
     def _catch_up(self, epoch: int) -> None:

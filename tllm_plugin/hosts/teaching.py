@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +21,7 @@ from tllm_plugin.core.wrapper import TLLMWrapper
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.tensorboard import log_holdout
 from tllm_plugin.hosts.tllm_node import build_detector
-from tllm_plugin.runs.atomic import save_torch
+from tllm_plugin.runs.atomic import save_torch, write_link
 from tllm_plugin.runs.flags_file import ClassFlag, FlagsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.runs.split_file import SplitRecord
@@ -58,9 +59,10 @@ class Teaching:
     """Everything that TLLM adds to a run, in the order in which a trainer needs it.
 
     The constructor cuts the hold-out and wraps the distiller; `open` names the folder; `catch_up` scores an epoch that
-    has been trained and updates the flags. All state travels in the wrapper's checkpoint. A host saves that
-    before an epoch is scored; after a resume the missing score is made up from the same weights, so the result is the
-    same. Of several processes each scores a part of the hold-out, all come to the same flags, and the main one writes.
+    has been trained, updates the flags and writes. All state travels in the wrapper's checkpoint. A host that saves
+    that before an epoch is scored loses nothing: after a resume the missing score is made up from the same weights, so
+    the result is the same. Of several processes each scores a part of the hold-out, all come to the same flags, and the
+    main one writes.
 
     Args:
         node: `cfg.TLLM`.
@@ -111,8 +113,9 @@ class Teaching:
         self.wrapper.set_undistillable(self.detector.flags)
         self._teacher_prediction: Tensor | None = None
         self._holdout_accuracy: dict[int, float] = {}
+        self._unsaved_best: dict[str, Any] | None = None
         self.run: RunFolder | None = None
-        #: Is shown the search curves after every epoch; what it raises ends the run, which can be resumed.
+        #: Is shown the search curves after every epoch that is scored; what it raises ends the run.
         self.watch: Callable[[Curves], None] | None = None
 
     def open(self, log_folder: str) -> RunFolder:
@@ -132,15 +135,19 @@ class Teaching:
         return self.run
 
     def catch_up(self, epoch: int, predict: Callable[[Tensor], Tensor], writer: SummaryWriter | None = None) -> None:
-        """Score the hold-out after `epoch` and update the flags, unless that has been done.
+        """Score the hold-out after `epoch`, update the flags and write, unless that has been done; see `score`."""
+        if epoch and epoch not in self.curves.epochs:
+            self.score(epoch, predict, writer)
+            self.write(epoch)
+
+    def score(self, epoch: int, predict: Callable[[Tensor], Tensor], writer: SummaryWriter | None = None) -> None:
+        """Score the hold-out after `epoch` and update the flags; nothing is written but what goes to TensorBoard.
 
         Args:
-            epoch: The last epoch trained; 0 does nothing.
+            epoch: The last epoch trained.
             predict: Image batch -> student logits, in evaluation mode.
             writer: The host's TensorBoard writer.
         """
-        if epoch == 0 or epoch in self.curves.epochs:
-            return
         samples = _score(predict, self.holdout_loader, self._teacher_predictions())
         self.curves.append(epoch, samples)
         if self.search_loader is not None:
@@ -166,13 +173,12 @@ class Teaching:
                 reference=getattr(self.detector, "reference", None),
                 class_names=self.class_names,
             )
-        self._keep_best(epoch)
-        self.write(epoch)
+        self._note_best(epoch)
         if self.watch is not None:
             self.watch(self.search_curves)
 
-    def _keep_best(self, epoch: int) -> None:
-        """Save the student if no earlier epoch was better on the hold-out, classes counting alike."""
+    def _note_best(self, epoch: int) -> None:
+        """Copy the student if no earlier epoch was better on the hold-out, classes counting alike."""
         if self.run is None or not len(self.split.holdout):
             return
         for earlier in self.curves.epochs:
@@ -180,13 +186,24 @@ class Teaching:
                 self._holdout_accuracy[earlier] = self.curves.mean_accuracy(earlier)
         accuracy = self._holdout_accuracy[epoch]
         if accuracy >= max(self._holdout_accuracy.values()):
-            student = {"model": self.wrapper.student.state_dict(), "epoch": epoch, "holdout_accuracy": accuracy}
-            save_torch(self.run.student_best_holdout, student)
+            # The weights go on changing before it is written.
+            weights = deepcopy(self.wrapper.student.state_dict())
+            self._unsaved_best = {"model": weights, "epoch": epoch, "holdout_accuracy": accuracy}
 
-    def write(self, epoch: int) -> None:
-        """Write curves and flags as they are after `epoch`."""
+    def write(self, epoch: int, *, kept: bool = False) -> None:
+        """Write curves, flags and the best student as they are after `epoch`.
+
+        Args:
+            epoch: The last one that was scored.
+            kept: Whether the host keeps its checkpoint of that epoch. Then the best student until then is kept, too.
+        """
         if self.run is None:
             return
+        if self._unsaved_best is not None:
+            save_torch(self.run.student_best_holdout, self._unsaved_best)
+            self._unsaved_best = None
+        if kept and len(self.split.holdout):
+            write_link(self.run.student_best_until(epoch), self.run.student_best_holdout)
         self.run.write_curves(self.curves.state_dict())
         if self.search_loader is not None:
             self.run.write_search_curves(self.search_curves.state_dict())

@@ -127,7 +127,7 @@ def save_torch(path: str | os.PathLike[str], obj: object) -> None:
 
 
 def write_link(path: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:
-    """Give the file `source`, in the same folder, the further name `path`, atomically; a copy where links cannot be.
+    """Give the file `source` the further name `path`, atomically; a copy where links cannot be, as between disks.
 
     Since every writer here replaces files instead of changing them, either name keeps its content when the other gets
     a new one. See `atomic_writer` for what is raised.

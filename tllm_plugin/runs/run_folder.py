@@ -82,6 +82,10 @@ class RunFolder:
         """Weights of the student after the epoch that was best on the hold-out (hosts choose theirs on test data)."""
         return self.path / "student_best_holdout"
 
+    def student_best_until(self, epoch: int) -> Path:
+        """Return where `student_best_holdout` stays as it was after an epoch whose checkpoint is kept."""
+        return self.path / f"student_best_holdout_{epoch}"
+
     @property
     def split_json(self) -> Path:
         """The hold-outs; `SplitRecord`."""

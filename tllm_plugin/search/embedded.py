@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from yacs.config import CfgNode
 
@@ -13,10 +15,12 @@ from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.search.follower import Followers
 from tllm_plugin.search.host import SEARCH_FRACTION, Baselines, Watch, digest, tllm_digest
+from tllm_plugin.search.keeping import MOST_TRIALS, SECONDS, Keeping
 from tllm_plugin.search.locks import each_under_its_lock, held
 from tllm_plugin.search.shared_prefix import run_sharing
-from tllm_plugin.search.space import TYPE, Dimension, Values, detector_kinds, with_values
+from tllm_plugin.search.space import TYPE, Dimension, Values, detector_kinds, grid, with_values
 
 NAME = "EXPERIMENT.NAME"
 _NO_EFFECT = ("EXPERIMENT.NAME", "EXPERIMENT.TAG", "EXPERIMENT.PROJECT", "DATASET.NUM_WORKERS", "DATASET.DOWNLOAD")
@@ -27,26 +31,28 @@ class EmbeddedSearch:
 
     The folder of a search is named after everything but what can be searched, and that of a trial after the rest: a
     search that is repeated, or made with other values, finds what has been trained. Test data is looked at once per
-    run, after its last epoch.
+    run, after its last epoch. Files are written where trials part, and every few seconds.
 
     Args:
         cfg: Checked and frozen. Without a search hold-out it gets one of the size of the detection hold-out.
         space: What is searched.
-        checkpoint_every: Epochs between the checkpoints that trials can part from.
+        checkpoint_every: Epochs between the checkpoints that are kept besides those from which known trials part; 0:
+            as often as `Keeping` does it by itself.
         words: The command line's `--cfg FILE KEY VALUE ...`, to say what to do next.
     """
 
     def __init__(
-        self, cfg: CfgNode, space: Sequence[Dimension], checkpoint_every: int = 1, words: Sequence[str] = ()
+        self, cfg: CfgNode, space: Sequence[Dimension], checkpoint_every: int = 0, words: Sequence[str] = ()
     ) -> None:
         fraction = cfg.TLLM.HOLDOUT.SEARCH_FRACTION or cfg.TLLM.HOLDOUT.FRACTION
         self._asked = with_values(cfg, {SEARCH_FRACTION: fraction})
         # What a run looks like on test data while it is trained is of no interest here.
-        self.cfg = with_values(self._asked, {"LOG.TEST_FREQ": 0})
+        self.cfg = with_values(self._asked, {"LOG.TEST_FREQ": 0, "LOG.SAVE_SECONDS": SECONDS})
         self.space = tuple(space)
         self.checkpoint_every = checkpoint_every
         self.words = tuple(words)
         self._trials: dict[str, CfgNode] = {}
+        self._followers = Followers()
         run_name = job.experiment_name(cfg)[len(cfg.EXPERIMENT.PROJECT) + 1 :]
         self._name = f"{run_name}-search-{self._digest()}"
         self.folder = Path(cfg.LOG.PREFIX) / cfg.EXPERIMENT.PROJECT / self._name
@@ -101,7 +107,14 @@ class EmbeddedSearch:
         # Another worker may have drawn the same values.
         with held(self.folder / "locks" / run.log_folder.name):
             others = [other for other in others if other.path != run.path]
-            return run_sharing(baselines.taught, self.trial(values), self.bundle, others=others, watch=watch)
+            cfg = self.trial(values)
+            how: dict[str, Any] = {
+                "others": others,
+                "watch": watch,
+                "keep": self._keep(cfg),
+                "followers": self._followers,
+            }
+            return run_sharing(baselines.taught, cfg, self.bundle, **how)
 
     def train_final(self, values: Values) -> RunFolder:
         """Return the finished run of the chosen values on everything but the detection hold-out.
@@ -119,11 +132,36 @@ class EmbeddedSearch:
     def _trained(self, **wanted: CfgNode | None) -> dict[str, RunFolder]:
         """Return finished runs of the configs that are there, by the names of their locks."""
 
-        def trained(cfg: CfgNode, _: int) -> RunFolder:
-            return job.ensure_trained(cfg, self.bundle)
+        def trained(name: str, cfg: CfgNode, _: int) -> RunFolder:
+            # Asked only now: what was trained before may be a reference.
+            keep = self._keep(cfg) if name == "taught" else None
+            return job.ensure_trained(cfg, self.bundle, keep=keep)
 
-        tasks = {name: partial(trained, cfg) for name, cfg in wanted.items() if cfg is not None}
+        tasks = {name: partial(trained, name, cfg) for name, cfg in wanted.items() if cfg is not None}
         return each_under_its_lock(self.folder / "locks", tasks)
+
+    def _keep(self, cfg: CfgNode) -> job.Keep | None:
+        """Return what says which checkpoints of a run are kept besides those of `checkpoint_every`."""
+        waiting = self._waiting()
+        if waiting is None:
+            return None if self.checkpoint_every else lambda curves, detector: True
+        run = RunFolder.inside(job.log_folder(cfg))
+        seconds = math.inf if self.checkpoint_every else SECONDS
+        return Keeping(run, cfg, waiting, self.bundle.class_names, self._followers, seconds)
+
+    def _waiting(self) -> list[CfgNode] | None:
+        """Return the trials that are to be trained, with their references; None where that cannot be told now."""
+        combinations = grid(self.space) if all(item.choices for item in self.space) else []
+        if not 0 < len(combinations) <= MOST_TRIALS:
+            return None
+        waiting = []
+        for values in combinations:
+            cfg, vanilla = job.named_reference(self.trial(values))
+            if vanilla is not None and not RunFolder.inside(job.log_folder(vanilla)).is_finished():
+                return None  # Another worker is at it.
+            if not self.run_of(values).is_finished():
+                waiting.append(cfg)
+        return waiting
 
     def _vanilla(self) -> CfgNode | None:
         kinds = detector_kinds(self.space, self.cfg)
@@ -131,7 +169,7 @@ class EmbeddedSearch:
         return next((vanilla for vanilla in found if vanilla is not None), None)
 
     def _inside(self, name: str, values: Values) -> CfgNode:
-        frequency = {"LOG.SAVE_CHECKPOINT_FREQ": self.checkpoint_every}
+        frequency = {"LOG.SAVE_CHECKPOINT_FREQ": self.checkpoint_every or self.epochs}
         return with_values(self.cfg, {**values, NAME: f"{self._name}/{name}", **frequency})
 
     def _digest(self) -> str:
@@ -139,7 +177,8 @@ class EmbeddedSearch:
         default = default_config()
         plain = self.cfg.clone()
         plain.defrost()
-        plain.LOG = default.LOG
+        # As before there was a choice, so that what was searched then is found.
+        plain.LOG = CfgNode({key: value for key, value in default.LOG.items() if key != "SAVE_SECONDS"})
         plain.TLLM = default.TLLM
         for name in ("DISTILLER", "TRAINER", "HOLDOUT"):
             plain.TLLM[name] = self.cfg.TLLM[name]

@@ -99,7 +99,7 @@ class MdistillerSearch(ProcessSearch):
         carried = next(value for name, value in state["model"].items() if name.endswith("_extra_state"))["carried"]
         curves = Curves.from_state(to_state(best.run.read_curves()))
         watched = carried["curves"]["epochs"].tolist()
-        carried["detector"] = replayed(cfg, best.run, curves, watched).state_dict()
+        carried["detector"] = replayed(cfg, best, curves, watched).state_dict()
         note_parting(run.create(), best)
         save_torch(run.log_folder / "latest", state)
         logger.info("%s shares %d epochs with %s", wanted.name, best.epochs, best.run.log_folder.name)

@@ -12,17 +12,16 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
-from tllm_plugin.core.detectors import DETECTORS, Detector
+from tllm_plugin.core.detectors import Detector
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.hosts.embedded.checkpoint import changed_keys
 from tllm_plugin.hosts.embedded.same_run import FREE_KEYS
-from tllm_plugin.hosts.tllm_node import TREATMENT, build_detector
 from tllm_plugin.runs.atomic import write_json
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.fields import count, field, text
 from tllm_plugin.runs.flags_file import FlagsRecord
 from tllm_plugin.runs.reading import read_json, schema_of
 from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.search.follower import Follower, Followers, new_detector
 
 _KIND, _VERSION = "fork", 1
 
@@ -35,23 +34,29 @@ class Parting:
         run: The recorded one.
         epochs: How many epochs need not be trained.
         checkpoint: Of that epoch; None if there is none, or nothing is shared.
+        follower: Has watched the recorded run with the new one's detector until they part.
     """
 
     run: RunFolder
     epochs: int
     checkpoint: Path | None
+    follower: Follower
 
 
-def latest_parting(recorded: Sequence[tuple[RunFolder, CfgNode]], cfg: CfgNode) -> Parting | None:
+def latest_parting(
+    recorded: Sequence[tuple[RunFolder, CfgNode]], cfg: CfgNode, followers: Followers | None = None
+) -> Parting | None:
     """Return the parting from the run that shares the most epochs, the first of equals; None without runs.
 
     Args:
         recorded: Runs and their configs; see `parting`.
         cfg: As in `parting`.
+        followers: Those that have watched the runs already.
     """
+    followers = followers or Followers()
     best: Parting | None = None
     for run, old in recorded:
-        found = parting(run, old, cfg)
+        found = parting(run, old, cfg, followers)
         if best is None or found.epochs > best.epochs:
             best = found
         if best.epochs == cfg.SOLVER.EPOCHS:
@@ -59,24 +64,26 @@ def latest_parting(recorded: Sequence[tuple[RunFolder, CfgNode]], cfg: CfgNode) 
     return best
 
 
-def parting(run: RunFolder, old: CfgNode, cfg: CfgNode) -> Parting:
+def parting(run: RunFolder, old: CfgNode, cfg: CfgNode, followers: Followers) -> Parting:
     """Return where the run of `cfg` parts from a recorded one; nothing is written.
 
     Args:
         run: Finished; its checkpoints are named `epoch_N` and `latest`.
         old: Its config, which differs from `cfg` in nothing but `FREE_KEYS`.
         cfg: Checked and frozen, its reference named.
+        followers: Those that have watched the run already.
     """
-    treated_alike = DETECTORS[old.TLLM.DETECTOR.TYPE].smooths_labels == DETECTORS[cfg.TLLM.DETECTOR.TYPE].smooths_labels
-    treated_alike = treated_alike and not any(key in TREATMENT for key in changed_keys(old, cfg))
     curves = Curves.from_state(to_state(run.read_curves()))
     flags = run.read_flags()
-    epoch = _first_difference(_detector(cfg, flags, curves), curves, _epochs_flagged(flags), treated_alike)
-    checkpoint = _checkpoint(run, epoch)
+    follower = followers.of(run, old, cfg, class_names=_class_names(flags), holdout=curves)
+    follower.watch(curves, _epochs_flagged(flags))
+    recorded = curves.epochs[-1] if curves.epochs else 0
+    checkpoint = _checkpoint(run, recorded if follower.parted_after is None else follower.parted_after)
     if checkpoint is None:
-        return Parting(run, 0, None)
+        return Parting(run, 0, None, follower)
     kept = checkpoint.name.removeprefix("epoch_")
-    return Parting(run, run.read_metrics().epochs_done if kept == "latest" else int(kept), checkpoint)
+    epochs = run.read_metrics().epochs_done if kept == "latest" else int(kept)
+    return Parting(run, epochs, checkpoint, follower)
 
 
 def refuse_other_run(run: RunFolder, changed: Sequence[str]) -> None:
@@ -89,9 +96,11 @@ def refuse_other_run(run: RunFolder, changed: Sequence[str]) -> None:
         )
 
 
-def replayed(cfg: CfgNode, run: RunFolder, curves: Curves, epochs: Sequence[int]) -> Detector:
-    """Return the detector of `cfg` after it has watched some epochs of a recorded run."""
-    detector = _detector(cfg, run.read_flags(), curves)
+def replayed(cfg: CfgNode, shared: Parting, curves: Curves, epochs: Sequence[int]) -> Detector:
+    """Return the detector of `cfg` after it has watched the first epochs of the run that `cfg` parts from."""
+    if epochs and shared.follower.watched == epochs[-1]:
+        return shared.follower.detector
+    detector = new_detector(cfg, _class_names(shared.run.read_flags()), curves)
     for epoch in epochs:
         detector.update(epoch, curves.samples_at(epoch))
     return detector
@@ -118,35 +127,12 @@ def shared_with(run: RunFolder) -> tuple[int, RunFolder | None]:
     return field(content, "shared_epochs", count), RunFolder.inside(parent)
 
 
-def _first_difference(detector: Detector, curves: Curves, flagged_at: Tensor, treated_alike: bool) -> int:
-    """Return the epoch after which training differs (0: from the beginning), or the last one recorded.
-
-    Args:
-        detector: New; watches the curves.
-        curves: Of the recorded run.
-        flagged_at: (C,) int64, the epoch after which the recorded run flagged a class, -1 for never.
-        treated_alike: Whether both runs do the same with flagged classes.
-    """
-    for epoch in (0, *curves.epochs):
-        flags = detector.update(epoch, curves.samples_at(epoch)) if epoch else detector.flags
-        recorded = (flagged_at >= 0) & (flagged_at <= epoch)
-        if not flags.equal(recorded) or (bool(recorded.any()) and not treated_alike):
-            return epoch
-    return curves.epochs[-1] if curves.epochs else 0
+def _class_names(flags: FlagsRecord) -> tuple[str, ...]:
+    return tuple(item.name for item in flags.classes)
 
 
 def _epochs_flagged(flags: FlagsRecord) -> Tensor:
     return torch.tensor([-1 if item.epoch_flagged is None else item.epoch_flagged for item in flags.classes])
-
-
-def _detector(cfg: CfgNode, flags: FlagsRecord, curves: Curves) -> Detector:
-    return build_detector(
-        cfg.TLLM,
-        class_names=tuple(item.name for item in flags.classes),
-        total_epochs=cfg.SOLVER.EPOCHS,
-        holdout=curves,
-        has_teacher=cfg.DISTILLER.TYPE != "NONE",
-    )
 
 
 def _checkpoint(run: RunFolder, epoch: int) -> Path | None:

@@ -21,18 +21,18 @@ from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.checkpoint import changed_keys, read_state
 from tllm_plugin.hosts.embedded.same_run import config_of
+from tllm_plugin.hosts.embedded.worklog import copy_until
 from tllm_plugin.hosts.teaching import flags_record
-from tllm_plugin.runs.atomic import save_torch, write_bytes, write_text
+from tllm_plugin.runs.atomic import save_torch, write_link, write_text
 from tllm_plugin.runs.curves_file import to_state
-from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.search.follower import Followers
 from tllm_plugin.search.parting import (
     Parting,
     latest_parting,
     note_parting,
     refuse_other_run,
     replayed,
-    shared_with,
 )
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,8 @@ def run_sharing(
     *,
     others: Sequence[RunFolder] = (),
     watch: Callable[[Curves], None] | None = None,
+    keep: job.Keep | None = None,
+    followers: Followers | None = None,
 ) -> RunFolder:
     """Train what `cfg` describes, from where it parts from a recorded run; a run that is there is used or continued.
 
@@ -54,16 +56,24 @@ def run_sharing(
         bundle: The data set, if it is in memory already.
         others: More such runs; the one that shares the most epochs is taken.
         watch: See `job.run`.
+        keep: See `job.Keep`.
+        followers: Those that have watched the runs already.
 
     Raises:
         ConfigError: Two runs differ in more than their detector and what is done with flagged classes.
     """
     if not (job.log_folder(cfg) / "latest").exists():
-        fork(base, cfg, others=others)
-    return job.ensure_trained(cfg, bundle or job.load_bundle(cfg), watch=watch)
+        fork(base, cfg, others=others, followers=followers)
+    return job.ensure_trained(cfg, bundle or job.load_bundle(cfg), watch=watch, keep=keep)
 
 
-def fork(base: RunFolder | None, cfg: CfgNode, *, others: Sequence[RunFolder] = ()) -> int:
+def fork(
+    base: RunFolder | None,
+    cfg: CfgNode,
+    *,
+    others: Sequence[RunFolder] = (),
+    followers: Followers | None = None,
+) -> int:
     """Write the checkpoint from which the run of `cfg` is to be resumed.
 
     Of the shared epochs the new run has curves, flags and checkpoints, but no TensorBoard events.
@@ -73,6 +83,7 @@ def fork(base: RunFolder | None, cfg: CfgNode, *, others: Sequence[RunFolder] = 
             the detector `none` it can be shared until the first flag, otherwise until the flags first differ. Or None.
         cfg: Checked and frozen.
         others: More such runs; the one that shares the most epochs is taken.
+        followers: Those that have watched the runs already.
 
     Returns:
         How many epochs need not be trained. With 0 nothing was written.
@@ -81,31 +92,42 @@ def fork(base: RunFolder | None, cfg: CfgNode, *, others: Sequence[RunFolder] = 
         ConfigError: Two runs differ in more than their detector and what is done with flagged classes.
     """
     cfg, _ = job.named_reference(cfg)
-    best = latest_parting([(run, _config_but_for_its_detector(run, cfg)) for run in (base, *others) if run], cfg)
+    recorded = [(run, _config_but_for_its_detector(run, cfg)) for run in (base, *others) if run]
+    best = latest_parting(recorded, cfg, followers)
     if best is None or best.checkpoint is None:
         return 0
     curves = Curves.from_state(to_state(best.run.read_curves()))
+    student = _best_student(best)
+    if curves.labels.numel() and not student.exists():
+        logger.warning("%s is trained from its first epoch: %s is missing", job.experiment_name(cfg), student)
+        return 0
     state: dict[str, Any] = dict(read_state(best.checkpoint))
     carried = state["model"]["_extra_state"]["carried"]
-    recorded = carried["curves"]["epochs"].tolist()
-    detector = replayed(cfg, best.run, curves, recorded)
+    scored = carried["curves"]["epochs"].tolist()
+    detector = replayed(cfg, best, curves, scored)
     carried["detector"] = detector.state_dict()
+    state["model"]["undistillable"] = detector.flags
     state["config"] = cfg.dump()
     run = RunFolder.inside(job.log_folder(cfg)).create()
     whole = best.epochs == cfg.SOLVER.EPOCHS
-    _copy_best(best, run, curves, curves.epochs if whole else recorded)
-    _copy_worklog(best, run)
+    if student.exists():
+        write_link(run.student_best_holdout, student)
+    copy_until(best.epochs, best.run.log_folder, run.log_folder)
     note_parting(run, best)
     # The student first: whoever finds `latest` finds its student as well.
-    student = best.run.log_folder / f"student_{best.checkpoint.name.removeprefix('epoch_')}"
-    write_bytes(run.log_folder / "student_latest", student.read_bytes())
+    weights = best.run.log_folder / f"student_{best.checkpoint.name.removeprefix('epoch_')}"
+    write_link(run.log_folder / "student_latest", weights)
     save_torch(run.log_folder / "latest", state)
     if whole:
-        for epoch in curves.epochs[len(recorded) :]:
+        for epoch in curves.epochs[len(scored) :]:
             detector.update(epoch, curves.samples_at(epoch))
         _finish(run, best.run, cfg, detector)
     names = run.log_folder.name, best.epochs, best.run.log_folder.name
     logger.info("%s shares %d epochs with %s", *names)
+    classes = zip(best.run.read_flags().classes, detector.flags.tolist(), strict=True)
+    flagged = [item.name for item, is_flagged in classes if is_flagged]
+    if flagged and not whole:
+        logger.info("epoch %d: no teacher from now on for %s", best.epochs, ", ".join(flagged))
     return best.epochs
 
 
@@ -121,41 +143,15 @@ def _finish(run: RunFolder, other: RunFolder, cfg: CfgNode, detector: Detector) 
     write_text(run.config_yaml, job.described(cfg))
     for path in (other.split_json, other.curves_npz, other.search_curves_npz, other.predictions_npz):
         if path.exists():
-            write_bytes(run.path / path.name, path.read_bytes())
+            write_link(run.path / path.name, path)
     names = [item.name for item in other.read_flags().classes]
     run.write_flags(flags_record(detector, cfg.TLLM, names, cfg.SOLVER.EPOCHS))
     # The last: it says that the run is finished.
-    write_bytes(run.metrics_json, other.metrics_json.read_bytes())
+    write_link(run.metrics_json, other.metrics_json)
 
 
-def _copy_best(shared: Parting, run: RunFolder, curves: Curves, recorded: list[int]) -> None:
-    """Leave behind the student that was best on the hold-out in the shared epochs, as the run alone would have."""
-    if not recorded or not curves.labels.numel():
-        return
-    means = {epoch: curves.mean_accuracy(epoch) for epoch in recorded}
-    best = max(reversed(recorded), key=means.__getitem__)  # The last of equals.
-    weights = _student_at(shared.run, best)
-    if weights is not None:
-        student: Any = load_torch(weights, "a student's checkpoint")
-        content = {"model": student["model"], "epoch": best, "holdout_accuracy": means[best]}
-        save_torch(run.student_best_holdout, content)
-
-
-def _student_at(run: RunFolder | None, epoch: int) -> Path | None:
-    """Return the student's weights after `epoch`: of this run, or of the one that it shares that epoch with."""
-    while run is not None:
-        path = run.log_folder / f"student_{epoch}"
-        if path.exists():
-            return path
-        if epoch == run.read_metrics().epochs_done:
-            return run.log_folder / "student_latest"
-        shared_epochs, parent = shared_with(run)
-        run = parent if epoch <= shared_epochs else None
-    return None
-
-
-def _copy_worklog(shared: Parting, run: RunFolder) -> None:
-    log = shared.run.log_folder / "worklog.txt"
-    if log.exists():
-        kept, _, _ = log.read_text(encoding="utf-8").partition(f"epoch: {shared.epochs + 1}\n")
-        write_text(run.log_folder / "worklog.txt", kept)
+def _best_student(shared: Parting) -> Path:
+    """Return the student that was best on the hold-out in the shared epochs."""
+    if shared.epochs == shared.run.read_metrics().epochs_done:
+        return shared.run.student_best_holdout
+    return shared.run.student_best_until(shared.epochs)

@@ -9,6 +9,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import optuna
 from optuna.pruners import BasePruner
 from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from tllm_plugin.core.errors import ConfigError, NonFiniteLossError
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 _JOURNAL = "journal:"
+#: Where a search of an earlier version has its study.
+_OLD_DATABASE = "study.db"
 #: How many workers may die on a trial before it counts as failed.
 MAX_TAKEOVERS = 3
 _POLL_SECONDS = 0.5
@@ -40,7 +43,7 @@ class SharedStudy:
     was abandoned: the next worker that looks for work queues it again, and it is continued from its last checkpoint.
 
     Args:
-        storage: `sqlite:///FILE` or any other database address that Optuna takes, or `journal:FILE`; empty for SQLite
+        storage: `journal:FILE`, `sqlite:///FILE` or any other database address that Optuna takes; empty for a journal
             in the folder.
         folder: Of the search; the same for all workers.
         space: What is searched. Another space is another study.
@@ -207,17 +210,50 @@ def open_storage(address: str, folder: Path) -> BaseStorage:
     Raises:
         ConfigError: It cannot be opened.
     """
-    address = address or f"sqlite:///{(folder / 'study.db').resolve()}"
     try:
-        if address.startswith(_JOURNAL):
-            return JournalStorage(JournalFileBackend(address.removeprefix(_JOURNAL)))
+        if not address and (folder / _OLD_DATABASE).exists():
+            return RDBStorage(f"sqlite:///{(folder / _OLD_DATABASE).resolve()}")
+        if not address or address.startswith(_JOURNAL):
+            return open_journal(Path(address.removeprefix(_JOURNAL)) if address else folder / "study.journal")
         return RDBStorage(address)
     except Exception as error:  # SQLAlchemy raises a dozen types, and there is OSError, or a driver that is missing.
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
-            f"Expected `--storage` to be sqlite:///FILE, journal:FILE or another database address, but got {address!r}:"
+            f"Expected `--storage` to be journal:FILE, sqlite:///FILE or another database address, but got {address!r}:"
             f" {cause}"
         ) from error
+
+
+def open_journal(path: Path) -> JournalStorage:
+    """Open a journal; what a full disk or a power cut has left of its last line is removed.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    lock = path.with_name(f"{path.name}.lock")
+    # Opened first: where there is no folder, none is to be made.
+    with path.open("ab+") as file, held(lock):
+        file.seek(0)
+        content = file.read()
+        # Optuna would append to it, and from then on refuse the whole file.
+        file.truncate(content.rfind(b"\n") + 1)
+    return JournalStorage(JournalFileBackend(str(path), _JournalLock(lock)))
+
+
+class _JournalLock(JournalFileOpenLock):
+    """A lock that the system releases when its process dies; Optuna's own would keep the others for half a minute."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self._path = path
+        self._held = ExitStack()
+
+    def acquire(self) -> bool:
+        self._held.enter_context(held(self._path))
+        return True
+
+    def release(self) -> None:
+        self._held.close()
 
 
 def suggest(trial: Trial, item: Dimension) -> Any:

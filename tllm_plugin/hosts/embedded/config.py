@@ -75,6 +75,7 @@ def check_config(cfg: CfgNode) -> list[str]:
         "RUNTIME.DEVICE": _device_name,
         "RUNTIME.PRECISION": one_of(PRECISIONS),
         "LOG.SAVE_CHECKPOINT_FREQ": at_least(1),
+        "LOG.SAVE_SECONDS": at_least(0),
         "LOG.TEST_FREQ": at_least(0),
         "KD.TEMPERATURE": more_than(0),
         "KD.LOSS.CE_WEIGHT": at_least(0),

@@ -7,6 +7,7 @@ import logging
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
-from tllm_plugin.core.detectors import DETECTORS
+from tllm_plugin.core.detectors import DETECTORS, Detector
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.data import DataBundle, load_data
 from tllm_plugin.hosts import processes
@@ -38,6 +39,9 @@ from tllm_plugin.version import __version__
 logger = logging.getLogger(__name__)
 
 _WITHOUT_TEACHER = ("NONE", "SFTN")
+
+#: Is shown curves and detector of a run after every epoch that it trains; says whether to keep the checkpoint.
+Keep = Callable[[Curves, Detector], bool]
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ def run(
     overwrite: bool = False,
     bundle: DataBundle | None = None,
     watch: Callable[[Curves], None] | None = None,
+    keep: Keep | None = None,
 ) -> RunFolder:
     """Train what a config describes, and before it the teacher and the reference that it needs and does not name.
 
@@ -110,6 +115,7 @@ def run(
         bundle: The data set, if it is in memory already.
         watch: Is shown the curves on the search hold-out after every epoch that is trained; what it raises ends the
             run, which can be resumed.
+        keep: See `Keep`.
 
     Returns:
         The run's folder.
@@ -149,9 +155,20 @@ def run(
     if processes.is_main():
         write_text(run_folder.create().config_yaml, described(cfg))
     if watch is not None:
-        trainer.teaching.watch = watch
+        trainer.teaching.watch = partial(_show, trainer, watch)
+    if keep is not None:
+        trainer.keep = partial(keep, trainer.teaching.curves, trainer.teaching.detector)
     trainer.train(resume=resume)
     return run_folder
+
+
+def _show(trainer: Any, watch: Callable[[Curves], None], curves: Curves) -> None:
+    try:
+        watch(curves)
+    except BaseException:
+        # What was trained stays.
+        trainer.save_epoch(curves.epochs[-1], kept=False)
+        raise
 
 
 def _check_start(folder: Path, cfg: CfgNode, *, resume: bool, overwrite: bool) -> None:
@@ -240,13 +257,20 @@ def prerequisite(cfg: CfgNode, model: str, epochs: int, role: str, *, branches_o
     return needed
 
 
-def ensure_trained(cfg: CfgNode, bundle: DataBundle, *, watch: Callable[[Curves], None] | None = None) -> RunFolder:
+def ensure_trained(
+    cfg: CfgNode,
+    bundle: DataBundle,
+    *,
+    watch: Callable[[Curves], None] | None = None,
+    keep: Keep | None = None,
+) -> RunFolder:
     """Return the folder of a finished run of `cfg`; train it, or continue it, if it is not there.
 
     Args:
         cfg: Checked and frozen.
         bundle: The data set.
         watch: See `run`.
+        keep: See `Keep`.
 
     Raises:
         ConfigError: The run that is there was made under another config.
@@ -256,7 +280,7 @@ def ensure_trained(cfg: CfgNode, bundle: DataBundle, *, watch: Callable[[Curves]
     if processes.from_main(lambda: _is_finished(finished, cfg)):
         logger.info("using %s", folder)
         return finished
-    return run(cfg, resume=processes.from_main((folder / "latest").exists), bundle=bundle, watch=watch)
+    return run(cfg, resume=processes.from_main((folder / "latest").exists), bundle=bundle, watch=watch, keep=keep)
 
 
 def _is_finished(run: RunFolder, cfg: CfgNode) -> bool:

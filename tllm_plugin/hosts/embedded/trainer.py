@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from itertools import repeat
 from pathlib import Path
@@ -24,6 +24,7 @@ from tllm_plugin.hosts.embedded.loss_guard import LossGuard
 from tllm_plugin.hosts.embedded.parallel import ParallelDistiller, begin_epoch, merge_buffers
 from tllm_plugin.hosts.embedded.progress import EpochReport, RunProgress
 from tllm_plugin.hosts.embedded.schedule import make_schedule
+from tllm_plugin.hosts.embedded.worklog import append_epoch, copy_until
 from tllm_plugin.hosts.optimizers import spare_from_decay
 from tllm_plugin.runs.atomic import remove_temporaries, save_torch, write_link
 from tllm_plugin.runs.metrics_file import MetricsRecord
@@ -72,7 +73,10 @@ class BaseTrainer:
         self.epochs_done = 0
         self.results: ClassResults | None = None  # After the last epoch done, if it was tested.
         self.progress: RunProgress | None = None
+        #: Asked after every epoch whether its checkpoint is to be kept, besides those of LOG.SAVE_CHECKPOINT_FREQ.
+        self.keep: Callable[[], bool] = lambda: False
         self._config_text = cfg.dump()
+        self._saved_at = time.monotonic()
 
     def init_optimizer(self, cfg: CfgNode) -> torch.optim.Optimizer:
         """Return SGD over what the distiller wants trained."""
@@ -112,7 +116,7 @@ class BaseTrainer:
             self.tf_writer.close()
 
     def train_epoch(self, epoch: int) -> None:
-        """Train one epoch, test if it is due, log and save."""
+        """Train one epoch, test if it is due, log, score, and save if it is due."""
         started = time.perf_counter()
         self.train_loader.set_epoch(epoch)
         self.distiller.train()
@@ -145,8 +149,25 @@ class BaseTrainer:
         )
         self.seconds_per_epoch.append(time.perf_counter() - started)
         self.log(report)
-        self.save_checkpoint()
+        self.score_holdout(epoch)
+        log = self.cfg.LOG
+        kept = epoch % log.SAVE_CHECKPOINT_FREQ == 0 or self.keep()
+        if kept or epoch == self.cfg.SOLVER.EPOCHS or time.monotonic() - self._saved_at >= log.SAVE_SECONDS:
+            self.save_epoch(epoch, kept=kept)
+
+    def score_holdout(self, epoch: int) -> None:
+        """Do what a checkpoint should hold besides the training; nothing here."""
+
+    def save_epoch(self, epoch: int, *, kept: bool) -> None:
+        """Write all files of the run as they are after an epoch.
+
+        Args:
+            epoch: The last one trained.
+            kept: Whether the checkpoint is to stay when the next one is written.
+        """
+        self.save_checkpoint(kept=kept)
         self.write_metrics(finished=False)
+        self._saved_at = time.monotonic()
 
     def test(self) -> ClassResults:
         """Return how the student does on the test data."""
@@ -187,14 +208,12 @@ class BaseTrainer:
         for name, value in report.scalars().items():
             self.tf_writer.add_scalar(name, value, report.epoch)
         self.tf_writer.flush()
-        with (Path(self.log_path) / "worklog.txt").open("a", encoding="utf-8") as file:
-            file.write(f"epoch: {report.epoch}\n")
-            file.writelines(f"{name}: {value:.4f}\n" for name, value in report.scalars().items())
+        append_epoch(Path(self.log_path), report.epoch, report.scalars())
         if self.progress is not None:
             self.progress.epoch(report)
 
-    def save_checkpoint(self) -> None:
-        """Write `latest`, the plain `student_latest`, and keep both every SAVE_CHECKPOINT_FREQ epochs."""
+    def save_checkpoint(self, *, kept: bool) -> None:
+        """Write `latest` and the plain `student_latest`, and give both a name that stays if they are `kept`."""
         if not processes.is_main():
             return
         state = {
@@ -208,7 +227,6 @@ class BaseTrainer:
         }
         student = {"model": self.distiller.student.state_dict()}  # type: ignore[union-attr]
         folder = Path(self.log_path)
-        kept = self.epochs_done % self.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0
         # The student first: whoever finds `latest` finds its student as well.
         for latest, name, content in (
             ("student_latest", f"student_{self.epochs_done}", student),
@@ -238,6 +256,11 @@ class BaseTrainer:
         self.schedule.load_state_dict(state["schedule"])
         self.seconds_per_epoch = list(state["seconds_per_epoch"])
         self.epochs_done = int(state["epoch"])
+        if self.tf_writer is not None:
+            # What was logged after the checkpoint is going to be logged again.
+            copy_until(self.epochs_done, Path(self.log_path), Path(self.log_path))
+            self.tf_writer.close()
+            self.tf_writer = SummaryWriter(self.tf_writer.log_dir, purge_step=self.epochs_done + 1)
         _set_rng_state(state["rng"], self.device)
 
     def write_metrics(self, *, finished: bool) -> None:

@@ -1,0 +1,58 @@
+"""Which checkpoints of a run are kept while it is trained: those from which waiting trials are going to part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from time import monotonic
+
+from yacs.config import CfgNode
+
+from tllm_plugin.core.curves import Curves
+from tllm_plugin.core.detectors import Detector
+from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.search.follower import Follower, Followers
+
+#: A later search may try other values, and a worker that dies leaves the next one less to do.
+SECONDS = 2.0
+#: More trials than these are not watched; every checkpoint is kept instead.
+MOST_TRIALS = 32
+
+
+class Keeping:
+    """A `Keep` that lets the detectors of other trials watch a run and keeps the checkpoints at which they part.
+
+    Args:
+        run: Is trained.
+        cfg: Its config.
+        waiting: Configs of the trials, their references named and trained.
+        class_names: Of the data.
+        followers: Gets those of the trials, and whoever asks for one later finds it.
+        seconds: So long after the last one a checkpoint is kept in any case.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        cfg: CfgNode,
+        waiting: Sequence[CfgNode],
+        class_names: Sequence[str],
+        followers: Followers,
+        seconds: float = SECONDS,
+    ) -> None:
+        self._seconds = seconds
+        self._new = [partial(followers.of, run, cfg, other, class_names=class_names) for other in waiting]
+        self._watching: list[Follower] = []
+        self._kept_at = monotonic()
+
+    def __call__(self, curves: Curves, detector: Detector) -> bool:
+        self._watching += [new(holdout=curves) for new in self._new]
+        self._new = []
+        for follower in self._watching:
+            follower.watch(curves, detector.epoch_flagged)
+        parted = any(follower.parted_after == curves.epochs[-1] for follower in self._watching)
+        self._watching = [follower for follower in self._watching if follower.parted_after is None]
+        if not parted and monotonic() - self._kept_at < self._seconds:
+            return False
+        self._kept_at = monotonic()
+        return True
