@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms import functional as TF
 
 from tllm_plugin.core.errors import ConfigError, DataError
-from tllm_plugin.data import DataBundle, ImageSet, TrainLoader
+from tllm_plugin.data import DataBundle, ImageSet, TrainLoader, in_memory
 from tllm_plugin.data.in_memory import InMemoryBundle, in_memory_bundle
 from tllm_plugin.data.randomness import derived_generator
 
@@ -116,6 +116,18 @@ def test_an_augmentation_depends_neither_on_batch_size_nor_on_the_other_rows(bun
     assert torch.equal(by_index(epoch(train_loader(bundle, batch_size=7))), whole)
     half = torch.arange(1, NUM_TRAIN, 2)
     assert torch.equal(by_index(epoch(train_loader(bundle, half))), whole[half])
+
+
+@pytest.mark.parametrize("batches", [1, 2, 100])
+def test_batches_do_not_depend_on_how_many_are_augmented_together(
+    batches: int, bundle: InMemoryBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = list(train_loader(bundle))
+    monkeypatch.setattr(in_memory, "_PIXELS_TOGETHER", batches * 16 * 3 * 8 * 8)
+    parts = list(train_loader(bundle))
+    assert [len(target) for _, target, _ in parts] == [16, 16, 16, 2]
+    assert all(equal(one, other) for one, other in zip(whole, parts, strict=True))
+    assert all(image.is_contiguous() for image, _, _ in parts)
 
 
 def test_global_random_numbers_are_neither_read_nor_advanced(bundle: InMemoryBundle) -> None:

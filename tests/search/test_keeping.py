@@ -131,7 +131,7 @@ def scored(*right: int) -> Curves:
 def test_kept_when_seconds_have_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr(keeping, "monotonic", lambda: clock[0])
-    keep = Keeping(RunFolder.inside(tmp_path), make_config(tmp_path), [], ("one", "other"), Followers())
+    keep = Keeping(RunFolder.inside(tmp_path), make_config(tmp_path), lambda: [], ("one", "other"), Followers())
     never = create_detector("none", 2)
     answers = []
     for passed in (1.0, 1.1, 1.0, 0.9, 0.2):

@@ -15,6 +15,9 @@ from tllm_plugin.data.image_set import ImageSet
 from tllm_plugin.data.loaders import EvalLoader, TrainLoader
 from tllm_plugin.data.randomness import derived_generator
 
+#: Batches are augmented together up to so many values: with tiny images a call takes longer than its work.
+_PIXELS_TOGETHER = 1 << 18
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class InMemoryBundle(DataBundle):
@@ -118,10 +121,16 @@ class _TrainLoader(TrainLoader):
         data = bundle.resident("train", device)
         # Everything random of the epoch crosses to the device here, so that the loop below never waits for it.
         draws = bundle.augmentation.draw(len(data), derived_generator(self._seed, epoch, "augmentation")).to(device)
-        for index in _on_device(batches, device):
+        together = max(1, _PIXELS_TOGETHER // (self._batch_size * data.images[0].numel()))
+        on_device = _on_device(batches, device)
+        for start in range(0, len(on_device), together):
+            several = list(on_device[start : start + together])
+            index = torch.cat(several)
             # index_select copies whole images: an order of magnitude faster on a CPU than images[index].
             raw = bundle.augmentation.apply(data.images.index_select(0, index), draws.index_select(0, index))
-            yield normalise(raw, mean, std), data.labels.index_select(0, index), index
+            parts = normalise(raw, mean, std), data.labels.index_select(0, index), index
+            sizes = [len(rows) for rows in several]
+            yield from zip(*(part.split(sizes) for part in parts), strict=True)
 
 
 class _EvalLoader(EvalLoader):

@@ -161,8 +161,8 @@ class Teaching:
         new = (flags & ~before).nonzero().squeeze(1).tolist()
         if new and self.detector.holdout_count.any():
             logger.info("epoch %d: no teacher from now on for %s", epoch, ", ".join(self.class_names[c] for c in new))
+        per_class = class_means(samples.correct.float(), samples.labels, len(self.class_names))
         if writer is not None:
-            per_class = class_means(samples.correct.float(), samples.labels, len(self.class_names))
             log_holdout(
                 writer,
                 epoch,
@@ -173,18 +173,18 @@ class Teaching:
                 reference=getattr(self.detector, "reference", None),
                 class_names=self.class_names,
             )
-        self._note_best(epoch)
+        self._note_best(epoch, float(per_class.nanmean()))
         if self.watch is not None:
             self.watch(self.search_curves)
 
-    def _note_best(self, epoch: int) -> None:
+    def _note_best(self, epoch: int, accuracy: float) -> None:
         """Copy the student if no earlier epoch was better on the hold-out, classes counting alike."""
         if self.run is None or not len(self.split.holdout):
             return
+        self._holdout_accuracy[epoch] = accuracy
         for earlier in self.curves.epochs:
             if earlier not in self._holdout_accuracy:
                 self._holdout_accuracy[earlier] = self.curves.mean_accuracy(earlier)
-        accuracy = self._holdout_accuracy[epoch]
         if accuracy >= max(self._holdout_accuracy.values()):
             # The weights go on changing before it is written.
             weights = deepcopy(self.wrapper.student.state_dict())
@@ -266,7 +266,8 @@ def student_predictor(distiller: nn.Module) -> Callable[[Tensor], Tensor]:
     """Return image batch -> logits of a (possibly parallel) distiller, which is put into evaluation mode."""
 
     def predict(image: Tensor) -> Tensor:
-        distiller.eval()
+        if distiller.training:  # Going through all modules takes as long as a small network.
+            distiller.eval()
         logits: Tensor = distiller(image=image)
         return logits
 

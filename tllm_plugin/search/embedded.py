@@ -140,14 +140,11 @@ class EmbeddedSearch:
         tasks = {name: partial(trained, name, cfg) for name, cfg in wanted.items() if cfg is not None}
         return each_under_its_lock(self.folder / "locks", tasks)
 
-    def _keep(self, cfg: CfgNode) -> job.Keep | None:
+    def _keep(self, cfg: CfgNode) -> Keeping:
         """Return what says which checkpoints of a run are kept besides those of `checkpoint_every`."""
-        waiting = self._waiting()
-        if waiting is None:
-            return None if self.checkpoint_every else lambda curves, detector: True
         run = RunFolder.inside(job.log_folder(cfg))
         seconds = math.inf if self.checkpoint_every else SECONDS
-        return Keeping(run, cfg, waiting, self.bundle.class_names, self._followers, seconds)
+        return Keeping(run, cfg, self._waiting, self.bundle.class_names, self._followers, seconds)
 
     def _waiting(self) -> list[CfgNode] | None:
         """Return the trials that are to be trained, with their references; None where that cannot be told now."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from math import inf
 from time import monotonic
 
 from yacs.config import CfgNode
@@ -25,29 +26,35 @@ class Keeping:
     Args:
         run: Is trained.
         cfg: Its config.
-        waiting: Configs of the trials, their references named and trained.
+        waiting: Asked after the first epoch for the configs of the trials, their references named and trained; None
+            where they are not known or too many.
         class_names: Of the data.
         followers: Gets those of the trials, and whoever asks for one later finds it.
-        seconds: So long after the last one a checkpoint is kept in any case.
+        seconds: So long after the last one a checkpoint is kept in any case. If that may happen at all, all are kept
+            where the trials are not known.
     """
 
     def __init__(
         self,
         run: RunFolder,
         cfg: CfgNode,
-        waiting: Sequence[CfgNode],
+        waiting: Callable[[], Sequence[CfgNode] | None],
         class_names: Sequence[str],
         followers: Followers,
         seconds: float = SECONDS,
     ) -> None:
+        self._of = partial(followers.of, run, cfg, class_names=class_names)
+        self._waiting = waiting
+        self._watching: list[Follower] | None = None
         self._seconds = seconds
-        self._new = [partial(followers.of, run, cfg, other, class_names=class_names) for other in waiting]
-        self._watching: list[Follower] = []
         self._kept_at = monotonic()
 
     def __call__(self, curves: Curves, detector: Detector) -> bool:
-        self._watching += [new(holdout=curves) for new in self._new]
-        self._new = []
+        if self._watching is None:
+            waiting = self._waiting()
+            if waiting is None and self._seconds < inf:
+                self._seconds = 0.0
+            self._watching = [self._of(cfg, holdout=curves) for cfg in waiting or ()]
         for follower in self._watching:
             follower.watch(curves, detector.epoch_flagged)
         parted = any(follower.parted_after == curves.epochs[-1] for follower in self._watching)

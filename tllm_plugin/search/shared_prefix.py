@@ -107,7 +107,7 @@ def fork(
     detector = replayed(cfg, best, curves, scored)
     carried["detector"] = detector.state_dict()
     state["model"]["undistillable"] = detector.flags
-    state["config"] = cfg.dump()
+    state["config"] = dumped = cfg.dump()
     run = RunFolder.inside(job.log_folder(cfg)).create()
     whole = best.epochs == cfg.SOLVER.EPOCHS
     if student.exists():
@@ -121,7 +121,7 @@ def fork(
     if whole:
         for epoch in curves.epochs[len(scored) :]:
             detector.update(epoch, curves.samples_at(epoch))
-        _finish(run, best.run, cfg, detector)
+        _finish(run, best.run, cfg, dumped, detector)
     names = run.log_folder.name, best.epochs, best.run.log_folder.name
     logger.info("%s shares %d epochs with %s", *names)
     classes = zip(best.run.read_flags().classes, detector.flags.tolist(), strict=True)
@@ -138,9 +138,9 @@ def _config_but_for_its_detector(run: RunFolder, cfg: CfgNode) -> CfgNode:
     return old
 
 
-def _finish(run: RunFolder, other: RunFolder, cfg: CfgNode, detector: Detector) -> None:
+def _finish(run: RunFolder, other: RunFolder, cfg: CfgNode, dumped: str, detector: Detector) -> None:
     """Leave behind what a run does that equals a finished one in everything but its evidence."""
-    write_text(run.config_yaml, job.described(cfg))
+    write_text(run.config_yaml, job.described(dumped))
     for path in (other.split_json, other.curves_npz, other.search_curves_npz, other.predictions_npz):
         if path.exists():
             write_link(run.path / path.name, path)

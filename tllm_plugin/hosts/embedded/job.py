@@ -153,7 +153,7 @@ def run(
     trainer = trainer_dict[cfg.SOLVER.TRAINER](experiment_name(cfg), distiller, train_data, test_loader, cfg)
     run_folder = RunFolder.inside(folder)
     if processes.is_main():
-        write_text(run_folder.create().config_yaml, described(cfg))
+        write_text(run_folder.create().config_yaml, described(cfg.dump()))
     if watch is not None:
         trainer.teaching.watch = partial(_show, trainer, watch)
     if keep is not None:
@@ -344,8 +344,8 @@ def _remove_results(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def described(cfg: CfgNode) -> str:
-    """Return `config.yaml`: everything needed to run again, with versions."""
+def described(dumped: str) -> str:
+    """Return `config.yaml`, everything needed to run again, with versions, from what a config dumps."""
     versions = {
         "tllm-plugin": __version__,
         "python": platform.python_version(),
@@ -354,4 +354,4 @@ def described(cfg: CfgNode) -> str:
         "processes": processes.count(),
     }
     header = "".join(f"# {name} {version}\n" for name, version in versions.items())
-    return header + str(cfg.dump())
+    return header + dumped

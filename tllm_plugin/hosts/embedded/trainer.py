@@ -165,6 +165,8 @@ class BaseTrainer:
             epoch: The last one trained.
             kept: Whether the checkpoint is to stay when the next one is written.
         """
+        if self.tf_writer is not None:
+            self.tf_writer.flush()
         self.save_checkpoint(kept=kept)
         self.write_metrics(finished=False)
         self._saved_at = time.monotonic()
@@ -207,7 +209,6 @@ class BaseTrainer:
             return
         for name, value in report.scalars().items():
             self.tf_writer.add_scalar(name, value, report.epoch)
-        self.tf_writer.flush()
         append_epoch(Path(self.log_path), report.epoch, report.scalars())
         if self.progress is not None:
             self.progress.epoch(report)
