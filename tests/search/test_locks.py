@@ -9,9 +9,9 @@ import pytest
 
 from tests.hosts.conftest import Trained, trained  # noqa: F401  (fixture)
 from tests.hosts.digits_runs import make_config
+from tllm_plugin.runs.locks import each_under_its_lock, held, is_held
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.embedded import EmbeddedSearch
-from tllm_plugin.search.locks import each_under_its_lock, held, is_held
 from tllm_plugin.search.space import parse_space
 
 PATIENCE_SECONDS = 60

@@ -18,11 +18,11 @@ from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import NonFiniteLossError, TLLMError
 from tllm_plugin.hosts.repdistiller.arguments import split_arguments
 from tllm_plugin.runs.curves_file import to_state
+from tllm_plugin.runs.locks import held, is_held
 from tllm_plugin.runs.run_folder import RunFolder, read_search
 from tllm_plugin.search import process
 from tllm_plugin.search.eta_search import search
 from tllm_plugin.search.host import Baselines, Hopeless
-from tllm_plugin.search.locks import held, is_held
 from tllm_plugin.search.mdistiller import MdistillerSearch
 from tllm_plugin.search.repdistiller import RepDistillerSearch
 from tllm_plugin.search.space import Dimension, Values

@@ -11,7 +11,7 @@ import pytest
 from optuna.trial import TrialState
 
 from tllm_plugin.core.errors import ConfigError, NonFiniteLossError
-from tllm_plugin.search.locks import held, is_held
+from tllm_plugin.runs.locks import held, is_held
 from tllm_plugin.search.space import Dimension
 from tllm_plugin.search.study import MAX_TAKEOVERS, SharedStudy
 

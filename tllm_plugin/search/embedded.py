@@ -14,11 +14,11 @@ from yacs.config import CfgNode
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.defaults import default_config
+from tllm_plugin.runs.locks import each_under_its_lock, held
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.follower import Followers
 from tllm_plugin.search.host import SEARCH_FRACTION, Baselines, Watch, digest, tllm_digest
 from tllm_plugin.search.keeping import MOST_TRIALS, SECONDS, Keeping
-from tllm_plugin.search.locks import each_under_its_lock, held
 from tllm_plugin.search.shared_prefix import run_sharing
 from tllm_plugin.search.space import TYPE, Dimension, Values, detector_kinds, grid, with_values
 

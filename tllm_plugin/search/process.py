@@ -19,9 +19,9 @@ from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors import DETECTORS
 from tllm_plugin.core.errors import NonFiniteLossError, TLLMError
 from tllm_plugin.runs.curves_file import to_state
+from tllm_plugin.runs.locks import each_under_its_lock, held
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.host import REFERENCE, SEARCH_FRACTION, Baselines, Watch, tllm_digest
-from tllm_plugin.search.locks import each_under_its_lock, held
 from tllm_plugin.search.space import TYPE, Dimension, Values, detector_kinds, with_values
 
 _POLL_SECONDS = 0.5

@@ -21,8 +21,8 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from tllm_plugin.core.errors import ConfigError, NonFiniteLossError
+from tllm_plugin.runs.locks import held, is_held
 from tllm_plugin.search.host import Hopeless
-from tllm_plugin.search.locks import held, is_held
 from tllm_plugin.search.space import Dimension, Values, grid
 
 logger = logging.getLogger(__name__)

@@ -22,6 +22,7 @@ from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.data import DataBundle, load_data
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.adapter import Host, make_distiller_factory, make_trainer_factory
+from tllm_plugin.hosts.embedded.at_work import at_work
 from tllm_plugin.hosts.embedded.batch_norm import synchronise_batch_norm
 from tllm_plugin.hosts.embedded.checkpoint import read_checkpoint
 from tllm_plugin.hosts.embedded.defaults import default_config
@@ -121,10 +122,22 @@ def run(
         The run's folder.
 
     Raises:
-        ConfigError: The config does not fit the data, or the run exists and neither `resume` nor `overwrite` is set.
+        ConfigError: The config does not fit the data, the run exists and neither `resume` nor `overwrite` is set, or
+            another command is training it.
         DataError, FileFormatError, NonFiniteLossError: As they say.
     """
-    bundle = bundle or load_bundle(cfg)
+    with at_work(log_folder(cfg), wait=False):
+        trainer = _prepared(cfg, bundle or load_bundle(cfg), resume=resume, overwrite=overwrite)
+        if watch is not None:
+            trainer.teaching.watch = partial(_show, trainer, watch)
+        if keep is not None:
+            trainer.keep = partial(keep, trainer.teaching.curves, trainer.teaching.detector)
+        trainer.train(resume=resume)
+    return RunFolder.inside(log_folder(cfg))
+
+
+def _prepared(cfg: CfgNode, bundle: DataBundle, *, resume: bool, overwrite: bool) -> Any:
+    """Return the trainer of a run, all that the run needs trained."""
     folder = log_folder(cfg)
     device = choose_device(cfg)
     cfg, vanilla = named_reference(cfg)
@@ -151,15 +164,9 @@ def run(
     # The trainer `tllm` cuts the hold-out itself.
     train_data = data if cfg.SOLVER.TRAINER == "tllm" else data.train_loader(None)
     trainer = trainer_dict[cfg.SOLVER.TRAINER](experiment_name(cfg), distiller, train_data, test_loader, cfg)
-    run_folder = RunFolder.inside(folder)
     if processes.is_main():
-        write_text(run_folder.create().config_yaml, described(cfg.dump()))
-    if watch is not None:
-        trainer.teaching.watch = partial(_show, trainer, watch)
-    if keep is not None:
-        trainer.keep = partial(keep, trainer.teaching.curves, trainer.teaching.detector)
-    trainer.train(resume=resume)
-    return run_folder
+        write_text(RunFolder.inside(folder).create().config_yaml, described(cfg.dump()))
+    return trainer
 
 
 def _show(trainer: Any, watch: Callable[[Curves], None], curves: Curves) -> None:
@@ -266,6 +273,8 @@ def ensure_trained(
 ) -> RunFolder:
     """Return the folder of a finished run of `cfg`; train it, or continue it, if it is not there.
 
+    While another command trains it, this one waits.
+
     Args:
         cfg: Checked and frozen.
         bundle: The data set.
@@ -277,10 +286,14 @@ def ensure_trained(
     """
     folder = log_folder(cfg)
     finished = RunFolder.inside(folder)
-    if processes.from_main(lambda: _is_finished(finished, cfg)):
-        logger.info("using %s", folder)
-        return finished
-    return run(cfg, resume=processes.from_main((folder / "latest").exists), bundle=bundle, watch=watch, keep=keep)
+    if not processes.from_main(lambda: _is_finished(finished, cfg)):
+        with at_work(folder, wait=True):
+            # Perhaps by the command that was waited for.
+            if not processes.from_main(lambda: _is_finished(finished, cfg)):
+                resume = processes.from_main((folder / "latest").exists)
+                return run(cfg, resume=resume, bundle=bundle, watch=watch, keep=keep)
+    logger.info("using %s", folder)
+    return finished
 
 
 def _is_finished(run: RunFolder, cfg: CfgNode) -> bool:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
+
+try:
+    import fcntl
+except ImportError:  # Windows.
+    fcntl = None  # type: ignore[assignment]
 
 Result = TypeVar("Result")
 
@@ -19,7 +24,10 @@ def held(path: Path, *, wait: bool = True) -> Iterator[int]:
 
     Raises:
         BlockingIOError: Another process has it, and `wait` is False.
+        OSError: Files cannot be locked here.
     """
+    if fcntl is None:
+        raise OSError(errno.ENOLCK, "this system has no file locks")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
