@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,14 @@ def test_a_child_holds_the_lock_of_a_worker_that_died(tmp_path: Path) -> None:
     assert not is_held(tmp_path / "lock")
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Interrupts are not ignored, as they are if the tests were started in the background by a script."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_a_command_is_stopped_where_interrupts_are_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -134,7 +143,7 @@ def test_a_command_is_stopped_where_interrupts_are_ignored() -> None:
 
 @pytest.mark.parametrize("swallowed, code", [(1, 7), (1000, -signal.SIGKILL)])
 def test_a_command_that_swallows_an_interrupt_is_interrupted_again_and_killed_in_the_end(
-    swallowed: int, code: int, monkeypatch: pytest.MonkeyPatch
+    swallowed: int, code: int, interruptible: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "_INTERRUPTS", 3)
     script = f"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,10 +18,15 @@ Result = TypeVar("Result")
 
 
 @contextmanager
-def held(path: Path, *, wait: bool = True) -> Iterator[int]:
+def held(path: Path, *, wait: bool = True, remove: bool = False) -> Iterator[int]:
     """Hold the lock of a file for the duration of the block; wait for it as long as another process has it.
 
     Yields the file's descriptor. A child process that inherits it holds the lock, too, until it ends.
+
+    Args:
+        path: Of the file; made where it is missing.
+        wait: For another process.
+        remove: The file after the block. All who lock it have to say so.
 
     Raises:
         BlockingIOError: Another process has it, and `wait` is False.
@@ -29,9 +35,25 @@ def held(path: Path, *, wait: bool = True) -> Iterator[int]:
     if fcntl is None:
         raise OSError(errno.ENOLCK, "this system has no file locks")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield file.fileno()  # Closing the file releases the lock.
+    while True:
+        with path.open("a") as file:  # Closing it releases the lock.
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if remove and not _is_at(path, file.fileno()):
+                continue  # Whoever had the lock has removed the file in the meantime.
+            try:
+                yield file.fileno()
+            finally:
+                if remove:
+                    path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Tell whether an open file is still the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def each_under_its_lock(folder: Path, tasks: Mapping[str, Callable[[int], Result]]) -> dict[str, Result]:

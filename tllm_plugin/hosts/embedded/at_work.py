@@ -23,7 +23,7 @@ _own: set[Path] = set()
 def at_work(folder: Path, *, wait: bool) -> Iterator[None]:
     """Be the only command that works in a run's folder for the duration of the block.
 
-    The lock is a hidden file beside the folder, and goes with the process; the block may hold others of the same
+    The lock is a hidden file beside the folder, and does not outlive the process; the block may hold others of the same
     folder. Of several processes that train together all have to come here; the main one holds the lock. Where files
     cannot be locked there is a warning, no more.
 
@@ -53,7 +53,7 @@ def at_work(folder: Path, *, wait: bool) -> Iterator[None]:
 
 def _locked(stack: ExitStack, folder: Path) -> bool:
     try:
-        stack.enter_context(held(folder.with_name(f".{folder.name}.lock"), wait=False))
+        stack.enter_context(held(folder.with_name(f".{folder.name}.lock"), wait=False, remove=True))
     except BlockingIOError:
         return False
     except OSError as error:

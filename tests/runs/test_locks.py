@@ -1,0 +1,55 @@
+"""Locks whose file does not stay behind."""
+
+from __future__ import annotations
+
+import fcntl
+import threading
+import time
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from tllm_plugin.runs.locks import held
+
+PATIENCE_SECONDS = 60
+
+
+def test_of_many_that_remove_the_file_one_at_a_time_is_inside(tmp_path: Path) -> None:
+    inside, most, done = [0], [0], [0]
+
+    def work() -> None:
+        for _ in range(25):
+            with held(tmp_path / "lock", remove=True):
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                time.sleep(0.001)
+                done[0] += 1
+                inside[0] -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_SECONDS)
+    assert (most, done) == ([1], [100])
+    assert not (tmp_path / "lock").exists()
+
+
+def test_a_file_that_was_removed_while_its_lock_was_waited_for_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lock"
+    removals = [1]
+    original = fcntl.flock
+
+    def removed_first(file: IO[str], operation: int) -> None:
+        original(file, operation)
+        if removals:
+            removals.pop()
+            path.unlink()
+
+    monkeypatch.setattr(fcntl, "flock", removed_first)
+    with held(path, remove=True):
+        assert not removals and path.exists()
+    assert not path.exists()
