@@ -5,7 +5,8 @@
 One run on the digits, KD with a detector that flags classes on the way, is trained to its end. Then, again and again,
 the same run is started in a process of its own, which gets SIGKILL after a random optimizer step (one time in five:
 half-way through a random write of a file instead), and is resumed in another process. Weights, optimizer, random
-numbers, curves, flags and metrics are compared bit for bit; only times and memory may differ.
+numbers, curves, flags, metrics and the best student on the hold-out, after every checkpoint that is kept, are compared
+bit for bit; only times and memory may differ.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
+    parser.add_argument("--save-seconds", default="0", help="LOG.SAVE_SECONDS; checkpoints of every second epoch stay")
     options = parser.parse_args()
     started = time.perf_counter()
     with TemporaryDirectory() as folder:
@@ -54,6 +56,7 @@ def run_all(folder: Path, options: argparse.Namespace) -> tuple[dict[str, int], 
     """Return how often was killed where, and how many runs were equal in the end."""
     vanilla = ("DISTILLER.TYPE", "NONE", "TLLM.DETECTOR.TYPE", "none")
     base = ("SOLVER.EPOCHS", str(options.epochs), "TLLM.DETECTOR.WARMUP_EPOCHS", "0")
+    base = (*base, "LOG.SAVE_SECONDS", options.save_seconds, "LOG.SAVE_CHECKPOINT_FREQ", "2")
     prerequisites = folder / "prerequisites"
     in_process(train, (*base, "EXPERIMENT.NAME", "t", *vanilla, "DISTILLER.STUDENT", "digits_teacher"), prerequisites)
     in_process(train, (*base, "EXPERIMENT.NAME", "v", *vanilla), prerequisites)
@@ -161,8 +164,11 @@ def left_behind(run: RunFolder) -> dict[str, Any]:
     metrics = json.loads(run.metrics_json.read_text())
     del latest["seconds_per_epoch"], latest["config"], metrics["seconds_per_epoch"], metrics["peak_memory_bytes"]
     files = {path.name: path.read_bytes() for path in (run.curves_npz, run.flags_json, run.split_json)}
-    student = torch.load(run.log_folder / "student_latest", weights_only=True)
-    return {"latest": latest, "student": student, "metrics": metrics, "files": files}
+    students = {
+        path.name: torch.load(path, weights_only=True)
+        for path in (run.log_folder / "student_latest", *sorted(run.path.glob("student_best_holdout*")))
+    }
+    return {"latest": latest, "students": students, "metrics": metrics, "files": files}
 
 
 def equal_contents(one: Any, other: Any) -> bool:

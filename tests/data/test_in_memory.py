@@ -123,7 +123,7 @@ def test_batches_do_not_depend_on_how_many_are_augmented_together(
     batches: int, bundle: InMemoryBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = list(train_loader(bundle))
-    monkeypatch.setattr(in_memory, "_PIXELS_TOGETHER", batches * 16 * 3 * 8 * 8)
+    monkeypatch.setattr(in_memory, "_VALUES_TOGETHER", batches * 16 * 3 * 8 * 8)
     parts = list(train_loader(bundle))
     assert [len(target) for _, target, _ in parts] == [16, 16, 16, 2]
     assert all(equal(one, other) for one, other in zip(whole, parts, strict=True))

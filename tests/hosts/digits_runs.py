@@ -75,5 +75,5 @@ def assert_same_run(one: RunFolder, other: RunFolder) -> None:
         content.pop("peak_memory_bytes")
         assert content["finished"]
     assert metrics[0] == metrics[1]
-    for name in ("student_latest",):
+    for name in ("student_latest", "tllm/student_best_holdout"):
         assert_equal(*(torch.load(run.log_folder / name, weights_only=True) for run in (one, other)))

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -91,6 +92,48 @@ def test_the_same_command_may_come_again_to_what_it_holds(tmp_path: Path) -> Non
         assert is_held(tmp_path / ".run.lock")
 
 
+def test_another_thread_waits(tmp_path: Path) -> None:
+    entered = threading.Event()
+
+    def enter() -> None:
+        with at_work(tmp_path / "run", wait=True):
+            entered.set()
+
+    with at_work(tmp_path / "run", wait=False):
+        other = threading.Thread(target=enter)
+        other.start()
+        assert not entered.wait(1.0)
+    other.join(PATIENCE_SECONDS)
+    assert entered.is_set()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+def test_a_forked_child_does_not_hold_the_lock(tmp_path: Path) -> None:
+    script = """
+import os, sys, time
+from pathlib import Path
+from tllm_plugin.hosts.embedded.at_work import at_work
+
+with at_work(Path(sys.argv[1]), wait=False):
+    if os.fork() == 0:
+        print(os.getpid(), flush=True)
+    time.sleep(600)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        try:
+            assert is_held(tmp_path / ".run.lock")
+            process.kill()
+            process.wait()
+            os.kill(child, 0)
+            assert not is_held(tmp_path / ".run.lock")
+        finally:
+            process.kill()
+            os.kill(child, signal.SIGKILL)
+
+
 def test_without_locks_there_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -98,6 +141,7 @@ def test_without_locks_there_is_a_warning(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    run = train(tmp_path, *VANILLA, "SOLVER.EPOCHS", "1")
-    assert run.is_finished()
+    monkeypatch.setattr("tllm_plugin.hosts.embedded.at_work._warned", set())
+    runs = [train(tmp_path / name, *VANILLA, "SOLVER.EPOCHS", "1") for name in ("a", "b")]
+    assert all(run.is_finished() for run in runs)
     assert caplog.text.count("cannot be locked") == 1 and "No locks available" in caplog.text

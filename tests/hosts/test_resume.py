@@ -16,10 +16,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.hosts.conftest import Trained
 from tests.hosts.digits_runs import BASE, CONFIG, EPOCHS, assert_equal, assert_same_run, load_latest, make_config, train
+from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.adapter import _TLLMTrainer
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
+from tllm_plugin.hosts.teaching import Teaching
 from tllm_plugin.runs.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,13 +103,13 @@ def test_interrupted_with_step_schedule(
     assert_same_run(train(tmp_path / "parts", *options, resume=True), whole)
 
 
-def interrupt_before(patch: pytest.MonkeyPatch, method: str) -> None:
-    """Make the next run raise KeyboardInterrupt where it comes to a method of the trainer for the second time."""
+def interrupt_before(patch: pytest.MonkeyPatch, method: str, call: int = 2) -> None:
+    """Make the next run raise KeyboardInterrupt where it comes to a method of the trainer for the `call`-th time."""
     original, calls = getattr(BaseTrainer, method), [0]
 
     def interrupted(self: BaseTrainer, *given: Any, **named: Any) -> Any:
         calls[0] += 1
-        if calls[0] == 2:
+        if calls[0] == call:
             raise KeyboardInterrupt
         return original(self, *given, **named)
 
@@ -166,6 +168,69 @@ def test_files_every_so_many_seconds(
     assert_same_run(resumed, uninterrupted)
     best = [torch.load(run.student_best_holdout, weights_only=True) for run in (resumed, uninterrupted)]
     assert_equal(*best)
+
+
+def kept_bests(run: RunFolder) -> dict[str, Any]:
+    """Return the best students that a run kept with its checkpoints, and the last one."""
+    return {path.name: torch.load(path, weights_only=True) for path in run.path.glob("student_best_holdout*")}
+
+
+@pytest.mark.parametrize("method", ["save_checkpoint", "write_metrics"])
+def test_the_best_student_is_never_ahead_of_the_checkpoint(
+    method: str, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracy = {1: 0.5, 2: 0.6, 3: 0.55, 4: 0.7, 5: 0.65, 6: 0.7}
+    note = Teaching._note_best
+    monkeypatch.setattr(Teaching, "_note_best", lambda self, epoch, _: note(self, epoch, accuracy[epoch]))
+    monkeypatch.setattr(Curves, "mean_accuracy", lambda self, epoch: accuracy[epoch])
+    options = (*trained.taught, "TLLM.DETECTOR.TYPE", "none", "SOLVER.EPOCHS", "6", "LOG.SAVE_CHECKPOINT_FREQ")
+    whole = train(tmp_path / "whole", *options, "1")
+    expected = {name: student["epoch"] for name, student in kept_bests(whole).items()}
+    numbered = {f"student_best_holdout_{epoch}": best for epoch, best in enumerate((1, 2, 2, 4, 4, 6), start=1)}
+    assert expected == {**numbered, "student_best_holdout": 6}
+    with monkeypatch.context() as patch:
+        # After epoch 4, for which the best student has been written already.
+        interrupt_before(patch, method)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "parts", *options, "2", "LOG.SAVE_SECONDS", "1000")
+    run = RunFolder.inside(job.log_folder(make_config(tmp_path / "parts", *options, "2")))
+    assert load_latest(run)["epoch"] == (2 if method == "save_checkpoint" else 4)
+    resumed = train(tmp_path / "parts", *options, "1", resume=True)
+    assert_same_run(resumed, whole)
+    found = kept_bests(resumed)
+    assert {"student_best_holdout_5", "student_best_holdout"} < set(found)
+    assert ("student_best_holdout_3" in found) == (method == "save_checkpoint")
+    for name, student in found.items():
+        assert_equal(student, kept_bests(whole)[name])
+
+
+def test_a_run_that_lost_its_best_student_goes_on(trained: Trained, tmp_path: Path, monkeypatch: Any) -> None:
+    options = (*trained.detecting, "LOG.SAVE_CHECKPOINT_FREQ", "3")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3, 0)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, *options)
+    run = RunFolder.inside(job.log_folder(make_config(tmp_path, *options)))
+    run.student_best_holdout.unlink()
+    monkeypatch.setattr(Teaching, "_note_best", lambda *given: None)
+    assert train(tmp_path, *options, resume=True).is_finished()
+    assert not run.student_best_until(3).exists()
+
+
+def test_starting_anew_leaves_nothing_of_what_was_there(
+    uninterrupted: RunFolder, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3, 0)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, *trained.detecting, "LOG.SAVE_CHECKPOINT_FREQ", "1")
+    folder = job.log_folder(make_config(tmp_path, *trained.detecting))
+    assert (folder / "epoch_2").exists()
+    run = train(tmp_path, *trained.detecting, overwrite=True)
+    assert not list(folder.glob("epoch_*")) and not list(run.path.glob("student_best_holdout_*"))
+    assert (folder / "worklog.txt").read_text() == (uninterrupted.log_folder / "worklog.txt").read_text()
+    events = EventAccumulator(str(folder / "train.events")).Reload()
+    assert [event.step for event in events.Scalars("train_loss")] == [1, 2, 3]
 
 
 def test_what_is_trained_again_is_logged_once(

@@ -10,7 +10,7 @@ from typing import IO
 
 import pytest
 
-from tllm_plugin.runs.locks import held
+from tllm_plugin.runs.locks import held, is_held
 
 PATIENCE_SECONDS = 60
 
@@ -53,3 +53,10 @@ def test_a_file_that_was_removed_while_its_lock_was_waited_for_is_made_again(
     with held(path, remove=True):
         assert not removals and path.exists()
     assert not path.exists()
+
+
+def test_a_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tllm_plugin.runs.locks._HAS_LOCKS", False)
+    with pytest.raises(OSError, match=r"this system has no file locks: '.*lock'"), held(tmp_path / "lock"):
+        pass
+    assert not is_held(tmp_path / "lock")

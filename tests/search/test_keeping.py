@@ -179,3 +179,14 @@ def test_what_was_watched_is_remembered_up_to_a_limit(tmp_path: Path, monkeypatc
     assert of(0) is first and of(1) is second
     third = of(2)
     assert of(2) is third and of(1) is second and of(0) is not first
+
+
+def test_so_many_combinations_are_not_listed(
+    trained: Trained,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = ",".join(f"0.{number:02}" for number in range(10, 90))
+    host = plan(trained, tmp_path, *(f"{key}={values}" for key in ("AFTER_FRACTION", "CE_WEIGHT")))
+    monkeypatch.setattr("tllm_plugin.search.embedded.grid", lambda space: pytest.fail("6400 combinations were listed"))
+    assert host._waiting() is None

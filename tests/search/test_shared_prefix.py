@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -74,7 +75,10 @@ def test_killed_before_a_shared_run_was_whole(
     assert_same_run(train(tmp_path / "alone", *after(trained, "1.0")), run_sharing(base, cfg))
 
 
+@pytest.mark.parametrize(("missing", "own"), [("[12]", [1, 2, 3]), ("2", [2, 3])])
 def test_without_its_best_student_a_checkpoint_is_not_shared(
+    missing: str,
+    own: list[int],
     trained: Trained,  # noqa: F811
     base: RunFolder,
     tmp_path: Path,
@@ -82,10 +86,10 @@ def test_without_its_best_student_a_checkpoint_is_not_shared(
 ) -> None:
     # As an earlier version left it behind.
     old = RunFolder.inside(shutil.copytree(base.log_folder, tmp_path / "old"))
-    for path in old.path.glob("student_best_holdout_*"):
+    for path in old.path.glob(f"student_best_holdout_{missing}"):
         path.unlink()
     shared = run_sharing(old, make_config(tmp_path / "shared", *after(trained, "0.67")))
-    assert epochs_trained == [1, 2, 3]
+    assert epochs_trained == own
     assert_same_run(train(tmp_path / "alone", *after(trained, "0.67")), shared)
 
 
@@ -112,13 +116,18 @@ def test_begins_where_it_parts_from_an_earlier_trial(
     earlier: RunFolder,
     tmp_path: Path,
     epochs_trained: list[int],  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     options = staged(trained, "0.2")
     alone = train(tmp_path / "alone", *options)
     assert [item.epoch_flagged for item in alone.read_flags().classes if item.flagged] == [1, 2]
     epochs_trained.clear()
+    caplog.set_level(logging.INFO)
+    caplog.clear()
     shared = run_sharing(base, make_config(tmp_path / "shared", *options), others=[earlier])
     assert epochs_trained == [3], "the base shares one epoch, the earlier trial two"
+    told = [record.getMessage() for record in caplog.records if "no teacher from now on" in record.getMessage()]
+    assert told == ["epoch 2: no teacher from now on for 8"], "class 3 was flagged before"
     assert_same_run(alone, shared)
     assert_equal(*(torch.load(run.student_best_holdout, weights_only=True) for run in (alone, shared)))
     epochs, parent = shared_with(shared)

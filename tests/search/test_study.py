@@ -175,3 +175,18 @@ def test_a_journal_s_lock_dies_with_its_process(tmp_path: Path) -> None:
     assert not is_held(tmp_path / "study.journal.lock")
     study.work(Recorder())
     assert len(study.finished()) == 3
+
+
+def test_half_a_line_that_another_worker_leaves_behind_is_removed(tmp_path: Path) -> None:
+    study, record = SharedStudy("", tmp_path, GRID), Recorder()
+    with (tmp_path / "study.journal").open("ab") as file:
+        file.write(b'{"op_code": 4, "worker')  # Killed, or the disk was full, while this worker lives.
+    study.work(record)
+    assert len(record.seen) == 3
+    SharedStudy("", tmp_path, GRID).work(lambda values, trial: pytest.fail("it was done"))
+
+
+def test_a_file_that_is_no_journal_is_named(tmp_path: Path) -> None:
+    (tmp_path / "study.journal").write_text("something else\nand more\n")
+    with pytest.raises(ConfigError, match=r"none, that is, a journal in .*: .*study\.journal is damaged"):
+        SharedStudy("", tmp_path, GRID)

@@ -88,8 +88,8 @@ def add_parser(commands: Any) -> None:
         type=int,
         metavar="EPOCHS",
         help="epochs between the checkpoints that later trials can begin from: more saves disk, fewer shares more "
-        "(default: every epoch, on the embedded host not within two seconds; where one of the values given with --eta "
-        "parts from another, it keeps one in any case)",
+        "(default: 1; on the embedded host two seconds apart). That host keeps one wherever trials part, if they are "
+        "known beforehand: at most 32, and no range",
     )
     add_overrides(parser, "; for repdistiller its own arguments after --")
     parser.set_defaults(run=run, parser=parser)

@@ -16,7 +16,7 @@ from tllm_plugin.data.loaders import EvalLoader, TrainLoader
 from tllm_plugin.data.randomness import derived_generator
 
 #: Batches are augmented together up to so many values: with tiny images a call takes longer than its work.
-_PIXELS_TOGETHER = 1 << 18
+_VALUES_TOGETHER = 1 << 18
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -121,7 +121,7 @@ class _TrainLoader(TrainLoader):
         data = bundle.resident("train", device)
         # Everything random of the epoch crosses to the device here, so that the loop below never waits for it.
         draws = bundle.augmentation.draw(len(data), derived_generator(self._seed, epoch, "augmentation")).to(device)
-        together = max(1, _PIXELS_TOGETHER // (self._batch_size * data.images[0].numel()))
+        together = max(1, _VALUES_TOGETHER // (self._batch_size * data.images[0].numel()))
         on_device = _on_device(batches, device)
         for start in range(0, len(on_device), together):
             several = list(on_device[start : start + together])

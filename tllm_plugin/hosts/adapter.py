@@ -151,12 +151,14 @@ class _TLLMTrainer:
         # A host that has such a method calls it when files are to be written.
         self.teaching.write(epoch, kept=kept)
         super().save_epoch(epoch, kept=kept)  # type: ignore[misc]
+        self.teaching.settle()
 
     def finish(self) -> None:
         # A host that has such a method calls it before it declares the run finished.
         self._catch_up(self.cfg.SOLVER.EPOCHS)
-        # A run that was resumed after its last epoch may have a checkpoint and no other files.
-        self.teaching.write(self.cfg.SOLVER.EPOCHS)
+        if self.teaching.written != self.cfg.SOLVER.EPOCHS:
+            # A run that was resumed after its last epoch may have a checkpoint and no other files.
+            self.teaching.write(self.cfg.SOLVER.EPOCHS)
         super().finish()  # type: ignore[misc]
 
     def _catch_up(self, epoch: int) -> None:

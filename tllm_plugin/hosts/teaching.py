@@ -1,4 +1,4 @@
-"""One TLLM run around any host's loop: hold-out, wrapper, detector, and what is written after every epoch."""
+"""One TLLM run around any host's loop: hold-out, wrapper, detector, and what is written of an epoch."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from tllm_plugin.hosts.tensorboard import log_holdout
 from tllm_plugin.hosts.tllm_node import build_detector
 from tllm_plugin.runs.atomic import save_torch, write_link
 from tllm_plugin.runs.flags_file import ClassFlag, FlagsRecord
+from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.runs.split_file import SplitRecord
 
@@ -114,6 +115,9 @@ class Teaching:
         self._teacher_prediction: Tensor | None = None
         self._holdout_accuracy: dict[int, float] = {}
         self._unsaved_best: dict[str, Any] | None = None
+        self._recovered = False
+        #: The last epoch whose files this process has written; 0: none.
+        self.written = 0
         self.run: RunFolder | None = None
         #: Is shown the search curves after every epoch that is scored; what it raises ends the run.
         self.watch: Callable[[Curves], None] | None = None
@@ -139,6 +143,7 @@ class Teaching:
         if epoch and epoch not in self.curves.epochs:
             self.score(epoch, predict, writer)
             self.write(epoch)
+            self.settle()
 
     def score(self, epoch: int, predict: Callable[[Tensor], Tensor], writer: SummaryWriter | None = None) -> None:
         """Score the hold-out after `epoch` and update the flags; nothing is written but what goes to TensorBoard.
@@ -148,6 +153,7 @@ class Teaching:
             predict: Image batch -> student logits, in evaluation mode.
             writer: The host's TensorBoard writer.
         """
+        self._recover()
         samples = _score(predict, self.holdout_loader, self._teacher_predictions())
         self.curves.append(epoch, samples)
         if self.search_loader is not None:
@@ -193,21 +199,46 @@ class Teaching:
     def write(self, epoch: int, *, kept: bool = False) -> None:
         """Write curves, flags and the best student as they are after `epoch`.
 
+        The best student is in place after `settle`, which comes after the host's checkpoint: a run that is killed
+        in between goes on from an earlier one, for which another student may be the best.
+
         Args:
             epoch: The last one that was scored.
             kept: Whether the host keeps its checkpoint of that epoch. Then the best student until then is kept, too.
         """
         if self.run is None:
             return
+        self._recover()
+        best = self.run.student_best_holdout
         if self._unsaved_best is not None:
-            save_torch(self.run.student_best_holdout, self._unsaved_best)
+            best = self.run.student_best_next
+            save_torch(best, self._unsaved_best)
             self._unsaved_best = None
-        if kept and len(self.split.holdout):
-            write_link(self.run.student_best_until(epoch), self.run.student_best_holdout)
+        if kept and best.exists():
+            write_link(self.run.student_best_until(epoch), best)
         self.run.write_curves(self.curves.state_dict())
         if self.search_loader is not None:
             self.run.write_search_curves(self.search_curves.state_dict())
         self.run.write_flags(flags_record(self.detector, self.node, self.class_names, epoch))
+        self.written = epoch
+
+    def settle(self) -> None:
+        """Put the best student in its place, if `write` wrote a new one."""
+        if self.run is not None and self.run.student_best_next.exists():
+            self.run.student_best_next.replace(self.run.student_best_holdout)
+
+    def _recover(self) -> None:
+        """Do what a killed process has left to `settle`, if its checkpoint was written."""
+        if self._recovered or self.run is None:
+            return
+        self._recovered = True
+        path = self.run.student_best_next
+        if path.exists():
+            left: Any = load_torch(path, "a student")
+            if left["epoch"] in self.curves.epochs:
+                self.settle()
+            else:
+                path.unlink()
 
     def _teacher_predictions(self) -> Tensor | None:
         teacher = self.wrapper.teacher

@@ -11,8 +11,10 @@ from typing import TypeVar
 
 try:
     import fcntl
+
+    _HAS_LOCKS = True
 except ImportError:  # Windows.
-    fcntl = None  # type: ignore[assignment]
+    _HAS_LOCKS = False
 
 Result = TypeVar("Result")
 
@@ -32,8 +34,8 @@ def held(path: Path, *, wait: bool = True, remove: bool = False) -> Iterator[int
         BlockingIOError: Another process has it, and `wait` is False.
         OSError: Files cannot be locked here.
     """
-    if fcntl is None:
-        raise OSError(errno.ENOLCK, "this system has no file locks")
+    if not _HAS_LOCKS:
+        raise OSError(errno.ENOLCK, "this system has no file locks", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with path.open("a") as file:  # Closing it releases the lock.
@@ -78,6 +80,8 @@ def each_under_its_lock(folder: Path, tasks: Mapping[str, Callable[[int], Result
 
 def is_held(path: Path) -> bool:
     """Tell whether a process, this one included, holds the lock of a file; False where there is no such file."""
+    if not _HAS_LOCKS:
+        return False
     try:
         with path.open("r") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

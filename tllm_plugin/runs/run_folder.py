@@ -82,6 +82,11 @@ class RunFolder:
         """Weights of the student after the epoch that was best on the hold-out (hosts choose theirs on test data)."""
         return self.path / "student_best_holdout"
 
+    @property
+    def student_best_next(self) -> Path:
+        """What becomes `student_best_holdout` as soon as the checkpoint that belongs to it is written."""
+        return self.path / "student_best_holdout.next"
+
     def student_best_until(self, epoch: int) -> Path:
         """Return where `student_best_holdout` stays as it was after an epoch whose checkpoint is kept."""
         return self.path / f"student_best_holdout_{epoch}"

@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 from yacs.config import CfgNode
 
@@ -96,7 +95,8 @@ class EmbeddedSearch:
         """Train what all trials need and is not there; several processes train different runs of it."""
         # First, as the two others are at work at once and both may need it.
         self._trained(teacher=job.needed_teacher(self.cfg))
-        runs = self._trained(vanilla=self._vanilla(), taught=self.taught() if taught else None)
+        cfg = self.taught() if taught else None
+        runs = self._trained(vanilla=self._vanilla(), taught=cfg, keep=self._keep(self.taught()))
         return Baselines(runs.get("taught"), runs.get("vanilla"))
 
     def train(
@@ -107,14 +107,16 @@ class EmbeddedSearch:
         # Another worker may have drawn the same values.
         with held(self.folder / "locks" / run.log_folder.name):
             others = [other for other in others if other.path != run.path]
-            cfg = self.trial(values)
-            how: dict[str, Any] = {
-                "others": others,
-                "watch": watch,
-                "keep": self._keep(cfg),
-                "followers": self._followers,
-            }
-            return run_sharing(baselines.taught, cfg, self.bundle, **how)
+            cfg, keep = self.trial(values), self._keep(self.trial(values))
+            return run_sharing(
+                baselines.taught,
+                cfg,
+                self.bundle,
+                others=others,
+                watch=watch,
+                keep=keep,
+                followers=self._followers,
+            )
 
     def train_final(self, values: Values) -> RunFolder:
         """Return the finished run of the chosen values on everything but the detection hold-out.
@@ -129,13 +131,16 @@ class EmbeddedSearch:
         overrides = [word for key, value in values.items() for word in (key, str(value))]
         return shlex.join(["tllm", "train", *self.words, *overrides])
 
-    def _trained(self, **wanted: CfgNode | None) -> dict[str, RunFolder]:
-        """Return finished runs of the configs that are there, by the names of their locks."""
+    def _trained(self, keep: Keeping | None = None, **wanted: CfgNode | None) -> dict[str, RunFolder]:
+        """Return finished runs of the configs that are there, by the names of their locks.
+
+        Args:
+            keep: For the run that is `taught`.
+            wanted: Lock -> config, or None.
+        """
 
         def trained(name: str, cfg: CfgNode, _: int) -> RunFolder:
-            # Asked only now: what was trained before may be a reference.
-            keep = self._keep(cfg) if name == "taught" else None
-            return job.ensure_trained(cfg, self.bundle, keep=keep)
+            return job.ensure_trained(cfg, self.bundle, keep=keep if name == "taught" else None)
 
         tasks = {name: partial(trained, name, cfg) for name, cfg in wanted.items() if cfg is not None}
         return each_under_its_lock(self.folder / "locks", tasks)
@@ -143,16 +148,16 @@ class EmbeddedSearch:
     def _keep(self, cfg: CfgNode) -> Keeping:
         """Return what says which checkpoints of a run are kept besides those of `checkpoint_every`."""
         run = RunFolder.inside(job.log_folder(cfg))
-        seconds = math.inf if self.checkpoint_every else SECONDS
+        seconds = None if self.checkpoint_every else SECONDS
         return Keeping(run, cfg, self._waiting, self.bundle.class_names, self._followers, seconds)
 
     def _waiting(self) -> list[CfgNode] | None:
         """Return the trials that are to be trained, with their references; None where that cannot be told now."""
-        combinations = grid(self.space) if all(item.choices for item in self.space) else []
-        if not 0 < len(combinations) <= MOST_TRIALS:
+        # A range has no choices. There may be more combinations than memory can hold.
+        if not 0 < math.prod(len(item.choices) for item in self.space) <= MOST_TRIALS:
             return None
         waiting = []
-        for values in combinations:
+        for values in grid(self.space):
             cfg, vanilla = job.named_reference(self.trial(values))
             if vanilla is not None and not RunFolder.inside(job.log_folder(vanilla)).is_finished():
                 return None  # Another worker is at it.

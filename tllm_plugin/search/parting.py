@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,9 @@ from tllm_plugin.search.follower import Follower, Followers, new_detector
 
 _KIND, _VERSION = "fork", 1
 
+#: Run and epoch -> whether all is there that the checkpoint of that epoch needs besides itself.
+Usable = Callable[[RunFolder, int], bool]
+
 
 @dataclass(frozen=True)
 class Parting:
@@ -44,7 +47,10 @@ class Parting:
 
 
 def latest_parting(
-    recorded: Sequence[tuple[RunFolder, CfgNode]], cfg: CfgNode, followers: Followers | None = None
+    recorded: Sequence[tuple[RunFolder, CfgNode]],
+    cfg: CfgNode,
+    followers: Followers | None = None,
+    usable: Usable = lambda run, epoch: True,
 ) -> Parting | None:
     """Return the parting from the run that shares the most epochs, the first of equals; None without runs.
 
@@ -52,11 +58,12 @@ def latest_parting(
         recorded: Runs and their configs; see `parting`.
         cfg: As in `parting`.
         followers: Those that have watched the runs already.
+        usable: See `Usable`.
     """
     followers = followers or Followers()
     best: Parting | None = None
     for run, old in recorded:
-        found = parting(run, old, cfg, followers)
+        found = parting(run, old, cfg, followers, usable)
         if best is None or found.epochs > best.epochs:
             best = found
         if best.epochs == cfg.SOLVER.EPOCHS:
@@ -64,7 +71,7 @@ def latest_parting(
     return best
 
 
-def parting(run: RunFolder, old: CfgNode, cfg: CfgNode, followers: Followers) -> Parting:
+def parting(run: RunFolder, old: CfgNode, cfg: CfgNode, followers: Followers, usable: Usable) -> Parting:
     """Return where the run of `cfg` parts from a recorded one; nothing is written.
 
     Args:
@@ -72,13 +79,14 @@ def parting(run: RunFolder, old: CfgNode, cfg: CfgNode, followers: Followers) ->
         old: Its config, which differs from `cfg` in nothing but `FREE_KEYS`.
         cfg: Checked and frozen, its reference named.
         followers: Those that have watched the run already.
+        usable: See `Usable`.
     """
     curves = Curves.from_state(to_state(run.read_curves()))
     flags = run.read_flags()
     follower = followers.of(run, old, cfg, class_names=_class_names(flags), holdout=curves)
     follower.watch(curves, _epochs_flagged(flags))
     recorded = curves.epochs[-1] if curves.epochs else 0
-    checkpoint = _checkpoint(run, recorded if follower.parted_after is None else follower.parted_after)
+    checkpoint = _checkpoint(run, recorded if follower.parted_after is None else follower.parted_after, usable)
     if checkpoint is None:
         return Parting(run, 0, None, follower)
     kept = checkpoint.name.removeprefix("epoch_")
@@ -135,9 +143,13 @@ def _epochs_flagged(flags: FlagsRecord) -> Tensor:
     return torch.tensor([-1 if item.epoch_flagged is None else item.epoch_flagged for item in flags.classes])
 
 
-def _checkpoint(run: RunFolder, epoch: int) -> Path | None:
-    """Return the last checkpoint of `run` that is not later than `epoch`."""
-    if run.read_metrics().epochs_done <= epoch:
+def _checkpoint(run: RunFolder, epoch: int, usable: Usable) -> Path | None:
+    """Return the last usable checkpoint of `run` that is not later than `epoch`."""
+    done = run.read_metrics().epochs_done
+    if done <= epoch and usable(run, done):
         return run.log_folder / "latest"
-    kept = (run.log_folder / f"epoch_{number}" for number in range(epoch, 0, -1))
-    return next((path for path in kept if path.exists()), None)
+    for number in range(min(epoch, done), 0, -1):
+        path = run.log_folder / f"epoch_{number}"
+        if path.exists() and usable(run, number):
+            return path
+    return None

@@ -28,7 +28,6 @@ from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.follower import Followers
 from tllm_plugin.search.parting import (
-    Parting,
     latest_parting,
     note_parting,
     refuse_other_run,
@@ -93,14 +92,10 @@ def fork(
     """
     cfg, _ = job.named_reference(cfg)
     recorded = [(run, _config_but_for_its_detector(run, cfg)) for run in (base, *others) if run]
-    best = latest_parting(recorded, cfg, followers)
+    best = latest_parting(recorded, cfg, followers, _has_best_student)
     if best is None or best.checkpoint is None:
         return 0
     curves = Curves.from_state(to_state(best.run.read_curves()))
-    student = _best_student(best)
-    if curves.labels.numel() and not student.exists():
-        logger.warning("%s is trained from its first epoch: %s is missing", job.experiment_name(cfg), student)
-        return 0
     state: dict[str, Any] = dict(read_state(best.checkpoint))
     carried = state["model"]["_extra_state"]["carried"]
     scored = carried["curves"]["epochs"].tolist()
@@ -110,6 +105,7 @@ def fork(
     state["config"] = dumped = cfg.dump()
     run = RunFolder.inside(job.log_folder(cfg)).create()
     whole = best.epochs == cfg.SOLVER.EPOCHS
+    student = _best_student(best.run, best.epochs)
     if student.exists():
         write_link(run.student_best_holdout, student)
     copy_until(best.epochs, best.run.log_folder, run.log_folder)
@@ -124,10 +120,10 @@ def fork(
         _finish(run, best.run, cfg, dumped, detector)
     names = run.log_folder.name, best.epochs, best.run.log_folder.name
     logger.info("%s shares %d epochs with %s", *names)
-    classes = zip(best.run.read_flags().classes, detector.flags.tolist(), strict=True)
-    flagged = [item.name for item, is_flagged in classes if is_flagged]
-    if flagged and not whole:
-        logger.info("epoch %d: no teacher from now on for %s", best.epochs, ", ".join(flagged))
+    classes = zip(best.run.read_flags().classes, detector.epoch_flagged.tolist(), strict=True)
+    new = [item.name for item, epoch in classes if epoch == best.epochs]
+    if new and not whole:
+        logger.info("epoch %d: no teacher from now on for %s", best.epochs, ", ".join(new))
     return best.epochs
 
 
@@ -150,8 +146,11 @@ def _finish(run: RunFolder, other: RunFolder, cfg: CfgNode, dumped: str, detecto
     write_link(run.metrics_json, other.metrics_json)
 
 
-def _best_student(shared: Parting) -> Path:
-    """Return the student that was best on the hold-out in the shared epochs."""
-    if shared.epochs == shared.run.read_metrics().epochs_done:
-        return shared.run.student_best_holdout
-    return shared.run.student_best_until(shared.epochs)
+def _has_best_student(run: RunFolder, epoch: int) -> bool:
+    """Tell whether all of a checkpoint is there; earlier versions kept no best student with it."""
+    return not len(run.read_split().holdout) or _best_student(run, epoch).exists()
+
+
+def _best_student(run: RunFolder, epoch: int) -> Path:
+    """Return the student that was best on the hold-out until an epoch whose checkpoint was kept, or the last one."""
+    return run.student_best_holdout if epoch == run.read_metrics().epochs_done else run.student_best_until(epoch)

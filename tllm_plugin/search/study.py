@@ -219,37 +219,49 @@ def open_storage(address: str, folder: Path) -> BaseStorage:
     except Exception as error:  # SQLAlchemy raises a dozen types, and there is OSError, or a driver that is missing.
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
-            f"Expected `--storage` to be journal:FILE, sqlite:///FILE or another database address, but got {address!r}:"
-            f" {cause}"
+            "Expected `--storage` to be journal:FILE, sqlite:///FILE or another database address, but got "
+            f"{repr(address) if address else 'none, that is, a journal in the folder of the search'}: {cause}"
         ) from error
 
 
 def open_journal(path: Path) -> JournalStorage:
-    """Open a journal; what a full disk or a power cut has left of its last line is removed.
+    """Open a journal; what a killed worker or a full disk has left of a last line is removed.
 
     Raises:
         OSError: It cannot be opened.
+        ValueError: It is no journal.
     """
-    lock = path.with_name(f"{path.name}.lock")
-    # Opened first: where there is no folder, none is to be made.
-    with path.open("ab+") as file, held(lock):
-        file.seek(0)
-        content = file.read()
-        # Optuna would append to it, and from then on refuse the whole file.
-        file.truncate(content.rfind(b"\n") + 1)
-    return JournalStorage(JournalFileBackend(str(path), _JournalLock(lock)))
+    path.open("ab").close()  # Where there is no folder, none is to be made.
+    lock = _JournalLock(path)
+    lock.acquire()
+    lock.release()
+    try:
+        return JournalStorage(JournalFileBackend(str(path), lock))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 class _JournalLock(JournalFileOpenLock):
-    """A lock that the system releases when its process dies; Optuna's own would keep the others for half a minute."""
+    """A lock that the system releases when its process dies; Optuna's own would keep the others for half a minute.
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
-        self._path = path
+    Args:
+        journal: Whoever gets the lock finds it without half a line at its end.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        super().__init__(str(journal))
+        self._journal = journal
         self._held = ExitStack()
 
     def acquire(self) -> bool:
-        self._held.enter_context(held(self._path))
+        self._held.enter_context(held(self._journal.with_name(f"{self._journal.name}.lock")))
+        # Optuna would append to the half, and from then on refuse the whole file.
+        with self._journal.open("rb+") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            if end and file.read() != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
         return True
 
     def release(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,8 +17,10 @@ from tllm_plugin.runs.locks import held
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
-#: Where this process is at work.
-_own: set[Path] = set()
+#: Where threads of this process are at work, by their numbers, and the descriptors of the locks.
+_own: set[tuple[int, Path]] = set()
+_descriptors: set[int] = set()
+_warned: set[str] = set()
 
 
 @contextmanager
@@ -34,7 +38,8 @@ def at_work(folder: Path, *, wait: bool) -> Iterator[None]:
     Raises:
         ConfigError: Another command is at it, and `wait` is False.
     """
-    if folder in _own:
+    own = threading.get_ident(), folder
+    if own in _own:
         yield
         return
     with ExitStack() as stack:
@@ -46,16 +51,33 @@ def at_work(folder: Path, *, wait: bool) -> Iterator[None]:
                 logger.info("waiting for another command, which trains %s", folder)
             waited = True
             time.sleep(_POLL_SECONDS)
-        _own.add(folder)
-        stack.callback(_own.remove, folder)
+        _own.add(own)
+        stack.callback(_own.remove, own)
         yield
 
 
 def _locked(stack: ExitStack, folder: Path) -> bool:
     try:
-        stack.enter_context(held(folder.with_name(f".{folder.name}.lock"), wait=False, remove=True))
+        descriptor = stack.enter_context(held(folder.with_name(f".{folder.name}.lock"), wait=False, remove=True))
     except BlockingIOError:
         return False
     except OSError as error:
-        logger.warning("%s cannot be locked (%s): do not give two commands that train it at once", folder, error)
+        if str(error.strerror) not in _warned:
+            _warned.add(str(error.strerror))
+            logger.warning("%s cannot be locked (%s): do not train a run by two commands at once", folder, error)
+    else:
+        _descriptors.add(descriptor)
+        stack.callback(_descriptors.remove, descriptor)
     return True
+
+
+def _let_go() -> None:
+    """Give up, in a child process that reads images, the parent's locks: it outlives a parent that is killed."""
+    for descriptor in _descriptors:
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, descriptor)  # Not closed: the file object that the child has copied will do that.
+        os.close(nothing)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)

@@ -41,7 +41,8 @@ logger = logging.getLogger(__name__)
 
 _WITHOUT_TEACHER = ("NONE", "SFTN")
 
-#: Is shown curves and detector of a run after every epoch that it trains; says whether to keep the checkpoint.
+#: Is shown curves and detector of a run after every epoch that it trains; says whether to keep the checkpoint, which is
+#: kept after every `LOG.SAVE_CHECKPOINT_FREQ` epochs in any case.
 Keep = Callable[[Curves, Detector], bool]
 
 

@@ -20,6 +20,7 @@ from tllm_plugin.core.registry import Registry
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.embedded.checkpoint import read_checkpoint
 from tllm_plugin.hosts.embedded.evaluation import ClassResults, peak_memory_bytes, score_test_set
+from tllm_plugin.hosts.embedded.kept import remove_kept
 from tllm_plugin.hosts.embedded.loss_guard import LossGuard
 from tllm_plugin.hosts.embedded.parallel import ParallelDistiller, begin_epoch, merge_buffers
 from tllm_plugin.hosts.embedded.progress import EpochReport, RunProgress
@@ -100,6 +101,8 @@ class BaseTrainer:
         """Train to the last epoch, from the last checkpoint on if `resume`."""
         if resume:
             self.load_checkpoint(Path(self.log_path) / "latest")
+        if processes.is_main():
+            self.begin_logs()
         title = f"{self.cfg.EXPERIMENT.NAME or self.cfg.DISTILLER.TYPE}"
         shown: AbstractContextManager[RunProgress | None] = nullcontext()
         if processes.is_main():
@@ -108,6 +111,16 @@ class BaseTrainer:
             for epoch in range(self.epochs_done + 1, self.cfg.SOLVER.EPOCHS + 1):
                 self.train_epoch(epoch)
         self.finish()
+
+    def begin_logs(self) -> None:
+        """Forget what a killed process has logged and kept of epochs that are going to be trained again."""
+        folder = Path(self.log_path)
+        copy_until(self.epochs_done, folder, folder)
+        remove_kept(folder, after=self.epochs_done)
+        events = Path(self.tf_writer.log_dir)
+        if len(list(events.iterdir())) > 1:
+            self.tf_writer.close()
+            self.tf_writer = SummaryWriter(str(events), purge_step=self.epochs_done + 1)
 
     def finish(self) -> None:
         """Write what a finished run leaves behind."""
@@ -151,7 +164,7 @@ class BaseTrainer:
         self.log(report)
         self.score_holdout(epoch)
         log = self.cfg.LOG
-        kept = epoch % log.SAVE_CHECKPOINT_FREQ == 0 or self.keep()
+        kept = self.keep() or epoch % log.SAVE_CHECKPOINT_FREQ == 0
         if kept or epoch == self.cfg.SOLVER.EPOCHS or time.monotonic() - self._saved_at >= log.SAVE_SECONDS:
             self.save_epoch(epoch, kept=kept)
 
@@ -257,11 +270,6 @@ class BaseTrainer:
         self.schedule.load_state_dict(state["schedule"])
         self.seconds_per_epoch = list(state["seconds_per_epoch"])
         self.epochs_done = int(state["epoch"])
-        if self.tf_writer is not None:
-            # What was logged after the checkpoint is going to be logged again.
-            copy_until(self.epochs_done, Path(self.log_path), Path(self.log_path))
-            self.tf_writer.close()
-            self.tf_writer = SummaryWriter(self.tf_writer.log_dir, purge_step=self.epochs_done + 1)
         _set_rng_state(state["rng"], self.device)
 
     def write_metrics(self, *, finished: bool) -> None:
