@@ -5,9 +5,9 @@
 A is one run of the distiller without TLLM's detector (`none`) as `tllm train` makes it, its teacher at hand. B is
 everything that `tllm search` does: the vanilla reference, the run that is taught to the end, the trials, the choice.
 They alternate, A B A B, each round in a folder of its own, and both have the same search hold-out. Printed are CPU
-seconds of the process, everything included but the import of Optuna and its database layer (once per process, told
-beside the table; wall-clock seconds are told as well, which other work on the machine disturbs; on a GPU look at
-these), and epochs trained.
+seconds of the process, everything included but the import of Optuna (once per process, told beside the table;
+wall-clock seconds are told as well, which other work on the machine disturbs; on a GPU look at these), and epochs
+trained.
 
 "Vanilla there": B without the vanilla reference, as for a second search that finds it. "Same looks": B in units of its
 own KD run, which does not look at test data on the way as A does. "One by one" is the vanilla reference and every trial
@@ -151,7 +151,7 @@ def timed_runs() -> dict[str, float]:
 
 
 def import_optuna(folder: Path) -> float:
-    """Import Optuna and open a database with it; return the CPU seconds."""
+    """Import Optuna and open a study's storage with it; return the CPU seconds."""
     started = now()
     from tllm_plugin.search.study import open_storage
 

@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 
 from tllm_plugin.core.errors import ConfigError, NonFiniteLossError
 from tllm_plugin.runs.locks import held, is_held
+from tllm_plugin.search import study as study_module
 from tllm_plugin.search.space import Dimension
 from tllm_plugin.search.study import MAX_TAKEOVERS, SharedStudy
 
@@ -190,3 +191,14 @@ def test_a_file_that_is_no_journal_is_named(tmp_path: Path) -> None:
     (tmp_path / "study.journal").write_text("something else\nand more\n")
     with pytest.raises(ConfigError, match=r"none, that is, a journal in .*: .*study\.journal is damaged"):
         SharedStudy("", tmp_path, GRID)
+
+
+def test_a_journal_that_cannot_be_mended_does_not_stay_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = SharedStudy("", tmp_path, GRID)
+    with monkeypatch.context() as patch:
+        patch.setattr(study_module, "_remove_half_a_line", lambda journal: (_ for _ in ()).throw(OSError("no")))
+        with pytest.raises(OSError, match="no"):
+            study.study.set_user_attr("a", 1)
+    assert not is_held(tmp_path / "study.journal.lock")
+    study.study.set_user_attr("a", 2)
+    assert study.study.user_attrs["a"] == 2

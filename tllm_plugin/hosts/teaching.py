@@ -297,8 +297,7 @@ def student_predictor(distiller: nn.Module) -> Callable[[Tensor], Tensor]:
     """Return image batch -> logits of a (possibly parallel) distiller, which is put into evaluation mode."""
 
     def predict(image: Tensor) -> Tensor:
-        if distiller.training:  # Going through all modules takes as long as a small network.
-            distiller.eval()
+        distiller.eval()
         logits: Tensor = distiller(image=image)
         return logits
 

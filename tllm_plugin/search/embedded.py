@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from yacs.config import CfgNode
@@ -93,10 +93,17 @@ class EmbeddedSearch:
 
     def prepare(self, *, taught: bool = True) -> Baselines:
         """Train what all trials need and is not there; several processes train different runs of it."""
+        locks = self.folder / "locks"
+        teacher, vanilla = job.needed_teacher(self.cfg), self._vanilla()
         # First, as the two others are at work at once and both may need it.
-        self._trained(teacher=job.needed_teacher(self.cfg))
-        cfg = self.taught() if taught else None
-        runs = self._trained(vanilla=self._vanilla(), taught=cfg, keep=self._keep(self.taught()))
+        if teacher is not None:
+            each_under_its_lock(locks, {"teacher": self._task(teacher)})
+        tasks = {}
+        if vanilla is not None:
+            tasks["vanilla"] = self._task(vanilla)
+        if taught:
+            tasks["taught"] = self._task(self.taught(), self._keep(self.taught()))
+        runs = each_under_its_lock(locks, tasks)
         return Baselines(runs.get("taught"), runs.get("vanilla"))
 
     def train(
@@ -131,19 +138,9 @@ class EmbeddedSearch:
         overrides = [word for key, value in values.items() for word in (key, str(value))]
         return shlex.join(["tllm", "train", *self.words, *overrides])
 
-    def _trained(self, keep: Keeping | None = None, **wanted: CfgNode | None) -> dict[str, RunFolder]:
-        """Return finished runs of the configs that are there, by the names of their locks.
-
-        Args:
-            keep: For the run that is `taught`.
-            wanted: Lock -> config, or None.
-        """
-
-        def trained(name: str, cfg: CfgNode, _: int) -> RunFolder:
-            return job.ensure_trained(cfg, self.bundle, keep=keep if name == "taught" else None)
-
-        tasks = {name: partial(trained, name, cfg) for name, cfg in wanted.items() if cfg is not None}
-        return each_under_its_lock(self.folder / "locks", tasks)
+    def _task(self, cfg: CfgNode, keep: Keeping | None = None) -> Callable[[int], RunFolder]:
+        """Return what trains a run that is not there, once its lock is held."""
+        return lambda _: job.ensure_trained(cfg, self.bundle, keep=keep)
 
     def _keep(self, cfg: CfgNode) -> Keeping:
         """Return what says which checkpoints of a run are kept besides those of `checkpoint_every`."""

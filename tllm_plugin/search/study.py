@@ -225,18 +225,14 @@ def open_storage(address: str, folder: Path) -> BaseStorage:
 
 
 def open_journal(path: Path) -> JournalStorage:
-    """Open a journal; what a killed worker or a full disk has left of a last line is removed.
+    """Open a journal.
 
     Raises:
         OSError: It cannot be opened.
         ValueError: It is no journal.
     """
-    path.open("ab").close()  # Where there is no folder, none is to be made.
-    lock = _JournalLock(path)
-    lock.acquire()
-    lock.release()
     try:
-        return JournalStorage(JournalFileBackend(str(path), lock))
+        return JournalStorage(JournalFileBackend(str(path), _JournalLock(path)))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
@@ -245,7 +241,7 @@ class _JournalLock(JournalFileOpenLock):
     """A lock that the system releases when its process dies; Optuna's own would keep the others for half a minute.
 
     Args:
-        journal: Whoever gets the lock finds it without half a line at its end.
+        journal: Whoever gets the lock finds it without half a line, as a killed worker or a full disk leaves one.
     """
 
     def __init__(self, journal: Path) -> None:
@@ -254,18 +250,24 @@ class _JournalLock(JournalFileOpenLock):
         self._held = ExitStack()
 
     def acquire(self) -> bool:
-        self._held.enter_context(held(self._journal.with_name(f"{self._journal.name}.lock")))
-        # Optuna would append to the half, and from then on refuse the whole file.
-        with self._journal.open("rb+") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(0, end - 1))
-            if end and file.read() != b"\n":
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
+        with ExitStack() as stack:
+            stack.enter_context(held(self._journal.with_name(f"{self._journal.name}.lock")))
+            _remove_half_a_line(self._journal)
+            self._held = stack.pop_all()
         return True
 
     def release(self) -> None:
         self._held.close()
+
+
+def _remove_half_a_line(journal: Path) -> None:
+    """Cut off what has no end: Optuna would append to it, and from then on refuse the whole file."""
+    with journal.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        if end and file.read() != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def suggest(trial: Trial, item: Dimension) -> Any:

@@ -14,7 +14,7 @@ from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.runs.reading import load_torch
 
-# The parser in C, where there is one, is ten times as fast as the one that yacs takes.
+# The parser in C, where there is one: a search reads many configs, and the one that yacs takes is slow.
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _CHECKPOINT_PARTS = {"epoch", "config", "model", "optimizer", "schedule", "seconds_per_epoch", "rng"}
 # Where a run logs, how it is named, where its data lie and how fast they are read. Of a reference the detector's
