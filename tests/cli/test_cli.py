@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 import subprocess
 import sys
@@ -9,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tests.hosts.digits_runs import BASE, CONFIG
-from tllm_plugin.cli import main
+from tllm_plugin.cli import main, show
 from tllm_plugin.cli.main import build_parser
+from tllm_plugin.core.curves import Curves
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
+from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.run_folder import RunFolder
 
 COMMANDS = ("train", "search", "demo", "validate", "show", "compare", "report", "tables")
@@ -219,6 +223,21 @@ def test_show_prints_flagged_classes_first(
         if score == "accuracy" and not row[1]:  # The counts are of the epoch of the flag, here before training.
             assert row[6] == f"{right / count:.2f}"
     assert f"hold-out {score} per class" in shown and "2 of 10 classes flagged by `fixed`" in shown
+
+
+@pytest.mark.parametrize(("width", "epochs"), [(60, "1 50"), (80, "1 25 50"), (100, "1 11 21 30 40 50")])
+def test_show_cuts_nothing_off(width: int, epochs: str, flagged_run: RunFolder) -> None:
+    recorded = Curves.from_state(to_state(flagged_run.read_curves()))
+    curves = Curves(recorded.labels, recorded.num_classes, recorded.sample_ids)
+    for epoch in range(1, 51):
+        curves.append(epoch, recorded.samples_at(recorded.epochs[-1]))
+    shown = io.StringIO()
+    # Wider than asked for where not even two epochs fit.
+    Console(file=shown, width=max(width, 74)).print(show.table(flagged_run.read_flags(), curves, "accuracy", width))
+    lines = [line for line in shown.getvalue().splitlines() if line]
+    assert "…" not in shown.getvalue() and lines[1][-1] == "┓"
+    heading = next(line for line in lines if "class " in line and "e-value" in line)
+    assert heading.replace("┃", " ").split()[-len(epochs.split()) :] == epochs.split()
 
 
 def test_show_takes_brackets_in_class_names(flagged_run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:

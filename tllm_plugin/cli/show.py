@@ -15,6 +15,9 @@ from tllm_plugin.runs.flags_file import ClassFlag, FlagsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 
 _COLUMNS = 6
+#: The evidence's headings, and how many characters a column of it is wide.
+_EVIDENCE = {"flagged\nafter\nepoch": 7, "drop": 5, "McNemar\np": 7, "e-value": 7, "hold-out": 8}
+_VALUE, _BORDER = 4, 3
 
 
 def add_parser(commands: Any) -> None:
@@ -36,18 +39,27 @@ def run(options: argparse.Namespace) -> None:
     flags = folder.read_flags()
     curves = Curves.from_state(to_state(folder.read_curves()))
     console = Console(markup=False)  # A class may be named after a folder, such as [b].
-    console.print(table(flags, curves, options.score))
+    console.print(table(flags, curves, options.score, console.width))
     if flags.reason:
         console.print(f"nothing flagged: {flags.reason}", highlight=False)
     console.print(f"{len(flags.flagged)} of {flags.num_classes} classes flagged by `{flags.detector}`", highlight=False)
 
 
-def table(flags: FlagsRecord, curves: Curves, score: str) -> Table:
-    """Return one row per class: evidence, and the curve at a few epochs. Flagged classes come first."""
-    picked = _spread(len(curves), _COLUMNS)
+def table(flags: FlagsRecord, curves: Curves, score: str, width: int) -> Table:
+    """Return one row per class: evidence, and the curve at a few epochs. Flagged classes come first.
+
+    Args:
+        flags: Of the run.
+        curves: Likewise.
+        score: What the curves show.
+        width: Of the console, in characters; so many epochs are shown as fit into it, at least two.
+    """
+    names = max(len("class"), *(len(item.name) for item in flags.classes))
+    taken = names + sum(_EVIDENCE.values()) + (1 + len(_EVIDENCE)) * _BORDER + 1
+    picked = _spread(len(curves), min(_COLUMNS, max(2, (width - taken) // (_VALUE + _BORDER))))
     result = Table(title=f"hold-out {score} per class, after the epochs in the heading", title_justify="left")
     result.add_column("class")
-    for name in ("flagged after epoch", "drop", "McNemar p", "e-value", "hold-out"):
+    for name in _EVIDENCE:
         result.add_column(name, justify="right")
     for row in picked:
         result.add_column(str(curves.epochs[row]), justify="right")
