@@ -117,7 +117,9 @@ def test_train_prints_folder_and_next_command(tmp_path: Path, capsys: pytest.Cap
     assert "0 of 10 classes flagged by `none`" in capsys.readouterr().out
     assert main(words) == 2
     assert "add --resume to continue it, --overwrite to start anew" in capsys.readouterr().err
-    assert main([*words[:3], "--overwrite", *words[3:]]) == 0
+    assert main([*words[:3], "--overwrite", *words[3:], "LOG.TEST_FREQ", "-1"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[0] == "test accuracy not looked at, after 1 epochs" and "report" not in shown.err
 
 
 def test_train_links_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

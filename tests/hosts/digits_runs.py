@@ -60,8 +60,14 @@ def assert_equal(one: Any, other: Any, where: str = "") -> None:
         assert one == other, where
 
 
-def assert_same_run(one: RunFolder, other: RunFolder) -> None:
-    """Check that two runs left the same behind, but for times, memory and where they logged."""
+def assert_same_run(one: RunFolder, other: RunFolder, *, untested: bool = False) -> None:
+    """Check that two runs left the same behind, but for times, memory and where they logged.
+
+    Args:
+        one: A run that looked at test data.
+        other: Another one.
+        untested: Whether `other` must never have looked at test data.
+    """
     states = [load_latest(run) for run in (one, other)]
     for state in states:
         state.pop("seconds_per_epoch")
@@ -74,6 +80,10 @@ def assert_same_run(one: RunFolder, other: RunFolder) -> None:
         assert len(content.pop("seconds_per_epoch")) == content["epochs_done"]
         content.pop("peak_memory_bytes")
         assert content["finished"]
+    assert one.predictions_npz.exists() and other.predictions_npz.exists() is not untested
+    if untested:
+        for name, nothing in (("test_accuracy", None), ("class_correct", []), ("class_total", [])):
+            assert metrics[1].pop(name) == nothing != metrics[0].pop(name), name
     assert metrics[0] == metrics[1]
     for name in ("student_latest", "tllm/student_best_holdout"):
         assert_equal(*(torch.load(run.log_folder / name, weights_only=True) for run in (one, other)))

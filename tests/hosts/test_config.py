@@ -94,6 +94,7 @@ def test_importing_the_config_alone_is_enough() -> None:
         ("TLLM.DISTILLER", "NONE", "Expected `TLLM.DISTILLER` to be one of AT, CID, FITNET, KD, SRRL, but got 'NONE'"),
         ("SOLVER.EPOCHS", "1.5", "Expected `SOLVER.EPOCHS` to be a whole number, but got 1.5"),
         ("SOLVER.EPOCHS", ".inf", "Expected `SOLVER.EPOCHS` to be a whole number, but got inf"),
+        ("LOG.TEST_FREQ", "-2", "Expected `LOG.TEST_FREQ` to be at least -1, but got -2"),
         ("SOLVER.EPOCHS", "0", "Expected `SOLVER.EPOCHS` to be at least 1, but got 0"),
         ("SOLVER.LR", ".inf", "Expected `SOLVER.LR` to be more than 0, but got inf"),
         ("SOLVER.NESTEROV", "1", "Expected `SOLVER.NESTEROV` to be true or false, but got 1"),

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tllm_plugin.analysis.study import build_study
 from tllm_plugin.cli import main
 from tllm_plugin.report.findings import against_null, findings, next_steps
 from tllm_plugin.report.page import write_report, write_report_if_possible
+from tllm_plugin.runs.run_folder import RunFolder
 
 HURT = (3, 8)
 
@@ -74,6 +76,11 @@ def test_what_the_runs_refer_to_is_read_too(tmp_path: Path) -> None:
     content = content_of(write_report([load_run(run)], tmp_path / "page.html", networks=False))
     assert [row["label"] for row in content["rows"]] == ["vanilla", "TLLM (KD)", "teacher resnet20"]
     assert content["teacher"] is not None and content["methods"][0]["delta"] is not None
+    # As those of a search, which never look at test data.
+    folder = RunFolder.inside(teacher)
+    folder.write_metrics(replace(folder.read_metrics(), test_accuracy=None, class_correct=(), class_total=()))
+    content = content_of(write_report([load_run(run)], tmp_path / "page.html", networks=False))
+    assert [row["label"] for row in content["rows"]] == ["vanilla", "TLLM (KD)"] and content["teacher"] is None
 
 
 def test_a_thousand_classes_fit_and_are_quick(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_trials_equal_the_runs_alone_and_share_what_they_can(
     for eta, trial in zip(ETAS[::-1], record.trials, strict=True):
         alone = train(tmp_path / eta, *trained.taught, *STAGED, "TLLM.DETECTOR.ETA", eta, *SAVING)
         shared = RunFolder.inside(folder / trial.run)
-        assert_same_run(alone, shared)
+        assert_same_run(alone, shared, untested=True)
         assert alone.search_curves_npz.read_bytes() == shared.search_curves_npz.read_bytes()
 
 
@@ -121,6 +121,29 @@ def test_no_training_sees_a_hold_out(searched: Path, bundle: DataBundle, monkeyp
     everything = set(range(len(bundle.train_labels)))
     assert seen["search"] == everything - set(split.holdout) - set(split.search_holdout)
     assert seen["final"] == everything - set(split.holdout)
+
+
+def test_the_final_student_alone_sees_test_data(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, record = load(searched)
+    (final,) = folder.glob("final-*")
+    assert RunFolder.inside(final).read_metrics().tested
+    for trial in (*record.trials, *record.baselines):
+        assert not RunFolder.inside(folder / trial.run).read_metrics().tested
+
+    looks: list[str] = []
+    original = BaseTrainer.test
+    monkeypatch.setattr(BaseTrainer, "test", lambda self: (looks.append(Path(self.log_path).name), original(self))[1])
+    vanilla = ("TLLM.DETECTOR.TYPE", "reference", "DISTILLER.TEACHER_EPOCHS", "1")
+    command = ["search", "--cfg", str(CONFIG), "--eta", "0.1", *BASE, "LOG.PREFIX", str(tmp_path), *vanilla]
+    assert main(command) == 0
+    searched_runs = {path.parts[-3] for path in tmp_path.glob("digits/*/tllm/metrics.json")}
+    assert len(searched_runs) == 2 and looks == [], "a teacher and a vanilla student"
+    assert main([*command[:3], "--retrain", *command[3:]]) == 0
+    final_too = {path.name for path in tmp_path.glob("digits/*/*") if path.name.startswith("final")}
+    own = {path.parts[-3] for path in tmp_path.glob("digits/*/tllm/metrics.json")} - searched_runs
+    assert set(looks) == own | final_too and len(own) == 2, "the final student has a teacher and a reference of its own"
 
 
 def test_giving_the_command_again_trains_nothing(
@@ -181,7 +204,7 @@ def test_a_pruned_trial_is_never_chosen_and_is_continued_without_pruning(
     folder, record = load(tmp_path)
     assert [trial.pruned_after for trial in record.trials] == [0, 0] and record.trials[1].values == {ETA: 0.1}
     alone = train(tmp_path / "alone", *trained.taught, *STAGED, ETA, "0.1", *SAVING)
-    assert_same_run(alone, RunFolder.inside(folder / record.trials[1].run))
+    assert_same_run(alone, RunFolder.inside(folder / record.trials[1].run), untested=True)
 
 
 def test_every_config_error_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

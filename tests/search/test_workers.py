@@ -57,7 +57,7 @@ def test_a_killed_worker_is_made_up_for(trained: Trained, tmp_path: Path) -> Non
     taken_over = next(trial for trial in done if trial.user_attrs.get("takeovers"))
     fraction = str(taken_over.params["TLLM.DETECTOR.AFTER_FRACTION"])
     alone = train(tmp_path / "alone", *options, "TLLM.DETECTOR.AFTER_FRACTION", fraction, *SAVING)
-    assert_same_run(alone, plan.run_of(taken_over.params))
+    assert_same_run(alone, plan.run_of(taken_over.params), untested=True)
     assert not list(plan.folder.glob("workers/*"))
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from tllm_plugin.analysis.delta_accuracy import hurt_classes
 from tllm_plugin.cli.overrides import add_overrides
-from tllm_plugin.core.errors import TLLMError
+from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.config import load_config
@@ -64,6 +64,10 @@ def _train_all(base: Sequence[str], plant: Sequence[str]) -> dict[str, RunFolder
 
     def train(name: str, *options: str) -> None:
         cfg = load_config(CONFIG, [*base, "EXPERIMENT.NAME", name, *options])
+        if cfg.LOG.TEST_FREQ < 0:
+            raise ConfigError(
+                "Expected `LOG.TEST_FREQ` of the demo, whose table is of test data, to be >= 0, but got -1"
+            )
         runs[name] = job.run(cfg, overwrite=True)
 
     def checkpoint_of(name: str) -> str:

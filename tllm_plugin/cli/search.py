@@ -174,10 +174,8 @@ def print_outcome(outcome: Outcome, next_command: Callable[[dict[str, Any]], str
     console.print(f"evidence: {outcome.path}", soft_wrap=True)
     if outcome.final is not None:
         metrics = outcome.final.read_metrics()
-        console.print(
-            "final student, trained on everything but the detection hold-out: test accuracy "
-            f"{metrics.test_accuracy:.2%}"
-        )
+        accuracy = f"{metrics.test_accuracy:.2%}" if metrics.tested else "not looked at"
+        console.print(f"final student, trained on everything but the detection hold-out: test accuracy {accuracy}")
         console.print(f"run folder: {outcome.final.log_folder}", soft_wrap=True)
         console.print(f"next: tllm show {shlex.quote(str(outcome.final.log_folder))}", soft_wrap=True)
     else:

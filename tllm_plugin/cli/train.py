@@ -87,11 +87,14 @@ def _command(options: argparse.Namespace, *, resume: bool) -> str:
 
 def _print_results(folder: RunFolder, *, taught: bool) -> None:
     metrics = folder.read_metrics()
-    print(f"test accuracy {metrics.test_accuracy:.2%} after {metrics.epochs_done} epochs")
+    accuracy = f"{metrics.test_accuracy:.2%}" if metrics.tested else "not looked at,"
+    print(f"test accuracy {accuracy} after {metrics.epochs_done} epochs")
     print(f"run folder    {folder.log_folder}")
     if folder.flags_json.exists():
         # A vanilla student has nothing to be compared with.
-        report: Path | None = write_report_if_possible([folder.path], networks=False) if taught else None
+        report: Path | None = None
+        if taught and metrics.tested:
+            report = write_report_if_possible([folder.path], networks=False)
         if report is not None:
             print(f"report        {report}")
         print(f"next          tllm show {shlex.quote(str(folder.log_folder))}")

@@ -33,6 +33,11 @@ class MetricsRecord:
     epochs_done: int
     finished: bool
 
+    @property
+    def tested(self) -> bool:
+        """Whether there are results on test data."""
+        return sum(self.class_total) > 0
+
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
         return asdict(self)

@@ -22,6 +22,7 @@ from tllm_plugin.search.shared_prefix import run_sharing
 from tllm_plugin.search.space import TYPE, Dimension, Values, detector_kinds, grid, with_values
 
 NAME = "EXPERIMENT.NAME"
+NEVER = -1
 _NO_EFFECT = ("EXPERIMENT.NAME", "EXPERIMENT.TAG", "EXPERIMENT.PROJECT", "DATASET.NUM_WORKERS", "DATASET.DOWNLOAD")
 
 
@@ -29,8 +30,8 @@ class EmbeddedSearch:
     """Every config that a search trains; see `SearchHost`.
 
     The folder of a search is named after everything but what can be searched, and that of a trial after the rest: a
-    search that is repeated, or made with other values, finds what has been trained. Test data is looked at once per
-    run, after its last epoch. Files are written where trials part, and every few seconds.
+    search that is repeated, or made with other values, finds what has been trained. Test data is looked at by the final
+    student alone, never by what it is chosen from. Files are written where trials part, and every few seconds.
 
     Args:
         cfg: Checked and frozen. Without a search hold-out it gets one of the size of the detection hold-out.
@@ -45,8 +46,7 @@ class EmbeddedSearch:
     ) -> None:
         fraction = cfg.TLLM.HOLDOUT.SEARCH_FRACTION or cfg.TLLM.HOLDOUT.FRACTION
         self._asked = with_values(cfg, {SEARCH_FRACTION: fraction})
-        # What a run looks like on test data while it is trained is of no interest here.
-        self.cfg = with_values(self._asked, {"LOG.TEST_FREQ": 0, "LOG.SAVE_SECONDS": SECONDS})
+        self.cfg = with_values(self._asked, {"LOG.TEST_FREQ": NEVER, "LOG.SAVE_SECONDS": SECONDS})
         self.space = tuple(space)
         self.checkpoint_every = checkpoint_every
         self.words = tuple(words)

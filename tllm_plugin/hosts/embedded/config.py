@@ -76,7 +76,7 @@ def check_config(cfg: CfgNode) -> list[str]:
         "RUNTIME.PRECISION": one_of(PRECISIONS),
         "LOG.SAVE_CHECKPOINT_FREQ": at_least(1),
         "LOG.SAVE_SECONDS": at_least(0),
-        "LOG.TEST_FREQ": at_least(0),
+        "LOG.TEST_FREQ": at_least(-1),
         "KD.TEMPERATURE": more_than(0),
         "KD.LOSS.CE_WEIGHT": at_least(0),
         "KD.LOSS.KD_WEIGHT": at_least(0),

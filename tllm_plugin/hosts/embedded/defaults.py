@@ -49,7 +49,7 @@ def default_config() -> CfgNode:
 
     cfg.LOG = CfgNode({"PREFIX": "./output", "SAVE_CHECKPOINT_FREQ": 40})
     cfg.LOG.SAVE_SECONDS = 0.0  # at least this long between writing a run's files; 0: after every epoch
-    cfg.LOG.TEST_FREQ = 1  # epochs between looks at the test data; 0: only after the last one
+    cfg.LOG.TEST_FREQ = 1  # epochs between looks at the test data; 0: only after the last one, -1: never
 
     cfg.KD = CfgNode({"TEMPERATURE": 4.0})
     cfg.KD.LOSS = CfgNode({"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9})

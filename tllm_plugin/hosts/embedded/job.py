@@ -298,10 +298,12 @@ def ensure_trained(
 
 
 def _is_finished(run: RunFolder, cfg: CfgNode) -> bool:
-    finished = run.is_finished()
-    if finished:
-        check_same_run(run, cfg)
-    return finished
+    """Tell whether a run is there with everything that its config asks for."""
+    if not run.is_finished():
+        return False
+    check_same_run(run, cfg)
+    # One that never looked at test data is tested by resuming it, with nothing left to train.
+    return cfg.LOG.TEST_FREQ < 0 or run.read_metrics().tested
 
 
 def _teacher(cfg: CfgNode, bundle: DataBundle, device: torch.device) -> nn.Module:

@@ -39,7 +39,7 @@ trainer_dict: Registry[Any] = Registry("trainer")
 
 @trainer_dict.register("base")
 class BaseTrainer:
-    """Trains a distiller with SGD, tests after every LOG.TEST_FREQ epochs, and saves everything that a resume needs.
+    """Trains a distiller with SGD, tests as LOG.TEST_FREQ says, and saves everything that a resume needs.
 
     Several processes train together, each on its rows of every batch; the main one writes, the others only compute.
 
@@ -152,7 +152,7 @@ class BaseTrainer:
         merge_buffers(self.distiller)
         self.epochs_done = epoch
         every = self.cfg.LOG.TEST_FREQ
-        self.results = self.test() if every and epoch % every == 0 else None
+        self.results = self.test() if every > 0 and epoch % every == 0 else None
         report = EpochReport(
             epoch=epoch,
             train_loss=float(loss_sum / seen),
@@ -273,8 +273,8 @@ class BaseTrainer:
         _set_rng_state(state["rng"], self.device)
 
     def write_metrics(self, *, finished: bool) -> None:
-        """Write `metrics.json`, in the end `predictions.npz` too, whether the last epoch was tested or not."""
-        results = self.results or (self.test() if finished else None)
+        """Write `metrics.json`; in the end, unless test data is never looked at, test and write `predictions.npz`."""
+        results = self.results or (self.test() if finished and self.cfg.LOG.TEST_FREQ >= 0 else None)
         if not processes.is_main():
             return
         if finished and results is not None:
