@@ -35,6 +35,7 @@ def write_run(
     flagged: Sequence[int] = (),
     epochs: int = 12,
     answers: bool = True,
+    tested: bool = True,
     reference: Path | None = None,
     teacher_checkpoint: Path | None = None,
     data_set: str = "imagefolder",
@@ -56,10 +57,9 @@ def write_run(
     folder = RunFolder.inside(log_folder).create()
     correct, total = np.bincount(labels[right], minlength=classes), np.bincount(labels, minlength=classes)
     share = float(right.mean())
-    folder.write_metrics(
-        MetricsRecord(share, tuple(correct.tolist()), tuple(total.tolist()), (1.0,), None, epochs, True)
-    )
-    if answers:
+    results = (share, tuple(correct.tolist()), tuple(total.tolist())) if tested else (None, (), ())
+    folder.write_metrics(MetricsRecord(*results, (1.0,), None, epochs, True))
+    if answers and tested:
         folder.write_predictions(PredictionsRecord(labels, predictions, classes))
     names = names or [f"class {index:04d}" for index in range(classes)]
     evidence = [

@@ -120,3 +120,13 @@ def test_what_cannot_be_read_is_left_out(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["tables", str(tmp_path)]) == 0
     shown = capsys.readouterr()
     assert "0 finished runs" in shown.out and "left out" in shown.err
+
+
+def test_runs_of_a_search_are_no_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "kd", method="KD")
+    for number in range(3):
+        write_run(tmp_path / "search" / f"trial-{number}", method="KD", detector="reference", tested=False)
+    assert main(["tables", str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    assert "1 finished runs" in shown.out and shown.err.count("left out") == 1
+    assert "left out: 3 finished runs without test results, such as those of a search" in " ".join(shown.err.split())

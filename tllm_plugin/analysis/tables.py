@@ -15,7 +15,7 @@ from tllm_plugin.analysis.comparison import Spread, compare
 from tllm_plugin.analysis.loaded_run import LoadedRun, load_run
 from tllm_plugin.analysis.published import DIFFERENCE, TABLES, UNDISTILLABLE, Cell, PublishedTable
 from tllm_plugin.core.errors import ConfigError, TLLMError
-from tllm_plugin.runs.run_folder import NAME
+from tllm_plugin.runs.run_folder import NAME, RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class FilledTable:
 
 
 def find_runs(folder: str | os.PathLike[str]) -> list[LoadedRun]:
-    """Return every finished run below `folder`; what cannot be read is left out, and the log says why.
+    """Return every finished run below `folder`; what cannot be read or was never tested is left out, as the log says.
 
     Raises:
         ConfigError: It is no folder.
@@ -59,15 +59,17 @@ def find_runs(folder: str | os.PathLike[str]) -> list[LoadedRun]:
     root = Path(folder)
     if not root.is_dir():
         raise ConfigError(f"Expected `{root}` to be a folder that holds runs, but it is none")
-    runs = []
-    for metrics in sorted(root.rglob(f"{NAME}/metrics.json")):
+    runs, untested = [], 0
+    for path in sorted(root.rglob(f"{NAME}/metrics.json")):
         try:
-            run = load_run(metrics.parent)
+            metrics = RunFolder(path.parent).read_metrics()
+            if metrics.finished and metrics.tested:
+                runs.append(load_run(path.parent))
+            untested += metrics.finished and not metrics.tested
         except TLLMError as error:
             logger.warning("left out: %s", error)
-            continue
-        if run.folder is not None and run.folder.read_metrics().finished:
-            runs.append(run)
+    if untested:
+        logger.warning("left out: %d finished runs without test results, such as those of a search", untested)
     return runs
 
 
