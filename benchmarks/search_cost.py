@@ -10,8 +10,8 @@ wall-clock seconds are told as well, which other work on the machine disturbs; o
 trained.
 
 "Vanilla there": B without the vanilla reference, as for a second search that finds it. "Same looks": B in units of its
-own KD run, which never looks at test data, while A does after every epoch. "One by one" is the vanilla reference and every trial
-from its first epoch to its last, by their seconds per epoch, in units of B's own KD run.
+own KD run, which never looks at test data, while A does after every epoch. "One by one" is the vanilla reference and
+every trial from its first epoch to its last, by their seconds per epoch, in units of B's own KD run.
 
 With `--commands` A and B are whole commands, `tllm train` and `tllm search`, each from an empty folder: imports and the
 training of the teacher, which are the same in both, count.

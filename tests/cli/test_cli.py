@@ -20,7 +20,7 @@ from tllm_plugin.hosts.embedded.trainer import BaseTrainer
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.run_folder import RunFolder
 
-COMMANDS = ("train", "search", "demo", "validate", "show", "compare", "report", "tables")
+COMMANDS = ("train", "test", "search", "demo", "validate", "show", "compare", "report", "tables")
 VANILLA = ("DISTILLER.TYPE", "NONE", "SOLVER.EPOCHS", "1")
 
 
@@ -117,9 +117,7 @@ def test_train_prints_folder_and_next_command(tmp_path: Path, capsys: pytest.Cap
     assert "0 of 10 classes flagged by `none`" in capsys.readouterr().out
     assert main(words) == 2
     assert "add --resume to continue it, --overwrite to start anew" in capsys.readouterr().err
-    assert main([*words[:3], "--overwrite", *words[3:], "LOG.TEST_FREQ", "-1"]) == 0
-    shown = capsys.readouterr()
-    assert shown.out.splitlines()[0] == "test accuracy not looked at, after 1 epochs" and "report" not in shown.err
+    assert main([*words[:3], "--overwrite", *words[3:]]) == 0
 
 
 def test_train_links_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,6 +126,12 @@ def test_train_links_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert f"report        {page}" in capsys.readouterr().out.splitlines()
     # The reference that was trained first is in it.
     assert '"label":"vanilla"' in page.read_text() and '"label":"TLLM (KD)"' in page.read_text()
+
+    words = train_words(tmp_path, "SOLVER.EPOCHS", "1", "EXPERIMENT.NAME", "a run", "LOG.TEST_FREQ", "-1")
+    assert main([*words[:3], "--overwrite", *words[3:]]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[0] == "test accuracy not looked at, after 1 epochs"
+    assert "report  " not in shown.out and "no report" not in shown.err and not page.exists()
 
 
 def test_ctrl_c_says_how_to_go_on(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.analysis.planted_runs import write_run
 from tllm_plugin.analysis.loaded_run import load_run
 from tllm_plugin.analysis.published import TABLES, Cell
 from tllm_plugin.cli import main
+from tllm_plugin.runs.run_folder import RunFolder
 
 # Typed off the appendix once more, row by row, independently of the code.
 PRINTED = {
@@ -124,6 +126,9 @@ def test_what_cannot_be_read_is_left_out(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_runs_of_a_search_are_no_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "kd", method="KD")
+    for name in ("under way", "under way and untested"):
+        run = RunFolder.inside(write_run(tmp_path / name, method="KD", tested=name == "under way"))
+        run.write_metrics(replace(run.read_metrics(), finished=False))
     for number in range(3):
         write_run(tmp_path / "search" / f"trial-{number}", method="KD", detector="reference", tested=False)
     assert main(["tables", str(tmp_path)]) == 0

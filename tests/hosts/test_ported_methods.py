@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from tests.hosts.conftest import Trained
-from tests.hosts.digits_runs import EPOCHS, assert_same_run, load_latest, make_config, train
+from tests.hosts.digits_runs import EPOCHS, assert_equal, assert_same_run, load_latest, make_config, train
 from tests.hosts.test_resume import interrupt_at
 from tllm_plugin.analysis.likeness import teacher_checkpoint
 from tllm_plugin.analysis.loaded_run import load_run
+from tllm_plugin.analysis.networks import student_network
+from tllm_plugin.cli import main
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
@@ -152,9 +154,16 @@ def test_a_teacher_of_sftn_is_trained_first_where_the_config_asks_for_it(tmp_pat
     train(tmp_path, *options, "EXPERIMENT.NAME", "other", "SFTN.LOSS.KL_WEIGHT", "1.0")
     assert len(list(run.log_folder.parent.glob("sftn-digits_teacher-*"))) == 2
     # A search has the same teacher, and trains no other.
-    EmbeddedSearch(make_config(tmp_path, *options), ()).prepare()
+    taught = EmbeddedSearch(make_config(tmp_path, *options), ()).prepare().taught
     assert len(list(run.log_folder.parent.glob("sftn-digits_teacher-*"))) == 3
     assert not list(run.log_folder.parent.glob("teacher-*"))
+    # A report finds it, though the search has a folder of its own; and knows that what it trained is the teacher.
+    assert taught is not None and main(["test", str(taught.log_folder)]) == 0
+    found = teacher_checkpoint(load_run(taught.log_folder))
+    assert found is not None and found.parent.name.startswith("sftn-") and found.parent != stage
+    bundle = job.load_bundle(make_config(tmp_path))
+    network = student_network(load_run(stage), bundle, torch.device("cpu"))
+    assert_equal(dict(network.state_dict()), dict(torch.load(stage / "student_latest", weights_only=True)["model"]))
 
 
 @pytest.mark.parametrize(

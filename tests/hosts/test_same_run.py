@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from pathlib import Path
 
@@ -10,8 +9,6 @@ import pytest
 
 from tests.hosts.conftest import Trained
 from tests.hosts.digits_runs import EPOCHS, assert_same_run, make_config, train
-from tllm_plugin.analysis.loaded_run import load_run
-from tllm_plugin.cli import main
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.embedded import job, trainer
 from tllm_plugin.runs.run_folder import RunFolder
@@ -92,19 +89,3 @@ def test_fewer_looks_at_test_data_change_nothing(
     looks.clear()
     train(tmp_path / "second", *VANILLA, "LOG.TEST_FREQ", "2")
     assert len(looks) == 2, f"after epoch 2 and after epoch {EPOCHS}"
-
-
-def test_a_run_that_never_looked_at_test_data_can_be_tested(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = train(tmp_path, *VANILLA, "LOG.TEST_FREQ", "-1")
-    copy = RunFolder.inside(shutil.copytree(run.log_folder, tmp_path / "copy" / "digits" / "vanilla"))
-    monkeypatch.setattr(trainer.BaseTrainer, "train_epoch", lambda self, epoch: pytest.fail("it was trained"))
-    assert not ensured(tmp_path, "LOG.TEST_FREQ", "-1").read_metrics().tested
-    with pytest.raises(ConfigError, match="it never looked at test data, as LOG.TEST_FREQ says: `tllm ") as error:
-        load_run(run.log_folder)
-    assert main(shlex.split(str(error.value).split("`")[1])[1:]) == 0
-    assert "test accuracy 5" in capsys.readouterr().out
-    assert_same_run(trained.vanilla, run)
-    assert_same_run(run, ensured(tmp_path / "copy"))
-    assert copy.read_metrics().tested, "a run that needs it, and is to be tested, tests it as well"

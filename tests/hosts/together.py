@@ -29,6 +29,7 @@ from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.batch_norm import synchronise_batch_norm
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
+from tllm_plugin.hosts.embedded.late_test import ensure_tested
 from tllm_plugin.hosts.embedded.parallel import ParallelDistiller, begin_epoch, merge_buffers
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
 from tllm_plugin.runs.run_folder import RunFolder
@@ -214,7 +215,11 @@ def everything(folder: Path) -> None:
         job.run(shared_config(folder / "together"))
         interrupted(folder / "together", 2, "EXPERIMENT.NAME", "ends alone")
         # Was begun by one process.
-        job.run(shared_config(folder / "alone", "EXPERIMENT.NAME", "ends together"), resume=True)
+        ends = ("EXPERIMENT.NAME", "ends together")
+        job.run(shared_config(folder / "alone", *ends, "LOG.TEST_FREQ", "-1"), resume=True)
+        run = RunFolder.inside(folder / "alone/digits/ends together")
+        assert not processes.from_main(lambda: run.read_metrics().tested or run.predictions_npz.exists())
+        ensure_tested(run, shared_config(folder / "alone", *ends), job.load_bundle(shared_config(folder / "alone")))
     torch.save(found, folder / f"found-{number}")
 
 

@@ -13,11 +13,12 @@ import torch
 from tllm_plugin.analysis.answers import with_answers
 from tllm_plugin.analysis.likeness import likeness_of
 from tllm_plugin.analysis.loaded_run import load_run
-from tllm_plugin.analysis.networks import ask, batches_of_test_set, embedded_config, student_network
+from tllm_plugin.analysis.networks import ask, embedded_config, student_network
 from tllm_plugin.analysis.representations import linear_cka
 from tllm_plugin.analysis.study import build_study
 from tllm_plugin.cli import main
 from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded.evaluation import batches_of_test_set
 from tllm_plugin.models import create_model
 from tllm_plugin.runs.atomic import save_torch
 
@@ -27,7 +28,7 @@ def test_answers_are_those_of_the_run(digits: dict[str, Path]) -> None:
     cfg, device = embedded_config(run), torch.device("cpu")
     bundle = job.load_bundle(cfg)
     network = student_network(run, bundle, device)
-    answers = ask(network, batches_of_test_set(bundle, cfg, None, device), device, features=True)
+    answers = ask(network, batches_of_test_set(bundle, cfg, device), device, features=True)
     np.testing.assert_array_equal(answers.labels, run.result.labels)
     np.testing.assert_array_equal(answers.predictions, run.result.predictions)
     # What is kept as features is what the last layer reads.
@@ -50,7 +51,7 @@ def test_likeness(digits: dict[str, Path]) -> None:
     cfg, device = embedded_config(run), torch.device("cpu")
     bundle = job.load_bundle(cfg)
     features = [
-        ask(network, batches_of_test_set(bundle, cfg, None, device), device, features=True)
+        ask(network, batches_of_test_set(bundle, cfg, device), device, features=True)
         for network in (
             student_network(load_run(digits["teacher"]), bundle, device),
             student_network(run, bundle, device),

@@ -62,7 +62,7 @@ def test_content(tmp_path: Path) -> None:
     assert "src=" not in page.read_text().split("<script>")[0] and "<link" not in page.read_text().split("<script>")[0]
 
 
-def test_what_the_runs_refer_to_is_read_too(tmp_path: Path) -> None:
+def test_what_the_runs_refer_to_is_read_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     vanilla, teacher = write_run(tmp_path / "vanilla"), write_run(tmp_path / "teacher", student="resnet20")
     run = write_run(
         tmp_path / "tllm",
@@ -76,8 +76,10 @@ def test_what_the_runs_refer_to_is_read_too(tmp_path: Path) -> None:
     assert content["teacher"] is not None and content["methods"][0]["delta"] is not None
     # As those of a search, which never look at test data.
     write_run(teacher, student="resnet20", tested=False)
+    caplog.clear()
     content = content_of(write_report([load_run(run)], tmp_path / "page.html", networks=False))
     assert [row["label"] for row in content["rows"]] == ["vanilla", "TLLM (KD)"] and content["teacher"] is None
+    assert f"left out: Expected {teacher}" in caplog.text and f"`tllm test {teacher}` tests it" in caplog.text
 
 
 def test_a_thousand_classes_fit_and_are_quick(tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ from dataclasses import replace
 import numpy as np
 
 from tllm_plugin.analysis.loaded_run import LoadedRun
-from tllm_plugin.analysis.networks import ask, batches_of_test_set, embedded_config, student_network
+from tllm_plugin.analysis.networks import ask, embedded_config, student_network
 from tllm_plugin.analysis.results import TestResult
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.device import choose_device
+from tllm_plugin.hosts.embedded.evaluation import batches_of_test_set
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def _ask_again(run: LoadedRun, bundles: dict[str, DataBundle]) -> TestResult:
         bundles[key] = job.load_bundle(cfg)
     bundle, device = bundles[key], choose_device(cfg)
     network = student_network(run, bundle, device)
-    answers = ask(network, batches_of_test_set(bundle, cfg, None, device), device, features=False)
+    answers = ask(network, batches_of_test_set(bundle, cfg, device), device, features=False)
     found = TestResult.from_predictions(answers.labels, answers.predictions, bundle.num_classes)
     if not np.array_equal(found.total, run.result.total):
         raise ConfigError("the test data are others by now")

@@ -15,7 +15,6 @@ from tllm_plugin.analysis.networks import (
     Answers,
     ask,
     balanced_rows,
-    batches_of_test_set,
     embedded_config,
     student_network,
     teacher_network,
@@ -27,6 +26,7 @@ from tllm_plugin.core.errors import TLLMError
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.device import choose_device
+from tllm_plugin.hosts.embedded.evaluation import batches_of_test_set
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def _run(
             if checkpoint is None
             else teacher_network(run, checkpoint, bundle, device)
         )
-        return ask(network, batches_of_test_set(bundle, embedded_config(run), rows, device), device, features=True)
+        return ask(network, batches_of_test_set(bundle, embedded_config(run), device, rows), device, features=True)
 
     cka, agreement, classes = {}, {}, len(study.class_names)
     teacher_accuracy, taught_by = None, {}
@@ -135,7 +135,7 @@ def _run(
 def teacher_checkpoint(run: LoadedRun) -> Path | None:
     """Return where the weights of a run's teacher lie; None where they are not to be found.
 
-    A run whose config names none had its teacher trained first, beside it.
+    A run whose config names none had its teacher trained first, beside it; a run of a search, beside the search.
     """
     found = teacher_of(run)
     if found is not None:
@@ -147,5 +147,6 @@ def teacher_checkpoint(run: LoadedRun) -> Path | None:
     needed = job.needed_teacher(cfg)
     if run.folder is None or needed is None:
         return None
-    beside = run.folder.log_folder.parent / job.log_folder(needed).name / "student_latest"
-    return beside if beside.is_file() else None
+    name = job.log_folder(needed).name
+    beside = (folder / name / "student_latest" for folder in list(run.folder.log_folder.parents)[:2])
+    return next((path for path in beside if path.is_file()), None)

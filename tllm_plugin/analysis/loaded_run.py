@@ -143,17 +143,8 @@ def read_result(folder: RunFolder) -> TestResult:
     """
     metrics = folder.read_metrics()
     if not metrics.tested:
-        config = folder.config_yaml
-        test = shlex.join(["tllm", "train", "--cfg", str(config), "--resume", "LOG.TEST_FREQ", "0"])
-        never = metrics.finished and _section(read_config(folder), "LOG").get("TEST_FREQ") == -1
-        raise ConfigError(
-            f"Expected {folder.log_folder} to be a run that was tested, but "
-            + (
-                f"it never looked at test data, as LOG.TEST_FREQ says: `{test}` tests it"
-                if never
-                else "it has no test results yet"
-            )
-        )
+        how = f"; `{shlex.join(['tllm', 'test', str(folder.log_folder)])}` tests it" if metrics.finished else " yet"
+        raise ConfigError(f"Expected {folder.log_folder} to be a run that was tested, but it has no test results{how}")
     if not metrics.finished:
         logger.warning("%s: not finished; its results are those after epoch %d", folder.path, metrics.epochs_done)
     counts = TestResult(np.asarray(metrics.class_correct), np.asarray(metrics.class_total))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ from tllm_plugin.analysis.loaded_run import LoadedRun
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded.defaults import default_config
-from tllm_plugin.hosts.embedded.networks import load_network
+from tllm_plugin.hosts.embedded.networks import load_network, trained_model
 from tllm_plugin.hosts.embedded.planting import PlantedTeacher
 from tllm_plugin.models import create_model
 
@@ -113,7 +112,7 @@ def student_network(run: LoadedRun, bundle: DataBundle, device: torch.device) ->
     cfg = embedded_config(run)
     if run.folder is None:
         raise ConfigError(f"Expected {run.name} to be a run, but it has no folder")
-    return _load(cfg.DISTILLER.STUDENT, run.folder.log_folder / "student_latest", bundle, device)
+    return _load(trained_model(cfg), run.folder.log_folder / "student_latest", bundle, device)
 
 
 def teacher_network(run: LoadedRun, checkpoint: Path, bundle: DataBundle, device: torch.device) -> nn.Module:
@@ -131,11 +130,6 @@ def teacher_network(run: LoadedRun, checkpoint: Path, bundle: DataBundle, device
     if plant.CLASSES:
         teacher = PlantedTeacher(teacher, plant.CLASSES, bundle.num_classes, plant.STRENGTH).to(device)
     return teacher
-
-
-def batches_of_test_set(bundle: DataBundle, cfg: CfgNode, rows: Tensor | None, device: torch.device) -> Any:
-    """Return batches of test images; all of them for None."""
-    return bundle.eval_loader(rows, batch_size=cfg.DATASET.TEST.BATCH_SIZE, device=device, split="test")
 
 
 def _load(name: str, checkpoint: Path, bundle: DataBundle, device: torch.device) -> nn.Module:

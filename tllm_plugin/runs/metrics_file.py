@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tllm_plugin.runs.fields import FieldError, count, field, flag, list_of, number, optional, share
@@ -37,6 +37,10 @@ class MetricsRecord:
     def tested(self) -> bool:
         """Whether there are results on test data."""
         return sum(self.class_total) > 0
+
+    def without_results(self) -> MetricsRecord:
+        """Return the record of such a run that never looked at test data."""
+        return replace(self, test_accuracy=None, class_correct=(), class_total=())
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""

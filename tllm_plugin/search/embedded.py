@@ -31,7 +31,8 @@ class EmbeddedSearch:
 
     The folder of a search is named after everything but what can be searched, and that of a trial after the rest: a
     search that is repeated, or made with other values, finds what has been trained. Test data is looked at by the final
-    student alone, never by what it is chosen from. Files are written where trials part, and every few seconds.
+    student and what is trained for it, never by what it is chosen from. Files are written where trials part, and every
+    few seconds.
 
     Args:
         cfg: Checked and frozen. Without a search hold-out it gets one of the size of the detection hold-out.

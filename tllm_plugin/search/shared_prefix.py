@@ -137,13 +137,16 @@ def _config_but_for_its_detector(run: RunFolder, cfg: CfgNode) -> CfgNode:
 def _finish(run: RunFolder, other: RunFolder, cfg: CfgNode, dumped: str, detector: Detector) -> None:
     """Leave behind what a run does that equals a finished one in everything but its evidence."""
     write_text(run.config_yaml, job.described(dumped))
-    for path in (other.split_json, other.curves_npz, other.search_curves_npz, other.predictions_npz):
+    tested = cfg.LOG.TEST_FREQ >= 0
+    results = [other.predictions_npz] if tested else []
+    for path in (other.split_json, other.curves_npz, other.search_curves_npz, *results):
         if path.exists():
             write_link(run.path / path.name, path)
     names = [item.name for item in other.read_flags().classes]
     run.write_flags(flags_record(detector, cfg.TLLM, names, cfg.SOLVER.EPOCHS))
     # The last: it says that the run is finished.
-    write_link(run.metrics_json, other.metrics_json)
+    metrics = other.read_metrics()
+    run.write_metrics(metrics if tested else metrics.without_results())
 
 
 def _has_best_student(run: RunFolder, epoch: int) -> bool:

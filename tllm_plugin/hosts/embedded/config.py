@@ -25,6 +25,7 @@ from tllm_plugin.hosts.config_files import find_config
 from tllm_plugin.hosts.embedded import job  # noqa: F401 (it registers the trainer and the distiller of TLLM)
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
+from tllm_plugin.hosts.embedded.networks import trained_model
 from tllm_plugin.hosts.embedded.trainer import trainer_dict
 from tllm_plugin.hosts.ported_methods import check_sftn, ported_rules
 from tllm_plugin.hosts.tllm_node import check_tllm
@@ -96,7 +97,7 @@ def check_config(cfg: CfgNode) -> list[str]:
     ):
         if any(isinstance(value, bool) or not isinstance(value, int) or value < 0 for value in values):
             problems.append(f"Expected `{key}` to be a list of {rule}, but got {values!r}")
-    trained = cfg.DISTILLER.TEACHER if cfg.DISTILLER.TYPE == "SFTN" else cfg.DISTILLER.STUDENT
+    trained = trained_model(cfg)
     if cfg.DISTILLER.PRETRAINED and not trained.startswith("tv_"):
         problems.append(
             f"Expected a model of torchvision's (tv_...) to train with DISTILLER.PRETRAINED, but got {trained!r}"

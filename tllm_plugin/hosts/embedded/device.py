@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from yacs.config import CfgNode
 
@@ -26,6 +29,11 @@ def choose_device(cfg: CfgNode) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError(f"Expected `RUNTIME.DEVICE` to be a device of this machine, but got {name!r}")
     return device
+
+
+def autocast(cfg: CfgNode, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context of a forward pass in the precision of `RUNTIME.PRECISION`."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if cfg.RUNTIME.PRECISION == "bfloat16" else nullcontext()
 
 
 def _device_of_process(name: str) -> torch.device:

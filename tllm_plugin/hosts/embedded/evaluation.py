@@ -6,13 +6,18 @@ import resource
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
+from tllm_plugin.data import DataBundle
+from tllm_plugin.data.loaders import EvalLoader
 from tllm_plugin.hosts import processes
+from tllm_plugin.runs.metrics_file import MetricsRecord
+from tllm_plugin.runs.predictions_file import PredictionsRecord
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,30 @@ class ClassResults:
     def accuracy(self) -> float:
         """Share of all test images that are recognised."""
         return float(self.class_correct.sum() / self.class_total.sum())
+
+    def added_to(self, metrics: MetricsRecord) -> MetricsRecord:
+        """Return the metrics of a run with these results."""
+        correct, total = (tuple(counts.tolist()) for counts in (self.class_correct, self.class_total))
+        return replace(metrics, test_accuracy=self.accuracy, class_correct=correct, class_total=total)
+
+    def answers(self) -> PredictionsRecord:
+        """Return what belongs into `predictions.npz`."""
+        return PredictionsRecord(self.labels.numpy(), self.predictions.numpy(), len(self.class_total))
+
+
+def batches_of_test_set(
+    bundle: DataBundle, cfg: CfgNode, device: torch.device, rows: Tensor | None = None
+) -> EvalLoader:
+    """Return this process's batches `(image, label)` of the test data, in order.
+
+    Args:
+        bundle: The data.
+        cfg: Says how large a batch is.
+        device: Where to.
+        rows: (K,) int64 positions in the test data; all of them for None.
+    """
+    size = cfg.DATASET.TEST.BATCH_SIZE
+    return bundle.eval_loader(rows, batch_size=size, device=device, split="test", shard=processes.shard())
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors import DETECTORS, Detector
-from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.data import DataBundle, load_data
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.adapter import Host, make_distiller_factory, make_trainer_factory
@@ -28,12 +28,13 @@ from tllm_plugin.hosts.embedded.checkpoint import read_checkpoint
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.embedded.device import choose_device
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
+from tllm_plugin.hosts.embedded.evaluation import batches_of_test_set
+from tllm_plugin.hosts.embedded.late_test import ensure_tested
 from tllm_plugin.hosts.embedded.networks import load_network, make_network
 from tllm_plugin.hosts.embedded.planting import PlantedTeacher
 from tllm_plugin.hosts.embedded.same_run import check_same_run
 from tllm_plugin.hosts.embedded.trainer import trainer_dict
 from tllm_plugin.runs.atomic import write_text
-from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.version import __version__
 
@@ -128,13 +129,14 @@ def run(
         DataError, FileFormatError, NonFiniteLossError: As they say.
     """
     with at_work(log_folder(cfg), wait=False):
-        trainer = _prepared(cfg, bundle or load_bundle(cfg), resume=resume, overwrite=overwrite)
+        bundle = bundle or load_bundle(cfg)
+        trainer = _prepared(cfg, bundle, resume=resume, overwrite=overwrite)
         if watch is not None:
             trainer.teaching.watch = partial(_show, trainer, watch)
         if keep is not None:
             trainer.keep = partial(keep, trainer.teaching.curves, trainer.teaching.detector)
         trainer.train(resume=resume)
-    return RunFolder.inside(log_folder(cfg))
+        return _tested(RunFolder.inside(log_folder(cfg)), cfg, bundle)
 
 
 def _prepared(cfg: CfgNode, bundle: DataBundle, *, resume: bool, overwrite: bool) -> Any:
@@ -159,12 +161,11 @@ def _prepared(cfg: CfgNode, bundle: DataBundle, *, resume: bool, overwrite: bool
     if cfg.RUNTIME.SYNC_BATCHNORM:
         distiller.student = synchronise_batch_norm(distiller.get_submodule("student"), device)
     data = EmbeddedData(bundle, cfg, device)
-    test_loader = bundle.eval_loader(
-        None, batch_size=cfg.DATASET.TEST.BATCH_SIZE, device=device, split="test", shard=processes.shard()
-    )
     # The trainer `tllm` cuts the hold-out itself.
     train_data = data if cfg.SOLVER.TRAINER == "tllm" else data.train_loader(None)
-    trainer = trainer_dict[cfg.SOLVER.TRAINER](experiment_name(cfg), distiller, train_data, test_loader, cfg)
+    trainer = trainer_dict[cfg.SOLVER.TRAINER](
+        experiment_name(cfg), distiller, train_data, batches_of_test_set(bundle, cfg, device), cfg
+    )
     if processes.is_main():
         write_text(RunFolder.inside(folder).create().config_yaml, described(cfg.dump()))
     return trainer
@@ -294,16 +295,24 @@ def ensure_trained(
                 resume = processes.from_main((folder / "latest").exists)
                 return run(cfg, resume=resume, bundle=bundle, watch=watch, keep=keep)
     logger.info("using %s", folder)
-    return finished
+    return _tested(finished, cfg, bundle)
 
 
 def _is_finished(run: RunFolder, cfg: CfgNode) -> bool:
-    """Tell whether a run is there with everything that its config asks for."""
-    if not run.is_finished():
-        return False
-    check_same_run(run, cfg)
-    # One that never looked at test data is tested by resuming it, with nothing left to train.
-    return cfg.LOG.TEST_FREQ < 0 or run.read_metrics().tested
+    finished = run.is_finished()
+    if finished:
+        check_same_run(run, cfg)
+    return finished
+
+
+def _tested(run: RunFolder, cfg: CfgNode, bundle: DataBundle) -> RunFolder:
+    """Test a finished run that never looked at test data, if `cfg` does not say that it never shall."""
+    if cfg.LOG.TEST_FREQ >= 0:
+        try:
+            ensure_tested(run, cfg, bundle)
+        except FileFormatError as error:
+            logger.warning("%s is not tested: %s", run.log_folder, error)
+    return run
 
 
 def _teacher(cfg: CfgNode, bundle: DataBundle, device: torch.device) -> nn.Module:
@@ -311,12 +320,8 @@ def _teacher(cfg: CfgNode, bundle: DataBundle, device: torch.device) -> nn.Modul
     checkpoint = cfg.DISTILLER.TEACHER_CHECKPOINT
     if needed is not None:
         checkpoint = ensure_trained(needed, bundle).log_folder / "student_latest"
-
-    def read(path: str | Path, what: str) -> Any:
-        return processes.from_main(lambda: load_torch(path, what))
-
     teacher = make_network(cfg, cfg.DISTILLER.TEACHER, bundle, device)
-    teacher = load_network(teacher, checkpoint, read).to(device)
+    teacher = load_network(teacher, checkpoint).to(device)
     plant = cfg.DISTILLER.PLANT
     if plant.CLASSES:
         teacher = PlantedTeacher(teacher, plant.CLASSES, bundle.num_classes, plant.STRENGTH).to(device)
@@ -354,7 +359,7 @@ def _remove_results(folder: Path) -> None:
     run_folder = RunFolder.inside(folder)
     results = (
         *(run_folder.metrics_json, run_folder.predictions_npz, run_folder.flags_json),
-        *(run_folder.curves_npz, run_folder.search_curves_npz),
+        *(run_folder.curves_npz, run_folder.search_curves_npz, run_folder.report_html),
     )
     for path in (folder / "latest", *results):
         path.unlink(missing_ok=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +11,7 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import FileFormatError
 from tllm_plugin.data import DataBundle
+from tllm_plugin.hosts import processes
 from tllm_plugin.methods import ContextStudent
 from tllm_plugin.models import create_model, load_pretrained
 from tllm_plugin.runs.reading import load_torch
@@ -43,15 +43,19 @@ def make_network(
     return network
 
 
-def load_network(
-    network: nn.Module, path: str | Path, read: Callable[[str | Path, str], Any] = load_torch
-) -> nn.Module:
+def trained_model(cfg: CfgNode) -> str:
+    """Return the name of the network that a config trains."""
+    return str(cfg.DISTILLER.TEACHER if cfg.DISTILLER.TYPE == "SFTN" else cfg.DISTILLER.STUDENT)
+
+
+def load_network(network: nn.Module, path: str | Path) -> nn.Module:
     """Load the weights of a checkpoint `{"model": state_dict}`, as the hosts write them.
+
+    Of several processes all have to call it; the main one reads the file.
 
     Args:
         network: Of the architecture that was trained.
         path: The file.
-        read: Called with the file and what it is expected to be; by default `load_torch`.
 
     Returns:
         The network; or the module around it that predicts, if these are the weights of a student of CID.
@@ -59,7 +63,7 @@ def load_network(
     Raises:
         FileFormatError: It is missing, damaged, or of another architecture or number of classes.
     """
-    state = read(path, "a network's checkpoint")
+    state = processes.from_main(lambda: load_torch(path, "a network's checkpoint"))
     if not isinstance(state, Mapping) or not isinstance(state.get("model"), Mapping):
         raise FileFormatError(f"Expected {path} to hold a state_dict under the key `model`, but it does not")
     try:

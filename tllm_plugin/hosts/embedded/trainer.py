@@ -19,6 +19,7 @@ from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.core.registry import Registry
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.embedded.checkpoint import read_checkpoint
+from tllm_plugin.hosts.embedded.device import autocast
 from tllm_plugin.hosts.embedded.evaluation import ClassResults, peak_memory_bytes, score_test_set
 from tllm_plugin.hosts.embedded.kept import remove_kept
 from tllm_plugin.hosts.embedded.loss_guard import LossGuard
@@ -29,7 +30,6 @@ from tllm_plugin.hosts.embedded.worklog import append_epoch, copy_until
 from tllm_plugin.hosts.optimizers import spare_from_decay
 from tllm_plugin.runs.atomic import remove_temporaries, save_torch, write_link
 from tllm_plugin.runs.metrics_file import MetricsRecord
-from tllm_plugin.runs.predictions_file import PredictionsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -93,9 +93,7 @@ class BaseTrainer:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the precision of every forward pass."""
-        if self.cfg.RUNTIME.PRECISION == "bfloat16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
+        return autocast(self.cfg, self.device)
 
     def train(self, resume: bool = False) -> None:
         """Train to the last epoch, from the last checkpoint on if `resume`."""
@@ -123,10 +121,17 @@ class BaseTrainer:
             self.tf_writer = SummaryWriter(str(events), purge_step=self.epochs_done + 1)
 
     def finish(self) -> None:
-        """Write what a finished run leaves behind."""
-        self.write_metrics(finished=True)
+        """Write what a finished run leaves behind; one that was finished before is left as it is."""
+        if not processes.from_main(self._was_finished):
+            self.write_metrics(finished=True)
         if self.tf_writer is not None:
             self.tf_writer.close()
+
+    def _was_finished(self) -> bool:
+        try:
+            return self.run.is_finished()
+        except FileFormatError:  # What is damaged is written again.
+            return False
 
     def train_epoch(self, epoch: int) -> None:
         """Train one epoch, test if it is due, log, score, and save if it is due."""
@@ -277,21 +282,18 @@ class BaseTrainer:
         results = self.results or (self.test() if finished and self.cfg.LOG.TEST_FREQ >= 0 else None)
         if not processes.is_main():
             return
-        if finished and results is not None:
-            self.run.write_predictions(
-                PredictionsRecord(results.labels.numpy(), results.predictions.numpy(), len(results.class_total))
-            )
-        self.run.write_metrics(
-            MetricsRecord(
-                test_accuracy=None if results is None else results.accuracy,
-                class_correct=() if results is None else tuple(results.class_correct.tolist()),
-                class_total=() if results is None else tuple(results.class_total.tolist()),
-                seconds_per_epoch=tuple(self.seconds_per_epoch),
-                peak_memory_bytes=peak_memory_bytes(self.device),
-                epochs_done=self.epochs_done,
-                finished=finished,
-            )
+        metrics = MetricsRecord(
+            test_accuracy=None,
+            class_correct=(),
+            class_total=(),
+            seconds_per_epoch=tuple(self.seconds_per_epoch),
+            peak_memory_bytes=peak_memory_bytes(self.device),
+            epochs_done=self.epochs_done,
+            finished=finished,
         )
+        if finished and results is not None:
+            self.run.write_predictions(results.answers())
+        self.run.write_metrics(metrics if results is None else results.added_to(metrics))
 
 
 def _rng_state(device: torch.device) -> dict[str, Tensor]:

@@ -1,0 +1,141 @@
+"""Finished runs that never looked at test data are tested later: by `tllm test`, or by a run that needs them."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.hosts.conftest import Trained
+from tests.hosts.digits_runs import assert_same_run, make_config, train
+from tllm_plugin.analysis.loaded_run import load_run
+from tllm_plugin.cli import main
+from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.hosts.embedded import job, trainer
+from tllm_plugin.hosts.embedded.late_test import ensure_tested
+from tllm_plugin.hosts.embedded.same_run import config_of
+from tllm_plugin.runs.run_folder import RunFolder
+
+VANILLA = ("DISTILLER.TYPE", "NONE", "TLLM.DETECTOR.TYPE", "none", "EXPERIMENT.NAME", "vanilla")
+NEVER = ("LOG.TEST_FREQ", "-1")
+
+
+def without_tests(run: RunFolder, folder: Path) -> RunFolder:
+    """Return a copy of a run as it would be, had it never looked at test data."""
+    copy = RunFolder.inside(shutil.copytree(run.log_folder, folder))
+    copy.predictions_npz.unlink()
+    copy.write_metrics(copy.read_metrics().without_results())
+    return copy
+
+
+def contents(run: RunFolder) -> Mapping[Path, bytes]:
+    return {path: path.read_bytes() for path in run.log_folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def untested(trained: Trained, tmp_path: Path) -> RunFolder:
+    """Where `make_config(tmp_path, *VANILLA)` expects it."""
+    return without_tests(trained.vanilla, job.log_folder(make_config(tmp_path, *VANILLA)))
+
+
+@pytest.fixture
+def nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer.BaseTrainer, "train_epoch", lambda self, epoch: pytest.fail("it was trained"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("RUNTIME.PRECISION", "bfloat16", "RUNTIME.CHANNELS_LAST", "True"),
+        ("DISTILLER.TYPE", "CID", "CID.WARMUP_EPOCHS", "1"),
+        ("DISTILLER.TYPE", "SFTN", "TLLM.DETECTOR.TYPE", "none"),
+        ("SOLVER.TRAINER", "base"),
+    ],
+)
+def test_results_are_those_of_a_run_that_looked(options: tuple[str, ...], trained: Trained, tmp_path: Path) -> None:
+    looked = train(tmp_path, *trained.detecting, *options)
+    later = without_tests(looked, tmp_path / "some where" / "else")
+    before = contents(later)
+    metrics = ensure_tested(later, config_of(later), job.load_bundle(config_of(later)))
+    assert metrics == looked.read_metrics() and metrics.tested
+    after = contents(later)
+    assert after.pop(later.predictions_npz) == looked.predictions_npz.read_bytes()
+    assert after.pop(later.metrics_json) == looked.metrics_json.read_bytes() != before.pop(later.metrics_json)
+    assert after == before, "nothing else has changed, the cost of the training least of all"
+
+
+def test_the_command_that_a_refusal_quotes(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str], nothing_is_trained: None
+) -> None:
+    # Neither where its config says nor under its name.
+    run = without_tests(trained.vanilla, tmp_path / "with space" / "moved")
+    with pytest.raises(ConfigError, match=r"no test results; `tllm test .* tests it") as error:
+        load_run(run.log_folder)
+    command = shlex.split(str(error.value).split("`")[1])
+    assert main(command[1:]) == 0
+    accuracy = f"test accuracy {trained.vanilla.read_metrics().test_accuracy:.2%} after 3 epochs: {run.log_folder}"
+    assert accuracy in capsys.readouterr().out
+    assert_same_run(trained.vanilla, run)
+    before = contents(run)
+    assert main([*command[1:], str(trained.vanilla.log_folder)]) == 0, "one that was tested stays as it is"
+    assert capsys.readouterr().out.count("test accuracy") == 2 and contents(run) == before
+    assert load_run(run.log_folder).result.predictions is not None
+
+
+def test_what_cannot_be_tested(untested: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(code: int) -> str:
+        assert main(["test", str(untested.log_folder)]) == code
+        assert not untested.predictions_npz.exists() and not untested.read_metrics().tested
+        return capsys.readouterr().err
+
+    student = untested.log_folder / "student_latest"
+    student.rename(tmp_path / "student")
+    assert "student_latest" in told(1)
+    (tmp_path / "student").rename(student)
+    config = untested.config_yaml.read_text()
+    untested.config_yaml.write_text(config.replace("STUDENT: digits_student", "STUDENT: digits_teacher"))
+    assert "student_latest to fit TinyConvNet" in told(1)
+    untested.config_yaml.unlink()
+    assert "to be a run of the embedded host, but it has no config.yaml" in told(2)
+    untested.config_yaml.write_text(config)
+    untested.write_metrics(replace(untested.read_metrics(), finished=False))
+    assert "to be finished, but it has trained 3 epochs" in told(2)
+    with pytest.raises(ConfigError, match=r"no test results yet$"):
+        load_run(untested.path)
+
+
+def test_a_run_that_is_needed_is_tested_if_the_other_one_is(
+    untested: RunFolder, trained: Trained, tmp_path: Path, nothing_is_trained: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    def ensured(*options: str) -> RunFolder:
+        cfg = make_config(tmp_path, *VANILLA, *options)
+        return job.ensure_trained(cfg, job.load_bundle(cfg))
+
+    assert not ensured(*NEVER).read_metrics().tested
+    (untested.log_folder / "latest").unlink()
+    # A default of a key that it does not read has changed since.
+    untested.config_yaml.write_text(untested.config_yaml.read_text().replace("TEMPERATURE: 4.0", "TEMPERATURE: 3.0"))
+    student = untested.log_folder / "student_latest"
+    student.rename(tmp_path / "student")
+    assert not ensured().read_metrics().tested and "vanilla is not tested: Expected" in caplog.text
+    (tmp_path / "student").rename(student)
+    tested = ensured("LOG.TEST_FREQ", "0").read_metrics()
+    assert tested == trained.vanilla.read_metrics() and tested.tested
+
+
+def test_resuming_a_finished_run_leaves_its_results(tmp_path: Path, nothing_is_trained: None, trained: Trained) -> None:
+    folder = job.log_folder(make_config(tmp_path, *VANILLA))
+    run = RunFolder.inside(shutil.copytree(trained.vanilla.log_folder, folder))
+    kept = run.metrics_json.read_bytes(), run.predictions_npz.read_bytes()
+    for options in (NEVER, ()):
+        train(tmp_path, *VANILLA, *options, resume=True)
+        assert (run.metrics_json.read_bytes(), run.predictions_npz.read_bytes()) == kept
+    run.predictions_npz.unlink()
+    run.metrics_json.write_text("{")
+    train(tmp_path, *VANILLA, resume=True)
+    assert_same_run(trained.vanilla, run)

@@ -1,0 +1,54 @@
+"""Test results for a finished run that never looked at test data, as those of a search."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from yacs.config import CfgNode
+
+from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.data import DataBundle
+from tllm_plugin.hosts import processes
+from tllm_plugin.hosts.embedded.at_work import at_work
+from tllm_plugin.hosts.embedded.device import autocast, choose_device
+from tllm_plugin.hosts.embedded.distillers import Vanilla
+from tllm_plugin.hosts.embedded.evaluation import batches_of_test_set, score_test_set
+from tllm_plugin.hosts.embedded.networks import load_network, make_network, trained_model
+from tllm_plugin.runs.metrics_file import MetricsRecord
+from tllm_plugin.runs.run_folder import RunFolder
+
+
+def ensure_tested(run: RunFolder, cfg: CfgNode, bundle: DataBundle) -> MetricsRecord:
+    """Return the metrics of a finished run with test results; run its student over the test data if there are none.
+
+    Nothing else that the run left behind is changed. Of several processes all have to call it.
+
+    Args:
+        run: Of the embedded host.
+        cfg: Its config.
+        bundle: Its data.
+
+    Raises:
+        FileFormatError: `metrics.json` or the student is missing or damaged.
+        ConfigError: It has not come to its end.
+    """
+    metrics = processes.from_main(run.read_metrics)
+    if metrics.tested:
+        return metrics
+    if not metrics.finished:
+        raise ConfigError(f"Expected {run.log_folder} to be finished, but it has trained {metrics.epochs_done} epochs")
+    with at_work(run.log_folder, wait=True):
+        metrics = processes.from_main(run.read_metrics)  # Perhaps another command has tested it.
+        if metrics.tested:
+            return metrics
+        device = choose_device(cfg)
+        network = make_network(cfg, trained_model(cfg), bundle, device)
+        student = load_network(network, run.log_folder / "student_latest").to(device)
+        results = score_test_set(
+            Vanilla(student), batches_of_test_set(bundle, cfg, device), partial(autocast, cfg, device)
+        )
+        metrics = results.added_to(metrics)
+        if processes.is_main():
+            run.write_predictions(results.answers())
+            run.write_metrics(metrics)
+    return metrics
