@@ -66,7 +66,7 @@ def _train_all(base: Sequence[str], plant: Sequence[str]) -> dict[str, RunFolder
         cfg = load_config(CONFIG, [*base, "EXPERIMENT.NAME", name, *options])
         if cfg.LOG.TEST_FREQ < 0:
             raise ConfigError(
-                "Expected `LOG.TEST_FREQ` of the demo, whose table is of test data, to be >= 0, but got -1"
+                "Expected `LOG.TEST_FREQ` of the demo, whose table is of test data, to be at least 0, but got -1"
             )
         runs[name] = job.run(cfg, overwrite=True)
 
