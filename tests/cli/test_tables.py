@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from tests.analysis.planted_runs import write_run
 from tllm_plugin.analysis.loaded_run import load_run
@@ -131,7 +132,11 @@ def test_runs_of_a_search_are_no_seeds(tmp_path: Path, capsys: pytest.CaptureFix
         run.write_metrics(replace(run.read_metrics(), finished=False))
     for number in range(3):
         write_run(tmp_path / "search" / f"trial-{number}", method="KD", detector="reference", tested=False)
+    tested = RunFolder.inside(write_run(tmp_path / "search" / "tested", method="KD", detector="reference"))
+    config = yaml.safe_load(tested.config_yaml.read_text())
+    config["TLLM"].setdefault("HOLDOUT", {})["SEARCH_FRACTION"] = 0.1
+    tested.config_yaml.write_text(yaml.safe_dump(config))
     assert main(["tables", str(tmp_path)]) == 0
     shown = capsys.readouterr()
     assert "1 finished runs" in shown.out and shown.err.count("left out") == 1
-    assert "left out: 3 finished runs without test results, such as those of a search" in " ".join(shown.err.split())
+    assert "left out: 4 finished runs without test results or with a search hold-out" in " ".join(shown.err.split())

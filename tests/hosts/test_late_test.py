@@ -14,7 +14,7 @@ from tests.hosts.conftest import Trained
 from tests.hosts.digits_runs import assert_same_run, make_config, train
 from tllm_plugin.analysis.loaded_run import load_run
 from tllm_plugin.cli import main
-from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.hosts.embedded import job, trainer
 from tllm_plugin.hosts.embedded.late_test import ensure_tested
 from tllm_plugin.hosts.embedded.same_run import config_of
@@ -24,10 +24,10 @@ VANILLA = ("DISTILLER.TYPE", "NONE", "TLLM.DETECTOR.TYPE", "none", "EXPERIMENT.N
 NEVER = ("LOG.TEST_FREQ", "-1")
 
 
-def without_tests(run: RunFolder, folder: Path) -> RunFolder:
-    """Return a copy of a run as it would be, had it never looked at test data."""
+def without_tests(run: RunFolder, folder: Path, *, tested: bool = True) -> RunFolder:
+    """Return a copy of a run, `tested` or not, as it would be, had it never looked at test data."""
     copy = RunFolder.inside(shutil.copytree(run.log_folder, folder))
-    copy.predictions_npz.unlink()
+    copy.predictions_npz.unlink(missing_ok=not tested)
     copy.write_metrics(copy.read_metrics().without_results())
     return copy
 
@@ -107,6 +107,73 @@ def test_what_cannot_be_tested(untested: RunFolder, tmp_path: Path, capsys: pyte
     assert "to be finished, but it has trained 3 epochs" in told(2)
     with pytest.raises(ConfigError, match=r"no test results yet$"):
         load_run(untested.path)
+
+
+def test_the_other_runs_are_tested_nevertheless(
+    untested: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = without_tests(RunFolder.inside(untested.log_folder), tmp_path / "other", tested=False)
+    (tmp_path / "locks").mkdir()
+    assert main(["test", str(tmp_path / "locks"), str(untested.log_folder), str(tmp_path / "nothing")]) == 1
+    shown = capsys.readouterr()
+    assert shown.out.count("test accuracy") == 1 and shown.err.count("tllm: Expected") == 2
+    assert untested.has_results() and not other.read_metrics().tested
+    record = other.read_flags()
+    others = tuple(replace(item, name=f"no {item.name}") for item in record.classes)
+    other.write_flags(replace(record, classes=others))
+    assert main(["test", str(other.log_folder)]) == 2
+    assert "to have the classes that" in capsys.readouterr().err and not other.read_metrics().tested
+    other.write_flags(record)
+    text = other.config_yaml.read_text()
+    other.config_yaml.write_text(
+        text.replace("DEVICE: cpu", "DEVICE: cuda:97").replace("DEVICE: auto", "DEVICE: cuda:97")
+    )
+    assert main(["test", str(other.log_folder)]) == 2
+    assert main(["test", str(other.log_folder), "--device", "cpu"]) == 0
+    assert other.predictions_npz.read_bytes() == untested.predictions_npz.read_bytes()
+
+
+@pytest.mark.parametrize("by_resume", [False, True])
+def test_results_that_are_lost_or_damaged_are_made_again(
+    by_resume: bool, trained: Trained, tmp_path: Path, nothing_is_trained: None
+) -> None:
+    folder = job.log_folder(make_config(tmp_path, *VANILLA))
+    run = RunFolder.inside(shutil.copytree(trained.vanilla.log_folder, folder))
+    kept = run.metrics_json.read_bytes(), run.predictions_npz.read_bytes()
+    record = run.read_predictions()
+    wrong = replace(record, predictions=(record.predictions + 1) % 10)
+
+    def spoil(how: str) -> None:
+        if how == "deleted":
+            run.predictions_npz.unlink()
+        elif how == "damaged":
+            run.predictions_npz.write_bytes(kept[1][:200])
+        elif how == "disagreeing":
+            run.write_predictions(wrong)
+        else:
+            run.write_metrics(run.read_metrics().without_results())
+
+    for how in ("deleted", "damaged", "disagreeing", "untested"):
+        spoil(how)
+        assert not run.has_results()
+        if by_resume:
+            train(tmp_path, *VANILLA, "LOG.TEST_FREQ", "0", resume=True)
+        else:
+            assert main(["test", str(run.log_folder)]) == 0
+        assert (run.metrics_json.read_bytes(), run.predictions_npz.read_bytes()) == kept, how
+
+
+def test_a_run_that_cannot_be_written_is_used_untested(
+    untested: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(self: RunFolder, record: object) -> None:
+        raise TLLMError("Cannot write it: Read-only file system")
+
+    monkeypatch.setattr(RunFolder, "write_predictions", refuse)
+    cfg = make_config(tmp_path, *VANILLA)
+    assert not job.ensure_trained(cfg, job.load_bundle(cfg)).read_metrics().tested
+    assert "is not tested: Cannot write it: Read-only file system" in caplog.text
+    assert main(["test", str(untested.log_folder)]) == 1
 
 
 def test_a_run_that_is_needed_is_tested_if_the_other_one_is(

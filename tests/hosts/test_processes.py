@@ -248,6 +248,7 @@ def test_torchrun_and_ctrl_c(tmp_path: Path) -> None:
         (["demo"], "the demo"),
         (["train", "--host", "mdistiller", "--cfg", str(CONFIG)], "the host mdistiller"),
         (["train", "--host", "repdistiller"], "the host repdistiller"),
+        (["test", "a run"], "`tllm test`"),
     ],
 )
 def test_what_is_for_one_process_is_refused(

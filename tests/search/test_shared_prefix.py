@@ -141,9 +141,21 @@ def test_flagging_the_same_is_the_same_run(
     tmp_path: Path,
     epochs_trained: list[int],  # noqa: F811
 ) -> None:
-    shared = run_sharing(base, make_config(tmp_path / "shared", *staged(trained, "0.8")), others=[earlier])
+    options = staged(trained, "0.8")
+    shared = run_sharing(base, make_config(tmp_path / "shared", *options), others=[earlier])
     assert epochs_trained == []
-    assert_same_run(train(tmp_path / "alone", *staged(trained, "0.8")), shared)
+    alone = train(tmp_path / "alone", *options)
+    assert_same_run(alone, shared)
+
+    never = make_config(tmp_path / "untested", *options, "LOG.TEST_FREQ", "-1")
+    untested = run_sharing(base, never, others=[earlier])
+    assert_same_run(alone, untested, untested=True)
+    (untested.log_folder / "latest").unlink()
+    files = {path: path.read_bytes() for path in untested.log_folder.rglob("*") if path.is_file()}
+    assert run_sharing(base, never, others=[earlier]).path == untested.path, "finished, whatever else was removed"
+    assert files == {path: path.read_bytes() for path in untested.log_folder.rglob("*") if path.is_file()}
+    another = run_sharing(base, make_config(tmp_path / "another", *options), others=[untested])
+    assert_same_run(alone, another)
 
 
 def test_another_treatment_parts_at_the_first_flag(

@@ -51,7 +51,7 @@ class FilledTable:
 
 
 def find_runs(folder: str | os.PathLike[str]) -> list[LoadedRun]:
-    """Return every finished run below `folder`; what cannot be read or was never tested is left out, as the log says.
+    """Return every finished run below `folder`; those of a search, and what cannot be read, are left out: see the log.
 
     Raises:
         ConfigError: It is no folder.
@@ -59,17 +59,22 @@ def find_runs(folder: str | os.PathLike[str]) -> list[LoadedRun]:
     root = Path(folder)
     if not root.is_dir():
         raise ConfigError(f"Expected `{root}` to be a folder that holds runs, but it is none")
-    runs, untested = [], 0
+    runs, left_out = [], 0
     for path in sorted(root.rglob(f"{NAME}/metrics.json")):
         try:
             metrics = RunFolder(path.parent).read_metrics()
-            if metrics.finished and metrics.tested:
-                runs.append(load_run(path.parent))
-            untested += metrics.finished and not metrics.tested
+            if not metrics.finished:
+                continue
+            run = load_run(path.parent) if metrics.tested else None
+            # Trials of a search, tested or not, are no seeds of a method; nor is what else lacks a part of the data.
+            if run is None or run.recorded_settings.get("TLLM.HOLDOUT.SEARCH_FRACTION"):
+                left_out += 1
+            else:
+                runs.append(run)
         except TLLMError as error:
             logger.warning("left out: %s", error)
-    if untested:
-        logger.warning("left out: %d finished runs without test results, such as those of a search", untested)
+    if left_out:
+        logger.warning("left out: %d finished runs without test results or with a search hold-out", left_out)
     return runs
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
-from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.errors import ConfigError, TLLMError
+from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.late_test import ensure_tested
 from tllm_plugin.hosts.embedded.same_run import config_of
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.search.space import with_values
 
 
 def add_parser(commands: Any) -> None:
@@ -26,22 +29,44 @@ def add_parser(commands: Any) -> None:
         epilog="Example: tllm test output/digits/kd-digits_student-seed0",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="log folder of a run, or its tllm/ folder")
+    parser.add_argument("--path", default="", metavar="FOLDER", help="where the data are, if not where they were")
+    parser.add_argument(
+        "--device", default="", metavar="NAME", help="as RUNTIME.DEVICE, if not the one of the training"
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Test every run, and print what came out."""
+    """Test every run, and print what came out.
+
+    Raises:
+        TLLMError: That of the last run that cannot be tested; the others are tested nevertheless.
+    """
     processes.refuse_several("`tllm test`", "start it without")
+    problems: list[TLLMError] = []
+    bundles: dict[str, DataBundle] = {}
     for name in options.runs:
-        folder = RunFolder.find(name)
-        metrics = folder.read_metrics()
-        if not metrics.tested:
-            metrics = _tested(folder)
-        print(f"test accuracy {metrics.test_accuracy:.2%} after {metrics.epochs_done} epochs: {folder.log_folder}")
+        try:
+            folder = RunFolder.find(name)
+            metrics = folder.read_metrics()
+            if not (metrics.tested and folder.has_results()):
+                metrics = _tested(folder, options, bundles)
+            print(f"test accuracy {metrics.test_accuracy:.2%} after {metrics.epochs_done} epochs: {folder.log_folder}")
+        except TLLMError as error:
+            problems.append(error)
+    for problem in problems[:-1]:
+        print(f"tllm: {problem}", file=sys.stderr)
+    if problems:
+        raise problems[-1]
 
 
-def _tested(folder: RunFolder) -> MetricsRecord:
+def _tested(folder: RunFolder, options: argparse.Namespace, bundles: dict[str, DataBundle]) -> MetricsRecord:
     if not folder.config_yaml.exists():
         raise ConfigError(f"Expected {folder.log_folder} to be a run of the embedded host, but it has no config.yaml")
-    cfg = config_of(folder)
-    return ensure_tested(folder, cfg, job.load_bundle(cfg))
+    given = {"DATASET.PATH": options.path, "RUNTIME.DEVICE": options.device}
+    cfg = with_values(config_of(folder), {key: value for key, value in given.items() if value})
+    # What a data set is, and which of its images are drawn.
+    key = f"{cfg.DATASET} {cfg.EXPERIMENT.SEED}"
+    if key not in bundles:
+        bundles[key] = job.load_bundle(cfg)
+    return ensure_tested(folder, cfg, bundles[key])

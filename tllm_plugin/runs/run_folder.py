@@ -174,6 +174,19 @@ class RunFolder:
         """Tell whether the run came to its end; a `FileFormatError` says that its metrics are damaged."""
         return self.metrics_json.exists() and self.read_metrics().finished
 
+    def has_results(self) -> bool:
+        """Tell whether test results per class and per image are there, are readable and agree."""
+        try:
+            metrics, answers = self.read_metrics(), self.read_predictions()
+        except FileFormatError:
+            return False
+        right = answers.labels == answers.predictions
+        counted = (
+            tuple(np.bincount(labels, minlength=answers.num_classes).tolist())
+            for labels in (answers.labels[right], answers.labels)
+        )
+        return tuple(counted) == (metrics.class_correct, metrics.class_total)
+
     def write_predictions(self, record: PredictionsRecord) -> None:
         """Write `predictions.npz`."""
         predictions_file.write_predictions(self.predictions_npz, record)

@@ -146,7 +146,7 @@ def _epochs_flagged(flags: FlagsRecord) -> Tensor:
 def _checkpoint(run: RunFolder, epoch: int, usable: Usable) -> Path | None:
     """Return the last usable checkpoint of `run` that is not later than `epoch`."""
     done = run.read_metrics().epochs_done
-    if done <= epoch and usable(run, done):
+    if done <= epoch and usable(run, done) and (run.log_folder / "latest").exists():
         return run.log_folder / "latest"
     for number in range(min(epoch, done), 0, -1):
         path = run.log_folder / f"epoch_{number}"

@@ -61,7 +61,9 @@ def run_sharing(
     Raises:
         ConfigError: Two runs differ in more than their detector and what is done with flagged classes.
     """
-    if not (job.log_folder(cfg) / "latest").exists():
+    folder = job.log_folder(cfg)
+    # Its files are not to be replaced by those of an earlier epoch because somebody has removed `latest`.
+    if not ((folder / "latest").exists() or RunFolder.inside(folder).is_finished()):
         fork(base, cfg, others=others, followers=followers)
     return job.ensure_trained(cfg, bundle or job.load_bundle(cfg), watch=watch, keep=keep)
 

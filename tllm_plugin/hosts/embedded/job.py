@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors import DETECTORS, Detector
-from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.core.errors import ConfigError, DataError, TLLMError
 from tllm_plugin.data import DataBundle, load_data
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.adapter import Host, make_distiller_factory, make_trainer_factory
@@ -136,7 +136,10 @@ def run(
         if keep is not None:
             trainer.keep = partial(keep, trainer.teaching.curves, trainer.teaching.detector)
         trainer.train(resume=resume)
-        return _tested(RunFolder.inside(log_folder(cfg)), cfg, bundle)
+        if resume and cfg.LOG.TEST_FREQ >= 0:
+            # A run that was finished may lack them.
+            ensure_tested(RunFolder.inside(log_folder(cfg)), cfg, bundle)
+    return RunFolder.inside(log_folder(cfg))
 
 
 def _prepared(cfg: CfgNode, bundle: DataBundle, *, resume: bool, overwrite: bool) -> Any:
@@ -306,11 +309,13 @@ def _is_finished(run: RunFolder, cfg: CfgNode) -> bool:
 
 
 def _tested(run: RunFolder, cfg: CfgNode, bundle: DataBundle) -> RunFolder:
-    """Test a finished run that never looked at test data, if `cfg` does not say that it never shall."""
-    if cfg.LOG.TEST_FREQ >= 0:
+    """Test a finished run that never looked at test data, if that is possible and not against `cfg`."""
+    if cfg.LOG.TEST_FREQ >= 0 and not processes.from_main(run.read_metrics).tested:
         try:
             ensure_tested(run, cfg, bundle)
-        except FileFormatError as error:
+        except (ConfigError, DataError):
+            raise
+        except TLLMError as error:  # It may be a colleague's, who alone can write it.
             logger.warning("%s is not tested: %s", run.log_folder, error)
     return run
 

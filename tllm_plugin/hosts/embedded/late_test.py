@@ -12,14 +12,14 @@ from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.embedded.at_work import at_work
 from tllm_plugin.hosts.embedded.device import autocast, choose_device
 from tllm_plugin.hosts.embedded.distillers import Vanilla
-from tllm_plugin.hosts.embedded.evaluation import batches_of_test_set, score_test_set
+from tllm_plugin.hosts.embedded.evaluation import ClassResults, batches_of_test_set, score_test_set
 from tllm_plugin.hosts.embedded.networks import load_network, make_network, trained_model
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 
 
 def ensure_tested(run: RunFolder, cfg: CfgNode, bundle: DataBundle) -> MetricsRecord:
-    """Return the metrics of a finished run with test results; run its student over the test data if there are none.
+    """Return the metrics of a finished run with test results; run its student over the test data if any are missing.
 
     Nothing else that the run left behind is changed. Of several processes all have to call it.
 
@@ -30,17 +30,17 @@ def ensure_tested(run: RunFolder, cfg: CfgNode, bundle: DataBundle) -> MetricsRe
 
     Raises:
         FileFormatError: `metrics.json` or the student is missing or damaged.
-        ConfigError: It has not come to its end.
+        ConfigError: It has not come to its end, or `bundle` has other classes.
+        TLLMError: The results cannot be written.
     """
     metrics = processes.from_main(run.read_metrics)
-    if metrics.tested:
-        return metrics
     if not metrics.finished:
         raise ConfigError(f"Expected {run.log_folder} to be finished, but it has trained {metrics.epochs_done} epochs")
     with at_work(run.log_folder, wait=True):
-        metrics = processes.from_main(run.read_metrics)  # Perhaps another command has tested it.
-        if metrics.tested:
+        metrics = processes.from_main(run.read_metrics)
+        if processes.from_main(run.has_results):  # Perhaps another command has just tested it.
             return metrics
+        processes.from_main(lambda: _check_classes(run, bundle))
         device = choose_device(cfg)
         network = make_network(cfg, trained_model(cfg), bundle, device)
         student = load_network(network, run.log_folder / "student_latest").to(device)
@@ -48,7 +48,21 @@ def ensure_tested(run: RunFolder, cfg: CfgNode, bundle: DataBundle) -> MetricsRe
             Vanilla(student), batches_of_test_set(bundle, cfg, device), partial(autocast, cfg, device)
         )
         metrics = results.added_to(metrics)
-        if processes.is_main():
-            run.write_predictions(results.answers())
-            run.write_metrics(metrics)
+        processes.from_main(lambda: _write(run, metrics, results))
     return metrics
+
+
+def _write(run: RunFolder, metrics: MetricsRecord, results: ClassResults) -> None:
+    run.write_predictions(results.answers())
+    run.write_metrics(metrics)
+
+
+def _check_classes(run: RunFolder, bundle: DataBundle) -> None:
+    if not run.flags_json.exists():
+        return
+    names = tuple(item.name for item in run.read_flags().classes)
+    if names != tuple(bundle.class_names):
+        raise ConfigError(
+            f"Expected the data to have the classes that {run.log_folder} was trained on, but they are others; name "
+            "their place with --path"
+        )
