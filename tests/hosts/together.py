@@ -6,6 +6,7 @@ grows to tenths within three epochs. What is left is the arithmetic itself.
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import socket
@@ -235,6 +236,8 @@ def run_then_fail(folder: Path) -> int:
     def replaced(*arguments: Any, **how: Any) -> RunFolder:
         job.run = run
         everything(folder)
+        if processes.number() == 0:
+            atexit.register(os.abort)  # As threads of PyTorch now and then do where another process has failed.
         BaseTrainer.train_iter = spoilt  # type: ignore[method-assign]
         return run(*arguments, **how)
 

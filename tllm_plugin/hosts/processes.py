@@ -8,10 +8,11 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -92,14 +93,14 @@ def joined() -> Iterator[None]:
         logging.getLogger("tllm_plugin").setLevel(logging.WARNING)
     try:
         yield
-    except BaseException as error:
+    except BaseException:
         if _is_first(store):
             atexit.register(_tell, store)
             raise
         # The launcher stops all when the first one is gone, perhaps before another one has printed its message.
         with suppress(RuntimeError):
             store.wait([_TOLD], _LONGEST_WAIT)
-        raise SystemExit(_FAILED) from error
+        _leave()
     dist.destroy_process_group()
 
 
@@ -109,6 +110,17 @@ def _is_first(store: Any) -> bool:
         return bool(store.add(_CLAIMED, 1) == 1)
     except RuntimeError:  # The launcher is gone.
         return True
+
+
+def _leave() -> NoReturn:
+    """End this process at once, without Python's own end.
+
+    PyTorch's threads, which still wait for the process that is gone, sometimes make an abort of that.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(_FAILED)
 
 
 def _tell(store: Any) -> None:
