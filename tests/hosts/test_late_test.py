@@ -102,11 +102,25 @@ def test_what_cannot_be_tested(untested: RunFolder, tmp_path: Path, capsys: pyte
     assert "student_latest to fit TinyConvNet" in told(1)
     untested.config_yaml.unlink()
     assert "to be a run of the embedded host, but it has no config.yaml" in told(2)
+    untested.config_yaml.write_text("host: {name: repdistiller}\noptions: {}\n")
+    assert "to be a run of the embedded host, but it has no config.yaml" in told(2)
     untested.config_yaml.write_text(config)
     untested.write_metrics(replace(untested.read_metrics(), finished=False))
     assert "to be finished, but it has trained 3 epochs" in told(2)
     with pytest.raises(ConfigError, match=r"no test results yet$"):
         load_run(untested.path)
+
+
+def test_a_tested_run_of_another_host_is_left_alone(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder.inside(shutil.copytree(trained.vanilla.log_folder, tmp_path / "run"))
+    run.predictions_npz.unlink()  # RepDistiller's keep counts.
+    run.config_yaml.write_text("host: {name: repdistiller}\noptions: {}\n")
+    before = contents(run)
+    assert main(["test", str(run.log_folder)]) == 0
+    assert f"test accuracy {run.read_metrics().test_accuracy:.2%}" in capsys.readouterr().out
+    assert contents(run) == before
 
 
 def test_the_other_runs_are_tested_nevertheless(

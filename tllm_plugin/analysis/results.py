@@ -11,6 +11,7 @@ import numpy.typing as npt
 from tllm_plugin.analysis.intervals import paired_interval, unpaired_interval
 from tllm_plugin.analysis.significance import paired_p_value, unpaired_p_value
 from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.runs.predictions_file import PredictionsRecord
 
 Counts = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float64]
@@ -37,13 +38,8 @@ class TestResult:
     @classmethod
     def from_predictions(cls, labels: Counts, predictions: Counts, num_classes: int) -> TestResult:
         """Count right answers per class."""
-        right = labels[labels == predictions]
-        return cls(
-            correct=np.bincount(right, minlength=num_classes),
-            total=np.bincount(labels, minlength=num_classes),
-            labels=labels,
-            predictions=predictions,
-        )
+        correct, total = PredictionsRecord(labels, predictions, num_classes).counts()
+        return cls(correct, total, labels, predictions)
 
     @property
     def accuracy(self) -> float:

@@ -1,4 +1,4 @@
-"""`tllm test`: test results for finished runs that never looked at test data."""
+"""`tllm test`: test results for finished runs that have none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.late_test import ensure_tested
-from tllm_plugin.hosts.embedded.same_run import config_of
+from tllm_plugin.hosts.embedded.same_run import config_of, is_embedded
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.space import with_values
@@ -21,10 +21,11 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "test",
-        help="run students over the test data whose runs never looked at it",
+        help="run students over the test data whose runs have no test results",
         description=(
-            "Run the students of finished runs of the embedded host over the test data where that was never done: by "
-            "LOG.TEST_FREQ -1, as in the runs of a search. Nothing is trained; runs that were tested stay as they are."
+            "Run the students of finished runs of the embedded host over the test data where that was never done (by "
+            "LOG.TEST_FREQ -1, as in the runs of a search) or the results are lost. Nothing is trained; runs that have "
+            "their results stay as they are."
         ),
         epilog="Example: tllm test output/digits/kd-digits_student-seed0",
     )
@@ -48,9 +49,7 @@ def run(options: argparse.Namespace) -> None:
     for name in options.runs:
         try:
             folder = RunFolder.find(name)
-            metrics = folder.read_metrics()
-            if not (metrics.tested and folder.has_results()):
-                metrics = _tested(folder, options, bundles)
+            metrics = _tested(folder, options, bundles)
             print(f"test accuracy {metrics.test_accuracy:.2%} after {metrics.epochs_done} epochs: {folder.log_folder}")
         except TLLMError as error:
             problems.append(error)
@@ -61,8 +60,15 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _tested(folder: RunFolder, options: argparse.Namespace, bundles: dict[str, DataBundle]) -> MetricsRecord:
-    if not folder.config_yaml.exists():
-        raise ConfigError(f"Expected {folder.log_folder} to be a run of the embedded host, but it has no config.yaml")
+    metrics = folder.read_metrics()
+    if folder.has_results():
+        return metrics
+    if not is_embedded(folder):
+        if metrics.tested:
+            return metrics  # Numbers per class are all that some hosts' runs have.
+        raise ConfigError(
+            f"Expected {folder.log_folder} to be a run of the embedded host, but it has no config.yaml of that"
+        )
     given = {"DATASET.PATH": options.path, "RUNTIME.DEVICE": options.device}
     cfg = with_values(config_of(folder), {key: value for key, value in given.items() if value})
     # What a data set is, and which of its images are drawn.

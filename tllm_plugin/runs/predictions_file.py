@@ -30,6 +30,11 @@ class PredictionsRecord:
     predictions: npt.NDArray[np.int64]
     num_classes: int
 
+    def counts(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return (C,) right answers and (C,) images per class."""
+        right = self.labels[self.labels == self.predictions]
+        return np.bincount(right, minlength=self.num_classes), np.bincount(self.labels, minlength=self.num_classes)
+
 
 def write_predictions(path: str | os.PathLike[str], record: PredictionsRecord) -> None:
     """Write a record, atomically, in the smallest integers that hold the classes.

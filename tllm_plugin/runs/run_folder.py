@@ -177,15 +177,10 @@ class RunFolder:
     def has_results(self) -> bool:
         """Tell whether test results per class and per image are there, are readable and agree."""
         try:
-            metrics, answers = self.read_metrics(), self.read_predictions()
+            metrics, (correct, total) = self.read_metrics(), self.read_predictions().counts()
         except FileFormatError:
             return False
-        right = answers.labels == answers.predictions
-        counted = (
-            tuple(np.bincount(labels, minlength=answers.num_classes).tolist())
-            for labels in (answers.labels[right], answers.labels)
-        )
-        return tuple(counted) == (metrics.class_correct, metrics.class_total)
+        return (tuple(correct.tolist()), tuple(total.tolist())) == (metrics.class_correct, metrics.class_total)
 
     def write_predictions(self, record: PredictionsRecord) -> None:
         """Write `predictions.npz`."""

@@ -1,4 +1,4 @@
-"""Test results for a finished run that never looked at test data, as those of a search."""
+"""Test results for a finished run that has none: it never looked at test data, as those of a search, or lost them."""
 
 from __future__ import annotations
 
@@ -63,6 +63,6 @@ def _check_classes(run: RunFolder, bundle: DataBundle) -> None:
     names = tuple(item.name for item in run.read_flags().classes)
     if names != tuple(bundle.class_names):
         raise ConfigError(
-            f"Expected the data to have the classes that {run.log_folder} was trained on, but they are others; name "
-            "their place with --path"
+            f"Expected the data to have the classes that {run.log_folder} was trained on, but they are others; "
+            "DATASET.PATH (`tllm test --path`) says where they are"
         )

@@ -6,6 +6,7 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.embedded.checkpoint import changed_keys, read_state, recorded_config
+from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.tllm_node import TREATMENT
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -47,6 +48,11 @@ def config_of(run: RunFolder) -> CfgNode:
         return recorded_config(run.config_yaml.read_text(encoding="utf-8"))
     except Exception as error:  # yacs and YAML raise what they like on a damaged file.
         raise FileFormatError(f"Expected {run.config_yaml} to be the config of a run, but {error}") from error
+
+
+def is_embedded(run: RunFolder) -> bool:
+    """Tell whether a run is one of the embedded host, by the sections of its `config.yaml`."""
+    return run.config_yaml.exists() and set(config_of(run)) <= set(default_config())
 
 
 def _is_unread(key: str, cfg: CfgNode) -> bool:
