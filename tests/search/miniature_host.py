@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,10 @@ from tests.distiller_cases import TwoView, networks
 from tests.hosts.test_fork_shaped_host import HOST, Images, Ours, one_view, two_views
 from tllm_plugin.hosts.adapter import make_trainer_factory
 
-# So that whoever watches can look in between.
-SECONDS_PER_EPOCH = 0.8
+# Environment variables that name an epoch: one that is saved, but not said, because the process is interrupted in
+# between; one after which it waits to be stopped.
+INTERRUPTED_IN, WAITING_AFTER = "MINIATURE_INTERRUPTED_IN", "MINIATURE_WAITING_AFTER"
+SECONDS_OF_WAITING = 60
 
 
 class Saving(Ours):
@@ -39,8 +42,11 @@ class Saving(Ours):
         state = {"epoch": epoch, "model": self.distiller.state_dict(), "optimizer": self.optimizer.state_dict()}
         for name in ("latest", f"epoch_{epoch}"):
             torch.save(state, Path(self.log_path) / name)
+        if os.environ.get(INTERRUPTED_IN) == str(epoch):
+            raise KeyboardInterrupt
         print(f"epoch {epoch}", flush=True)
-        time.sleep(SECONDS_PER_EPOCH)
+        if os.environ.get(WAITING_AFTER) == str(epoch):
+            time.sleep(SECONDS_OF_WAITING)
 
 
 def main() -> None:

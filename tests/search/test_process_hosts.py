@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from yacs.config import CfgNode
 
 from tests.distiller_cases import NUM_CLASSES
 from tests.hosts.test_fork_shaped_host import config
+from tests.search.miniature_host import INTERRUPTED_IN, SECONDS_OF_WAITING, WAITING_AFTER
 from tllm_plugin.cli.search import savings
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import NonFiniteLossError, TLLMError
@@ -26,7 +28,7 @@ from tllm_plugin.search.eta_search import search
 from tllm_plugin.search.host import Baselines, Hopeless
 from tllm_plugin.search.mdistiller import MdistillerSearch
 from tllm_plugin.search.repdistiller import RepDistillerSearch
-from tllm_plugin.search.space import Dimension, Values
+from tllm_plugin.search.space import Dimension
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHT, AFTER = "TLLM.CE_WEIGHT", "TLLM.DETECTOR.AFTER_FRACTION"
@@ -59,11 +61,14 @@ def configured(prefix: Path) -> CfgNode:
     return cfg
 
 
-def epochs_in(log: str) -> list[str]:
+def epochs_of(host: Miniature, run: RunFolder) -> list[str]:
+    log = (host.folder / "logs" / f"{run.log_folder.name}.txt").read_text()
     return [line for line in log.splitlines() if line.startswith("epoch")]
 
 
-def test_trials_share_their_beginning_and_equal_one_alone_that_was_stopped_and_went_on(tmp_path: Path) -> None:
+def test_trials_share_their_beginning_and_equal_one_alone_that_was_stopped_and_went_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     host = Miniature(configured(tmp_path / "whole"), SPACE, words=("--cfg", "mine.yaml"))
     outcome = search(host, SPACE)
     record = outcome.record
@@ -71,11 +76,10 @@ def test_trials_share_their_beginning_and_equal_one_alone_that_was_stopped_and_w
     assert [trial.values for trial in record.trials] == [{AFTER: 0.67}, {AFTER: 0.34}]
     assert [trial.shared_epochs for trial in record.trials] == [2, 1]
     assert {trial.parent for trial in record.trials} == {record.baselines[0].run}
-    logs = [(host.folder / "logs" / f"{Path(trial.run).name}.txt").read_text() for trial in record.trials]
-    assert [epochs_in(log) for log in logs] == [["epoch 3"], ["epoch 2", "epoch 3"]]
+    runs = [RunFolder.inside(host.folder / trial.run) for trial in record.trials]
+    assert [epochs_of(host, run) for run in runs] == [["epoch 3"], ["epoch 2", "epoch 3"]]
     assert record.holdout_samples == 6 * NUM_CLASSES and record.num_classes == NUM_CLASSES
-    for trial in record.trials:
-        run = RunFolder.inside(host.folder / trial.run)
+    for trial, run in zip(record.trials, runs, strict=True):
         split = run.read_split()
         assert not set(split.holdout) & set(split.search_holdout) and len(split.search_holdout) == 36
         curves = Curves.from_state(to_state(run.read_search_curves()))
@@ -90,23 +94,38 @@ def test_trials_share_their_beginning_and_equal_one_alone_that_was_stopped_and_w
         "tllm train --host mdistiller --cfg mine.yaml TLLM.DETECTOR.AFTER_FRACTION 0.34"
     )
 
-    stopped = Miniature(configured(tmp_path / "stopped"), SPACE)
-    seen = []
+    stopped, values, seen = Miniature(configured(tmp_path / "stopped"), SPACE), {AFTER: 0.34}, []
+    run, shared = stopped.run_of(values), host.run_of(values)
 
     def watch(curves: Curves) -> None:
         seen.append(curves.epochs[-1])
+        deadline = time.monotonic() + SECONDS_OF_WAITING
+        while epochs_of(stopped, run) != ["epoch 1", "epoch 2"] and time.monotonic() < deadline:
+            time.sleep(0.05)
         raise Hopeless(curves.epochs[-1])
 
-    values: Values = {AFTER: 0.34}
+    monkeypatch.setenv(WAITING_AFTER, "2")
     with pytest.raises(Hopeless):
         stopped.train(values, NONE, (), watch)
-    run = stopped.run_of(values)
+    monkeypatch.delenv(WAITING_AFTER)
     assert len(seen) == 1 and seen[0] < 3 and not run.is_finished()
     assert not is_held(stopped.folder / "locks" / run.log_folder.name)
     assert stopped.train(values, NONE, ()).path == run.path and run.is_finished()
-    log = (stopped.folder / "logs" / f"{run.log_folder.name}.txt").read_text()
-    assert epochs_in(log) == ["epoch 1", "epoch 2", "epoch 3"]
-    shared = host.run_of(values)
+    assert epochs_of(stopped, run) == ["epoch 1", "epoch 2", "epoch 3"]
+    assert_equal_runs(run, shared)
+
+    # Between the host's checkpoint and whatever comes after it.
+    interrupted = Miniature(configured(tmp_path / "interrupted"), SPACE)
+    monkeypatch.setenv(INTERRUPTED_IN, "2")
+    with pytest.raises(TLLMError, match="KeyboardInterrupt"):
+        interrupted.train(values, NONE, ())
+    monkeypatch.delenv(INTERRUPTED_IN)
+    run = interrupted.train(values, NONE, ())
+    assert epochs_of(interrupted, run) == ["epoch 1", "epoch 3"]
+    assert_equal_runs(run, shared)
+
+
+def assert_equal_runs(run: RunFolder, shared: RunFolder) -> None:
     for name in ("curves_npz", "search_curves_npz", "flags_json", "split_json"):
         assert getattr(run, name).read_bytes() == getattr(shared, name).read_bytes(), name
     models = [torch.load(item.log_folder / "latest", weights_only=True)["model"] for item in (run, shared)]
