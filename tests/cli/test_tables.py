@@ -98,7 +98,9 @@ def test_markdown_and_latex(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     write_run(tmp_path / "runs" / "v", data_set="imagefolder", student="resnet18", classes=5)
     assert main(["tables", str(tmp_path / "runs")]) == 0
     plain = capsys.readouterr().out
-    assert plain.count("### Table") == 6 and "0 places filled from 1 finished runs" in plain
+    assert plain.count("### Table") == 6
+    note = "Printed / **own runs**, mean +- standard deviation over seeds (n); a place without a run holds only the "
+    assert plain.endswith(f"\n{note}printed number.\n0 places filled from 1 finished runs below {tmp_path / 'runs'}\n")
     tex = tmp_path / "tables.tex"
     assert main(["tables", str(tmp_path / "runs"), "--imagefolder-is", "imagenet", "--latex", str(tex)]) == 0
     assert "2 places filled" in capsys.readouterr().out

@@ -28,8 +28,10 @@ def markdown(tables: Sequence[FilledTable]) -> str:
             [label, *(_markdown_cell(cell, filled.table.decimals) for cell in cells)] for label, cells in filled.rows
         ]
         parts.append(f"### Table {filled.table.number}: {filled.table.title}\n\n{as_markdown(heading, rows)}\n")
-    note = "Printed / **own runs**, mean +- standard deviation over seeds (n); a place without a run holds only the "
-    "printed number."
+    note = (
+        "Printed / **own runs**, mean +- standard deviation over seeds (n); a place without a run holds only the "
+        "printed number."
+    )
     return "\n".join([*parts, note, ""])
 
 
