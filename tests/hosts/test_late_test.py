@@ -104,6 +104,16 @@ def test_what_cannot_be_tested(untested: RunFolder, tmp_path: Path, capsys: pyte
     assert "to be a run of the embedded host, but it has no config.yaml" in told(2)
     untested.config_yaml.write_text("host: {name: repdistiller}\noptions: {}\n")
     assert "to be a run of the embedded host, but it has no config.yaml" in told(2)
+    for text, problem in (
+        ("", "sections with keys, but there are none"),
+        ("- KD", "sections with keys, but there are none"),
+        ("DATASET: 3", "`DATASET` to be a section"),
+        ("SOLVER: {EPOCHS: {A: 1}}", "`SOLVER.EPOCHS` to be a value"),
+        ("DATASET: [", "while parsing"),
+    ):
+        untested.config_yaml.write_text(text)
+        error = told(1)
+        assert f"{untested.config_yaml} to be the config of a run" in error and problem in error
     untested.config_yaml.write_text(config)
     untested.write_metrics(replace(untested.read_metrics(), finished=False))
     assert "to be finished, but it has trained 3 epochs" in told(2)

@@ -60,18 +60,29 @@ def recorded_config(text: str) -> CfgNode:
     """Return the config that a run has written down, frozen; keys that came into being later have their defaults.
 
     `TLLM.BALANCE` is False there: no run was balanced before there was that key.
+
+    Raises:
+        ConfigError: It has no sections, or a value where a section belongs, or the other way round.
+        yaml.YAMLError: It is no YAML.
     """
+    content = yaml.load(text, Loader=_YAML_LOADER)
+    if not isinstance(content, dict) or not content:
+        raise ConfigError("Expected sections with keys, but there are none")
     recorded = default_config()
     recorded.TLLM.BALANCE = False
-    _update(recorded, CfgNode(yaml.load(text, Loader=_YAML_LOADER)))
+    _update(recorded, CfgNode(content))
     recorded.freeze()
     return recorded
 
 
-def _update(cfg: CfgNode, other: CfgNode) -> None:
+def _update(cfg: CfgNode, other: CfgNode, prefix: str = "") -> None:
     for key, value in other.items():
-        if isinstance(value, CfgNode) and isinstance(cfg.get(key), CfgNode):
-            _update(cfg[key], value)
+        known, is_section = cfg.get(key), isinstance(value, CfgNode)
+        if key in cfg and isinstance(known, CfgNode) != is_section:
+            wanted = "a section" if isinstance(known, CfgNode) else "a value"
+            raise ConfigError(f"Expected `{prefix}{key}` to be {wanted}, but it is not")
+        if key in cfg and is_section:
+            _update(known, value, f"{prefix}{key}.")
         else:
             cfg[key] = value
 
