@@ -69,6 +69,25 @@ def test_bad_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None
     assert "usage: tllm" in capsys.readouterr().err
 
 
+def test_overrides_may_stand_on_both_sides_of_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = train_words(tmp_path, *VANILLA, "EXPERIMENT.NAME", "a")
+    assert main([*words, "--overwrite", "SOLVER.BATCH_SIZE", "32", "LOG.TEST_FREQ", "-1"]) == 0
+    config = RunFolder.find(tmp_path / "digits" / "a").config_yaml.read_text()
+    assert "BATCH_SIZE: 32" in config and "TEST_FREQ: -1" in config
+    capsys.readouterr()
+    assert main([*words, "--overwrite", "SOLVER.BATCH_SIZE", "32", "--no-such", "1"]) == 2
+    assert "unrecognized arguments: SOLVER.BATCH_SIZE 32 --no-such 1" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_modules_are_imported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["tllm_plugin.cli.main"], "import_module", interrupted)
+    assert main(["show", "x"]) == 1
+    assert capsys.readouterr().err == "tllm: interrupted\n"
+
+
 def test_bad_config_is_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(train_words(tmp_path, "TLLM.DETECTOR.ETA", "7", "SOLVER.LRR", "1")) == 2
     error = capsys.readouterr().err

@@ -104,6 +104,11 @@ def test_importing_the_config_alone_is_enough() -> None:
         ("RUNTIME.DEVICE", "gpu", "Expected `RUNTIME.DEVICE` to be auto, cpu, mps, cuda or cuda:N, but got 'gpu'"),
         ("RUNTIME.DEVICE", "cuda:²", "Expected `RUNTIME.DEVICE` to be auto, cpu, mps, cuda or cuda:N, but got"),
         ("TLLM.DETECTOR.TYPE", "fixed", "Expected `TLLM.DETECTOR.CLASSES` to name classes for the detector `fixed`"),
+        (
+            "TLLM.DETECTOR.SCORE",
+            "agreement",
+            "to be one that a vanilla run has, too, for `reference`, but got 'agreement'",
+        ),
         ("TLLM.DETECTOR.REFERENCE", "no/such", "to be a run folder or curves.npz, but no/such does not exist"),
         ("TLLM.DETECTOR.REFERENCE", "x" * 5000, "does not exist"),
         ("DISTILLER.TEACHER_CHECKPOINT", "x\0y", "Expected `DISTILLER.TEACHER_CHECKPOINT` to be a file, but"),

@@ -91,7 +91,8 @@ def test_trials_share_their_beginning_and_equal_one_alone_that_was_stopped_and_w
     assert record.chosen.score == max(trial.score for trial in record.trials if trial.score is not None)
     assert savings(record) == "saved: 6 epochs were trained instead of 6"
     assert host.next_command({AFTER: 0.34}) == (
-        "tllm train --host mdistiller --cfg mine.yaml TLLM.DETECTOR.AFTER_FRACTION 0.34"
+        "tllm train --host mdistiller --cfg mine.yaml TLLM.HOLDOUT.SEARCH_FRACTION 0.0 "
+        "TLLM.DETECTOR.AFTER_FRACTION 0.34"
     )
 
     stopped, values, seen = Miniature(configured(tmp_path / "stopped"), SPACE), {AFTER: 0.34}, []

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,14 +14,18 @@ import torch
 from optuna.pruners import BasePruner
 from optuna.study import Study
 from optuna.trial import FrozenTrial
+from rich.console import Console
 
 from tests.hosts.conftest import Trained, trained  # noqa: F401  (fixture)
 from tests.hosts.digits_runs import BASE, CONFIG, EPOCHS, HOLDOUT_FRACTION, assert_same_run, make_config, train
 from tests.search.staged import SAVING, epochs_trained  # noqa: F401  (fixture)
 from tllm_plugin.cli import main
+from tllm_plugin.cli.main import build_parser
+from tllm_plugin.cli.search import _words, table
 from tllm_plugin.core.errors import FileFormatError
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded.same_run import config_of
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
 from tllm_plugin.models import create_model
 from tllm_plugin.runs.run_folder import RunFolder, read_search
@@ -173,6 +180,88 @@ def test_giving_the_command_again_trains_nothing(
     assert following[-2:] == ["TLLM.DETECTOR.ETA", str(record.chosen.values["TLLM.DETECTOR.ETA"])]
 
 
+def test_what_to_do_next_trains_the_choice_on_everything_as_a_run_of_its_own(
+    trained: Trained,  # noqa: F811
+    searched: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(searched, tmp_path, dirs_exist_ok=True)
+    train(tmp_path, *trained.taught, *STAGED)  # What a user may have before.
+    capsys.readouterr()
+    assert main(words(trained, tmp_path, "--eta", *ETAS)) == 0
+    shown = capsys.readouterr().out
+    following = shlex.split(next(line for line in shown.splitlines() if line.startswith("next: "))[6:])
+    assert main(following[1:]) == 0
+    (run,) = map(RunFolder.inside, tmp_path.glob("digits/*-chosen-*"))
+    (final,) = map(RunFolder.inside, tmp_path.glob("digits/*-search-*/final-*"))
+    assert run.read_split() == final.read_split() and run.read_split().search_holdout == ()
+    assert_same_run(final, run)
+
+
+def test_other_keys_make_another_search_that_shares_what_is_equal(
+    trained: Trained,  # noqa: F811
+    searched: Path,
+    tmp_path: Path,
+    epochs_trained: list[int],  # noqa: F811
+) -> None:
+    shutil.copytree(searched, tmp_path, dirs_exist_ok=True)
+    folder, record = load(tmp_path)
+    assert main([*words(trained, tmp_path, "--eta", *ETAS), "TLLM.LABEL_SMOOTHING", "0.3"]) == 0
+    assert epochs_trained == [2, 3, 3], "the student that is taught to the end is there"
+    (other,) = (found for found in map(read_search, folder.glob("search-*.json")) if found.trials != record.trials)
+    for search, smoothing in ((record, 0.1), (other, 0.3)):
+        configs = [config_of(RunFolder.inside(folder / trial.run)) for trial in search.trials]
+        assert {cfg.TLLM.LABEL_SMOOTHING for cfg in configs} == {smoothing}
+
+
+def test_a_lost_run_is_trained_again_and_a_damaged_one_once_it_is_removed(
+    trained: Trained,  # noqa: F811
+    searched: Path,
+    tmp_path: Path,
+    epochs_trained: list[int],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(searched, tmp_path, dirs_exist_ok=True)
+    folder, record = load(tmp_path)
+    shutil.rmtree(folder / record.trials[2].run)
+    command = words(trained, tmp_path, "--eta", *ETAS)
+    assert main(command) == 0
+    assert epochs_trained == [3]
+
+    def scores() -> list[object]:
+        return sorted((str(trial.values), trial.score) for trial in load(tmp_path)[1].trials)
+
+    expected = sorted((str(trial.values), trial.score) for trial in record.trials)
+    assert scores() == expected
+    run = RunFolder.inside(folder / record.trials[1].run)
+    run.search_curves_npz.write_bytes(run.search_curves_npz.read_bytes()[:100])
+    capsys.readouterr()
+    assert main(command) == 1
+    assert f"remove {run.log_folder}, and the search trains that run again" in capsys.readouterr().err
+    shutil.rmtree(run.log_folder)
+    assert main(command) == 0
+    assert scores() == expected
+
+
+def test_a_reference_that_was_trained_again_makes_another_search(
+    trained: Trained,  # noqa: F811
+    tmp_path: Path,
+    epochs_trained: list[int],  # noqa: F811
+) -> None:
+    reference = shutil.copytree(trained.vanilla.log_folder, tmp_path / "vanilla")
+    options = ("TLLM.DETECTOR.TYPE", "reference", "TLLM.DETECTOR.REFERENCE", str(reference))
+    command = [*words(trained, tmp_path, "--no-baseline", "--eta", "0.1"), *options]
+    assert main(command) == 0 and epochs_trained == [1, 2, 3]
+    assert main(command) == 0 and len(epochs_trained) == 3
+    untaught = ("DISTILLER.TYPE", "NONE", "TLLM.DETECTOR.TYPE", "none")
+    again = train(tmp_path / "again", *untaught, "EXPERIMENT.SEED", "5")
+    shutil.copyfile(again.curves_npz, RunFolder.inside(reference).curves_npz)
+    epochs_trained.clear()
+    assert main(command) == 0 and epochs_trained == [1, 2, 3]
+    assert len(list(tmp_path.glob("digits/*-search-*/trial-*"))) == 2
+
+
 class PrunesTheEarliest(BasePruner):
     """Stops the trial that flags first, after its second epoch."""
 
@@ -222,6 +311,28 @@ def test_every_config_error_at_once(tmp_path: Path, capsys: pytest.CaptureFixtur
     ):
         assert part in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("etas", [("0.1,0.2",), ("0.1,", "0.2"), ("0.1", "0.2,")])
+def test_etas_may_have_commas(etas: tuple[str, ...]) -> None:
+    options = build_parser(["search"]).parse_args(["search", "--cfg", "x", "--eta", *etas, "SOLVER.EPOCHS", "6"])
+    assert _words(options) == ([f"{ETA}=0.1,0.2"], ["SOLVER.EPOCHS", "6"], [])
+
+
+def test_an_eta_that_is_no_number_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "--cfg", str(CONFIG), "--eta", "much", "LOG.PREFIX", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "tllm: Expected numbers after `--eta`, but got 'much'\n"
+
+
+def test_nothing_is_cut_off_in_a_narrow_console(searched: Path) -> None:
+    _, record = load(searched)
+    record = replace(record, space=(f"{ETA}=0.2", "TLLM.DETECTOR.TYPE=reference", "TLLM.LABEL_SMOOTHING=0.1"))
+    values = {ETA: 2.287e-05, "TLLM.DETECTOR.TYPE": "reference", "TLLM.LABEL_SMOOTHING": 0.1234}
+    record = replace(record, trials=tuple(replace(trial, values=values) for trial in record.trials))
+    for width in (60, 80):
+        console = Console(width=width, file=io.StringIO())
+        console.print(table(record))
+        assert "…" not in console.file.getvalue()
 
 
 def test_vanilla_runs_are_not_searched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

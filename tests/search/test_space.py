@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tllm_plugin.hosts.embedded.config import load_config
+from tllm_plugin.search.eta_search import check_space
 from tllm_plugin.search.space import Dimension, grid, parse_space, searchable_keys, with_values
 
 CFG = load_config("tllm/embedded/digits.yaml")
@@ -49,6 +50,10 @@ def test_every_problem_is_found_at_once() -> None:
         "`TLLM.DETECTOR.AFTER_FRACTION` has no effect there",
     )
     assert len(problems) == len(expected)
+    assert parse_space(["BALANCE=False:True"], CFG)[1] == [
+        "Expected `TLLM.BALANCE` to be true or false, but got 'False:True'"
+    ]
+    assert check_space([Dimension("TLLM.DETECTOR.ETA")], None) == [], "its values were refused; it was no range"
     for problem, part in zip(problems, expected, strict=True):
         assert problem.startswith("Expected ") and part in problem
 

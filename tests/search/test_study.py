@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from tllm_plugin.core.errors import ConfigError, NonFiniteLossError
+from tllm_plugin.core.errors import ConfigError, NonFiniteLossError, TLLMError
 from tllm_plugin.runs.locks import held, is_held
+from tllm_plugin.runs.metrics_file import MetricsRecord
+from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search import study as study_module
 from tllm_plugin.search.space import Dimension
 from tllm_plugin.search.study import MAX_TAKEOVERS, SharedStudy
@@ -21,7 +24,7 @@ GRID = (Dimension(ETA, (0.02, 0.1, 0.05)),)
 RANGE = (Dimension(ETA, (), 0.01, 0.3, log=True), Dimension("TLLM.MIN_ROWS", (), 1, 8, whole=True))
 
 
-def shared(folder: Path, space: tuple[Dimension, ...] = GRID, **how: int) -> SharedStudy:
+def shared(folder: Path, space: tuple[Dimension, ...] = GRID, **how: Any) -> SharedStudy:
     """Return a study in a journal, which is opened sooner than a database."""
     folder.mkdir(exist_ok=True)
     return SharedStudy(f"journal:{folder / 'journal'}", folder, space, **how)
@@ -77,18 +80,18 @@ def test_a_diverging_trial_fails_alone(tmp_path: Path) -> None:
     shared(tmp_path).work(lambda values, trial: pytest.fail("a failed trial is not tried again"))
 
 
-def interrupted(tmp_path: Path) -> None:
-    """Leave a trial behind that is under way although its worker has gone."""
+def abandon(study: SharedStudy) -> None:
+    """Begin a trial as a worker that is killed then: its lock is free, and it tells the study nothing."""
+    with held(study.folder / "workers" / study.worker):
+        assert study._begin() is not None
 
-    def train(values: dict[str, Any], trial: object) -> float:
-        raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        shared(tmp_path).work(train)
+def takeovers(study: SharedStudy) -> list[int]:
+    return [trial.user_attrs["takeovers"] for trial in study.finished() if "takeovers" in trial.user_attrs]
 
 
 def test_an_abandoned_trial_is_taken_over(tmp_path: Path) -> None:
-    interrupted(tmp_path)
+    abandon(shared(tmp_path))
     record = Recorder()
     study = shared(tmp_path)
     study.work(record)
@@ -96,20 +99,94 @@ def test_an_abandoned_trial_is_taken_over(tmp_path: Path) -> None:
     assert len(study.finished()) == 3
     failed = study.study.get_trials(states=(TrialState.FAIL,))
     assert [trial.params for trial in failed] == [{ETA: 0.1}]
-    assert [trial.user_attrs["takeovers"] for trial in study.finished() if "takeovers" in trial.user_attrs] == [1]
+    assert takeovers(study) == [1]
+
+
+def test_a_trial_that_was_queued_again_by_a_worker_that_died_then_is_there_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    abandon(shared(tmp_path))
+    dying, record = shared(tmp_path), Recorder()
+    with monkeypatch.context() as patch:
+        patch.setattr(dying.study, "tell", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            dying._begin()
+    study = shared(tmp_path)
+    study.work(record)
+    assert sorted(values[ETA] for values in record.seen) == [0.02, 0.05, 0.1]
+    assert len(study.finished()) == 3 and takeovers(study) == [1]
+
+
+ONE = (Dimension(ETA, (0.1,)),)
 
 
 def test_a_trial_on_which_workers_die_is_given_up(tmp_path: Path) -> None:
-    study = shared(tmp_path, (Dimension(ETA, (0.1,)),))
-
-    def die(values: dict[str, Any], trial: object) -> float:
-        raise KeyboardInterrupt
-
     for _ in range(MAX_TAKEOVERS + 1):
-        with pytest.raises(KeyboardInterrupt):
-            shared(tmp_path, (Dimension(ETA, (0.1,)),)).work(die)
+        abandon(shared(tmp_path, ONE))
+    study = shared(tmp_path, ONE)
     study.work(lambda values, trial: pytest.fail("it was given up"))
     assert study.finished()[0].user_attrs["error"] == "given up: 4 workers died on it"
+
+
+def test_a_trial_that_got_on_before_its_worker_died_is_not_given_up(tmp_path: Path) -> None:
+    run, record = RunFolder.inside(tmp_path / "run"), Recorder()
+    run.create()
+    for number in range(MAX_TAKEOVERS + 2):
+        study = shared(tmp_path, ONE, run_of=lambda values: run)
+        abandon(study)
+        run.curves_npz.write_bytes(b"")
+        os.utime(run.curves_npz, (0, number + 1))
+    study = shared(tmp_path, ONE, run_of=lambda values: run)
+    study.work(record)
+    assert record.seen == [{ETA: 0.1}] and takeovers(study) == [1]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), TLLMError("no such data"), OSError("disk full")])
+def test_a_trial_that_was_interrupted_or_met_an_error_of_others_goes_on(error: BaseException, tmp_path: Path) -> None:
+    def stop(values: dict[str, Any], trial: object) -> float:
+        raise error
+
+    for _ in range(MAX_TAKEOVERS + 2):
+        with pytest.raises(type(error)):
+            shared(tmp_path).work(stop)
+    study, record = shared(tmp_path), Recorder()
+    study.work(record)
+    assert sorted(values[ETA] for values in record.seen) == [0.02, 0.05, 0.1]
+    assert len(study.finished()) == 3 and all(trial.value for trial in study.finished())
+    assert set(takeovers(study)) == {0}
+
+
+@pytest.mark.parametrize("trials", [None, 3])
+def test_a_trial_whose_run_is_gone_is_trained_again(trials: int | None, tmp_path: Path) -> None:
+    def run_of(values: dict[str, Any]) -> RunFolder:
+        return RunFolder.inside(tmp_path / f"run {values[ETA]}")
+
+    seen = []
+
+    def train(values: dict[str, Any], trial: object) -> float:
+        run_of(values).create()
+        run_of(values).write_metrics(MetricsRecord(None, (), (), (1.0,), None, 1, finished=True))
+        seen.append(values)
+        return values[ETA]
+
+    how: dict[str, Any] = {"run_of": run_of, "trials": trials, "space": GRID if trials is None else RANGE}
+    shared(tmp_path, **how).work(train)
+    first = [trial.params for trial in shared(tmp_path, **how).scored()]
+    assert len(seen) == len(first) == 3
+    shared(tmp_path, **how).work(lambda values, trial: pytest.fail("all runs are there"))
+    run_of(seen[1]).metrics_json.unlink()
+    study = shared(tmp_path, **how)
+    assert seen[1] not in [trial.params for trial in study.scored()]
+    study.work(train)
+    assert seen[3:] == [seen[1]]
+    assert sorted(trial.value or 0 for trial in study.finished()) == sorted(values[ETA] for values in first)
+
+
+def test_what_the_trials_have_in_common_makes_another_study(tmp_path: Path) -> None:
+    record = Recorder()
+    for around in ("warm-up 1", "warm-up 2", "warm-up 1"):
+        shared(tmp_path, around=around).work(record)
+    assert len(record.seen) == 6
 
 
 def test_a_trial_of_a_living_worker_is_left_alone(tmp_path: Path) -> None:

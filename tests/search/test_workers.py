@@ -18,6 +18,7 @@ from tests.search.staged import SAVING
 from tllm_plugin.cli.search import parse_space
 from tllm_plugin.runs.run_folder import read_search
 from tllm_plugin.search.embedded import EmbeddedSearch
+from tllm_plugin.search.host import around_digest
 from tllm_plugin.search.study import SharedStudy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +40,7 @@ def test_a_killed_worker_is_made_up_for(trained: Trained, tmp_path: Path) -> Non
         subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=log) for log in logs
     ]
     try:
-        study = SharedStudy("", plan.folder, space)
+        study = SharedStudy("", plan.folder, space, around=around_digest(plan.cfg, space))
         victim = kill_one_at_work(study, plan, workers)
         survivor = next(worker for worker in workers if worker is not victim)
         assert survivor.wait(DEADLINE_SECONDS) == 0, (tmp_path / f"worker-{workers.index(survivor)}").read_text()

@@ -39,12 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 failed or interrupted, 2 bad usage or config.
     """
-    words = sys.argv[1:] if arguments is None else arguments
     try:
-        # What the other commands import takes seconds.
-        options = build_parser([name for name in COMMANDS if name in words[:1]] or COMMANDS).parse_args(words)
+        options = _parse(sys.argv[1:] if arguments is None else arguments)
     except SystemExit as leaving:
         return int(leaving.code or 0)
+    except KeyboardInterrupt:  # While a command's modules are imported.
+        return _interrupted()
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False, markup=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s", datefmt="%H:%M:%S", handlers=[handler], force=True)
     try:
@@ -53,11 +53,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"tllm: {error}", file=sys.stderr)
         return BAD_USAGE if isinstance(error, ConfigError) else FAILED
     except KeyboardInterrupt:
-        print("tllm: interrupted", file=sys.stderr)
-        return FAILED
+        return _interrupted()
     except SystemExit as leaving:  # A parser's: ours or a host's script's.
         return leaving.code if isinstance(leaving.code, int) else DONE if leaving.code is None else FAILED
     except OSError as error:
         print(f"tllm: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
         return FAILED
     return DONE
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    # What the other commands import takes seconds.
+    parser = build_parser([name for name in COMMANDS if name in words[:1]] or COMMANDS)
+    options, rest = parser.parse_known_args(words)
+    # Overrides may stand on both sides of an option; argparse takes the first of them only.
+    if rest and (not hasattr(options, "opts") or any(word.startswith("--") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.opts = [*options.opts, *rest]
+    return options
+
+
+def _interrupted() -> int:
+    print("tllm: interrupted", file=sys.stderr)
+    return FAILED

@@ -100,14 +100,14 @@ def run(options: argparse.Namespace) -> None:
     processes.refuse_several(
         "a search", "give the command in several terminals or on several machines instead: they share the trials"
     )
-    words, opts = _words(options)
+    words, opts, problems = _words(options)
     if (options.cfg is None) != (options.host == "repdistiller"):
         if options.cfg:
             raise ConfigError("Expected no `--cfg` with repdistiller, which has arguments of its own after --")
         options.parser.error("the following arguments are required: --cfg")
     opened = HOSTS[options.host](options, opts)
-    space, problems = parse_space(words, opened.cfg)
-    problems = [*opened.problems, *problems]
+    space, found = parse_space(words, opened.cfg)
+    problems += [*opened.problems, *found]
     problems += check_space(space or [*parse_space([f"{ETA}=0.1"], opened.cfg)[0]], options.trials)
     if options.checkpoint_every is not None and options.checkpoint_every < 1:
         problems.append(f"Expected `--checkpoint-every` to be at least 1, but got {options.checkpoint_every}")
@@ -128,17 +128,21 @@ def run(options: argparse.Namespace) -> None:
     print_outcome(outcome, host.next_command)
 
 
-def _words(options: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """Return the words of the search space, and all overrides, those that argparse took for values included."""
-    etas, after_etas = _leading(options.eta or [], _is_number)
+def _words(options: argparse.Namespace) -> tuple[list[str], list[str], list[str]]:
+    """Return the words of the search space, all overrides, with those that argparse took for values, and problems."""
+    problems = []
+    etas, after_etas = _leading(options.eta or [], _are_numbers)
     words, after_words = _leading(options.space or [], lambda word: "=" in word)
+    if options.eta and not etas:
+        problems.append(f"Expected numbers after `--eta`, but got {options.eta[0]!r}")
+        after_etas = after_etas[1:]
     if etas:
-        words.insert(0, f"{ETA}={','.join(etas)}")
+        words.insert(0, f"{ETA}={','.join(eta.rstrip(',') for eta in etas)}")
     elif not words and options.trials is None:
         words = [f"{ETA}={','.join(DEFAULT_ETAS)}"]
     elif not words:
         words = [DEFAULT_RANGE]
-    return words, [*after_etas, *after_words, *options.opts]
+    return words, [*after_etas, *after_words, *options.opts], problems
 
 
 def _leading(words: Sequence[str], belongs: Any) -> tuple[list[str], list[str]]:
@@ -146,12 +150,12 @@ def _leading(words: Sequence[str], belongs: Any) -> tuple[list[str], list[str]]:
     return list(words[:count]), list(words[count:])
 
 
-def _is_number(word: str) -> bool:
+def _are_numbers(word: str) -> bool:
+    """Tell whether a word is a number, or several with commas."""
     try:
-        float(word)
+        return bool([float(part) for part in word.rstrip(",").split(",")])
     except ValueError:
         return False
-    return True
 
 
 def print_outcome(outcome: Outcome, next_command: Callable[[dict[str, Any]], str]) -> None:
@@ -185,13 +189,14 @@ def print_outcome(outcome: Outcome, next_command: Callable[[dict[str, Any]], str
 def table(record: SearchRecord) -> Table:
     """Return one row per trial and baseline."""
     result = Table(title="search", title_justify="left")
-    result.add_column("run")
+    # What does not fit is folded; cut off, two values could look alike.
+    result.add_column("run", overflow="fold")
     keys = [text.partition("=")[0] for text in record.space]
     for key in keys:
-        result.add_column(key.rpartition(".")[2].lower(), justify="right")
+        result.add_column(key.rpartition(".")[2].lower(), justify="right", overflow="fold")
     for name in ("search accuracy", "behind (p)", "epochs trained"):
-        result.add_column(name, justify="right")
-    result.add_column("flagged (after epoch)")
+        result.add_column(name, justify="right", overflow="fold")
+    result.add_column("flagged (after epoch)", overflow="fold")
     for trial in (*record.baselines, *record.trials):
         best = trial.number == record.best and trial.number >= 0
         values = [_number(trial.values[key]) if key in trial.values else "" for key in keys]

@@ -63,6 +63,11 @@ def check_tllm(cfg: CfgNode) -> list[str]:
     if detector.TYPE == "fixed" and not detector.CLASSES:
         problems.append("Expected `TLLM.DETECTOR.CLASSES` to name classes for the detector `fixed`, but got none")
     needed = detector.TYPE in DETECTORS and DETECTORS[detector.TYPE].needs_reference
+    if needed and detector.SCORE == "agreement":
+        problems.append(
+            f"Expected `TLLM.DETECTOR.SCORE` to be one that a vanilla run has, too, for `{detector.TYPE}`, but got "
+            "'agreement', and that has no teacher to agree with"
+        )
     if needed and detector.REFERENCE and not os.path.exists(detector.REFERENCE):
         problems.append(
             f"Expected `TLLM.DETECTOR.REFERENCE` to be a run folder or curves.npz, but {detector.REFERENCE} does not "

@@ -16,7 +16,7 @@ from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.runs.locks import each_under_its_lock, held
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.follower import Followers
-from tllm_plugin.search.host import SEARCH_FRACTION, Baselines, Watch, digest, tllm_digest
+from tllm_plugin.search.host import SEARCH_FRACTION, Baselines, Watch, digest, override_words, tllm_digest
 from tllm_plugin.search.keeping import MOST_TRIALS, SECONDS, Keeping
 from tllm_plugin.search.shared_prefix import run_sharing
 from tllm_plugin.search.space import TYPE, Dimension, Values, detector_kinds, grid, with_values
@@ -45,6 +45,7 @@ class EmbeddedSearch:
     def __init__(
         self, cfg: CfgNode, space: Sequence[Dimension], checkpoint_every: int = 0, words: Sequence[str] = ()
     ) -> None:
+        self._given = cfg
         fraction = cfg.TLLM.HOLDOUT.SEARCH_FRACTION or cfg.TLLM.HOLDOUT.FRACTION
         self._asked = with_values(cfg, {SEARCH_FRACTION: fraction})
         self.cfg = with_values(self._asked, {"LOG.TEST_FREQ": NEVER, "LOG.SAVE_SECONDS": SECONDS})
@@ -53,8 +54,8 @@ class EmbeddedSearch:
         self.words = tuple(words)
         self._trials: dict[str, CfgNode] = {}
         self._followers = Followers()
-        run_name = job.experiment_name(cfg)[len(cfg.EXPERIMENT.PROJECT) + 1 :]
-        self._name = f"{run_name}-search-{self._digest()}"
+        self._run_name = job.experiment_name(cfg)[len(cfg.EXPERIMENT.PROJECT) + 1 :]
+        self._name = f"{self._run_name}-search-{self._digest()}"
         self.folder = Path(cfg.LOG.PREFIX) / cfg.EXPERIMENT.PROJECT / self._name
 
     @property
@@ -135,9 +136,9 @@ class EmbeddedSearch:
             return job.ensure_trained(self.final(values), self.bundle)
 
     def next_command(self, values: Values) -> str:
-        """Return the shell command that trains the chosen values."""
-        overrides = [word for key, value in values.items() for word in (key, str(value))]
-        return shlex.join(["tllm", "train", *self.words, *overrides])
+        """Return the shell command that trains the chosen values, as a run with a name of its own."""
+        name = {NAME: f"{self._run_name}-chosen-{self._trial_digest(values)}"}
+        return shlex.join(["tllm", "train", *self.words, *override_words({**name, **values}, self._given)])
 
     def _task(self, cfg: CfgNode, keep: Keeping | None = None) -> Callable[[int], RunFolder]:
         """Return what trains a run that is not there, once its lock is held."""

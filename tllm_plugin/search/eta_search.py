@@ -12,12 +12,12 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
-from tllm_plugin.core.errors import ConfigError, TLLMError
+from tllm_plugin.core.errors import ConfigError, FileFormatError, TLLMError
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.run_folder import RunFolder, write_search
 from tllm_plugin.runs.search_file import FlaggedClass, SearchRecord, TrialRecord
 from tllm_plugin.search.choice import NOISE_LEVEL, compare, estimate
-from tllm_plugin.search.host import Baselines, SearchHost
+from tllm_plugin.search.host import Baselines, SearchHost, around_digest
 from tllm_plugin.search.parting import shared_with
 from tllm_plugin.search.space import Dimension, Values
 
@@ -78,7 +78,16 @@ def search(
     if problems:
         raise ConfigError("\n".join(problems))
     epochs = host.epochs
-    study = SharedStudy(storage, host.folder, space, trials, host.seed, make_pruner(prune, epochs))
+    study = SharedStudy(
+        storage,
+        host.folder,
+        space,
+        trials,
+        host.seed,
+        make_pruner(prune, epochs),
+        run_of=host.run_of,
+        around=around_digest(host.cfg, space),
+    )
     baselines = host.prepare(taught=baseline)
 
     def train(values: Values, trial: Trial) -> float:
@@ -116,7 +125,7 @@ def check_space(space: Sequence[Dimension], trials: int | None) -> list[str]:
     problems = []
     if not space:
         problems.append("Expected something to search, but got an empty space")
-    ranges = [item.key for item in space if not item.choices]
+    ranges = [item.key for item in space if item.is_range]
     if trials is None and ranges:
         problems.append(f"Expected `--trials N` with a range, but got none for {', '.join(ranges)}")
     if trials is not None and trials < 1:
@@ -181,7 +190,7 @@ def warnings_about(
             f"{', '.join(item.title for item in close)} (paired test at 5 %; picking the best of several makes it look "
             "better still, and other training seeds are not covered)"
         )
-    if same:
+    if same and best.flagged:
         found.append(
             f"{', '.join(item.title for item in same)} flagged the same classes at the same epochs as {best.title} and "
             "did as well"
@@ -189,10 +198,11 @@ def warnings_about(
     for item in baselines:
         if item.p_value is None or item.score is None or best.score is None:
             continue
-        if item.score > best.score:
+        if item.p_value >= NOISE_LEVEL:
+            better = ", which did better there" if item.score > best.score else ""
+            found.append(f"the images of the search hold-out do not tell {best.title} from `{item.title}`{better}")
+        elif item.score > best.score:
             found.append(f"`{item.title}` did better on the search hold-out than every trial")
-        elif item.p_value >= NOISE_LEVEL:
-            found.append(f"the images of the search hold-out do not tell {best.title} from `{item.title}`")
     if any(item.pruned_after for item in trials):
         found.append("pruned trials were behind when they stopped; the same command without --prune continues them")
     if not any(item.flagged for item in trials):
@@ -259,7 +269,10 @@ def _compared(host: SearchHost, best: TrialRecord, items: Sequence[TrialRecord])
 
 
 def _search_curves(run: RunFolder) -> Curves:
-    return Curves.from_state(to_state(run.read_search_curves()))
+    try:
+        return Curves.from_state(to_state(run.read_search_curves()))
+    except FileFormatError as error:
+        raise FileFormatError(f"{error}: remove {run.log_folder}, and the search trains that run again") from None
 
 
 def _last_correct(curves: Curves) -> Tensor:

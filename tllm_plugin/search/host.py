@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +14,7 @@ from yacs.config import CfgNode
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import TLLMError
 from tllm_plugin.runs.run_folder import RunFolder
-from tllm_plugin.search.space import Values
+from tllm_plugin.search.space import Dimension, Values, with_values
 
 SEARCH_FRACTION = "TLLM.HOLDOUT.SEARCH_FRACTION"
 REFERENCE = "TLLM.DETECTOR.REFERENCE"
@@ -95,11 +96,26 @@ class SearchHost(Protocol):
         """Return the shell command that trains the chosen values."""
 
 
-def digest(text: str) -> str:
+def override_words(values: Values, given: CfgNode) -> list[str]:
+    """Return the words that set the chosen values on a command line, and no search hold-out where `given` has one."""
+    everything = {SEARCH_FRACTION: 0.0} if given.TLLM.HOLDOUT.SEARCH_FRACTION else {}
+    return [word for key, value in {**everything, **values}.items() for word in (key, str(value))]
+
+
+def digest(text: str | bytes) -> str:
     """Return 8 characters that stand for a text in the name of a folder."""
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()[:8]
 
 
 def tllm_digest(cfg: CfgNode) -> str:
-    """Return 8 characters that stand for everything that a trial may be told."""
-    return digest(cfg.TLLM.dump())
+    """Return 8 characters that stand for everything that a trial may be told, a named reference's content included."""
+    content = ""
+    if cfg.TLLM.DETECTOR.REFERENCE:
+        with suppress(TLLMError, OSError):  # Whoever trains will say that it is missing.
+            content = digest(RunFolder.find(cfg.TLLM.DETECTOR.REFERENCE).curves_npz.read_bytes())
+    return digest(cfg.TLLM.dump() + content)
+
+
+def around_digest(cfg: CfgNode, space: Sequence[Dimension]) -> str:
+    """Return 8 characters that stand for what a trial is told besides the values of the search."""
+    return tllm_digest(with_values(cfg, {item.key: "" for item in space}))

@@ -16,7 +16,7 @@ from tllm_plugin.runs.atomic import save_torch, write_text
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
-from tllm_plugin.search.host import SEARCH_FRACTION, digest
+from tllm_plugin.search.host import SEARCH_FRACTION, digest, override_words
 from tllm_plugin.search.parting import latest_parting, note_parting, refuse_other_run, replayed
 from tllm_plugin.search.process import ProcessSearch, Wanted
 from tllm_plugin.search.space import Dimension, Values, with_values
@@ -47,6 +47,7 @@ class MdistillerSearch(ProcessSearch):
     ) -> None:
         name = cfg.EXPERIMENT.NAME or cfg.EXPERIMENT.TAG
         self._name = f"{name}-search-{_digest_of(cfg)}"
+        self._given = cfg
         super().__init__(cfg, space, Path(cfg.LOG.PREFIX) / cfg.EXPERIMENT.PROJECT / self._name)
         self.checkpoint_every = checkpoint_every
         self.words = tuple(words)
@@ -113,8 +114,7 @@ class MdistillerSearch(ProcessSearch):
 
     def next_command(self, values: Values) -> str:
         """Return the shell command that trains the chosen values."""
-        overrides = [word for key, value in values.items() for word in (key, str(value))]
-        return shlex.join(["tllm", "train", "--host", "mdistiller", *self.words, *overrides])
+        return shlex.join(["tllm", "train", "--host", "mdistiller", *self.words, *override_words(values, self._given)])
 
 
 def _digest_of(cfg: CfgNode) -> str:

@@ -41,6 +41,11 @@ class Dimension:
     log: bool = False
     whole: bool = False
 
+    @property
+    def is_range(self) -> bool:
+        """Whether it has ends and no choices; a dimension whose values were refused has neither."""
+        return not self.choices and self.low < self.high
+
     def __str__(self) -> str:
         if self.choices:
             return f"{self.key}={','.join(map(str, self.choices))}"
@@ -113,7 +118,7 @@ def with_values(cfg: CfgNode, values: Mapping[str, Any]) -> CfgNode:
 
 def _dimension(key: str, content: str, cfg: CfgNode) -> tuple[Dimension, list[str]]:
     default = lookup(cfg, key)
-    is_number = isinstance(default, int | float)
+    is_number = isinstance(default, int | float) and not isinstance(default, bool)
     if ":" not in content or not is_number:
         values, problems = _read(key, content.split(","), cfg)
         if len(set(map(repr, values))) < len(values):

@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from tllm_plugin.core.errors import ConfigError, NonFiniteLossError
 from tllm_plugin.runs.locks import held, is_held
+from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.host import Hopeless
 from tllm_plugin.search.space import Dimension, Values, grid
 
@@ -31,8 +32,10 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 _JOURNAL = "journal:"
 #: Where a search of an earlier version has its study.
 _OLD_DATABASE = "study.db"
-#: How many workers may die on a trial before it counts as failed.
+#: How many workers may die on a trial, without one more epoch being written, before it counts as failed.
 MAX_TAKEOVERS = 3
+# What a trial that was queued again knows: after which one, how many workers died on it, when its run was last written.
+_AFTER, _TAKEOVERS, _WRITTEN = "after", "takeovers", "written"
 _POLL_SECONDS = 0.5
 
 
@@ -40,7 +43,8 @@ class SharedStudy:
     """The trials of a search, shared by all workers that name the same storage and folder.
 
     A worker holds the lock of a file for as long as it lives. A trial that is under way by a worker whose lock is free
-    was abandoned: the next worker that looks for work queues it again, and it is continued from its last checkpoint.
+    was abandoned: the next worker that looks for work queues it again, and it is continued from its last checkpoint. So
+    is one that was interrupted, or whose worker met an error that is not the trial's, and one whose run is gone.
 
     Args:
         storage: `journal:FILE`, `sqlite:///FILE` or any other database address that Optuna takes; empty for a journal
@@ -51,6 +55,8 @@ class SharedStudy:
         seed: Of TPE.
         pruner: Judges a trial after every epoch. Without one nothing is pruned, and what an earlier search has pruned
             is queued again, to be continued.
+        run_of: Values -> the run of a trial.
+        around: What else a trial's result depends on and the folder's name does not say. Another one is another study.
 
     Raises:
         ConfigError: The storage cannot be opened.
@@ -64,13 +70,16 @@ class SharedStudy:
         trials: int | None = None,
         seed: int = 0,
         pruner: BasePruner | None = None,
+        run_of: Callable[[Values], RunFolder] | None = None,
+        around: str = "",
     ) -> None:
         self.folder = folder
+        self.run_of = run_of
         self.space = tuple(space)
         self.trials = trials
         self.seed = seed
         self.worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        described = f"{folder.name} {'grid' if trials is None else 'tpe'} {' '.join(map(str, self.space))}"
+        described = f"{folder.name} {around} {'grid' if trials is None else 'tpe'} {' '.join(map(str, self.space))}"
         self.name = hashlib.sha256(described.encode()).hexdigest()[:8]
         folder.mkdir(parents=True, exist_ok=True)
         with self._alone():
@@ -88,7 +97,11 @@ class SharedStudy:
                 for trial in self.finished():
                     if trial.state == TrialState.PRUNED and not self._newer(trial):
                         logger.info("trial %d, which was pruned, is queued again", trial.number)
-                        self.study.enqueue_trial(trial.params)
+                        self._queue_again(trial)
+            for trial in self.finished():
+                if run_of is not None and trial.state == TrialState.COMPLETE and not run_of(trial.params).is_finished():
+                    logger.info("trial %d, whose run is gone, is queued again", trial.number)
+                    self._queue_again(trial)
 
     def work(self, train: Callable[[Values, Trial], float]) -> None:
         """Run trials until none is left, neither waiting nor under way by another worker.
@@ -111,21 +124,40 @@ class SharedStudy:
     def finished(self) -> list[FrozenTrial]:
         """Return the trials that have a score, failed by themselves or were pruned, in the order of their numbers.
 
-        Of a pruned trial that was continued only the continuation is there.
+        Of a pruned trial that was continued only the continuation is there; one whose run was gone is not.
         """
         done = self._in_state(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-        numbers = {trial.number for trial in done}
+        numbers, again = {trial.number for trial in done}, self._queued_again()
         return [
             trial
             for trial in done
-            if trial.state == TrialState.COMPLETE
+            if (trial.state == TrialState.COMPLETE and trial.number not in again)
             or "error" in trial.user_attrs
             or (trial.state == TrialState.PRUNED and not any(new.number in numbers for new in self._newer(trial)))
         ]
 
     def scored(self) -> list[FrozenTrial]:
-        """Return the trials that were trained to the end."""
-        return self._in_state(TrialState.COMPLETE)
+        """Return the trials that were trained to the end and whose runs are there."""
+        return [trial for trial in self.finished() if trial.state == TrialState.COMPLETE]
+
+    def _queue_again(self, trial: FrozenTrial, takeovers: int = 0) -> None:
+        """Queue the values of a trial, once. Only inside the lock."""
+        if trial.number not in self._queued_again():
+            params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+            attributes = {_AFTER: trial.number, _TAKEOVERS: takeovers, _WRITTEN: self._last_written(trial)}
+            self.study.enqueue_trial(params, user_attrs=attributes)
+
+    def _queued_again(self) -> set[int]:
+        """Return the numbers of the trials whose values were queued again."""
+        attributes = [trial.user_attrs for trial in self.study.get_trials(deepcopy=False)]
+        return {known[_AFTER] for known in attributes if _AFTER in known}
+
+    def _last_written(self, trial: FrozenTrial) -> int:
+        """Return when the trial's run last finished an epoch, in nanoseconds; 0 if that is not known."""
+        if self.run_of is None or not trial.params:
+            return 0
+        curves = self.run_of(trial.params).curves_npz
+        return curves.stat().st_mtime_ns if curves.exists() else 0
 
     def _newer(self, trial: FrozenTrial) -> list[FrozenTrial]:
         """Return what was queued with the same values after a trial."""
@@ -176,6 +208,12 @@ class SharedStudy:
             logger.info("trial %d: %s", trial.number, stopped)
             trial.set_user_attr("pruned_after", stopped.epoch)
             self.study.tell(trial, state=TrialState.PRUNED)
+        except BaseException:  # Ctrl-C, a full disk, a wrong config: not the trial's fault, nor its worker's death.
+            with self._alone():
+                frozen = self.study.get_trials(deepcopy=False)[trial.number]
+                self._queue_again(frozen, int(frozen.user_attrs.get(_TAKEOVERS, 0)))
+                self.study.tell(trial, state=TrialState.FAIL)
+            raise
         else:
             self.study.tell(trial, score)
 
@@ -185,14 +223,14 @@ class SharedStudy:
             worker = trial.user_attrs.get("worker")
             if worker == self.worker or (worker is not None and is_held(self._worker_file(worker))):
                 continue
-            takeovers = int(trial.user_attrs.get("takeovers", 0)) + 1
+            grew = self._last_written(trial) > trial.user_attrs.get(_WRITTEN, 0)
+            takeovers = 1 if grew else int(trial.user_attrs.get(_TAKEOVERS, 0)) + 1
             if takeovers > MAX_TAKEOVERS:
                 message = f"given up: {takeovers} workers died on it"
                 Trial(self.study, trial._trial_id).set_user_attr("error", message)
             else:
                 logger.info("trial %d was abandoned by its worker and is taken over", trial.number)
-                params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-                self.study.enqueue_trial(params, user_attrs={"takeovers": takeovers})
+                self._queue_again(trial, takeovers)
             self.study.tell(trial.number, state=TrialState.FAIL)
             if worker is not None:
                 self._worker_file(worker).unlink(missing_ok=True)
