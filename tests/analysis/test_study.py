@@ -41,6 +41,23 @@ def test_order(make_run: RunMaker) -> None:
     assert 0 <= both.p_value <= 1
 
 
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_vanilla_accuracy_and_delta_add_up_to_the_students(seeds: tuple[int, ...], make_run: RunMaker) -> None:
+    vanilla = [load_run(make_run(f"vanilla-{seed}", seed=seed)) for seed in (1, 0, 2)]
+    kinds = {"kd": {"method": "KD"}, "tllm": {"method": "KD", "detector": "reference"}}
+    taught = {
+        name: [load_run(make_run(f"{name}-{seed}", seed=seed, **how)) for seed in seeds] for name, how in kinds.items()
+    }
+    runs = [*taught["kd"], *taught["tllm"]]
+    for study in (build_study([*vanilla, *runs]), build_comparison(vanilla, runs)):
+        for method in study.methods:
+            assert method.comparison is not None
+            students = np.mean([run.result.correct / run.result.total for run in method.runs], axis=0)
+            np.testing.assert_allclose(study.vanilla_accuracy + method.comparison.delta, students, atol=1e-12)
+    alone = build_study(vanilla).vanilla_accuracy
+    np.testing.assert_allclose(alone, sum(run.result.correct for run in vanilla) / 150)
+
+
 def test_a_copied_run_is_no_second_seed(make_run: RunMaker, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     paths = [make_run("vanilla"), make_run("kd", method="KD"), make_run("vanilla-1", seed=1)]
     copies = [Path(shutil.copytree(path, tmp_path / "elsewhere" / path.name)) for path in paths]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.analysis.planted_runs import write_run
+from tllm_plugin.analysis.loaded_run import load_run
 from tllm_plugin.cli import main
 from tllm_plugin.models import create_model
 from tllm_plugin.runs.atomic import save_torch
@@ -52,8 +53,9 @@ def test_table_json_csv_markdown(
         assert record["low"] <= record["delta_acc"] <= record["high"]
     markdown = files["markdown"].read_text()
     assert markdown.count("| --- |") >= 2 and "| KD | 1 |" in markdown
-    assert "image by image" in shown and "image by image" in markdown
-    assert "2 vanilla runs against each other" in " ".join(shown.split())
+    for text in (shown, markdown):
+        told = " ".join(text.split())
+        assert "image by image" in told and "2 vanilla runs against each other" in told
 
 
 def test_labels_seeds_and_standard_output(runs: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,6 +64,23 @@ def test_labels_seeds_and_standard_output(runs: dict[str, str], capsys: pytest.C
     content = json.loads(capsys.readouterr().out)
     assert [(m["method"], m["test_accuracy"]["n"]) for m in content["methods"]] == [("mine", 2)]
     assert content["classes"][0]["std_over_seeds"] is not None
+
+
+def test_the_vanilla_column_is_of_the_run_that_is_compared_with(
+    runs: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The run of another seed is named first.
+    words = [runs[name] for name in ("vanilla-1", "vanilla", "kd")]
+    assert main(["compare", *words, "--classes", "12", "--markdown", "-"]) == 0
+    shown = capsys.readouterr().out
+    result = load_run(runs["kd"]).result
+    rows = [line.split(" | ") for line in shown.splitlines() if line.startswith("| class 0")]
+    assert len(rows) == 12
+    for name, vanilla, delta in rows:
+        index = int(name.split()[-1])
+        added = float(vanilla.rstrip("%")) + float(delta.lstrip("*").split()[0])
+        assert added == pytest.approx(100 * result.correct[index] / result.total[index])
+    assert "compared with the vanilla run of its seed" in shown
 
 
 def test_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

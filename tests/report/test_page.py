@@ -53,6 +53,10 @@ def test_content(tmp_path: Path) -> None:
         np.testing.assert_allclose(shown["low"], method.comparison.interval[0], atol=1e-4)
         np.testing.assert_allclose(shown["q"], method.comparison.q_value, atol=1e-5)
     assert [index for index, epoch in enumerate(content["methods"][1]["flagged"]) if epoch is not None] == list(HURT)
+    kd = study.methods[0].runs[0].result
+    np.testing.assert_allclose(
+        np.add(content["vanilla"], content["methods"][0]["delta"]), kd.correct / kd.total, atol=2e-4
+    )
     curve = content["curves"][0]
     values = np.frombuffer(base64.b64decode(curve["data"]), dtype=np.uint8).reshape(len(curve["epochs"]), 12) / 255
     curves = study.vanilla[0].curves
@@ -94,6 +98,8 @@ def test_findings(tmp_path: Path) -> None:
     study = build_study([load_run(path) for path in write_study(tmp_path)])
     told = " ".join(findings(study))
     assert re.search(r"KD: .* Below it on \d+ of 12 classes, .* vanilla runs lose to each other", told)
+    vanilla = np.mean([run.result.accuracy for run in study.vanilla])
+    assert f"against the vanilla student's {vanilla:.1%} (mean of 2 runs)." in told
     assert re.search(r"surely hurt: 2, namely class 000[38] \(\u2212\d+\.\d\), class 000[38]", told)
     assert (
         "took the teacher from 2 classes (class 0003, class 0008), among them 2 of the 2 that KD surely hurts" in told

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tllm_plugin.analysis.comparison import Comparison, Spread, compare
 from tllm_plugin.analysis.loaded_run import VANILLA, LoadedRun
 from tllm_plugin.analysis.overlap import Everywhere, Overlap, in_every, overlap
+from tllm_plugin.analysis.results import Vector
 from tllm_plugin.core.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,17 @@ class Study:
     def compared(self) -> tuple[Method, ...]:
         """The methods that have a vanilla run to be compared with."""
         return tuple(method for method in self.methods if method.comparison is not None)
+
+    @property
+    def vanilla_accuracy(self) -> Vector:
+        """(C,) accuracy that delta acc is measured against, a fraction: its mean over the pairs of all methods.
+
+        Where every method has the same seeds it adds up: this and a method's delta acc are its students' accuracy.
+        Where nothing is compared, the mean of the vanilla runs.
+        """
+        pairs = [change for method in self.compared if method.comparison for change in method.comparison.changes]
+        results = [change.vanilla for change in pairs] or [run.result for run in self.vanilla]
+        return np.asarray(np.mean([result.class_accuracy for result in results], axis=0))
 
     def overlap_of(self, row: Method, column: Method) -> Overlap:
         """Return how far two methods hurt the same classes.

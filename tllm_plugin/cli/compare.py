@@ -162,11 +162,12 @@ def class_rows(study: Study, most: int) -> list[list[str]]:
     """Return the classes that lost most in any method, in points; `*` marks those that are surely hurt."""
     columns = [method.comparison for method in study.compared if method.comparison is not None]
     order = sorted(range(len(study.class_names)), key=lambda index: min(_known(float(c.delta[index])) for c in columns))
+    vanilla = study.vanilla_accuracy
     rows = []
     for index in order[: max(most, 0)]:
         cells = [study.class_names[index]]
         if study.vanilla:
-            cells.append(f"{study.vanilla[0].result.class_accuracy[index]:.0%}")
+            cells.append(f"{vanilla[index]:.1%}")
         for comparison in columns:
             low, high = (end[index] for end in comparison.interval)
             mark = "*" if comparison.surely_hurt[index] else ""
@@ -214,7 +215,8 @@ def explanation(study: Study) -> str:
         else "Only counts per class are known of some runs: wider intervals and Fisher's test for these."
     )
     return (
-        f"delta acc: accuracy of the class minus the vanilla student's, in points, with exact 95 % intervals. {basis} "
+        "delta acc: accuracy of the class minus the vanilla student's, in points, with exact 95 % intervals; a run is "
+        f"compared with the vanilla run of its seed where there is one. {basis} "
         "FDR 5 % (*): classes that are worse with a false discovery rate of 5 % over classes (Benjamini-Hochberg). "
         f"null: {null}.{_every(study)}"
     )

@@ -134,10 +134,11 @@ def null_note(study: Study) -> str:
 def _accuracy(study: Study, method: Method, comparison: Comparison) -> str:
     vanilla = float(np.mean([run.result.accuracy for run in method.vanilla]))
     found = comparison.accuracy
+    runs = f" (mean of {len(method.vanilla)} runs)" if len(method.vanilla) > 1 else ""
     seeds = f" (n = {found.n}, \u00b1 {100 * found.std:.1f})" if found.n > 1 else ""
     return (
         f"{method.label}: {found.mean:.1%} test accuracy{seeds}, {_signed(found.mean - vanilla)} points against the "
-        f"vanilla student's {vanilla:.1%}."
+        f"vanilla student's {vanilla:.1%}{runs}."
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ def payload(study: Study, likeness: Likeness | None) -> Json:
         "next": findings.next_steps(study),
         "how": findings.reading_guide(study),
         "null_note": findings.null_note(study),
-        "vanilla": _numbers(_vanilla_accuracy(study.vanilla)) if study.vanilla else None,
+        "vanilla": _numbers(study.vanilla_accuracy) if study.vanilla else None,
         "rows": _rows(study),
         "methods": [_method(method, likeness) for method in study.methods],
         "counts": [_counts(method) for method in study.compared],
@@ -273,10 +273,6 @@ def _tsne(study: Study, likeness: Likeness | None) -> Json:
         f"Coloured: classes that are {which if sure.any() else 'below the vanilla student (' + which + ')'} under "
         f"{methods[0].label}. Distances between groups and their sizes mean nothing.",
     }
-
-
-def _vanilla_accuracy(runs: Sequence[LoadedRun]) -> Vector:
-    return np.asarray(np.mean([run.result.class_accuracy for run in runs], axis=0))
 
 
 def _spread(spread: Spread) -> Json:
