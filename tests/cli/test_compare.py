@@ -83,6 +83,42 @@ def test_the_vanilla_column_is_of_the_run_that_is_compared_with(
     assert "compared with the vanilla run of its seed" in shown
 
 
+def test_what_is_no_vanilla_run_is_not_called_so(runs: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", runs["kd"], runs["tllm"], "--classes", "1", "--markdown", "-"]) == 0
+    shown = capsys.readouterr().out
+    assert "vanilla" not in shown and "minus the KD student's" in shown and "one KD run" in shown
+    headings = [line.split(" | ")[:2] for line in shown.splitlines() if line.startswith(("| KD", "| class |"))]
+    assert headings == [["| KD", "1"], ["| class", "KD"]]
+    assert main(["compare", f"mine={runs['kd']}", runs["tllm"], "--markdown", "-"]) == 0
+    shown = capsys.readouterr().out
+    assert "| mine | 1 |" in shown and "minus the mine student's" in shown
+    pairs = [runs["kd"], runs["tllm"], runs["vanilla"], runs["vanilla-1"]]
+    assert main(["compare", "--pairs", *pairs[:2], "--markdown", "-"]) == 0
+    assert "| method | runs | KD |" in capsys.readouterr().out
+    assert main(["compare", "--pairs", *pairs, "--markdown", "-"]) == 0
+    assert "| method | runs | baseline |" in capsys.readouterr().out
+
+
+def test_two_vanilla_students_are_told_apart(
+    runs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = str(write_run(tmp_path / "teacher", student="resnet20"))
+    for words in ([runs["vanilla"], teacher], ["--pairs", runs["vanilla"], teacher]):
+        assert main(["compare", *words, "--json", "-"]) == 0
+        content = json.loads(capsys.readouterr().out)
+        assert [method["method"] for method in content["methods"]] == ["vanilla, resnet20"]
+
+
+def test_students_of_several_networks_in_pairs_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kinds = [(student, method) for student in ("resnet8", "resnet14") for method in ("NONE", "KD")]
+    named = [str(write_run(tmp_path / f"{s}-{m}", student=s, method=m)) for s, m in kinds]
+    assert main(["compare", "--pairs", *named, "--json", "-"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [method["method"] for method in content["methods"]] == ["KD, resnet20/resnet8", "KD, resnet20/resnet14"]
+
+
 def test_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = []
     for place in range(2):
@@ -90,6 +126,9 @@ def test_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         paths.append(f"digits_student@{tmp_path / f'net{place}'}")
     assert main(["compare", *paths, "--data", "digits", "--json", "-"]) == 0
     content = json.loads(capsys.readouterr().out)
+    # A checkpoint does not say what it is; who names it first says that it is vanilla.
+    assert main(["compare", *paths, "--data", "digits", "--markdown", "-"]) == 0
+    assert "| vanilla | 1 |" in capsys.readouterr().out
     assert content["num_classes"] == 10 and sum(c["test_images"] for c in content["classes"]) == 600
     assert main(["compare", *paths]) == 2
     assert "Expected `--data` to name the test data for digits_student@" in capsys.readouterr().err
@@ -99,6 +138,6 @@ def test_refusals(runs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["compare", runs["vanilla"], str(tmp_path / "nothing")]) == 1
     assert "nothing to be a run, but it does not exist" in capsys.readouterr().err
     assert main(["compare", runs["vanilla"], runs["vanilla-1"]]) == 2
-    assert "a run of another kind than the vanilla one" in capsys.readouterr().err
+    assert "a run of another kind than vanilla to compare" in capsys.readouterr().err
     assert main(["compare", runs["vanilla"], str(write_run(tmp_path / "other", method="KD", classes=11))]) == 2
     assert "runs on the same classes, but" in capsys.readouterr().err

@@ -79,6 +79,11 @@ class Study:
         return tuple(method for method in self.methods if method.comparison is not None)
 
     @property
+    def baseline(self) -> str:
+        """What to call the runs that delta acc is measured against: "vanilla", or what they are instead."""
+        return _baseline([*self.vanilla, *(run for method in self.methods for run in method.vanilla)])
+
+    @property
     def vanilla_accuracy(self) -> Vector:
         """(C,) accuracy that delta acc is measured against, a fraction: its mean over the pairs of all methods.
 
@@ -150,7 +155,7 @@ def build_comparison(baseline: Sequence[LoadedRun], others: Sequence[LoadedRun])
     return Study(
         class_names=baseline[0].class_names,
         vanilla=tuple(baseline),
-        methods=_methods(_without_repetition(others), lambda run: baseline),
+        methods=_methods(_without_repetition(others), lambda run: baseline, baseline=_baseline(baseline)),
         teachers={},
     )
 
@@ -165,16 +170,30 @@ def build_pairs(pairs: Sequence[tuple[Sequence[LoadedRun], Sequence[LoadedRun]]]
         ConfigError: The runs are of different classes.
     """
     _check_classes([run for pair in pairs for side in pair for run in side])
+    kinds = [side[0].method for pair in pairs for side in pair]
     methods = []
     for named in pairs:
         vanilla, distilled = (_without_repetition(side) for side in named)
         sides = ([(run.seed, run.result) for run in side] for side in (vanilla, distilled))
-        methods.append(Method(distilled[0].method, tuple(distilled), tuple(vanilla), compare(*sides)))
+        label = _label(distilled[0], with_networks=kinds.count(distilled[0].method) > 1)
+        methods.append(Method(label, tuple(distilled), tuple(vanilla), compare(*sides)))
     return Study(pairs[0][0][0].class_names, (), tuple(methods), {})
 
 
-def _methods(runs: Sequence[LoadedRun], vanilla_of: Callable[[LoadedRun], Sequence[LoadedRun]]) -> tuple[Method, ...]:
-    """Group runs into methods: one method, one pair, equal settings."""
+def _baseline(runs: Iterable[LoadedRun]) -> str:
+    # A bare checkpoint does not say what it is: it is what it was named for.
+    kinds = {VANILLA if run.folder is None and not run.grouped else run.method for run in runs}
+    return kinds.pop() if len(kinds) == 1 else "baseline"
+
+
+def _label(run: LoadedRun, *, with_networks: bool) -> str:
+    return f"{run.method}, {run.pair}" if with_networks and run.pair else run.method
+
+
+def _methods(
+    runs: Sequence[LoadedRun], vanilla_of: Callable[[LoadedRun], Sequence[LoadedRun]], baseline: str = VANILLA
+) -> tuple[Method, ...]:
+    """Group runs into methods: one method, one pair, equal settings; none is called what `baseline` is called."""
     kinds: dict[tuple[str, str], list[list[LoadedRun]]] = {}
     for run in runs:
         groups = kinds.setdefault((run.method, run.pair), [])
@@ -185,8 +204,8 @@ def _methods(runs: Sequence[LoadedRun], vanilla_of: Callable[[LoadedRun], Sequen
             same.append(run)
     several_pairs = len({pair for _, pair in kinds if pair}) > 1
     methods = []
-    for (method, pair), groups in kinds.items():
-        base = f"{method}, {pair}" if several_pairs and pair else method
+    for (method, _), groups in kinds.items():
+        base = _label(groups[0][0], with_networks=several_pairs or method == baseline)
         for group, label in zip(groups, _labels(base, [group[0] for group in groups]), strict=True):
             vanilla = tuple(vanilla_of(group[0]))
             _warn_of_unlike(vanilla)

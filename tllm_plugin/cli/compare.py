@@ -82,7 +82,9 @@ def _with_one_baseline(options: argparse.Namespace) -> Study:
     more = [found for found in others if _same_kind(found, baseline[0]) and str(found.folder) not in known]
     others = [found for found in others if not _same_kind(found, baseline[0])]
     if not others:
-        raise ConfigError("Expected a run of another kind than the vanilla one to compare, but got seeds of it alone")
+        raise ConfigError(
+            f"Expected a run of another kind than {baseline[0].method} to compare, but got seeds of it alone"
+        )
     return build_comparison([*baseline, *more], others)
 
 
@@ -126,16 +128,16 @@ def markdown(study: Study, most: int) -> str:
 
 
 def summary_heading(study: Study) -> list[str]:
-    """Return the columns of `summary_rows`; where every method has a vanilla student of its own, that has a column."""
-    return list(_SUMMARY) if study.vanilla else [*_SUMMARY[:2], "vanilla", *_SUMMARY[2:]]
+    """Return the columns of `summary_rows`; where every method has a baseline of its own, that has a column."""
+    return list(_SUMMARY) if study.vanilla else [*_SUMMARY[:2], study.baseline, *_SUMMARY[2:]]
 
 
 def summary_rows(study: Study) -> list[list[str]]:
-    """Return one row per method, the vanilla student first."""
+    """Return one row per method, what they are compared with first."""
     rows = []
     vanilla = records.vanilla_record(study)
     if vanilla is not None:
-        rows.append(["vanilla", str(vanilla["n"]), records.percent(vanilla), *[""] * 4])
+        rows.append([study.baseline, str(vanilla["n"]), records.percent(vanilla), *[""] * 4])
     for record in records.method_records(study):
         rows.append(
             [
@@ -154,7 +156,7 @@ def summary_rows(study: Study) -> list[list[str]]:
 
 def class_heading(study: Study) -> list[str]:
     """Return the columns of `class_rows`."""
-    vanilla = ["vanilla"] if study.vanilla else []
+    vanilla = [study.baseline] if study.vanilla else []
     return ["class", *vanilla, *(f"{method.label}: delta acc [95 %]" for method in study.compared)]
 
 
@@ -201,11 +203,12 @@ def every_rows(study: Study, most: int) -> list[list[str]]:
 
 def explanation(study: Study) -> str:
     """Return what the numbers mean and rest on."""
-    vanilla = min((len(method.vanilla) for method in study.compared), default=0)
+    baseline = study.baseline
+    runs = min((len(method.vanilla) for method in study.compared), default=0)
     null = (
-        f"the same count for {vanilla} vanilla runs against each other"
-        if vanilla > 1
-        else "what chance gives if every changed answer were as likely a loss as a gain (one vanilla run; a second "
+        f"the same count for {runs} {baseline} runs against each other"
+        if runs > 1
+        else f"what chance gives if every changed answer were as likely a loss as a gain (one {baseline} run; a second "
         "one, with another seed, would also show how far seeds differ)"
     )
     paired = all(method.comparison.paired for method in study.compared if method.comparison is not None)
@@ -215,8 +218,8 @@ def explanation(study: Study) -> str:
         else "Only counts per class are known of some runs: wider intervals and Fisher's test for these."
     )
     return (
-        "delta acc: accuracy of the class minus the vanilla student's, in points, with exact 95 % intervals; a run is "
-        f"compared with the vanilla run of its seed where there is one. {basis} "
+        f"delta acc: accuracy of the class minus the {baseline} student's, in points, with exact 95 % intervals; a run "
+        f"is compared with the {baseline} run of its seed where there is one. {basis} "
         "FDR 5 % (*): classes that are worse with a false discovery rate of 5 % over classes (Benjamini-Hochberg). "
         f"null: {null}.{_every(study)}"
     )
@@ -226,13 +229,14 @@ def _every(study: Study) -> str:
     found = records.every_record(study)
     if found is None:
         return ""
+    shared = f", but these share the noise of the {study.baseline} runs" if study.vanilla else ""
     names = listed(found["classes"][:10]) + (" and others" if len(found["classes"]) > 10 else "")
     return (
         f" delta acc < 0 in every one of the {len(study.compared)}: {len(found['classes'])} "
         f"{'class' if len(found['classes']) == 1 else 'classes'}"
         f"{f' ({names})' if names else ''}; independent sets of these sizes would share "
         f"{found['expected_by_chance']:.1f} (p = {found['p_value']:.2g})"
-        f"{', but these share the noise of the vanilla runs' if study.vanilla else ''}."
+        f"{shared}."
     )
 
 
