@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tests.analysis.planted_runs import write_run
+from tests.cli.printed_table import columns
 from tests.hosts.digits_runs import BASE, CONFIG
 from tllm_plugin.cli import main, show
 from tllm_plugin.cli.main import build_parser
@@ -263,6 +265,24 @@ def test_show_cuts_nothing_off(width: int, epochs: str, flagged_run: RunFolder) 
     assert "…" not in shown.getvalue() and lines[1][-1] == "┓"
     heading = next(line for line in lines if "class " in line and "e-value" in line)
     assert heading.replace("┃", " ").split()[-len(epochs.split()) :] == epochs.split()
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_show_cuts_no_class_name(
+    width: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["001.Black_footed_Albatross", "n01641577", "n01698640"]
+    run = write_run(tmp_path / "run", classes=3, names=names)
+    assert main(["show", str(run)]) == 0
+    whole = columns(capsys.readouterr().out)
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main(["show", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert all(len(line) <= width for line in shown.splitlines())
+    narrow = columns(shown)
+    assert narrow[0] == "".join(["class", *names])
+    # So many epochs as there is room for, the first and the last among them.
+    assert narrow[1:7] == whole[1:7] and narrow[-1] == whole[-1]
 
 
 def test_show_takes_brackets_in_class_names(flagged_run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tllm_plugin.cli import main
+from tests.analysis.planted_runs import write_run
+from tests.cli.printed_table import columns
+from tllm_plugin.cli import demo, main
 from tllm_plugin.runs.run_folder import RunFolder
 
 RUNS = ("teacher", "vanilla", "vanilla-2", "kd", "tllm")
@@ -51,6 +53,18 @@ def test_demo(
     capsys.readouterr()
     assert main(words[:-1]) == 2, "an odd number of overrides"
     assert main([*words, "LOG.TEST_FREQ", "-1"]) == 2 and "whose table is of test data" in capsys.readouterr().err
+
+
+def test_a_narrow_terminal_cuts_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = {name: RunFolder.find(write_run(tmp_path / name, flagged=(3, 8))) for name in RUNS}
+    shown = []
+    for width in ("200", "60"):
+        monkeypatch.setenv("COLUMNS", width)
+        demo.print_results(runs, demo.PLANTED, 1.0)
+        shown.append(columns(capsys.readouterr().out))
+    assert shown[0] == shown[1] and shown[0][3].startswith("undistillableclasses(null)")
 
 
 def test_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,12 +91,12 @@ def print_results(
     flags = runs["tllm"].read_flags()
     null = hurt_classes(metrics["vanilla-2"], metrics["vanilla"])
     table = Table(title="scikit-learn's digits, 600 test images", title_justify="left")
-    table.add_column("run", no_wrap=True)
-    table.add_column("test\naccuracy", justify="right")
+    table.add_column("run", overflow="fold")
+    table.add_column("test\naccuracy", justify="right", overflow="fold")
     if planted:
-        table.add_column("on planted\nclasses", justify="right")
-    table.add_column("undistillable\nclasses (null)", justify="right")
-    table.add_column("flagged\n(after epoch)")
+        table.add_column("on planted\nclasses", justify="right", overflow="fold")
+    table.add_column("undistillable\nclasses (null)", justify="right", overflow="fold")
+    table.add_column("flagged\n(after epoch)", overflow="fold")
     names = {
         "teacher": "teacher",
         "vanilla": "vanilla student",

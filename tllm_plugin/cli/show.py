@@ -58,11 +58,9 @@ def table(flags: FlagsRecord, curves: Curves, score: str, width: int) -> Table:
     taken = names + sum(_EVIDENCE.values()) + (1 + len(_EVIDENCE)) * _BORDER + 1
     picked = _spread(len(curves), min(_COLUMNS, max(2, (width - taken) // (_VALUE + _BORDER))))
     result = Table(title=f"hold-out {score} per class, after the epochs in the heading", title_justify="left")
-    result.add_column("class")
-    for name in _EVIDENCE:
-        result.add_column(name, justify="right")
-    for row in picked:
-        result.add_column(str(curves.epochs[row]), justify="right")
+    result.add_column("class", overflow="fold")
+    for name in (*_EVIDENCE, *(str(curves.epochs[row]) for row in picked)):
+        result.add_column(name, justify="right", overflow="fold")
     values = curves.class_curves(score)
     for item in sorted(flags.classes, key=lambda item: (not item.flagged, item.index)):
         cells = [f"{values[row, item.index]:.2f}" for row in picked]
