@@ -230,6 +230,11 @@ def test_validate_reports_every_problem_of_every_file(tmp_path: Path, capsys: py
     assert_no_traceback(output.err)
 
 
+def test_validate_counts_one_problem(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "nothing.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("tllm: 1 problem\n")
+
+
 def test_validate_takes_the_packaged_configs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", str(CONFIG), "tllm/embedded/digits.yaml"]) == 0
     assert capsys.readouterr().out == f"{CONFIG}: fine\ntllm/embedded/digits.yaml: fine\n"

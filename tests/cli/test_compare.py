@@ -119,6 +119,18 @@ def test_students_of_several_networks_in_pairs_are_told_apart(
     assert [method["method"] for method in content["methods"]] == ["KD, resnet20/resnet8", "KD, resnet20/resnet14"]
 
 
+@pytest.mark.parametrize(
+    ("most", "told"), [("1", "the 1 class that"), ("12", "the 12 classes that"), ("50", "the 12 classes that")]
+)
+def test_as_many_classes_as_the_table_has(
+    most: str, told: str, runs: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", runs["vanilla"], runs["kd"], "--classes", most]) == 0
+    shown = capsys.readouterr().out
+    assert f"{told} lost most" in shown
+    assert sum(line.startswith("│ class 0") for line in shown.splitlines()) == int(told.split()[1])
+
+
 def test_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = []
     for place in range(2):

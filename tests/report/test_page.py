@@ -21,6 +21,7 @@ from tllm_plugin.analysis.study import build_study
 from tllm_plugin.cli import main
 from tllm_plugin.report.findings import against_null, findings, next_steps
 from tllm_plugin.report.page import write_report, write_report_if_possible
+from tllm_plugin.report.payload import payload
 
 HURT = (3, 8)
 
@@ -64,6 +65,16 @@ def test_content(tmp_path: Path) -> None:
     np.testing.assert_allclose(values, curves.class_curves("accuracy").numpy(), atol=1 / 510 + 1e-9)
     assert set(content["picks"][:2]) == set(HURT)
     assert "src=" not in page.read_text().split("<script>")[0] and "<link" not in page.read_text().split("<script>")[0]
+
+
+def test_numbers_agree_with_their_nouns(tmp_path: Path) -> None:
+    vanilla = load_run(write_run(tmp_path / "vanilla"))
+    kd, tllm = {"method": "KD", "hurt": [3]}, {"method": "KD", "detector": "reference", "hurt": [3], "flagged": [3]}
+    taught = [load_run(write_run(tmp_path / name, **how)) for name, how in (("kd", kd), ("tllm", tllm))]
+    assert payload(build_study([vanilla]), None)["subtitle"] == "resnet8 \u00b7 1 run \u00b7 600 test images"
+    content = payload(build_study([vanilla, *taught]), None)
+    assert content["subtitle"] == "resnet20/resnet8 \u00b7 3 runs \u00b7 600 test images"
+    assert "took the teacher from 1 class (class 0003)" in " ".join(content["findings"])
 
 
 def test_what_the_runs_refer_to_is_read_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -107,15 +107,6 @@ class Study:
         return in_every([method.comparison.hurt for method in methods if method.comparison is not None])
 
 
-def listed(names: Sequence[str]) -> str:
-    """Return names in a row; those of ImageNet hold commas themselves.
-
-    >>> listed(["tub, vat", "missile"])
-    'tub, vat; missile'
-    """
-    return ("; " if any("," in name for name in names) else ", ").join(names)
-
-
 def separate_vanilla(methods: Iterable[Method]) -> bool:
     """Tell whether each side of an overlap can be judged against a vanilla run of its own."""
     return all(len(method.vanilla) > 1 for method in methods)

@@ -15,7 +15,8 @@ from tllm_plugin.analysis import records
 from tllm_plugin.analysis.answers import with_answers
 from tllm_plugin.analysis.loaded_run import LoadedRun
 from tllm_plugin.analysis.named_networks import load_named
-from tllm_plugin.analysis.study import Study, build_comparison, build_pairs, listed
+from tllm_plugin.analysis.study import Study, build_comparison, build_pairs
+from tllm_plugin.analysis.wording import counted, listed
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.runs.atomic import write_text
 
@@ -103,9 +104,10 @@ def _load(names: Sequence[str], options: argparse.Namespace) -> list[list[Loaded
 
 def show(study: Study, most: int, console: Console) -> None:
     """Print both tables and what they rest on."""
+    worst = class_rows(study, most)
     for title, heading, rows in (
         (f"{len(study.class_names)} classes", summary_heading(study), summary_rows(study)),
-        (f"the {most} classes that lost most", class_heading(study), class_rows(study, most)),
+        (f"the {counted(len(worst), 'class', 'classes')} that lost most", class_heading(study), worst),
         (_EVERY, every_heading(study), every_rows(study, most)),
     ):
         table = Table(title=title, title_justify="left")
@@ -231,12 +233,10 @@ def _every(study: Study) -> str:
         return ""
     shared = f", but these share the noise of the {study.baseline} runs" if study.vanilla else ""
     names = listed(found["classes"][:10]) + (" and others" if len(found["classes"]) > 10 else "")
+    classes = counted(len(found["classes"]), "class", "classes") + (f" ({names})" if names else "")
     return (
-        f" delta acc < 0 in every one of the {len(study.compared)}: {len(found['classes'])} "
-        f"{'class' if len(found['classes']) == 1 else 'classes'}"
-        f"{f' ({names})' if names else ''}; independent sets of these sizes would share "
-        f"{found['expected_by_chance']:.1f} (p = {found['p_value']:.2g})"
-        f"{shared}."
+        f" delta acc < 0 in every one of the {len(study.compared)}: {classes}; independent sets of these sizes would "
+        f"share {found['expected_by_chance']:.1f} (p = {found['p_value']:.2g}){shared}."
     )
 
 

@@ -36,4 +36,4 @@ def run(options: argparse.Namespace) -> None:
         else:
             print(f"{path}: fine")
     if problems:
-        raise ConfigError("\n".join([f"{len(problems)} problems", *problems]))
+        raise ConfigError("\n".join(["1 problem" if len(problems) == 1 else f"{len(problems)} problems", *problems]))

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from tllm_plugin.analysis.comparison import Comparison, Count
-from tllm_plugin.analysis.study import Method, Study, listed
+from tllm_plugin.analysis.study import Method, Study
+from tllm_plugin.analysis.wording import counted, listed
 
 _NAMED = 5
 
@@ -160,7 +161,8 @@ def _flagged(study: Study, method: Method, comparison: Comparison) -> str:
     flagged = method.flagged
     indices = np.nonzero(flagged)[0]
     where = f" in one or more of its {len(method.runs)} runs" if len(method.runs) > 1 else ""
-    sentence = f"{method.label} took the teacher from {len(indices)} classes{where} ({_names(study, indices)})"
+    classes = counted(len(indices), "class", "classes")
+    sentence = f"{method.label} took the teacher from {classes}{where} ({_names(study, indices)})"
     plain = [
         other
         for other in study.compared

@@ -16,6 +16,7 @@ from tllm_plugin.analysis.likeness import Likeness
 from tllm_plugin.analysis.loaded_run import LoadedRun
 from tllm_plugin.analysis.results import Vector
 from tllm_plugin.analysis.study import Method, Study, separate_vanilla
+from tllm_plugin.analysis.wording import counted
 from tllm_plugin.report import findings
 from tllm_plugin.version import __version__
 
@@ -62,9 +63,11 @@ def payload(study: Study, likeness: Likeness | None) -> Json:
 
 
 def _subtitle(study: Study, runs: int) -> str:
-    pairs = sorted({method.runs[0].pair for method in study.methods if method.runs[0].pair})
-    images = study.vanilla or [run for method in study.methods for run in method.runs]
-    return f"{', '.join(pairs)} \u00b7 {runs} runs \u00b7 {int(images[0].result.total.sum()):,} test images"
+    students = [method.runs[0] for method in study.methods] or study.vanilla
+    pairs = ", ".join(sorted({run.pair for run in students if run.pair}))
+    images = int(students[0].result.total.sum())
+    parts = [pairs, counted(runs, "run", "runs"), counted(images, "test image", "test images")]
+    return " \u00b7 ".join(part for part in parts if part)
 
 
 def _rows(study: Study) -> list[Json]:
@@ -203,7 +206,7 @@ def _every(study: Study) -> Json | None:
         return None
     found = study.hurt_in_every(study.compared)
     note = (
-        f"{len(found.classes)} classes have delta acc < 0 under every one of {len(study.compared)} methods; "
+        f"Classes with delta acc < 0 under every one of {len(study.compared)} methods: {len(found.classes)}; "
         f"independent sets of these sizes would share {found.expected:.1f} (p = {found.p_value:.3g}). {SHARED_NOISE}"
     )
     means = np.mean([method.comparison.delta for method in study.compared if method.comparison is not None], axis=0)

@@ -1,0 +1,23 @@
+"""Numbers and names as a sentence holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def counted(count: int, one: str, several: str) -> str:
+    """Return a number with the word that it takes.
+
+    >>> counted(1, "class", "classes"), counted(0, "class", "classes")
+    ('1 class', '0 classes')
+    """
+    return f"{count:,} {one if count == 1 else several}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names in a row; those of ImageNet hold commas themselves.
+
+    >>> listed(["tub, vat", "missile"])
+    'tub, vat; missile'
+    """
+    return ("; " if any("," in name for name in names) else ", ").join(names)
