@@ -67,6 +67,20 @@ def test_content(tmp_path: Path) -> None:
     assert "src=" not in page.read_text().split("<script>")[0] and "<link" not in page.read_text().split("<script>")[0]
 
 
+def test_one_method_is_not_every_method(tmp_path: Path) -> None:
+    *vanilla, kd, tllm = [load_run(path) for path in write_study(tmp_path)]
+    one, two = (payload(build_study([*vanilla, *taught]), None) for taught in ([kd], [kd, tllm]))
+    assert one["overlap"] is not None and one["every"] is None
+    assert "under every one of 2 methods" in two["every"]["note"]
+
+
+def test_a_vanilla_run_alone(tmp_path: Path) -> None:
+    content = payload(build_study([load_run(write_run(tmp_path / "vanilla"))]), None)
+    (step,) = content["next"]
+    assert "Train a student with a teacher" in step and "name its run too" in step
+    assert content["similar_note"] == "" and content["every"] is None
+
+
 def test_numbers_agree_with_their_nouns(tmp_path: Path) -> None:
     vanilla = load_run(write_run(tmp_path / "vanilla"))
     kd, tllm = {"method": "KD", "hurt": [3]}, {"method": "KD", "detector": "reference", "hurt": [3], "flagged": [3]}
@@ -140,6 +154,7 @@ def test_a_count_against_its_null(found: float, deviation: float, p_value: float
     "runs, expected",
     [
         ([{"method": "KD"}], "Train a vanilla student (DISTILLER.TYPE NONE"),
+        ([{"student": "resnet14"}, {"method": "KD"}], "Train a vanilla student (DISTILLER.TYPE NONE"),
         ([{}, {"method": "KD"}], "Train a second vanilla student with another EXPERIMENT.SEED"),
         ([{}, {"method": "KD"}], "No class is surely hurt."),
         ([{}, {"method": "KD", "hurt": [4]}], "KD surely hurts class 0004: run it with TLLM.DETECTOR.TYPE reference"),

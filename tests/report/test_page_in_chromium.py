@@ -72,6 +72,20 @@ def test_loads_without_errors_and_without_a_network(
     assert (text > ground) == (theme == "dark")
 
 
+@pytest.mark.parametrize(
+    ("methods", "shown"), [([], []), (["KD"], ["overlap"]), (["KD", "AT"], ["overlap", "every-part"])]
+)
+def test_what_needs_more_methods_is_hidden(browser: Any, methods: list[str], shown: list[str], tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / f"vanilla-{seed}", seed=seed) for seed in range(2)]
+    runs += [write_run(tmp_path / method, method=method, hurt=HURT) for method in methods]
+    page = write_report([load_run(run) for run in runs], tmp_path / "report.html", networks=False)
+    browser.get_log("browser")
+    open_page(browser, page)
+    assert browser.get_log("browser") == []
+    visible = "return document.getElementById(arguments[0]).checkVisibility()"
+    assert [part for part in ("overlap", "every-part") if browser.execute_script(visible, part)] == shown
+
+
 def test_table_sorts_with_mouse_and_keyboard(browser: Any, small: Path) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys

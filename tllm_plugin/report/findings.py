@@ -39,13 +39,14 @@ def findings(study: Study) -> list[str]:
 
 def next_steps(study: Study) -> list[str]:
     """Return what to try, with the settings that do it."""
-    steps = []
-    if not study.vanilla:
-        steps.append(
+    if not study.methods:
+        return ["Train a student with a teacher (DISTILLER.TYPE KD, for example) and name its run too."]
+    if not study.compared:
+        return [
             "Train a vanilla student (DISTILLER.TYPE NONE TLLM.DETECTOR.TYPE none) and name its run too: delta acc is "
             "measured against it."
-        )
-        return steps
+        ]
+    steps = []
     if len(study.vanilla) == 1:
         steps.append(
             "Train a second vanilla student with another EXPERIMENT.SEED and name it too: only then does the null show "

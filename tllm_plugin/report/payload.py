@@ -39,6 +39,7 @@ def payload(study: Study, likeness: Likeness | None) -> Json:
     teacher = _teacher(study, likeness)
     runs = len(study.vanilla) + sum(len(method.runs) for method in study.methods)
     curves = [curve for curve in map(_curve, _shown_curves(study)) if curve]
+    methods = [_method(method, likeness) for method in study.methods]
     return {
         "title": f"What distillation did to {classes} classes",
         "subtitle": _subtitle(study, runs),
@@ -50,14 +51,14 @@ def payload(study: Study, likeness: Likeness | None) -> Json:
         "null_note": findings.null_note(study),
         "vanilla": _numbers(study.vanilla_accuracy) if study.vanilla else None,
         "rows": _rows(study),
-        "methods": [_method(method, likeness) for method in study.methods],
+        "methods": methods,
         "counts": [_counts(method) for method in study.compared],
         "picks": _picks(study) if curves else [],
         "curves": curves,
         "overlap": _overlap(study),
         "every": _every(study),
         "teacher": teacher,
-        "similar_note": _similar_note(study, likeness),
+        "similar_note": _similar_note(likeness) if any("agreement" in method for method in methods) else "",
         **_tsne(study, likeness),
     }
 
@@ -202,7 +203,7 @@ def _overlap(study: Study) -> Json | None:
 
 
 def _every(study: Study) -> Json | None:
-    if not study.compared:
+    if len(study.compared) < 2:
         return None
     found = study.hurt_in_every(study.compared)
     note = (
@@ -240,7 +241,7 @@ def _teacher(study: Study, likeness: Likeness | None) -> Json | None:
     return {"accuracy": _numbers(accuracy), "note": note}
 
 
-def _similar_note(study: Study, likeness: Likeness | None) -> str:
+def _similar_note(likeness: Likeness | None) -> str:
     if likeness is not None and likeness.cka:
         return (
             "Linear CKA (unbiased) of the pooled features, and the share of equal answers, per class, of teacher and "

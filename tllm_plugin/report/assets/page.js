@@ -287,6 +287,8 @@
     figures.set("plot-overlap", overlapFigure);
     byId("plot-overlap").style.height = Math.max(16, 6 + 4.5 * data.overlap.labels.length) + "rem";
     byId("overlap-note").textContent = data.overlap.note;
+  } else hide("overlap");
+  if (data.every) {
     byId("every-note").textContent = data.every.note;
     const line = make("tr");
     for (const text of ["class", ...compared.map((method) => method.label), "mean"]) line.append(make("th", text, { scope: "col" }));
@@ -299,7 +301,7 @@
       for (const value of [...values, values.reduce((a, b) => a + b, 0) / values.length]) row.append(make("td", points(value)));
     }
     byId("every").hidden = !data.every.classes.length;
-  } else hide("overlap");
+  } else hide("every-part");
 
   // ---- one point per class -------------------------------------------------------------------------------------
   const scatter = (id, series, xTitle, more = {}) => {
