@@ -78,7 +78,7 @@ def test_a_vanilla_run_alone(tmp_path: Path) -> None:
     content = payload(build_study([load_run(write_run(tmp_path / "vanilla"))]), None)
     (step,) = content["next"]
     assert "Train a student with a teacher" in step and "name its run too" in step
-    assert content["similar_note"] == "" and content["every"] is None
+    assert content["similar_note"] == "" == content["null_note"] and content["every"] is None
 
 
 def test_numbers_agree_with_their_nouns(tmp_path: Path) -> None:

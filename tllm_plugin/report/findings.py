@@ -114,7 +114,7 @@ def reading_guide(study: Study) -> list[str]:
 
 def null_note(study: Study) -> str:
     """Return what stands behind the nulls."""
-    if not study.vanilla:
+    if not study.compared:
         return ""
     several = any(len(method.runs) > 1 for method in study.compared)
     seeds = (

@@ -92,7 +92,7 @@
   const columns = [{ title: "class", value: (i) => names[i], text: true }];
   columns.push({ title: "#", value: (i) => i });
   if (data.vanilla) columns.push({ title: "vanilla", value: (i) => data.vanilla[i], show: (v) => share(v, 1) });
-  if (data.teacher) columns.push({ title: "teacher", value: (i) => data.teacher.accuracy[i], show: (v) => share(v) });
+  if (data.teacher) columns.push({ title: "teacher", value: (i) => data.teacher.accuracy[i], show: (v) => share(v, 1) });
   for (const method of compared)
     columns.push({ title: method.label + " \u0394acc", value: (i) => method.delta[i], method });
   for (const method of data.methods)
