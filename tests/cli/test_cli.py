@@ -220,7 +220,7 @@ def test_validate_reports_every_problem_of_every_file(tmp_path: Path, capsys: py
     output = capsys.readouterr()
     assert output.out == f"{CONFIG}: fine\n"
     lines = output.err.splitlines()
-    assert lines[0] == "tllm: 5 problems" and len(lines) == 6
+    assert lines[0] == "tllm: 5 problems, read as configs of the embedded host" and len(lines) == 6
     for line, (file, key) in zip(
         lines[1:],
         ((0, "`TLLM key`"), (0, "`SOLVER.LR`"), (0, "`SOLVER.EPOCHS`"), (2, "`DATASET.TYPE`"), (3, "no such file")),
@@ -232,7 +232,14 @@ def test_validate_reports_every_problem_of_every_file(tmp_path: Path, capsys: py
 
 def test_validate_counts_one_problem(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", "nothing.yaml"]) == 2
-    assert capsys.readouterr().err.startswith("tllm: 1 problem\n")
+    assert capsys.readouterr().err.startswith("tllm: 1 problem, ")
+
+
+def test_validate_says_whose_configs_it_reads(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "tllm/res34_res18.yaml"]) == 2, "a config of mdistiller"
+    assert "read as configs of the embedded host" in capsys.readouterr().err
+    assert main(["validate", "--help"]) == 0
+    assert "Configs of the other hosts" in " ".join(capsys.readouterr().out.split())
 
 
 def test_validate_takes_the_packaged_configs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,8 +13,11 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "validate",
-        help="report all errors of configs, run nothing",
-        description="Report all errors of configs, each with the key's full name; nothing is run.",
+        help="report all errors of configs of the embedded host, run nothing",
+        description=(
+            "Report all errors of configs of the embedded host, each with the key's full name; nothing is run. Configs "
+            "of the other hosts, which `tllm train` takes with --host, have keys and values of their own."
+        ),
         epilog="Example: tllm validate configs/tllm/embedded/*.yaml",
     )
     parser.add_argument("cfgs", nargs="+", metavar="CFG", help="YAML files")
@@ -36,4 +39,5 @@ def run(options: argparse.Namespace) -> None:
         else:
             print(f"{path}: fine")
     if problems:
-        raise ConfigError("\n".join(["1 problem" if len(problems) == 1 else f"{len(problems)} problems", *problems]))
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ConfigError("\n".join([f"{count}, read as configs of the embedded host", *problems]))
