@@ -9,6 +9,7 @@ import pytest
 
 from tests.analysis.planted_runs import write_run
 from tests.cli.printed_table import columns
+from tests.hosts.small_images import make_images
 from tllm_plugin.cli import demo, main
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -62,9 +63,25 @@ def test_a_narrow_terminal_cuts_nothing(
     shown = []
     for width in ("200", "60"):
         monkeypatch.setenv("COLUMNS", width)
-        demo.print_results(runs, demo.PLANTED, 1.0)
-        shown.append(columns(capsys.readouterr().out))
+        demo.print_results(runs, "imagefolder", demo.PLANTED, 1.0)
+        text = capsys.readouterr().out
+        assert text.startswith("imagefolder, 600 test images ")  # 12 classes of 50.
+        shown.append(columns(text))
     assert shown[0] == shown[1] and shown[0][3].startswith("undistillableclasses(null)")
+
+
+def test_other_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "images"
+    make_images(folder)
+    options = ["--out", str(tmp_path / "out"), "DATASET.TYPE", "imagefolder", "DATASET.PATH", str(folder)]
+    options += ["DISTILLER.TEACHER", "resnet8", "DISTILLER.STUDENT", "resnet8", "SOLVER.EPOCHS", "1"]
+    options += ["TLLM.HOLDOUT.FRACTION", "0.25"]
+    assert main(["demo", *options]) == 2
+    error = capsys.readouterr().err
+    assert "classes 3 and 8, which the demo plants, but imagefolder has 6 classes; add --no-plant" in error
+    assert not (tmp_path / "out").exists(), "refused before anything is trained"
+    assert main(["demo", "--no-plant", *options]) == 0
+    assert "imagefolder, 30 test images " in capsys.readouterr().out
 
 
 def test_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from yacs.config import CfgNode
 
 from tllm_plugin.analysis.delta_accuracy import hurt_classes
 from tllm_plugin.cli.overrides import add_overrides
@@ -50,12 +51,26 @@ def run(options: argparse.Namespace) -> None:
     project = "demo" if planted else "demo-unplanted"
     base = ["LOG.PREFIX", options.out, "EXPERIMENT.PROJECT", project, *options.opts]
     plant = ["DISTILLER.PLANT.CLASSES", str(list(planted))]
+    cfg = load_config(CONFIG, base)
+    if planted:
+        _check_planted(cfg, planted)
     try:
         runs = _train_all(base, plant)
     except KeyboardInterrupt:
         raise TLLMError("interrupted; start the demo again: finished parts are overwritten") from None
     report = write_report_if_possible([folder.path for folder in runs.values()])
-    print_results(runs, planted, time.perf_counter() - started, report)
+    data = "scikit-learn's digits" if cfg.DATASET.TYPE == "digits" else cfg.DATASET.TYPE
+    print_results(runs, data, planted, time.perf_counter() - started, report)
+
+
+def _check_planted(cfg: CfgNode, planted: Sequence[int]) -> None:
+    classes = job.load_bundle(cfg).num_classes
+    if max(planted) >= classes:
+        names = " and ".join(map(str, planted))
+        raise ConfigError(
+            f"Expected data with the classes {names}, which the demo plants, but {cfg.DATASET.TYPE} has {classes} "
+            "classes; add --no-plant"
+        )
 
 
 def _train_all(base: Sequence[str], plant: Sequence[str]) -> dict[str, RunFolder]:
@@ -84,13 +99,14 @@ def _train_all(base: Sequence[str], plant: Sequence[str]) -> dict[str, RunFolder
 
 
 def print_results(
-    runs: dict[str, RunFolder], planted: Sequence[int], seconds: float, report: Path | None = None
+    runs: dict[str, RunFolder], data: str, planted: Sequence[int], seconds: float, report: Path | None = None
 ) -> None:
     """Print what came out, what it means, and what to do next."""
     metrics = {name: folder.read_metrics() for name, folder in runs.items()}
     flags = runs["tllm"].read_flags()
     null = hurt_classes(metrics["vanilla-2"], metrics["vanilla"])
-    table = Table(title="scikit-learn's digits, 600 test images", title_justify="left")
+    images = sum(metrics["vanilla"].class_total)
+    table = Table(title=f"{data}, {images:,} test images", title_justify="left")
     table.add_column("run", overflow="fold")
     table.add_column("test\naccuracy", justify="right", overflow="fold")
     if planted:
