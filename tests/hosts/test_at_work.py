@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -70,16 +71,20 @@ def test_whoever_needs_it_waits_until_it_is_trained(tmp_path: Path, caplog: pyte
     other = make_config(tmp_path / "other", *VANILLA, "SOLVER.EPOCHS", "1")
     elsewhere = job.run(other, bundle=bundle).log_folder
     caplog.set_level(logging.INFO)
+    said = f"waiting for another command, which trains {folder}"
     with held(lock_of(folder)):
         found: list[RunFolder] = []
         waiting = threading.Thread(target=lambda: found.append(job.ensure_trained(cfg, bundle)))
         waiting.start()
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while said not in caplog.text and waiting.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.05)
         waiting.join(1.0)
         assert waiting.is_alive() and not found
         elsewhere.rename(folder)
     waiting.join(PATIENCE_SECONDS)
     assert [run.log_folder for run in found] == [folder]
-    assert f"waiting for another command, which trains {folder}" in caplog.text and f"using {folder}" in caplog.text
+    assert said in caplog.text and f"using {folder}" in caplog.text
 
 
 def test_the_same_command_may_come_again_to_what_it_holds(tmp_path: Path) -> None:
