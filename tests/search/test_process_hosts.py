@@ -161,11 +161,20 @@ def test_a_command_is_stopped_where_interrupts_are_ignored() -> None:
     assert child.returncode == -signal.SIGTERM
 
 
-@pytest.mark.parametrize("swallowed, code", [(1, 7), (1000, -signal.SIGKILL)])
+# Interrupts that come while one is handled merge into one: where the second has to be heard, there are many, far apart.
+@pytest.mark.parametrize(
+    "swallowed, code, interrupts, patience_seconds", [(1, 7, 100, 3.0), (1000, -signal.SIGKILL, 3, 1.0)]
+)
 def test_a_command_that_swallows_an_interrupt_is_interrupted_again_and_killed_in_the_end(
-    swallowed: int, code: int, interruptible: None, monkeypatch: pytest.MonkeyPatch
+    swallowed: int,
+    code: int,
+    interrupts: int,
+    patience_seconds: float,
+    interruptible: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(process, "_INTERRUPTS", 3)
+    monkeypatch.setattr(process, "_INTERRUPTS", interrupts)
+    monkeypatch.setattr(process, "_PATIENCE_SECONDS", patience_seconds)
     script = f"""
 import signal, sys, time
 seen = []
