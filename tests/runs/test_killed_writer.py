@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-KILLS = 10
+# A write flushes its file, before the renaming, and then the folder. The first writers wait to be killed in the first,
+# the second, ... of these: in every one of three files once. The others are killed at any moment.
+FLUSHES, KILLS = 6, 16
 
-# One process that has torch imported forks the writers, so that ten kills cost one start of Python. Every content is
+# One process that has torch imported forks the writers, so that all kills cost one start of Python. Every content is
 # a long repetition of one number: a mixture of two contents or a piece of one cannot pass for either.
 _SCRIPT = """
     import os, pathlib, random, signal, sys, time
@@ -40,24 +42,40 @@ _SCRIPT = """
     write(0)
     rng = random.Random(0)
     torn = 0
-    for kill in range(int(sys.argv[2])):
+    flushes, kills = map(int, sys.argv[2:])
+    for kill in range(kills):
         begun, begin = os.pipe()
         child = os.fork()
         if child == 0:
-            # A slow disk, so that most kills fall between the first byte and the renaming.
-            fsync = os.fsync
-            os.fsync = lambda descriptor: (time.sleep(0.03), fsync(descriptor))
-            os.write(begin, b"1")
+            fsync, done = os.fsync, [0]
+
+            def flush(descriptor):
+                if done[0] == kill < flushes:
+                    os.write(begin, b"1")
+                    time.sleep(600)
+                # A slow disk, so that most kills fall between the first byte and the renaming.
+                time.sleep(0.03)
+                fsync(descriptor)
+                done[0] += 1
+
+            os.fsync = flush
+            if kill >= flushes:
+                os.write(begin, b"1")
             number = 1
             while True:
                 write(number)
                 number += 1
-        os.read(begun, 1)
-        time.sleep(rng.uniform(0.005, 0.2))
+        os.close(begin)
+        assert os.read(begun, 1), "the writer ended by itself"
+        os.close(begun)
+        if kill >= flushes:
+            time.sleep(rng.uniform(0.005, 0.2))
         os.kill(child, signal.SIGKILL)
         assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
         check()
-        torn += any(path.name.startswith(".") for path in folder.path.iterdir())
+        half_written = any(path.name.startswith(".") for path in folder.path.iterdir())
+        assert half_written == (kill % 2 == 0) or kill >= flushes, "the kill did not fall where it should"
+        torn += half_written
         folder.create()
         assert sorted(path.name for path in folder.path.iterdir()) == ["curves.npz", "flags.json", "state.pt"]
     print(torn)
@@ -66,7 +84,7 @@ _SCRIPT = """
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 def test_kills_during_writes(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", textwrap.dedent(_SCRIPT), str(tmp_path / "tllm"), str(KILLS)]
+    command = [sys.executable, "-c", textwrap.dedent(_SCRIPT), str(tmp_path / "tllm"), str(FLUSHES), str(KILLS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 0, "no kill fell into a write, so that this shows nothing"
