@@ -25,6 +25,28 @@ ROOT = Path(__file__).resolve().parents[2]
 SPACE = "AFTER_FRACTION=0.2,0.4,0.6"
 DEADLINE_SECONDS = 300
 
+# Works like `tllm search`. The first worker that has trained epoch 8 of a trial, when trials have parted, writes its
+# process id to a file and waits to be killed: the epoch is logged, but not saved.
+WAITING_IN_A_TRIAL = """
+import os, sys, time
+from pathlib import Path
+from tllm_plugin.cli import main
+from tllm_plugin.hosts.embedded.trainer import BaseTrainer
+
+def log_and_wait(self, report):
+    log(self, report)
+    if report.epoch == 8 and Path(self.log_path).name.startswith("trial-"):
+        try:
+            with open(sys.argv[1], "x") as file:
+                print(os.getpid(), file=file)
+        except FileExistsError:
+            return
+        time.sleep(600)
+
+log, BaseTrainer.log = BaseTrainer.log, log_and_wait
+sys.exit(main(sys.argv[2:]))
+"""
+
 
 def test_a_killed_worker_is_made_up_for(trained: Trained, tmp_path: Path) -> None:  # noqa: F811
     options = ("SOLVER.EPOCHS", "10", *trained.taught, "TLLM.DETECTOR.TYPE", "after")
@@ -33,7 +55,7 @@ def test_a_killed_worker_is_made_up_for(trained: Trained, tmp_path: Path) -> Non
     space, _ = parse_space([SPACE], cfg)
     plan = EmbeddedSearch(cfg, space)
     words = ["search", "--cfg", str(CONFIG), "--space", SPACE, *BASE, "LOG.PREFIX", str(tmp_path), *options]
-    command = [sys.executable, "-m", "tllm_plugin", *words]
+    command = [sys.executable, "-c", WAITING_IN_A_TRIAL, str(tmp_path / "victim"), *words]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     logs = [(tmp_path / f"worker-{number}").open("w") for number in range(2)]
     workers = [
@@ -41,7 +63,7 @@ def test_a_killed_worker_is_made_up_for(trained: Trained, tmp_path: Path) -> Non
     ]
     try:
         study = SharedStudy("", plan.folder, space, around=around_digest(plan.cfg, space))
-        victim = kill_one_at_work(study, plan, workers)
+        victim = kill_one_at_work(study, plan, workers, tmp_path / "victim")
         survivor = next(worker for worker in workers if worker is not victim)
         assert survivor.wait(DEADLINE_SECONDS) == 0, (tmp_path / f"worker-{workers.index(survivor)}").read_text()
     finally:
@@ -63,24 +85,27 @@ def test_a_killed_worker_is_made_up_for(trained: Trained, tmp_path: Path) -> Non
 
 
 def kill_one_at_work(
-    study: SharedStudy, plan: EmbeddedSearch, workers: list[subprocess.Popen[bytes]]
+    study: SharedStudy, plan: EmbeddedSearch, workers: list[subprocess.Popen[bytes]], waiting: Path
 ) -> subprocess.Popen[bytes]:
-    """Kill, by SIGKILL, a worker that is in the middle of training a trial, and return it."""
-    by_process = {str(worker.pid): worker for worker in workers}
+    """Kill, by SIGKILL, the worker that waits in the middle of training a trial, and return it.
+
+    Args:
+        study: Of the search.
+        plan: The search.
+        workers: All of them.
+        waiting: The file that will hold the id of the process that waits.
+    """
     give_up = time.monotonic() + DEADLINE_SECONDS
-    while time.monotonic() < give_up:
+    while not (waiting.exists() and waiting.read_text().endswith("\n")):
         assert all(worker.poll() is None for worker in workers), "a worker ended by itself"
-        for trial in study._under_way():
-            worker = by_process.get(trial.user_attrs.get("worker", "--").split("-")[-2])
-            if worker is None or not (plan.run_of(trial.params).log_folder / "latest").exists():
-                continue
-            # Stopped first, so that it cannot finish between the look and the kill.
-            os.kill(worker.pid, signal.SIGSTOP)
-            unfinished = not plan.run_of(trial.params).is_finished()
-            if unfinished and trial.number in [item.number for item in study._under_way()]:
-                worker.kill()
-                worker.wait()
-                return worker
-            os.kill(worker.pid, signal.SIGCONT)
+        assert time.monotonic() < give_up, "no worker came to the middle of a trial"
         time.sleep(0.02)
-    raise AssertionError("no worker was seen at work")
+    victim = next(worker for worker in workers if worker.pid == int(waiting.read_text()))
+    (trial,) = (
+        item for item in study._under_way() if item.user_attrs.get("worker", "--").split("-")[-2] == str(victim.pid)
+    )
+    run = plan.run_of(trial.params)
+    assert (run.log_folder / "latest").exists() and not run.is_finished()
+    victim.kill()
+    assert victim.wait() == -signal.SIGKILL
+    return victim
