@@ -49,6 +49,21 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+# Trains like `tllm train`, and waits to be killed as soon as a checkpoint of a name has been written.
+WAITING_AFTER_WRITING = """
+import os, sys, time
+from tllm_plugin.cli import main
+
+def replace_and_wait(source, target):
+    replace(source, target)
+    if os.path.basename(target) == sys.argv[1]:
+        time.sleep(600)
+
+replace, os.replace = os.replace, replace_and_wait
+sys.exit(main(sys.argv[2:]))
+"""
+
+
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int) -> None:
     """Make the next run raise KeyboardInterrupt in a step, counted from 0 within its epoch."""
     original = BaseTrainer.train_iter
@@ -279,14 +294,15 @@ def start(*words: str) -> subprocess.Popen[bytes]:
 @pytest.mark.parametrize("awaited", ["student_latest", "latest"])
 def test_killed(awaited: str, uninterrupted: RunFolder, trained: Trained, tmp_path: Path) -> None:
     folder = job.log_folder(make_config(tmp_path, *trained.detecting))
-    process = start("-m", "tllm_plugin", *arguments(trained, tmp_path))
-    deadline = time.monotonic() + 60
+    process = start("-c", WAITING_AFTER_WRITING, awaited, *arguments(trained, tmp_path))
+    deadline = time.monotonic() + 120
     while not (folder / awaited).exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    # Killed right after `student_latest`, there may be no `latest` yet: then the run starts anew.
-    resumed = train(tmp_path, *trained.detecting, resume=(folder / "latest").exists())
+    # Killed right after `student_latest`, there is no `latest` yet: then the run starts anew.
+    assert (folder / "student_latest").exists() and (folder / "latest").exists() == (awaited == "latest")
+    resumed = train(tmp_path, *trained.detecting, resume=awaited == "latest")
     assert_same_run(resumed, uninterrupted)
 
 
