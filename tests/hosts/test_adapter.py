@@ -179,9 +179,18 @@ def test_reference_by_the_name_of_its_file(trained: Trained, tmp_path: Path) -> 
     assert run.read_flags().flagged
 
 
+@pytest.mark.parametrize("method", ["AT", "FITNET"])
+def test_losses_of_features_do_not_drown_the_others_on_digits(method: str, tmp_path: Path) -> None:
+    options = ("DISTILLER.TYPE", method, "SOLVER.EPOCHS", "8", "TLLM.DETECTOR.TYPE", "none")
+    assert (train(tmp_path, *options).read_metrics().test_accuracy or 0.0) > 0.75  # Ten classes.
+
+
 def test_agreement_needs_a_teacher(trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Expected a teacher for `TLLM.DETECTOR.SCORE` agreement"):
-        train(tmp_path, *trained.detecting, "DISTILLER.TYPE", "NONE", "TLLM.DETECTOR.SCORE", "agreement")
+        falling = ("TLLM.DETECTOR.TYPE", "teaching_curve", "TLLM.DETECTOR.SCORE", "agreement")
+        train(tmp_path, *trained.detecting, "DISTILLER.TYPE", "NONE", *falling)
+    with pytest.raises(ConfigError, match="one that a vanilla run has, too, for `reference`"):
+        train(tmp_path, *trained.detecting, "TLLM.DETECTOR.SCORE", "agreement")
 
 
 def test_imitation_needs_a_teacher(trained: Trained, tmp_path: Path) -> None:
