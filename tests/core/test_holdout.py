@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tllm_plugin import ConfigError, split
 
@@ -55,6 +59,20 @@ def test_a_class_that_is_too_small_for_any_fraction() -> None:
     labels = torch.tensor([0] * 5 + [1] * 50)
     with pytest.raises(ConfigError, match="no fraction would do: the class needs more than 5 samples"):
         split(labels, 0.3)
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=6), st.floats(0.0, 0.99), st.booleans())
+def test_what_is_recommended_does(counts: list[int], fraction: float, larger: bool) -> None:
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts) * (1000 if larger else 1))
+    counts = torch.bincount(labels).tolist()
+    try:
+        split(labels, fraction)
+    except ConfigError as error:
+        if "no fraction would do" in str(error):
+            assert min(counts) <= 5
+        else:
+            recommended = float(re.findall(r"([\d.e-]+) would do", str(error))[0])
+            assert 5 <= len(split(labels, recommended).holdout) / len(counts) < min(counts)
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.analysis.planted_runs import write_run
 from tests.hosts.conftest import Trained
-from tests.hosts.digits_runs import EPOCHS, train
+from tests.hosts.digits_runs import EPOCHS, load_latest, train
 from tllm_plugin import Curves
 from tllm_plugin.hosts.tensorboard import MOST_CURVES, draw_curves, worst_tenth
 from tllm_plugin.runs.curves_file import to_state
@@ -45,6 +45,23 @@ def test_events_of_a_run(trained: Trained, tmp_path: Path) -> None:
     assert first_flags and [event.step for event in images] == first_flags
     picture = np.asarray(Image.open(io.BytesIO(images[0].encoded_image_string)).convert("RGB"))
     assert picture.std() > 5
+
+
+@pytest.mark.parametrize("parts, told", [(1, 0), (16, 1)])
+def test_parts_with_too_few_rows_to_teach_are_counted_and_told_of(
+    parts: int, told: int, trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    options = ("TLLM.DETECTOR.TYPE", "fixed", "TLLM.DETECTOR.CLASSES", "[3, 8]", "SOLVER.ACCUMULATE", str(parts))
+    run = train(tmp_path, *trained.taught, *options, "EXPERIMENT.NAME", "few")
+    events = EventAccumulator(str(run.log_folder / "train.events"))
+    events.Reload()
+    counts = [event.value for event in events.Scalars("tllm/few_rows_steps")]
+    (extra,) = (value for name, value in load_latest(run)["model"].items() if name.endswith("_extra_state"))
+    assert len(counts) == EPOCHS and counts[-1] == extra["counters"]["few_rows_steps"]
+    # 64 images in 16 parts of 4, of which MIN_ROWS 4 may be taught only if none is of a flagged class.
+    assert (counts[0] > 50) == bool(told)
+    assert sum("had fewer than TLLM.MIN_ROWS = 4 rows with a teacher" in text for text in caplog.messages) == told
 
 
 @pytest.mark.parametrize("classes", [1, 5, 40])

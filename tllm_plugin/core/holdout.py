@@ -98,20 +98,28 @@ def _per_class(name: str, fraction: float, counts: Tensor, names: Sequence[str])
     smallest = int(counts.argmin())
     per_class = round(fraction * total / classes)
     if per_class < MIN_PER_CLASS:
-        enough = math.ceil(MIN_PER_CLASS * classes / total * 1000) / 1000
         raise ConfigError(
             f"Expected hold-out `{name}` to give at least {MIN_PER_CLASS} samples of every class, but {fraction} gives "
-            f"{per_class} of class {names[smallest]!r}; {enough} would do"
+            f"{per_class} of class {names[smallest]!r}; {_what_would_do(counts, least=True)}"
         )
     if per_class >= counts[smallest]:
-        most = math.floor((int(counts[smallest]) - 1) * classes / total * 1000) / 1000
-        remedy = (
-            f"at most {most} would do"
-            if round(most * total / classes) >= MIN_PER_CLASS
-            else f"no fraction would do: the class needs more than {MIN_PER_CLASS} samples"
-        )
         raise ConfigError(
             f"Expected hold-out `{name}` to leave samples of every class to train on, but {fraction} takes {per_class} "
-            f"from class {names[smallest]!r}, which has {int(counts[smallest])}; {remedy}"
+            f"from class {names[smallest]!r}, which has {int(counts[smallest])}; "
+            f"{_what_would_do(counts, least=False)}"
         )
     return per_class
+
+
+def _what_would_do(counts: Tensor, *, least: bool) -> str:
+    """Return the least or the largest fraction that would do, with as few digits as can be."""
+    smallest, total, classes = int(counts.min()), int(counts.sum()), counts.numel()
+    if smallest <= MIN_PER_CLASS:
+        return f"no fraction would do: the class needs more than {MIN_PER_CLASS} samples"
+    # Rounded to three digits, a fraction of many samples may miss the few numbers that would do.
+    for scale in (10**3, 10**6, 10**9):
+        exact = (MIN_PER_CLASS if least else smallest - 1) * classes / total * scale
+        fraction = (math.ceil(exact) if least else math.floor(exact)) / scale
+        if fraction < 1.0 and MIN_PER_CLASS <= round(fraction * total / classes) < smallest:
+            break
+    return f"{fraction} would do" if least else f"at most {fraction} would do"

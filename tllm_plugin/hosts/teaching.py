@@ -116,6 +116,7 @@ class Teaching:
         self._holdout_accuracy: dict[int, float] = {}
         self._unsaved_best: dict[str, Any] | None = None
         self._recovered = False
+        self._told_of_few_rows = False
         #: The last epoch whose files this process has written; 0: none.
         self.written = 0
         self.run: RunFolder | None = None
@@ -178,10 +179,24 @@ class Teaching:
                 curves=self.curves,
                 reference=getattr(self.detector, "reference", None),
                 class_names=self.class_names,
+                few_rows_steps=self.wrapper.few_rows_steps,
             )
+        self._tell_of_few_rows(epoch)
         self._note_best(epoch, float(per_class.nanmean()))
         if self.watch is not None:
             self.watch(self.search_curves)
+
+    def _tell_of_few_rows(self, epoch: int) -> None:
+        """Say once that steps went without the teacher although they had something to teach."""
+        if self.wrapper.few_rows_steps and not self._told_of_few_rows:
+            self._told_of_few_rows = True
+            logger.info(
+                "epoch %d: steps, or parts of them, had fewer than TLLM.MIN_ROWS = %d rows with a teacher and went "
+                "without it (%d up to now; tllm/few_rows_steps in TensorBoard counts them)",
+                epoch,
+                self.wrapper.min_rows,
+                self.wrapper.few_rows_steps,
+            )
 
     def _note_best(self, epoch: int, accuracy: float) -> None:
         """Copy the student if no earlier epoch was better on the hold-out, classes counting alike."""

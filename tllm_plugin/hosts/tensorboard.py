@@ -28,6 +28,7 @@ def log_holdout(
     curves: Curves,
     reference: Curves | None,
     class_names: Sequence[str],
+    few_rows_steps: int,
 ) -> None:
     """Write one epoch.
 
@@ -40,8 +41,10 @@ def log_holdout(
         curves: The run's hold-out history, this epoch included.
         reference: That of the vanilla run that the detector compares with, if it does.
         class_names: (C,) names.
+        few_rows_steps: See `TLLMWrapper`.
     """
     writer.add_scalar("tllm/flagged_classes", int(flags.sum()), epoch)
+    writer.add_scalar("tllm/few_rows_steps", few_rows_steps, epoch)
     known = per_class[~per_class.isnan()]
     if not known.numel():
         return
