@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tllm_plugin import ConfigError, split
@@ -61,6 +61,7 @@ def test_a_class_that_is_too_small_for_any_fraction() -> None:
         split(labels, 0.3)
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=6), st.floats(0.0, 0.99), st.booleans())
 def test_what_is_recommended_does(counts: list[int], fraction: float, larger: bool) -> None:
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts) * (1000 if larger else 1))
