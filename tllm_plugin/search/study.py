@@ -20,7 +20,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from tllm_plugin.core.errors import ConfigError, NonFiniteLossError
+from tllm_plugin.core.errors import ConfigError, FileFormatError, NonFiniteLossError
 from tllm_plugin.runs.locks import held, is_held
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.host import Hopeless
@@ -34,8 +34,8 @@ _JOURNAL = "journal:"
 _OLD_DATABASE = "study.db"
 #: How many workers may die on a trial, without one more epoch being written, before it counts as failed.
 MAX_TAKEOVERS = 3
-# What a trial that was queued again knows: after which one, how many workers died on it, when its run was last written.
-_AFTER, _TAKEOVERS, _WRITTEN = "after", "takeovers", "written"
+# What a trial that was queued again knows: after which one, how many workers died on it, how many epochs it had then.
+_AFTER, _TAKEOVERS, _EPOCHS = "after", "takeovers", "epochs"
 _POLL_SECONDS = 0.5
 
 
@@ -144,7 +144,7 @@ class SharedStudy:
         """Queue the values of a trial, once. Only inside the lock."""
         if trial.number not in self._queued_again():
             params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-            attributes = {_AFTER: trial.number, _TAKEOVERS: takeovers, _WRITTEN: self._last_written(trial)}
+            attributes = {_AFTER: trial.number, _TAKEOVERS: takeovers, _EPOCHS: self._epochs_written(trial)}
             self.study.enqueue_trial(params, user_attrs=attributes)
 
     def _queued_again(self) -> set[int]:
@@ -152,12 +152,14 @@ class SharedStudy:
         attributes = [trial.user_attrs for trial in self.study.get_trials(deepcopy=False)]
         return {known[_AFTER] for known in attributes if _AFTER in known}
 
-    def _last_written(self, trial: FrozenTrial) -> int:
-        """Return when the trial's run last finished an epoch, in nanoseconds; 0 if that is not known."""
+    def _epochs_written(self, trial: FrozenTrial) -> int:
+        """Return how many epochs the trial's run has written; 0 if that is not known."""
         if self.run_of is None or not trial.params:
             return 0
-        curves = self.run_of(trial.params).curves_npz
-        return curves.stat().st_mtime_ns if curves.exists() else 0
+        try:
+            return len(self.run_of(trial.params).read_curves()["epochs"])
+        except FileFormatError:  # None yet, or damaged.
+            return 0
 
     def _newer(self, trial: FrozenTrial) -> list[FrozenTrial]:
         """Return what was queued with the same values after a trial."""
@@ -223,7 +225,7 @@ class SharedStudy:
             worker = trial.user_attrs.get("worker")
             if worker == self.worker or (worker is not None and is_held(self._worker_file(worker))):
                 continue
-            grew = self._last_written(trial) > trial.user_attrs.get(_WRITTEN, 0)
+            grew = self._epochs_written(trial) > trial.user_attrs.get(_EPOCHS, 0)
             takeovers = 1 if grew else int(trial.user_attrs.get(_TAKEOVERS, 0)) + 1
             if takeovers > MAX_TAKEOVERS:
                 message = f"given up: {takeovers} workers died on it"
