@@ -37,12 +37,12 @@ def train(prefix: Path | str, *options: str, **how: bool) -> RunFolder:
 
 def load_latest(run: RunFolder) -> dict[str, Any]:
     """Return the last checkpoint of a run."""
-    state: dict[str, Any] = torch.load(run.log_folder / "latest", weights_only=True)
+    state: dict[str, Any] = torch.load(run.log_folder / "latest", map_location="cpu", weights_only=True)
     return state
 
 
 def assert_equal(one: Any, other: Any, where: str = "") -> None:
-    """Compare nested mappings, lists and tensors bit for bit, NaN being equal to itself."""
+    """Compare nested mappings, lists and tensors (of any device) bit for bit, NaN being equal to itself."""
     assert type(one) is type(other), where
     if isinstance(one, Mapping):
         assert list(one) == list(other), where
@@ -54,6 +54,7 @@ def assert_equal(one: Any, other: Any, where: str = "") -> None:
             assert_equal(first, second, f"{where}[{place}]")
     elif isinstance(one, Tensor):
         assert one.dtype == other.dtype and one.shape == other.shape, where
+        one, other = one.cpu(), other.cpu()
         assert torch.equal(one.nan_to_num(-7.0), other.nan_to_num(-7.0)) if one.is_floating_point() else True, where
         assert torch.equal(one.isnan(), other.isnan()) if one.is_floating_point() else torch.equal(one, other), where
     else:

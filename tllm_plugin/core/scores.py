@@ -38,6 +38,12 @@ class SampleScores:
         """(n,) bool."""
         return self.rank == 1
 
+    def part(self, start: int, stop: int) -> SampleScores:
+        """Return the scores of samples `start` to `stop - 1`."""
+        rows = slice(start, stop)
+        agree = None if self.agree is None else self.agree[rows]
+        return SampleScores(self.labels[rows], self.rank[rows], self.true_prob[rows], self.prediction[rows], agree)
+
 
 Score = Callable[[SampleScores], Tensor]
 SCORES: Registry[Score] = Registry("score")

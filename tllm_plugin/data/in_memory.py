@@ -15,8 +15,10 @@ from tllm_plugin.data.image_set import ImageSet
 from tllm_plugin.data.loaders import EvalLoader, TrainLoader
 from tllm_plugin.data.randomness import derived_generator
 
-#: Batches are augmented together up to so many values: with tiny images a call takes longer than its work.
+#: Batches are augmented together up to so many values: with tiny images a call takes longer than its work. A GPU has to
+#: be kept busy by larger pieces (64 MB of float32) than fit into a CPU's cache.
 _VALUES_TOGETHER = 1 << 18
+_VALUES_TOGETHER_ON_GPU = 1 << 24
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -121,7 +123,8 @@ class _TrainLoader(TrainLoader):
         data = bundle.resident("train", device)
         # Everything random of the epoch crosses to the device here, so that the loop below never waits for it.
         draws = bundle.augmentation.draw(len(data), derived_generator(self._seed, epoch, "augmentation")).to(device)
-        together = max(1, _VALUES_TOGETHER // (self._batch_size * data.images[0].numel()))
+        values = _VALUES_TOGETHER if device.type == "cpu" else _VALUES_TOGETHER_ON_GPU
+        together = max(1, values // (self._batch_size * data.images[0].numel()))
         on_device = _on_device(batches, device)
         for start in range(0, len(on_device), together):
             several = list(on_device[start : start + together])

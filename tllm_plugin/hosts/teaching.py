@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -81,10 +82,10 @@ class Teaching:
         num_classes = len(data.class_names)
         self.split = cut(node, data)
         self.train_loader = data.train_loader(self.split.train)
-        self.holdout_loader = data.holdout_loader(self.split.holdout)
+        # Both hold-outs in one pass; the detector's comes first.
+        self.scored_loader = data.holdout_loader(torch.cat([self.split.holdout, self.split.search]))
         self.curves = Curves(data.labels[self.split.holdout], num_classes, self.split.holdout)
         # Choices of eta are judged on these. Neither the detector nor the training sees them.
-        self.search_loader = data.holdout_loader(self.split.search) if len(self.split.search) else None
         self.search_curves = Curves(data.labels[self.split.search], num_classes, self.split.search)
         has_teacher = getattr(distiller, "teacher", None) is not None
         # It may read files.
@@ -109,7 +110,7 @@ class Teaching:
             self.wrapper.balance.add_up = processes.summed
         self.wrapper.carry("curves", self.curves)
         self.wrapper.carry("detector", self.detector)
-        if self.search_loader is not None:
+        if len(self.split.search):
             self.wrapper.carry("search_curves", self.search_curves)
         self.wrapper.set_undistillable(self.detector.flags)
         self._teacher_prediction: Tensor | None = None
@@ -155,10 +156,12 @@ class Teaching:
             writer: The host's TensorBoard writer.
         """
         self._recover()
-        samples = _score(predict, self.holdout_loader, self._teacher_predictions())
+        both = self._score(predict, self._teacher_predictions())
+        samples = both.part(0, len(self.split.holdout))
         self.curves.append(epoch, samples)
-        if self.search_loader is not None:
-            self.search_curves.append(epoch, _score(predict, self.search_loader))
+        if len(self.split.search):
+            searched = both.part(len(self.split.holdout), len(both.labels))
+            self.search_curves.append(epoch, replace(searched, agree=None))
         before = self.detector.flags.clone()
         # As recorded, probabilities rounded: whoever replays the curves comes to the same flags.
         flags = self.detector.update(epoch, self.curves.samples_at(epoch))
@@ -232,7 +235,7 @@ class Teaching:
         if kept and best.exists():
             write_link(self.run.student_best_until(epoch), best)
         self.run.write_curves(self.curves.state_dict())
-        if self.search_loader is not None:
+        if len(self.split.search):
             self.run.write_search_curves(self.search_curves.state_dict())
         self.run.write_flags(flags_record(self.detector, self.node, self.class_names, epoch))
         self.written = epoch
@@ -264,16 +267,14 @@ class Teaching:
             was_training = teacher.training
             # A host's loader leaves the images on the CPU.
             device = next(teacher.parameters()).device
-            samples = _score(lambda image: logits_of(teacher.eval()(image.to(device))), self.holdout_loader)
+            samples = self._score(lambda image: logits_of(teacher.eval()(image.to(device))))
             teacher.train(was_training)
             self._teacher_prediction = samples.prediction
         return self._teacher_prediction
 
-
-def _score(
-    predict: Callable[[Tensor], Tensor], loader: Batches, teacher_prediction: Tensor | None = None
-) -> SampleScores:
-    return score_samples(predict, loader, teacher_prediction, processes.gatherer(loader))
+    def _score(self, predict: Callable[[Tensor], Tensor], teacher_prediction: Tensor | None = None) -> SampleScores:
+        loader = self.scored_loader
+        return score_samples(predict, loader, teacher_prediction, processes.gatherer(loader))
 
 
 def flags_record(detector: Detector, node: CfgNode, class_names: Sequence[str], epochs: int) -> FlagsRecord:

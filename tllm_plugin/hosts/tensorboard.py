@@ -15,6 +15,8 @@ from tllm_plugin.core.curves import Curves
 #: Classes in one image at most: as many as can be told apart.
 MOST_CURVES = 12
 _COLUMNS = 4
+#: Of a share: 20 equal ones. TensorBoard's own are for values of any size, and an epoch's would be a thousand numbers.
+_BINS = np.linspace(0.0, 1.0, 21).tolist()
 _TAIL = 0.1
 
 
@@ -50,7 +52,7 @@ def log_holdout(
         return
     writer.add_scalar("tllm/holdout_accuracy", float(known.mean()), epoch)
     writer.add_scalar("tllm/holdout_accuracy_worst_tenth", worst_tenth(known), epoch)
-    writer.add_histogram("tllm/holdout_accuracy_per_class", known.numpy(), epoch)
+    writer.add_histogram("tllm/holdout_accuracy_per_class", known.numpy(), epoch, bins=_BINS)
     if new:
         image = draw_curves(curves, reference, new, class_names)
         writer.add_image("tllm/newly_flagged_classes", image, epoch, dataformats="HWC")

@@ -45,6 +45,7 @@ def default_config() -> CfgNode:
     cfg.RUNTIME.PRECISION = "float32"  # bfloat16: autocast
     cfg.RUNTIME.CHANNELS_LAST = False
     cfg.RUNTIME.COMPILE = False
+    cfg.RUNTIME.DETERMINISTIC = True  # on a GPU: the same bits every time, which exact resume needs
     cfg.RUNTIME.SYNC_BATCHNORM = False  # of several processes: the student's BatchNorm sees the rows of all
 
     cfg.LOG = CfgNode({"PREFIX": "./output", "SAVE_CHECKPOINT_FREQ": 40})

@@ -32,6 +32,7 @@ from tllm_plugin.hosts.embedded.evaluation import batches_of_test_set
 from tllm_plugin.hosts.embedded.late_test import ensure_tested
 from tllm_plugin.hosts.embedded.networks import load_network, make_network
 from tllm_plugin.hosts.embedded.planting import PlantedTeacher
+from tllm_plugin.hosts.embedded.reproducible import reproducible
 from tllm_plugin.hosts.embedded.same_run import check_same_run
 from tllm_plugin.hosts.embedded.trainer import trainer_dict
 from tllm_plugin.runs.atomic import write_text
@@ -41,6 +42,7 @@ from tllm_plugin.version import __version__
 logger = logging.getLogger(__name__)
 
 _WITHOUT_TEACHER = ("NONE", "SFTN")
+_EARLIER_RUNTIME = (("SYNC_BATCHNORM", False), ("DETERMINISTIC", True))
 
 #: Is shown curves and detector of a run after every epoch that it trains; says whether to keep the checkpoint, which is
 #: kept after every `LOG.SAVE_CHECKPOINT_FREQ` epochs in any case.
@@ -128,7 +130,7 @@ def run(
             another command is training it.
         DataError, FileFormatError, NonFiniteLossError: As they say.
     """
-    with at_work(log_folder(cfg), wait=False):
+    with at_work(log_folder(cfg), wait=False), reproducible(cfg):
         bundle = bundle or load_bundle(cfg)
         trainer = _prepared(cfg, bundle, resume=resume, overwrite=overwrite)
         if watch is not None:
@@ -249,9 +251,9 @@ def prerequisite(cfg: CfgNode, model: str, epochs: int, role: str, *, branches_o
     needed.SOLVER.EPOCHS = epochs
     depends_on = {
         "data": {key: value for key, value in needed.DATASET.items() if key not in ("NUM_WORKERS", "DOWNLOAD")},
-        # A batch in one part, BatchNorm alone: as before there was a choice, so that what was trained then is found.
+        # What is as it was before there was a choice is left out, so that what was trained then is found.
         "solver": CfgNode({k: v for k, v in needed.SOLVER.items() if (k, v) != ("ACCUMULATE", 1)}),
-        "runtime": CfgNode({k: v for k, v in needed.RUNTIME.items() if (k, v) != ("SYNC_BATCHNORM", False)}),
+        "runtime": CfgNode({k: v for k, v in needed.RUNTIME.items() if (k, v) not in _EARLIER_RUNTIME}),
         "holdout": needed.TLLM.HOLDOUT,
         "trainer": needed.TLLM.TRAINER,
         "model": model,

@@ -14,6 +14,7 @@ from tllm_plugin.hosts.embedded.device import autocast, choose_device
 from tllm_plugin.hosts.embedded.distillers import Vanilla
 from tllm_plugin.hosts.embedded.evaluation import ClassResults, batches_of_test_set, score_test_set
 from tllm_plugin.hosts.embedded.networks import load_network, make_network, trained_model
+from tllm_plugin.hosts.embedded.reproducible import reproducible
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -36,7 +37,7 @@ def ensure_tested(run: RunFolder, cfg: CfgNode, bundle: DataBundle) -> MetricsRe
     metrics = processes.from_main(run.read_metrics)
     if not metrics.finished:
         raise ConfigError(f"Expected {run.log_folder} to be finished, but it has trained {metrics.epochs_done} epochs")
-    with at_work(run.log_folder, wait=True):
+    with at_work(run.log_folder, wait=True), reproducible(cfg):
         metrics = processes.from_main(run.read_metrics)
         if processes.from_main(run.has_results):  # Perhaps another command has just tested it.
             return metrics

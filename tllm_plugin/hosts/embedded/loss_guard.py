@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -28,20 +28,20 @@ class LossGuard:
         self.step = 0
         self._seen: list[tuple[int, int, tuple[str, ...], Tensor, Tensor | None]] = []
 
-    def see(self, epoch: int, losses: Mapping[str, Tensor], index: Tensor | None) -> None:
+    def see(self, epoch: int, names: Iterable[str], values: Tensor, index: Tensor | None) -> None:
         """Take note of one step.
 
         Args:
             epoch: Counted from 1.
-            losses: Name -> scalar.
+            names: Of the losses.
+            values: (k,), their means.
             index: (n,) int64, rows of the batch in the training data; None where the host does not say.
 
         Raises:
             NonFiniteLossError: This step or one since the last look had a loss that is NaN or infinite.
         """
         self.step += 1
-        values = torch.stack([loss.detach().float().mean() for loss in losses.values()])
-        self._seen.append((epoch, self.step, tuple(losses), values, index))
+        self._seen.append((epoch, self.step, tuple(names), values.detach(), index))
         if len(self._seen) >= self.check_every:
             self.flush()
 
@@ -52,7 +52,8 @@ class LossGuard:
             NonFiniteLossError: See `see`.
         """
         seen, self._seen = self._seen, []
-        if not seen or all(bool(torch.isfinite(values).all()) for _, _, _, values, _ in seen):
+        # All in one look.
+        if not seen or bool(torch.isfinite(torch.cat([item[3] for item in seen])).all()):
             return
         epoch, step, names, values, index = next(item for item in seen if not bool(torch.isfinite(item[3]).all()))
         parts = ", ".join(f"{name} = {value:g}" for name, value in zip(names, values.tolist(), strict=True))

@@ -139,21 +139,25 @@ class BaseTrainer:
         self.train_loader.set_epoch(epoch)
         self.distiller.train()
         begin_epoch(self.distiller, self.cfg.EXPERIMENT.SEED, epoch)
-        seen = torch.zeros((), device=self.device)
-        right = torch.zeros((), device=self.device)
-        loss_sum = torch.zeros((), device=self.device)
+        # Added up at the end: with small networks a GPU waits for what it is told in every step.
+        rows_seen = [0]
+        hits = [torch.zeros(0, dtype=torch.bool, device=self.device)]
+        loss_means = [torch.zeros((), device=self.device)]
         sizes = self.train_loader.batch_rows if processes.count() > 1 else repeat(None)
         for rows, (image, target, index) in zip(sizes, self.train_loader, strict=False):
             self.parallel.begin_batch(rows)
             logits, loss = self.train_iter(image, target, index, epoch)
-            seen += target.shape[0]
-            right += (logits.argmax(1) == target).sum()
-            loss_sum += loss * target.shape[0]
+            rows_seen.append(target.shape[0])
+            hits.append(logits.argmax(1) == target)
+            loss_means.append(loss)
             if self.progress is not None:
                 self.progress.step()
         self.guard.flush()
         # A process whose losses are not finite does not get here, and nobody gets past it.
-        seen, right, loss_sum = processes.summed(torch.stack([seen, right, loss_sum]).cpu()).unbind()
+        weights = torch.tensor(rows_seen, dtype=torch.float64)
+        loss_sum = (torch.stack(loss_means).cpu().double() * weights).sum()
+        right = torch.cat(hits).sum().cpu()
+        seen, right, loss_sum = processes.summed(torch.stack([weights.sum(), right.double(), loss_sum])).unbind()
         merge_buffers(self.distiller)
         self.epochs_done = epoch
         every = self.cfg.LOG.TEST_FREQ
@@ -212,8 +216,9 @@ class BaseTrainer:
             with self.parallel.accumulating(last=len(outputs) == parts - 1):
                 with self.autocast():
                     logits, losses = self.parallel(image=images, target=targets, index=rows, epoch=epoch)
-                total = torch.stack([loss.mean() for loss in losses.values()]).sum()
-                self.guard.see(epoch, losses, rows)
+                means = torch.stack([loss.mean() for loss in losses.values()])
+                self.guard.see(epoch, losses, means, rows)
+                total = means.sum()
                 (total * self.parallel.weight(part_rows, batch_rows)).backward()
             outputs.append(logits.detach())
             totals.append(total.detach() * (part_rows / batch_rows))

@@ -64,7 +64,8 @@ def train_epoch(
         logits, losses = distiller(**keywords, epoch=epoch)
         loss = total(losses)
         if guard is not None:
-            guard.see(epoch, losses, keywords.get("index"))
+            means = torch.stack([loss.detach().float().mean() for loss in losses.values()])
+            guard.see(epoch, losses, means, keywords.get("index"))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
