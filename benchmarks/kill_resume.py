@@ -95,7 +95,7 @@ def run_all(folder: Path, options: argparse.Namespace) -> tuple[dict[str, int], 
 
 
 def in_process(target: Any, *arguments: Any) -> int:
-    """Run in a forked process, which saves importing torch; the parent never computes with it."""
+    """Run in a forked process, which saves importing torch; the parent never computes with it, nor touches a GPU."""
     process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
     process.start()
     process.join()
@@ -160,12 +160,12 @@ def on_every_write(act: Any) -> None:
 
 def left_behind(run: RunFolder) -> dict[str, Any]:
     """Return everything that a run must reproduce."""
-    latest = torch.load(run.log_folder / "latest", weights_only=True)
+    latest = torch.load(run.log_folder / "latest", map_location="cpu", weights_only=True)
     metrics = json.loads(run.metrics_json.read_text())
     del latest["seconds_per_epoch"], latest["config"], metrics["seconds_per_epoch"], metrics["peak_memory_bytes"]
     files = {path.name: path.read_bytes() for path in (run.curves_npz, run.flags_json, run.split_json)}
     students = {
-        path.name: torch.load(path, weights_only=True)
+        path.name: torch.load(path, map_location="cpu", weights_only=True)
         for path in (run.log_folder / "student_latest", *sorted(run.path.glob("student_best_holdout*")))
     }
     return {"latest": latest, "students": students, "metrics": metrics, "files": files}

@@ -153,7 +153,7 @@ def test_the_other_runs_are_tested_nevertheless(
         text.replace("DEVICE: cpu", "DEVICE: cuda:97").replace("DEVICE: auto", "DEVICE: cuda:97")
     )
     assert main(["test", str(other.log_folder)]) == 2
-    assert main(["test", str(other.log_folder), "--device", "cpu"]) == 0
+    assert main(["test", str(other.log_folder), "--device", "auto"]) == 0
     assert other.predictions_npz.read_bytes() == untested.predictions_npz.read_bytes()
 
 

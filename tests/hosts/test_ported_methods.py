@@ -81,7 +81,8 @@ def test_a_student_of_cid_can_teach(cid_run: RunFolder, tmp_path: Path) -> None:
         *("SOLVER.EPOCHS", "1"),
     )
     model = load_latest(run)["model"]
-    taught_by = torch.load(cid_run.log_folder / "student_latest", weights_only=True)["model"]
+    path = cid_run.log_folder / "student_latest"
+    taught_by = torch.load(path, map_location="cpu", weights_only=True)["model"]
     for key, value in taught_by.items():
         assert torch.equal(model[f"distiller.teacher.{key}"], value), key
 
@@ -113,7 +114,9 @@ def test_sftn_makes_an_ordinary_teacher_checkpoint(trained: Trained, tmp_path: P
     stage = train(tmp_path, *SFTN_STAGE)
     assert stage.log_folder.name == "sftn-digits_teacher-for-digits_student-seed0"
     checkpoint = stage.log_folder / "student_latest"
-    saved, vanilla = (torch.load(path, weights_only=True) for path in (checkpoint, trained.checkpoint))
+    saved, vanilla = (
+        torch.load(path, map_location="cpu", weights_only=True) for path in (checkpoint, trained.checkpoint)
+    )
     assert saved.keys() == vanilla.keys() and saved["model"].keys() == vanilla["model"].keys()
     assert not torch.equal(saved["model"]["conv1.weight"], vanilla["model"]["conv1.weight"])
     run = train(tmp_path, "DISTILLER.TEACHER_CHECKPOINT", str(checkpoint), "TLLM.DETECTOR.TYPE", "none")

@@ -25,6 +25,7 @@ from tllm_plugin.cli.search import _words, table
 from tllm_plugin.core.errors import FileFormatError
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded.device import choose_device
 from tllm_plugin.hosts.embedded.same_run import config_of
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
 from tllm_plugin.models import create_model
@@ -67,11 +68,13 @@ def test_scores_are_those_of_the_students_on_the_search_hold_out(searched: Path,
         split = run.read_split()
         holdouts = [set(part) for part in (split.holdout, split.search_holdout)]
         assert not holdouts[0] & holdouts[1] and record.holdout_samples == len(holdouts[1]) == 100
-        student = create_model("digits_student", num_classes=10, in_channels=1).eval()
+        # Where the run computed: a GPU's convolutions round otherwise.
+        device = choose_device(make_config("unused"))
+        student = create_model("digits_student", num_classes=10, in_channels=1).eval().to(device)
         student.load_state_dict(torch.load(run.log_folder / "student_latest", weights_only=True)["model"])
         right, count = [0] * 10, [0] * 10
         rows = torch.tensor(split.search_holdout)
-        for image, label in bundle.eval_loader(rows, batch_size=7, device="cpu", split="train"):
+        for image, label in bundle.eval_loader(rows, batch_size=7, device=device, split="train"):
             with torch.no_grad():
                 predicted = student(image)[0].argmax(1)
             for one, other in zip(predicted.tolist(), label.tolist(), strict=True):

@@ -82,6 +82,7 @@ class Teaching:
         num_classes = len(data.class_names)
         self.split = cut(node, data)
         self.train_loader = data.train_loader(self.split.train)
+        self.holdout_loader = data.holdout_loader(self.split.holdout)
         # Both hold-outs in one pass; the detector's comes first.
         self.scored_loader = data.holdout_loader(torch.cat([self.split.holdout, self.split.search]))
         self.curves = Curves(data.labels[self.split.holdout], num_classes, self.split.holdout)
@@ -156,12 +157,14 @@ class Teaching:
             writer: The host's TensorBoard writer.
         """
         self._recover()
-        both = self._score(predict, self._teacher_predictions())
+        both = _score(predict, self.scored_loader)
         samples = both.part(0, len(self.split.holdout))
+        teacher = self._teacher_predictions()
+        if teacher is not None:
+            samples = replace(samples, agree=samples.prediction == teacher)
         self.curves.append(epoch, samples)
         if len(self.split.search):
-            searched = both.part(len(self.split.holdout), len(both.labels))
-            self.search_curves.append(epoch, replace(searched, agree=None))
+            self.search_curves.append(epoch, both.part(len(self.split.holdout), len(both.labels)))
         before = self.detector.flags.clone()
         # As recorded, probabilities rounded: whoever replays the curves comes to the same flags.
         flags = self.detector.update(epoch, self.curves.samples_at(epoch))
@@ -267,14 +270,14 @@ class Teaching:
             was_training = teacher.training
             # A host's loader leaves the images on the CPU.
             device = next(teacher.parameters()).device
-            samples = self._score(lambda image: logits_of(teacher.eval()(image.to(device))))
+            samples = _score(lambda image: logits_of(teacher.eval()(image.to(device))), self.holdout_loader)
             teacher.train(was_training)
             self._teacher_prediction = samples.prediction
         return self._teacher_prediction
 
-    def _score(self, predict: Callable[[Tensor], Tensor], teacher_prediction: Tensor | None = None) -> SampleScores:
-        loader = self.scored_loader
-        return score_samples(predict, loader, teacher_prediction, processes.gatherer(loader))
+
+def _score(predict: Callable[[Tensor], Tensor], loader: Batches) -> SampleScores:
+    return score_samples(predict, loader, None, processes.gatherer(loader))
 
 
 def flags_record(detector: Detector, node: CfgNode, class_names: Sequence[str], epochs: int) -> FlagsRecord:
