@@ -58,6 +58,9 @@ def main() -> None:
     options = parser.parse_args()
     cfg = CfgNode(yaml.safe_load(Path(options.cfg).read_text()))
     torch.manual_seed(0)
+    # A run is compared with another one; a GPU would add up in any order.
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True, warn_only=True)
     distiller = nn.DataParallel(TwoView(*networks()))
     loaders = [DataLoader(Images(views), batch_size=24, shuffle=views is two_views) for views in (two_views, one_view)]
     factory = make_trainer_factory(replace(HOST, trainers={"ours": Saving}, carries_rng=True))

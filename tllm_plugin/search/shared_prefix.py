@@ -2,8 +2,8 @@
 
 A finished run has recorded everything that another detector would have seen for as long as both flag the same classes
 at the same epochs. `fork` lets the other detector watch the recorded curves, and starts its run from the checkpoint of
-the epoch after which the two part. What follows is what the run would have been alone, bit for bit on a CPU. Where
-they never part, nothing is trained.
+the epoch after which the two part. What follows is what the run would have been alone, bit for bit (on a GPU unless
+`RUNTIME.DETERMINISTIC` is False). Where they never part, nothing is trained.
 """
 
 from __future__ import annotations
