@@ -57,6 +57,24 @@ def test_help_has_an_example_that_parses(command: str, capsys: pytest.CaptureFix
     assert build_parser().parse_args(example).command == command
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_unknown_option_is_answered_with_the_usage_of_its_command(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {"host": ["host", "install", "mdistiller"], "compare": ["compare", "a", "b"], "tables": ["tables", "a"]}
+    assert main([*words.get(command, [command, "a"]), "--nonsense"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"usage: tllm {command} ") and "error: " in error and "--nonsense" in error
+
+
+def test_the_help_of_search_fits_into_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["search", "--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out

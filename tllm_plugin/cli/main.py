@@ -30,6 +30,8 @@ def build_parser(commands_wanted: Sequence[str] = COMMANDS) -> argparse.Argument
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in commands_wanted:
         import_module(f"tllm_plugin.cli.{name}").add_parser(commands)
+        # An error in a command's words is shown with its usage.
+        commands.choices[name].set_defaults(parser=commands.choices[name])
     return parser
 
 
@@ -68,7 +70,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     options, rest = parser.parse_known_args(words)
     # Overrides may stand on both sides of an option; argparse takes the first of them only.
     if rest and (not hasattr(options, "opts") or any(word.startswith("--") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        options.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.opts = [*options.opts, *rest]
     return options

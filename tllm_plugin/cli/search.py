@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,27 +26,32 @@ DEFAULT_RANGE = f"{ETA}=0.005:0.3:log"
 PRUNERS = ("median", "halving", "hyperband")
 
 _DESCRIPTION = """\
-Choose eta by training with several values and scoring each student on a second class-balanced hold-out that is cut
-from the training data (TLLM.HOLDOUT.SEARCH_FRACTION; as large as the first if it is 0). Test data is not involved.
-A search that was stopped goes on when the command is given again; the same command in several terminals, or on several
-machines that share LOG.PREFIX (RepDistiller: the folder it is started in), makes several workers of one search.
+Choose eta by training with several values and scoring each student on a second
+class-balanced hold-out that is cut from the training data
+(TLLM.HOLDOUT.SEARCH_FRACTION; as large as the first if it is 0). Test data is
+not involved. A search that was stopped goes on when the command is given again;
+the same command in several terminals, or on several machines that share
+LOG.PREFIX (RepDistiller: the folder it is started in), makes several workers of
+one search.
 """
 
 _EPILOG = f"""\
 --space takes these keys, by their full name or its last part:
-  {{keys}}
+{{keys}}
 as a list of values or as a range (a range needs --trials):
   --space ETA=0.02,0.05,0.1 CE_WEIGHT=1,4         every combination: 6 trials
   --space ETA=0.01:0.2:log CE_WEIGHT=0.5:8:log LABEL_SMOOTHING=0:0.2 --trials 20
   --space TYPE=reference,imitation SCORE=accuracy,reciprocal_rank
-Without --eta and --space it is --eta {" ".join(DEFAULT_ETAS)}, or with --trials --space {DEFAULT_RANGE}.
+Without --eta and --space it is --eta {" ".join(DEFAULT_ETAS)}, or with --trials
+--space {DEFAULT_RANGE}.
 
-On the embedded host and in mdistiller, what trials have in common is trained once. In RepDistiller every trial is a run
-from the first epoch to the last:
+On the embedded host and in mdistiller, what trials have in common is trained
+once. In RepDistiller every trial is a run from the first epoch to the last:
   tllm search --host mdistiller --cfg your.yaml --prune median
-  tllm search --host repdistiller -- --path_t T.pth --distill kd --model_s resnet8x4 -a 0.9 -r 0.1
+  tllm search --host repdistiller -- --path_t T.pth --distill kd \\
+    --model_s resnet8x4 -a 0.9 -r 0.1
 
-Example: tllm search --cfg configs/tllm/embedded/digits.yaml --eta 0.02 0.05 0.1 --retrain
+Example: tllm search --cfg configs/tllm/embedded/digits.yaml --eta 0.02 0.1
 """
 
 
@@ -56,7 +62,7 @@ def add_parser(commands: Any) -> None:
         "search",
         help="choose eta on a hold-out of its own",
         description=_DESCRIPTION,
-        epilog=_EPILOG.format(keys=", ".join(keys)),
+        epilog=_EPILOG.format(keys=textwrap.fill(", ".join(keys), 78, initial_indent="  ", subsequent_indent="  ")),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--cfg", metavar="FILE", help="YAML file, or its path below the packaged configs")
@@ -92,7 +98,7 @@ def add_parser(commands: Any) -> None:
         "known beforehand: at most 32, and no range",
     )
     add_overrides(parser, "; for repdistiller its own arguments after --")
-    parser.set_defaults(run=run, parser=parser)
+    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:

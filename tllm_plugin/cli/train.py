@@ -37,7 +37,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of this run")
     parser.add_argument("--overwrite", action="store_true", help="start anew although the run exists")
     add_overrides(parser, "; for repdistiller its own arguments after --")
-    parser.set_defaults(run=run, parser=parser)
+    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ def find_config(path: str | os.PathLike[str]) -> Path:
             it, so that the commands of the documentation work from any folder.
 
     Raises:
-        ConfigError: It is neither. The message lists configs with similar names.
+        ConfigError: It is neither. The message lists configs with similar names, or what is in a folder of ours.
     """
     try:
         if Path(path).is_file():
@@ -48,6 +48,9 @@ def _configs_folder() -> Path:
 
 
 def _suggest(name: str, known: list[str]) -> str:
+    inside = _overview(known, f"{name.rstrip('/')}/")
+    if inside:
+        return f"in that folder are {', '.join(inside)}"
     wanted = PurePath(name).name
     by_file_name = difflib.get_close_matches(wanted, {PurePath(item).name for item in known}, n=3, cutoff=0.8)
     near = [item for item in known if PurePath(item).name in by_file_name]
@@ -56,4 +59,15 @@ def _suggest(name: str, known: list[str]) -> str:
     near += [item for item in difflib.get_close_matches(name, known, n=3) if item not in near]
     if near:
         return f"configs of a similar name: {', '.join(near[:_MOST_NEAR])}"
-    return f"configs that come with TLLM: {', '.join(known) or 'none'}"
+    return f"configs that come with TLLM: {', '.join(_overview(known, 'tllm/')) or 'none'}"
+
+
+def _overview(known: list[str], folder: str) -> list[str]:
+    """Return the configs in a folder of ours, and its folders with the number of configs in them."""
+    counts: dict[str, int] = {}
+    for item in known:
+        if item.startswith(folder):
+            first, slash, _ = item.removeprefix(folder).partition("/")
+            entry = f"{folder}{first}{slash}"
+            counts[entry] = counts.get(entry, 0) + 1
+    return [f"{entry} ({count})" if entry.endswith("/") else entry for entry, count in counts.items()]
