@@ -16,6 +16,7 @@ from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.embedded.distillers.at import attention_loss
 from tllm_plugin.hosts.embedded.distillers.fitnet import FitNet
 from tllm_plugin.hosts.embedded.distillers.kd import kd_loss
+from tllm_plugin.hosts.embedded.distillers.pooling import to_smaller_size
 
 Array = npt.NDArray[np.float64]
 
@@ -80,6 +81,18 @@ def test_kd_loss_at_the_edges() -> None:
     assert kd_loss(logits[:1], randn(1, 4, seed=5), 4.0).item() > 0
     sure = torch.tensor([[1e4, -1e4]])
     assert math.isfinite(kd_loss(sure, -sure, 1.0).item())
+
+
+@pytest.mark.parametrize("sizes", [((8, 8), (8, 8)), ((8, 8), (4, 4)), ((12, 8), (4, 4)), ((7, 7), (4, 4))])
+def test_maps_of_one_size(sizes: tuple[tuple[int, int], tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = [torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)) for size in sizes]
+    expected = [torch.nn.functional.adaptive_avg_pool2d(item, sizes[1]) for item in maps]
+    if sizes[0][0] % sizes[1][0] == 0:
+        monkeypatch.setattr(torch.nn.functional, "adaptive_avg_pool2d", None)
+    for found, wanted in zip(to_smaller_size(*maps), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+    for found, wanted in zip(to_smaller_size(*maps[::-1]), expected[::-1], strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0, 3.5])

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 from tests.analysis.planted_runs import write_run
 from tests.hosts.conftest import Trained
 from tests.hosts.digits_runs import EPOCHS, load_latest, train
 from tllm_plugin import Curves
-from tllm_plugin.hosts.tensorboard import MOST_CURVES, draw_curves, worst_tenth
+from tllm_plugin.hosts.tensorboard import MOST_CURVES, draw_curves, log_holdout, worst_tenth
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -39,12 +42,48 @@ def test_events_of_a_run(trained: Trained, tmp_path: Path) -> None:
             ("tllm/holdout_accuracy_worst_tenth", accuracy[row].min()),
         ):
             assert scalars[tag][row] == (epoch, pytest.approx(float(expected), abs=1e-6))
-    assert [event.step for event in events.Histograms("tllm/holdout_accuracy_per_class")] == [1, 2, 3]
+    histograms = events.Histograms("tllm/holdout_accuracy_per_class")
+    assert [event.step for event in histograms] == [1, 2, 3]
+    for row, event in enumerate(histograms):
+        assert_counted(event.histogram_value, accuracy[row].tolist())
     first_flags = sorted({item.epoch_flagged for item in flags.classes if item.flagged})
     images = events.Images("tllm/newly_flagged_classes")
     assert first_flags and [event.step for event in images] == first_flags
     picture = np.asarray(Image.open(io.BytesIO(images[0].encoded_image_string)).convert("RGB"))
     assert picture.std() > 5
+
+
+def test_every_share_of_20_images_has_a_bin_of_its_own(tmp_path: Path) -> None:
+    per_class = torch.arange(21, dtype=torch.float64) / 20
+    labels = torch.arange(21)
+    with SummaryWriter(str(tmp_path)) as writer:
+        log_holdout(
+            writer,
+            1,
+            per_class=per_class,
+            flags=torch.zeros(21, dtype=torch.bool),
+            new=[],
+            curves=Curves(labels, 21, labels),
+            reference=None,
+            class_names=[str(label) for label in labels.tolist()],
+            few_rows_steps=0,
+        )
+    events = EventAccumulator(str(tmp_path), {"histograms": 0})
+    events.Reload()
+    (event,) = events.Histograms("tllm/holdout_accuracy_per_class")
+    assert_counted(event.histogram_value, per_class.tolist())
+    # The last one is closed on both sides.
+    assert [count for count in event.histogram_value.bucket if count] == [1] * 19 + [2]
+
+
+def assert_counted(histogram: Any, values: Sequence[float]) -> None:
+    """Check that each bin of a twentieth holds the values between its limits."""
+    for limit, found in zip(histogram.bucket_limit, histogram.bucket, strict=True):
+        twentieths = round(20 * limit)
+        assert limit == twentieths / 20
+        inside = [v for v in values if (twentieths - 1) / 20 <= v < limit or v == limit == 1.0]
+        assert found == len(inside)
+    assert sum(histogram.bucket) == len(values)
 
 
 @pytest.mark.parametrize("parts, told", [(1, 0), (16, 1)])

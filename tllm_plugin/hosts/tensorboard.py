@@ -16,7 +16,7 @@ from tllm_plugin.core.curves import Curves
 MOST_CURVES = 12
 _COLUMNS = 4
 #: Of a share: 20 equal ones. TensorBoard's own are for values of any size, and an epoch's would be a thousand numbers.
-_BINS = np.linspace(0.0, 1.0, 21).tolist()
+_BINS = [twentieths / 20 for twentieths in range(21)]
 _TAIL = 0.1
 
 

@@ -180,6 +180,8 @@ class EmbeddedSearch:
         plain.defrost()
         # As before there was a choice, so that what was searched then is found.
         plain.LOG = CfgNode({key: value for key, value in default.LOG.items() if key != "SAVE_SECONDS"})
+        if plain.RUNTIME.DETERMINISTIC:
+            del plain.RUNTIME["DETERMINISTIC"]
         plain.TLLM = default.TLLM
         for name in ("DISTILLER", "TRAINER", "HOLDOUT"):
             plain.TLLM[name] = self.cfg.TLLM[name]

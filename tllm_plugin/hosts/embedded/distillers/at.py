@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.embedded.distillers.base import distiller_dict
+from tllm_plugin.hosts.embedded.distillers.pooling import to_smaller_size
 from tllm_plugin.methods.base import Distiller, Losses
 
 
@@ -45,8 +46,7 @@ def attention_loss(student_features: Sequence[Tensor], teacher_features: Sequenc
         )
     total = student_features[0].new_zeros(())
     for student, teacher in zip(student_features, teacher_features, strict=True):
-        height, width = min(student.shape[-2:], teacher.shape[-2:])
-        student, teacher = (F.adaptive_avg_pool2d(features, (height, width)) for features in (student, teacher))
+        student, teacher = to_smaller_size(student, teacher)
         difference = attention_map(student, power) - attention_map(teacher, power)
         total = total + difference.pow(2).mean()
     return total

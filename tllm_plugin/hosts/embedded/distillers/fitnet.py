@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.embedded.distillers.base import distiller_dict
+from tllm_plugin.hosts.embedded.distillers.pooling import to_smaller_size
 from tllm_plugin.methods.base import Distiller, Losses
 
 
@@ -60,8 +61,7 @@ class FitNet(Distiller):
             _, teacher_features = self.teacher(image)
         hint = self.regressor(features["feats"][self.hint_layer])
         goal = teacher_features["feats"][self.hint_layer]
-        size = min(hint.shape[-2:], goal.shape[-2:])
-        hint, goal = (F.adaptive_avg_pool2d(maps, size) for maps in (hint, goal))
+        hint, goal = to_smaller_size(hint, goal)
         return logits, {
             "loss_ce": self.ce_weight * F.cross_entropy(logits, target),
             "loss_kd": self.feature_weight * F.mse_loss(hint, goal),
