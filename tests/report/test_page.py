@@ -56,7 +56,7 @@ def test_content(tmp_path: Path) -> None:
     assert [index for index, epoch in enumerate(content["methods"][1]["flagged"]) if epoch is not None] == list(HURT)
     kd = study.methods[0].runs[0].result
     np.testing.assert_allclose(
-        np.add(content["vanilla"], content["methods"][0]["delta"]), kd.correct / kd.total, atol=2e-4
+        np.add(content["vanilla"][0]["accuracy"], content["methods"][0]["delta"]), kd.correct / kd.total, atol=2e-4
     )
     curve = content["curves"][0]
     values = np.frombuffer(base64.b64decode(curve["data"]), dtype=np.uint8).reshape(len(curve["epochs"]), 12) / 255
@@ -65,6 +65,25 @@ def test_content(tmp_path: Path) -> None:
     np.testing.assert_allclose(values, curves.class_curves("accuracy").numpy(), atol=1 / 510 + 1e-9)
     assert set(content["picks"][:2]) == set(HURT)
     assert "src=" not in page.read_text().split("<script>")[0] and "<link" not in page.read_text().split("<script>")[0]
+
+
+def test_each_student_has_a_vanilla_column(tmp_path: Path) -> None:
+    runs = []
+    for student, accuracy in (("resnet8", 0.5), ("resnet14", 0.8)):
+        folder, shape = tmp_path / student, {"student": student, "accuracy": accuracy}
+        runs += [write_run(folder / "vanilla", **shape), write_run(folder / "kd", method="KD", hurt=HURT, **shape)]
+    study = build_study([load_run(path) for path in runs])
+    content = payload(study, None)
+    assert [item["label"] for item in content["vanilla"]] == ["vanilla resnet8", "vanilla resnet14"]
+    assert [row["label"] for row in content["rows"][:2]] == ["vanilla resnet8", "vanilla resnet14"]
+    for vanilla, row, method, shown in zip(
+        content["vanilla"], content["rows"], study.methods, content["methods"], strict=False
+    ):
+        result = method.runs[0].result
+        np.testing.assert_allclose(
+            np.add(vanilla["accuracy"], shown["delta"]), result.correct / result.total, atol=2e-4
+        )
+        assert row["accuracy"]["mean"] == pytest.approx(method.vanilla[0].result.accuracy, abs=1e-4)
 
 
 def test_one_method_is_not_every_method(tmp_path: Path) -> None:

@@ -90,9 +90,22 @@ class Study:
         Where every method has the same seeds it adds up: this and a method's delta acc are its students' accuracy.
         Where nothing is compared, the mean of the vanilla runs.
         """
-        pairs = [change for method in self.compared if method.comparison for change in method.comparison.changes]
-        results = [change.vanilla for change in pairs] or [run.result for run in self.vanilla]
-        return np.asarray(np.mean([result.class_accuracy for result in results], axis=0))
+        return _vanilla_accuracy(self.compared, self.vanilla)
+
+    @property
+    def vanilla_students(self) -> dict[str, tuple[LoadedRun, ...]]:
+        """What to call the vanilla runs of each student: "vanilla", or with its name where there are several."""
+        students = list(dict.fromkeys(run.student for run in self.vanilla))
+        return {
+            VANILLA if len(students) == 1 else f"{VANILLA} {student}": tuple(
+                run for run in self.vanilla if run.student == student
+            )
+            for student in students
+        }
+
+    def accuracy_of(self, vanilla: Sequence[LoadedRun]) -> Vector:
+        """(C,) as `vanilla_accuracy`, of the vanilla runs of one student and the methods that are compared with it."""
+        return _vanilla_accuracy([method for method in self.compared if method.vanilla[0] in vanilla], vanilla)
 
     def overlap_of(self, row: Method, column: Method) -> Overlap:
         """Return how far two methods hurt the same classes.
@@ -105,6 +118,12 @@ class Study:
     def hurt_in_every(self, methods: Sequence[Method]) -> Everywhere:
         """Return the classes with delta acc < 0 in every one of `methods`."""
         return in_every([method.comparison.hurt for method in methods if method.comparison is not None])
+
+
+def _vanilla_accuracy(compared: Iterable[Method], vanilla: Sequence[LoadedRun]) -> Vector:
+    pairs = [change for method in compared if method.comparison for change in method.comparison.changes]
+    results = [change.vanilla for change in pairs] or [run.result for run in vanilla]
+    return np.asarray(np.mean([result.class_accuracy for result in results], axis=0))
 
 
 def separate_vanilla(methods: Iterable[Method]) -> bool:

@@ -49,7 +49,10 @@ def payload(study: Study, likeness: Likeness | None) -> Json:
         "next": findings.next_steps(study),
         "how": findings.reading_guide(study),
         "null_note": findings.null_note(study),
-        "vanilla": _numbers(study.vanilla_accuracy) if study.vanilla else None,
+        "vanilla": [
+            {"label": label, "accuracy": _numbers(study.accuracy_of(runs))}
+            for label, runs in study.vanilla_students.items()
+        ],
         "rows": _rows(study),
         "methods": methods,
         "counts": [_counts(method) for method in study.compared],
@@ -72,9 +75,10 @@ def _subtitle(study: Study, runs: int) -> str:
 
 
 def _rows(study: Study) -> list[Json]:
-    rows: list[Json] = []
-    if study.vanilla:
-        rows.append({"label": "vanilla", "accuracy": _spread(Spread.of([r.result.accuracy for r in study.vanilla]))})
+    rows: list[Json] = [
+        {"label": label, "accuracy": _spread(Spread.of([run.result.accuracy for run in runs]))}
+        for label, runs in study.vanilla_students.items()
+    ]
     for method in study.methods:
         row: Json = {
             "label": method.label,

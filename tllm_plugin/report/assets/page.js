@@ -91,7 +91,8 @@
   // ---- class table ---------------------------------------------------------------------------------------------
   const columns = [{ title: "class", value: (i) => names[i], text: true }];
   columns.push({ title: "#", value: (i) => i });
-  if (data.vanilla) columns.push({ title: "vanilla", value: (i) => data.vanilla[i], show: (v) => share(v, 1) });
+  for (const student of data.vanilla)
+    columns.push({ title: student.label, value: (i) => student.accuracy[i], show: (v) => share(v, 1) });
   if (data.teacher) columns.push({ title: "teacher", value: (i) => data.teacher.accuracy[i], show: (v) => share(v, 1) });
   for (const method of compared)
     columns.push({ title: method.label + " \u0394acc", value: (i) => method.delta[i], method });
