@@ -84,6 +84,16 @@ def test_each_student_has_a_vanilla_column(tmp_path: Path) -> None:
             np.add(vanilla["accuracy"], shown["delta"]), result.correct / result.total, atol=2e-4
         )
         assert row["accuracy"]["mean"] == pytest.approx(method.vanilla[0].result.accuracy, abs=1e-4)
+    assert content["null_note"].endswith("there is one vanilla run of each student).")
+    more = [write_run(tmp_path / student / "again", student=student, seed=1) for student in ("resnet8", "resnet14")]
+    for count, told in (
+        (
+            1,
+            "runs of each student (2 ordered pairs), without a teacher; for a student with one vanilla run what chance",
+        ),
+        (2, "between vanilla runs of each student (4 ordered pairs), without a teacher."),
+    ):
+        assert told in payload(build_study([load_run(path) for path in (*runs, *more[:count])]), None)["null_note"]
 
 
 def test_one_method_is_not_every_method(tmp_path: Path) -> None:

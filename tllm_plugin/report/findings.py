@@ -123,14 +123,18 @@ def null_note(study: Study) -> str:
         if several
         else ""
     )
-    if len(study.vanilla) > 1:
-        pairs = len(study.vanilla) * (len(study.vanilla) - 1)
-        null = f"In brackets the null: the same count between vanilla runs ({pairs} ordered pairs), without a teacher."
-        return null + seeds
-    return (
-        "In brackets the null: what chance gives if every answer that changed were as likely a loss as a gain "
-        f"(mean \u00b1 standard deviation; there is one vanilla run).{seeds}"
+    sizes = [len(runs) for runs in study.vanilla_students.values()]
+    of_each = " of each student" if len(sizes) > 1 else ""
+    pairs = sum(size * (size - 1) for size in sizes)
+    between = f"the same count between vanilla runs{of_each} ({pairs} ordered pairs), without a teacher"
+    chance = (
+        "what chance gives if every answer that changed were as likely a loss as a gain (mean \u00b1 standard deviation"
     )
+    if pairs and 1 in sizes:
+        between = f"{between}; for a student with one vanilla run {chance})"
+    elif not pairs:
+        between = f"{chance}; there is one vanilla run{of_each})"
+    return f"In brackets the null: {between}.{seeds}"
 
 
 def _accuracy(study: Study, method: Method, comparison: Comparison) -> str:
