@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,10 @@ import torch
 from tests.hosts.conftest import Trained, trained  # noqa: F401  (fixture)
 from tests.hosts.digits_runs import EPOCHS, assert_equal, assert_same_run, make_config, train
 from tests.search.staged import SAVING, epochs_trained  # noqa: F401  (fixture)
-from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded.checkpoint import read_state
+from tllm_plugin.runs.atomic import save_torch
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search import shared_prefix
 from tllm_plugin.search.parting import shared_with
@@ -96,6 +100,41 @@ def test_without_its_best_student_a_checkpoint_is_not_shared(
 def test_what_flags_before_training_shares_nothing(trained: Trained, base: RunFolder, tmp_path: Path) -> None:  # noqa: F811
     assert fork(base, make_config(tmp_path, *trained.taught, "TLLM.DETECTOR.TYPE", "all")) == 0
     assert not list(tmp_path.rglob("latest"))
+
+
+def test_a_checkpoint_is_read_once_and_again_when_it_has_changed(
+    trained: Trained,  # noqa: F811
+    base: RunFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[str] = []
+
+    def counted(path: Path) -> Any:
+        read.append(path.name)
+        return read_state(path)
+
+    monkeypatch.setattr(shared_prefix, "read_state", counted)
+    parent = RunFolder.inside(shutil.copytree(base.log_folder, tmp_path / "parent"))
+    trials = [make_config(tmp_path / str(number), *after(trained, "0.67")) for number in range(3)]
+    for cfg in trials[:2]:
+        assert fork(parent, cfg) == 2
+    assert read == ["epoch_2"]
+    before = [torch.load(job.log_folder(cfg) / "latest", weights_only=True) for cfg in trials[:2]]
+    assert_equal(*({key: value for key, value in state.items() if key != "config"} for state in before))
+    # Somebody has trained the parent anew.
+    path = parent.log_folder / "epoch_2"
+    state = torch.load(path, weights_only=True)
+    state["model"]["distiller.student.conv1.weight"] += 1
+    save_torch(path, state)
+    assert fork(parent, trials[2]) == 2 and read == ["epoch_2", "epoch_2"]
+    again = torch.load(job.log_folder(trials[2]) / "latest", weights_only=True)["model"]
+    assert torch.equal(
+        again["distiller.student.conv1.weight"], before[0]["model"]["distiller.student.conv1.weight"] + 1
+    )
+    path.unlink()
+    with pytest.raises(FileFormatError, match="to be a checkpoint to resume from, but there is no such file"):
+        shared_prefix._state_of(path)
 
 
 def test_another_run_is_refused(trained: Trained, base: RunFolder, tmp_path: Path) -> None:  # noqa: F811

@@ -9,7 +9,9 @@ the epoch after which the two part. What follows is what the run would have been
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +100,7 @@ def fork(
     if best is None or best.checkpoint is None:
         return 0
     curves = Curves.from_state(to_state(best.run.read_curves()))
-    state: dict[str, Any] = dict(read_state(best.checkpoint))
+    state = _state_of(best.checkpoint)
     carried = state["model"]["_extra_state"]["carried"]
     scored = carried["curves"]["epochs"].tolist()
     detector = replayed(cfg, best, curves, scored)
@@ -127,6 +129,29 @@ def fork(
     if new and not whole:
         logger.info("epoch %d: no teacher from now on for %s", best.epochs, ", ".join(new))
     return best.epochs
+
+
+def _state_of(checkpoint: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds; mappings down to what the wrapper carries may be changed, but no tensor.
+
+    Raises:
+        FileFormatError: It is missing or damaged.
+    """
+    try:
+        found = checkpoint.stat()
+        which: tuple[int, ...] = (found.st_mtime_ns, found.st_ino, found.st_size)
+    except OSError:
+        which = ()
+    state = dict(_read_once(checkpoint, *which))
+    model = state["model"] = copy(state["model"])
+    extra = model["_extra_state"] = copy(model["_extra_state"])
+    extra["carried"] = copy(extra["carried"])
+    return state
+
+
+@lru_cache(maxsize=1)  # The trials of a search part from one run, most of them from one checkpoint.
+def _read_once(checkpoint: Path, *which: int) -> Mapping[str, Any]:
+    return read_state(checkpoint)
 
 
 def _config_but_for_its_detector(run: RunFolder, cfg: CfgNode) -> CfgNode:
