@@ -87,7 +87,7 @@ def epoch_cost(classes: int, per_class: int, epochs: int, repeats: int) -> Epoch
     head = torch.randn(FEATURES, classes, generator=generator)
     shown = labels[torch.randperm(samples, generator=generator)[: 4 * BATCH]]
     batches = [(torch.randn(len(y), FEATURES, generator=generator) @ head, y) for y in shown.split(BATCH)]
-    score_seconds = cpu_seconds(lambda: score_samples(lambda logits: logits, batches, None), repeats)
+    score_seconds = cpu_seconds(lambda: score_samples(lambda logits: logits, batches), repeats)
     return EpochCost(
         classes=classes,
         samples=samples,
@@ -179,7 +179,7 @@ def _rank(rank: int, ranks: int, classes: int, per_class: int, repeats: int, fol
 
     def scored(indices: Tensor) -> Tensor:
         batches = [(features[i], labels[i]) for i in indices.split(BATCH)]
-        found = score_samples(lambda image: image @ head, batches, (labels[indices] + 1) % classes)
+        found = score_samples(lambda image: image @ head, batches).beside((labels[indices] + 1) % classes)
         assert found.agree is not None
         return torch.stack(
             [found.rank, (found.true_prob * 255).round().to(torch.uint8), found.agree.to(torch.uint8)], 1

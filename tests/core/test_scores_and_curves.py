@@ -21,7 +21,8 @@ def scored(
     labels = torch.arange(n) % CLASSES
     # The "images" are row numbers, the "network" looks the logits up.
     batches = [(torch.arange(n)[i : i + batch_size], labels[i : i + batch_size]) for i in range(0, n, batch_size)]
-    return score_samples(lambda rows: logits[rows], batches, teacher), logits, labels
+    samples = score_samples(lambda rows: logits[rows], batches)
+    return samples if teacher is None else samples.beside(teacher), logits, labels
 
 
 def test_scores_against_a_loop() -> None:
@@ -52,14 +53,14 @@ def test_rank_ties_and_nan() -> None:
 
 
 def test_a_diverged_network_is_never_right() -> None:
-    samples = score_samples(lambda rows: torch.full((4, 3), math.nan), [(torch.zeros(4), torch.arange(4) % 3)], None)
+    samples = score_samples(lambda rows: torch.full((4, 3), math.nan), [(torch.zeros(4), torch.arange(4) % 3)])
     assert not samples.correct.any()
     assert SCORES["true_prob"](samples).tolist() == [0.0] * 4
 
 
 def test_many_classes_clip_the_rank() -> None:
     logits = torch.arange(1000.0)[None]
-    samples = score_samples(lambda rows: logits, [(torch.zeros(1), torch.tensor([0]))], None)
+    samples = score_samples(lambda rows: logits, [(torch.zeros(1), torch.tensor([0]))])
     assert samples.rank.item() == 255
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,10 @@ class SampleScores:
         rows = slice(start, stop)
         agree = None if self.agree is None else self.agree[rows]
         return SampleScores(self.labels[rows], self.rank[rows], self.true_prob[rows], self.prediction[rows], agree)
+
+    def beside(self, teacher_prediction: Tensor) -> SampleScores:
+        """Return these scores with `agree`, where a teacher predicted the classes (n,) int64."""
+        return replace(self, agree=self.prediction == teacher_prediction)
 
 
 Score = Callable[[SampleScores], Tensor]
@@ -103,7 +107,6 @@ def true_class_rank(logits: Tensor, labels: Tensor) -> Tensor:
 def score_samples(
     predict: Callable[[Tensor], Tensor],
     batches: Iterable[tuple[Tensor, Tensor]],
-    teacher_prediction: Tensor | None,
     gather: Callable[[Tensor], Tensor] | None = None,
 ) -> SampleScores:
     """Run `predict` over the hold-out once; everything stays on the device until the end of the pass.
@@ -111,7 +114,6 @@ def score_samples(
     Args:
         predict: Image batch -> logits (b, C), unnormalised. The caller sees to evaluation mode.
         batches: Yields `(image, label)` in the same order every time.
-        teacher_prediction: (n,) int64 from an earlier pass with the teacher, or None.
         gather: Where `batches` hold a part of the samples: from what was found out about this part, one value per
             sample on the CPU, to all n samples in order. None: they hold all.
     """
@@ -131,13 +133,11 @@ def score_samples(
         values = torch.cat(parts).cpu() if parts or gather is None else torch.empty(0, dtype=dtype)
         return values if gather is None else gather(values)
 
-    prediction = all_of(predictions, torch.int64)
     return SampleScores(
         labels=all_of(labels, torch.int64),
         rank=all_of(ranks, torch.uint8),
         true_prob=torch.nan_to_num(all_of(probs, torch.float32), nan=0.0),
-        prediction=prediction,
-        agree=None if teacher_prediction is None else prediction == teacher_prediction,
+        prediction=all_of(predictions, torch.int64),
     )
 
 

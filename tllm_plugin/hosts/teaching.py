@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
-from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -161,7 +160,7 @@ class Teaching:
         samples = both.part(0, len(self.split.holdout))
         teacher = self._teacher_predictions()
         if teacher is not None:
-            samples = replace(samples, agree=samples.prediction == teacher)
+            samples = samples.beside(teacher)
         self.curves.append(epoch, samples)
         if len(self.split.search):
             self.search_curves.append(epoch, both.part(len(self.split.holdout), len(both.labels)))
@@ -277,7 +276,7 @@ class Teaching:
 
 
 def _score(predict: Callable[[Tensor], Tensor], loader: Batches) -> SampleScores:
-    return score_samples(predict, loader, None, processes.gatherer(loader))
+    return score_samples(predict, loader, processes.gatherer(loader))
 
 
 def flags_record(detector: Detector, node: CfgNode, class_names: Sequence[str], epochs: int) -> FlagsRecord:
