@@ -212,6 +212,16 @@ def test_no_gradient_reaches_the_features_through_the_context() -> None:
     assert not any(buffer.requires_grad for buffer in distiller.buffers())
 
 
+def test_the_look_up_of_the_context_passes_no_gradient_to_the_own_logits() -> None:
+    distiller: Any = distiller_cases.build("CID").double()
+    keywords = distiller_cases.batch("CID")
+    logits, _ = distiller.student(keywords["image"].double())
+    logits.square().sum().backward()
+    classifier = distiller.student.network.fc
+    assert not classifier.weight.grad.any() and not classifier.bias.grad.any()
+    assert bool(distiller.student.context_head.weight.grad.any())
+
+
 def test_what_predicts_is_trained_by_undistillable_rows() -> None:
     """TLLM's label smoothing must reach the context head, and in the first epochs the network's own."""
     for name, trained, untouched in (("CID", "context_head", None), ("CID_warmup", "network.fc", "context_head")):

@@ -92,6 +92,16 @@ def test_every_name_of_a_head(name: str, expected: str) -> None:
     assert len(names) == len(set(names)) and not any(key.startswith("teacher_head") for key in names)
 
 
+def test_connector_weights_have_the_spread_of_their_outputs() -> None:
+    torch.manual_seed(0)
+    student, teacher = OneMap(), OneMap()
+    teacher.fc = nn.Linear(256, 2)
+    connector = SRRL(student, teacher, student_channels=64, teacher_dim=256, teacher_head="fc").connector
+    # 16,384 weights: the standard error of the spread is 0.6 percent.
+    assert connector[0].weight.std().item() == pytest.approx(math.sqrt(2 / 256), rel=0.03)
+    assert abs(connector[0].weight.mean().item()) < 0.003
+
+
 def test_the_connector_is_learnable() -> None:
     distiller = distiller_cases.build("SRRL")
     assert distiller.get_extra_parameters() == 12 * 48 + 48 + 48  # type: ignore[operator]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class ContextStudent(nn.Module):
-    """A network around which a linear head `g` predicts: `z_new = g([f, softmax(z / T) C])`.
+    """A network around which a linear head `g` predicts: `z_new = g([f, softmax(stopgrad(z) / T) C])`.
 
     `f` and `z` are the network's pooled features and own logits, `C` is the context, one vector per class. What this
     module returns first is what predicts: the network's own logits until there is a context, `z_new` from then on. So
@@ -58,7 +58,8 @@ class ContextStudent(nn.Module):
         own_logits, features = self.network(image)
         # Copies: the next step writes into the buffers, perhaps before this step's graph has been used.
         context, has_context = self.context.clone(), self.has_context.clone()
-        seen = (own_logits / self.temperature).softmax(1) @ context
+        # The look-up passes no gradient to the own logits, as in the authors' code.
+        seen = (own_logits.detach() / self.temperature).softmax(1) @ context
         predicted = self.context_head(torch.cat([features["pooled_feat"], seen], dim=1))
         # No branch in Python: that would wait for the device in every step.
         return torch.where(has_context, predicted, own_logits), {**features, "own_logits": own_logits}

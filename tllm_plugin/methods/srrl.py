@@ -54,6 +54,8 @@ class SRRL(Distiller):
         self.connector = nn.Sequential(
             nn.Conv2d(student_channels, teacher_dim, kernel_size=1, bias=False), nn.BatchNorm2d(teacher_dim), nn.ReLU()
         )
+        # N(0, sqrt(2 / out_channels)), as in the authors' code.
+        nn.init.kaiming_normal_(self.connector[0].weight, mode="fan_out", nonlinearity="relu")
 
     def get_learnable_parameters(self) -> list[nn.Parameter]:
         return super().get_learnable_parameters() + list(self.connector.parameters())
