@@ -19,7 +19,7 @@ from tllm_plugin.hosts.repdistiller.method_flags import STUDENT_FLAGS, TEACHER_F
 from tllm_plugin.methods import ContextStudent
 from tllm_plugin.runs.run_folder import RunFolder
 
-MODELS = ("resnet8", "resnet20", "resnet56", "wrn_40_2", "wrn_16_2", "ResNet50", "MobileNetV2", "vgg8")
+MODELS = ("resnet8", "resnet20", "resnet56", "wrn_40_2", "wrn_40_4", "wrn_16_2", "ResNet50", "MobileNetV2", "vgg8")
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +76,7 @@ def test_every_key_of_the_nodes_has_a_flag(parse: Any, parse_stage: Any) -> None
     ("teacher", "student", "weights"),
     [
         ("wrn_40_2", "wrn_16_2", (1.0, 65.0, 1.0)),
+        ("wrn_40_4", "wrn_16_2", (1.0, 55.0, 0.1)),
         ("resnet56", "resnet20", (1.0, 10.0, 1.0)),
         ("ResNet50", "MobileNetV2", (1.0, 33.0, 0.1)),
         ("ResNet50", "vgg8", (1.0, 8.0, 2.0)),

@@ -38,6 +38,7 @@ _HOSTS = ("gamma", "kd_T")
 # (teacher, student) -> b, c of CID's paper; elsewhere the config's defaults.
 _CID_WEIGHTS = {
     ("wrn_40_2", "wrn_16_2"): (65.0, 1.0),
+    ("wrn_40_4", "wrn_16_2"): (55.0, 0.1),
     ("resnet56", "resnet20"): (10.0, 1.0),
     ("ResNet50", "MobileNetV2"): (33.0, 0.1),
     ("ResNet50", "vgg8"): (8.0, 2.0),
