@@ -222,6 +222,67 @@ def test_the_look_up_of_the_context_passes_no_gradient_to_the_own_logits() -> No
     assert bool(distiller.student.context_head.weight.grad.any())
 
 
+@pytest.mark.parametrize("everything_flagged", [False, True])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_context_head_is_as_initialised_until_there_is_a_context(everything_flagged: bool, resumed: bool) -> None:
+    def make() -> tuple[Any, torch.optim.SGD]:
+        torch.manual_seed(0)
+        student = create_model("digits_student", num_classes=NUM_CLASSES, in_channels=1)
+        teacher = create_model("digits_teacher", num_classes=NUM_CLASSES, in_channels=1)
+        dims = {
+            "num_classes": NUM_CLASSES,
+            "student_dim": student.fc.in_features,
+            "teacher_dim": teacher.fc.in_features,
+        }
+        wrapper = TLLMWrapper(CID(student, teacher, **dims, warmup_epochs=4), NUM_CLASSES).train()
+        parameters = wrapper.get_learnable_parameters()
+        return wrapper, torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
+
+    wrapper, optimizer = make()
+    keywords = distiller_cases.batch("CID")
+    head = wrapper.student.context_head
+    initial = copy.deepcopy(head.state_dict())
+    for epoch in range(1, 7):
+        if epoch == 3 and resumed:
+            states = copy.deepcopy((wrapper.state_dict(), optimizer.state_dict()))
+            wrapper, optimizer = make()
+            nn.init.zeros_(wrapper.student.context_head.weight)
+            wrapper.load_state_dict(states[0])
+            optimizer.load_state_dict(states[1])
+            head = wrapper.student.context_head
+        # A context appears in epoch 5, made of what epoch 4 has collected; flagged rows collect nothing.
+        wrapper.set_undistillable(torch.full((NUM_CLASSES,), everything_flagged and epoch <= 3))
+        for _ in range(3):
+            optimizer.zero_grad()
+            _, losses = wrapper(**{**keywords, "epoch": epoch})
+            sum(loss.mean() for loss in losses.values()).backward()
+            if epoch <= 4:
+                optimizer.step()
+                assert all(torch.equal(value, initial[name]) for name, value in head.state_dict().items())
+                assert not any(parameter in optimizer.state for parameter in head.parameters())
+            else:
+                assert bool(wrapper.student.has_context)
+                optimizer.step()
+    assert all("momentum_buffer" in optimizer.state[parameter] for parameter in head.parameters())
+    assert not torch.equal(head.weight, initial["weight"])
+
+
+def test_a_copy_of_the_student_keeps_its_own_head_as_initialised() -> None:
+    original: Any = distiller_cases.build("CID_warmup")
+    file = io.BytesIO()
+    torch.save(original, file)
+    file.seek(0)
+    for distiller in (copy.deepcopy(original), torch.load(file, weights_only=False)):
+        head = distiller.student.context_head
+        before = head.weight.detach().clone()
+        optimizer = torch.optim.SGD(distiller.parameters(), lr=0.1, weight_decay=0.1)
+        _, losses = distiller(**distiller_cases.batch("CID_warmup"))
+        sum(losses.values()).backward()
+        optimizer.step()
+        assert torch.equal(head.weight, before)
+        assert not torch.equal(distiller.student.network.fc.weight, original.student.network.fc.weight)
+
+
 def test_what_predicts_is_trained_by_undistillable_rows() -> None:
     """TLLM's label smoothing must reach the context head, and in the first epochs the network's own."""
     for name, trained, untouched in (("CID", "context_head", None), ("CID_warmup", "network.fc", "context_head")):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 
 class ContextStudent(nn.Module):
@@ -19,6 +22,9 @@ class ContextStudent(nn.Module):
     The context lives in buffers. An epoch's context is the weighted mean of the features collected in the epoch before;
     a class of which nothing was collected keeps what it had. Like BatchNorm's statistics, what several replicas of one
     process collect is that of the first one. Several processes have to add up `row_sums` at the end of an epoch.
+
+    Until there is a context the head stays as it was initialised: its gradients, which are zero, are taken away before
+    every optimizer step, so that neither weight decay nor momentum touches it.
 
     The weights do not fit a plain network: its `load_state_dict` refuses them, because the network alone would give
     other, worse predictions. `restore` makes what they do fit.
@@ -52,6 +58,35 @@ class ContextStudent(nn.Module):
         self.register_buffer("context_weight", torch.zeros(num_classes))
         self.register_buffer("context_epoch", torch.zeros((), dtype=torch.int64))  # of the sums; 0: none yet
         self.register_buffer("has_context", torch.zeros((), dtype=torch.bool))
+        self._guard_head()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._guard_head()  # Of a copy, which has parameters of its own.
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._head_trains = False  # A checkpoint from before the first context may be loaded after it.
+
+    def _guard_head(self) -> None:
+        """Take the head's gradients away before every optimizer step, until there is a context.
+
+        A hook of all optimizers, because the loop that makes the step belongs to a host; and not of the gradients,
+        because DistributedDataParallel writes those again when it has averaged them.
+        """
+        self._head_trains = False
+        reference = weakref.ref(self)
+
+        def before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            student = reference()
+            if student is None or student._head_trains:
+                return
+            student._head_trains = bool(student.has_context)
+            if not student._head_trains:
+                for parameter in student.context_head.parameters():
+                    parameter.grad = None
+
+        weakref.finalize(self, register_optimizer_step_pre_hook(before_step).remove)
 
     def forward(self, image: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """Return the logits (n, C) that predict, and the network's features with its own logits as `own_logits`."""
