@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from tllm_plugin.core.data_identity import DataIdentity, DataPart
 from tllm_plugin.core.errors import ConfigError, DataError, unknown_name
+from tllm_plugin.data.identity import part_of
 from tllm_plugin.data.loaders import EvalLoader, TrainLoader
 from tllm_plugin.data.shards import WHOLE, Shard
 
@@ -52,6 +55,26 @@ class DataBundle(ABC):
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @cached_property
+    def identity(self) -> DataIdentity:
+        """What a run on this data is to be remembered by.
+
+        Raises:
+            DataError: A file is not there.
+        """
+        return DataIdentity(
+            class_names=tuple(self.class_names),
+            train=self._part("train"),
+            test=self._part("test"),
+            image_size=self.image_size,
+            mean=tuple(self.mean),
+            std=tuple(self.std),
+        )
+
+    def _part(self, split: Split) -> DataPart:
+        """Return the record of a part; of its labels alone, where a data set has no more to say."""
+        return part_of(self.train_labels if split == "train" else self.test_labels, self.num_classes)
 
     def train_loader(
         self,

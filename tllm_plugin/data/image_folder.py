@@ -73,6 +73,8 @@ def load_image_folder(path: str, *, image_size: int = 0, num_workers: int = 2, *
         train=ImageSet(train_images, train.labels),
         test=ImageSet(test_images, test.labels),
         flip=True,
+        train_files=train.files,
+        test_files=test.files,
     )
 
 
