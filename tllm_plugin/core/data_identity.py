@@ -38,6 +38,7 @@ class DataIdentity:
         image_size: Height and width for the network, in pixels.
         mean: Per channel, subtracted from pixels that are scaled to 0..1.
         std: Per channel, what they are divided by then.
+        class_folders: (C,) names of the class folders, where there are any: a class may be called otherwise.
     """
 
     class_names: tuple[str, ...] = ()
@@ -46,6 +47,7 @@ class DataIdentity:
     image_size: int = 0
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    class_folders: tuple[str, ...] = ()
 
     def digest(self) -> str:
         """Return 64 hexadecimal digits that stand for the whole record.
@@ -65,6 +67,9 @@ def class_difference(recorded: DataIdentity, now: DataIdentity) -> str:
     "the classes stand in another order: class 1 was '2' and is '10'"
     """
     old, new = recorded.class_names, now.class_names
+    if recorded.class_folders and now.class_folders:
+        # By what name people call a class matters to no network.
+        old, new = recorded.class_folders, now.class_folders
     if not old or not new or old == new:
         return ""
     gone, added = ([name for name in names if name not in set(others)] for names, others in ((old, new), (new, old)))

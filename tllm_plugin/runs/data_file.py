@@ -35,10 +35,13 @@ def from_json(obj: object) -> DataIdentity:
         image_size=field(obj, "image_size", count),
         mean=field(obj, "mean", list_of(number)),
         std=field(obj, "std", list_of(number)),
+        class_folders=field(obj, "class_folders", list_of(text)),
     )
     for name, part in (("train", record.train), ("test", record.test)):
         if part.counts and len(part.counts) != len(record.class_names):
             raise FieldError(f"of {len(record.class_names)} classes", f"{len(part.counts)}", f"{name}.counts")
+    if record.class_folders and len(record.class_folders) != len(record.class_names):
+        raise FieldError(f"of {len(record.class_names)} classes", f"{len(record.class_folders)}", "class_folders")
     if len(record.mean) != len(record.std):
         raise FieldError(f"of {len(record.mean)} channels", f"{len(record.std)}", "std")
     if any(value <= 0 for value in record.std):
