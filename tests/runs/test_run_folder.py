@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from tllm_plugin import Curves, FileFormatError, TLLMError
+from tllm_plugin.core.data_identity import DataIdentity, DataPart
+from tllm_plugin.runs import data_file
 from tllm_plugin.runs.curves_file import to_state, write_curves
 from tllm_plugin.runs.flags_file import FlagsRecord
 from tllm_plugin.runs.metrics_file import MetricsRecord
@@ -147,3 +149,23 @@ def test_create_says_why_it_cannot(tmp_path: Path) -> None:
     (tmp_path / "log").touch()
     with pytest.raises(TLLMError, match=rf"^Cannot make the folder {tmp_path}{os.sep}log{os.sep}tllm: Not a directory"):
         RunFolder.inside(tmp_path / "log").create()
+
+
+def test_what_a_run_was_trained_on(run: RunFolder) -> None:
+    assert run.read_data() == DataIdentity(class_names=("apple", "caf\udce9", 'a "b"\n\u2603')), "of an earlier version"
+    identity = DataIdentity(
+        class_names=("apple", "caf\udce9", "c"),
+        train=DataPart((3, 0, 2), "aa", "bb", ""),
+        test=DataPart((1, 1, 1), "cc", "", "dd"),
+        image_size=8,
+        mean=(0.1 + 0.2,),
+        std=(1 / 3,),
+    )
+    run.write_data(identity)
+    assert run.read_data() == identity
+    text = data_file.to_text(identity)
+    assert text.isascii() and data_file.from_checkpoint({"data": text}, "latest") == identity
+    assert data_file.from_checkpoint({"model": {}}, "latest") is None
+    for damaged in (text[:-3], "[]", text.replace("[3, 0, 2]", "[3, 0]"), text.replace("0.333", "-0.333")):
+        with pytest.raises(FileFormatError):
+            data_file.from_checkpoint({"data": damaged}, "latest")

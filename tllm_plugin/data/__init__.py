@@ -12,9 +12,13 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
+
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.data import cifar100, cub200, digits, image_folder  # noqa: F401 (they register themselves)
 from tllm_plugin.data.bundle import DataBundle, Split
+from tllm_plugin.data.class_order import ClassOrder
 from tllm_plugin.data.image_set import ImageSet
 from tllm_plugin.data.loaders import EvalLoader, TrainLoader
 from tllm_plugin.data.registry import DATA_SETS, DataSetLoader
@@ -39,6 +43,9 @@ def load_data(
     image_size: int = 0,
     num_workers: int = 2,
     seed: int = 0,
+    class_order: ClassOrder = "",
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
 ) -> DataBundle:
     """Load a data set by its name.
 
@@ -49,6 +56,10 @@ def load_data(
         image_size: Height and width for the network, in pixels; 0: as stored.
         num_workers: Processes that decode images; 0: the calling one does.
         seed: For registered sets that draw their own split. Those that come with the package have fixed splits.
+        class_order: Of class folders; "": text order, as torchvision sorts them, "natural": as timm does, or a file
+            with the name of a folder on each line, or these names.
+        mean: Per channel, instead of what the data set is normalised by: for networks that come from elsewhere.
+        std: Likewise.
 
     Raises:
         ConfigError: An unknown name, or an argument that the data set cannot use.
@@ -58,4 +69,12 @@ def load_data(
         raise ConfigError(f"Expected `image_size` to be at least 0, but got {image_size}")
     if num_workers < 0:
         raise ConfigError(f"Expected `num_workers` to be at least 0, but got {num_workers}")
-    return DATA_SETS[name](path, download=download, image_size=image_size, num_workers=num_workers, seed=seed)
+    load, options = DATA_SETS[name], {}
+    if class_order:
+        if "class_order" not in inspect.signature(load).parameters:
+            raise ConfigError(
+                f"Expected `class_order` with a data set of class folders, but {name} has an order of its own"
+            )
+        options["class_order"] = class_order
+    bundle = load(path, download=download, image_size=image_size, num_workers=num_workers, seed=seed, **options)
+    return bundle.normalised(mean, std)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from tllm_plugin.core.data_identity import DataIdentity, DataPart
 from tllm_plugin.core.errors import ConfigError, DataError, unknown_name
+from tllm_plugin.data.identity import part_of
 from tllm_plugin.data.loaders import EvalLoader, TrainLoader
 from tllm_plugin.data.shards import WHOLE, Shard
 
@@ -28,6 +33,8 @@ class DataBundle(ABC):
         std: Per channel, what they are divided by then.
         train_labels: (N,) int64 on the CPU.
         test_labels: (M,) int64 on the CPU.
+        class_folders: Names of the class folders, in the order of the labels; none where classes have no folders.
+        order_stated: Whether somebody has said in which order these are.
 
     Raises:
         DataError: Labels of a wrong shape, dtype or range.
@@ -40,6 +47,8 @@ class DataBundle(ABC):
     std: tuple[float, ...]
     train_labels: Tensor
     test_labels: Tensor
+    class_folders: tuple[str, ...] = ()
+    order_stated: bool = False
 
     def __post_init__(self) -> None:
         for name, labels in (("train_labels", self.train_labels), ("test_labels", self.test_labels)):
@@ -52,6 +61,42 @@ class DataBundle(ABC):
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @cached_property
+    def identity(self) -> DataIdentity:
+        """What a run on this data is to be remembered by.
+
+        Raises:
+            DataError: A file is not there.
+        """
+        return DataIdentity(
+            class_names=tuple(self.class_names),
+            train=self._part("train"),
+            test=self._part("test"),
+            image_size=self.image_size,
+            mean=tuple(self.mean),
+            std=tuple(self.std),
+            class_folders=tuple(self.class_folders),
+        )
+
+    def normalised(self, mean: Sequence[float], std: Sequence[float]) -> DataBundle:
+        """Return the same data, normalised by other numbers; none: by those that it has.
+
+        Raises:
+            ConfigError: They are not as many as there are channels, not finite, or a deviation is not more than 0.
+        """
+        if not mean and not std:
+            return self
+        for name, values, low in (("mean", mean, -math.inf), ("std", std, 0.0)):
+            numbers = len(values) == self.in_channels and all(math.isfinite(value) for value in values)
+            if not numbers or any(value <= low for value in values):
+                kind = "finite numbers" if name == "mean" else "numbers above 0"
+                raise ConfigError(f"Expected `{name}` to be {self.in_channels} {kind}, but got {list(values)}")
+        return replace(self, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
+
+    def _part(self, split: Split) -> DataPart:
+        """Return the record of a part; of its labels alone, where a data set has no more to say."""
+        return part_of(self.train_labels if split == "train" else self.test_labels, self.num_classes)
 
     def train_loader(
         self,

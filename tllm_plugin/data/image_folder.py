@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from tllm_plugin.core.errors import DataError
 from tllm_plugin.data.bundle import DataBundle
+from tllm_plugin.data.class_order import ClassOrder, in_order, ordered
 from tllm_plugin.data.decode import decode_files, stored_size
 from tllm_plugin.data.folder import find_parts, readable_names
 from tllm_plugin.data.image_set import ImageSet
@@ -25,7 +27,9 @@ LARGE_IMAGE_STD = (0.229, 0.224, 0.225)
 
 
 @DATA_SETS.register("imagefolder")
-def load_image_folder(path: str, *, image_size: int = 0, num_workers: int = 2, **_: object) -> DataBundle:
+def load_image_folder(
+    path: str, *, image_size: int = 0, num_workers: int = 2, class_order: ClassOrder = "", **_: object
+) -> DataBundle:
     """Images of `path/train/<class>/` and, for testing, `path/val/<class>/` (or `test`), as RGB.
 
     Small images are decoded once and kept in memory, normalised by their own mean and standard deviation; large ones
@@ -36,12 +40,15 @@ def load_image_folder(path: str, *, image_size: int = 0, num_workers: int = 2, *
         image_size: Height and width for the network, in pixels. Up to 64: in memory; larger: from disk. 0: as stored,
             if all images are square, of one size and at most 64 pixels wide.
         num_workers: Processes that decode.
+        class_order: See `ClassOrder`.
 
     Raises:
-        ConfigError: `path` is not a folder.
+        ConfigError: `path` is not a folder, or the class order names other classes.
         DataError: The folder does not hold what is described above; the message names the folder or file.
     """
     train, test = find_parts(path)
+    folders = ordered(train.classes, class_order, train.root)
+    train, test = in_order(train, folders), in_order(test, folders)
     class_names = readable_names(Path(path).expanduser(), train.classes)
     logger.info(
         "%s: %d classes, %d training images, %d test images (in %s)",
@@ -63,17 +70,22 @@ def load_image_folder(path: str, *, image_size: int = 0, num_workers: int = 2, *
             train_files=train.files,
             test_files=test.files,
             num_workers=num_workers,
+            class_folders=folders,
+            order_stated=bool(class_order),
         )
     side = image_size or _common_side(train.files[0])
     train_images, test_images = (
         decode_files(part.files, side, resize=image_size > 0, num_workers=num_workers) for part in (train, test)
     )
-    return in_memory_bundle(
+    bundle = in_memory_bundle(
         class_names,
         train=ImageSet(train_images, train.labels),
         test=ImageSet(test_images, test.labels),
         flip=True,
+        train_files=train.files,
+        test_files=test.files,
     )
+    return replace(bundle, class_folders=folders, order_stated=bool(class_order))
 
 
 def _common_side(first_file: str) -> int:

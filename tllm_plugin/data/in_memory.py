@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tllm_plugin.core.data_identity import DataPart
 from tllm_plugin.core.errors import DataError
 from tllm_plugin.data.augment import ShiftFlip, channel_statistics, normalise, per_channel
 from tllm_plugin.data.bundle import DataBundle, Split
+from tllm_plugin.data.identity import part_of
 from tllm_plugin.data.image_set import ImageSet
 from tllm_plugin.data.loaders import EvalLoader, TrainLoader
 from tllm_plugin.data.randomness import derived_generator
@@ -29,11 +31,15 @@ class InMemoryBundle(DataBundle):
         train: Training images and labels, on the CPU.
         test: Test images and labels, on the CPU.
         augmentation: What training images go through.
+        train_files: Where the training images come from; none if they come from no files of their own.
+        test_files: Likewise.
     """
 
     train: ImageSet
     test: ImageSet
     augmentation: ShiftFlip
+    train_files: tuple[str, ...] = ()
+    test_files: tuple[str, ...] = ()
     _copies: dict[tuple[Split, torch.device], ImageSet] = field(default_factory=dict, init=False, repr=False)
 
     def resident(self, split: Split, device: torch.device) -> ImageSet:
@@ -43,6 +49,10 @@ class InMemoryBundle(DataBundle):
         if key not in self._copies:
             self._copies[key] = (self.train if split == "train" else self.test).to(device)
         return self._copies[key]
+
+    def _part(self, split: Split) -> DataPart:
+        images, files = (self.train, self.train_files) if split == "train" else (self.test, self.test_files)
+        return part_of(images.labels, self.num_classes, files=files, images=images.images)
 
     def _train_loader(
         self, rows: Tensor, *, batch_size: int, seed: int, device: torch.device, drop_last: bool
@@ -61,6 +71,8 @@ def in_memory_bundle(
     flip: bool,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    train_files: tuple[str, ...] = (),
+    test_files: tuple[str, ...] = (),
 ) -> InMemoryBundle:
     """Bundle of two sets of square images of one size.
 
@@ -74,6 +86,8 @@ def in_memory_bundle(
         flip: Whether a mirrored image still belongs to its class.
         mean: Per channel, of pixels scaled to 0..1; None: computed from all training images.
         std: Likewise.
+        train_files: Where the training images come from; none if they come from no files of their own.
+        test_files: Likewise.
 
     Raises:
         DataError: No training image, or images that are not square or not of one size.
@@ -99,6 +113,8 @@ def in_memory_bundle(
         train=train,
         test=test,
         augmentation=ShiftFlip(padding=image_size // 8, flip=flip),
+        train_files=train_files,
+        test_files=test_files,
     )
 
 

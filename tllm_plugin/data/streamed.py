@@ -12,10 +12,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms import functional as TF
 
+from tllm_plugin.core.data_identity import DataPart
 from tllm_plugin.core.errors import DataError
 from tllm_plugin.data.augment import normalise, per_channel
 from tllm_plugin.data.bundle import DataBundle, Split
 from tllm_plugin.data.decode import read_rgb, stack_or_first_error
+from tllm_plugin.data.identity import part_of
 from tllm_plugin.data.loaders import EvalLoader, TrainLoader
 from tllm_plugin.data.randomness import borrowed_cpu_rng, derived_seed
 
@@ -45,6 +47,12 @@ class StreamedBundle(DataBundle):
     test_files: tuple[str, ...]
     num_workers: int
     brightness: float = 0.0
+
+    def _part(self, split: Split) -> DataPart:
+        labels, files = (
+            (self.train_labels, self.train_files) if split == "train" else (self.test_labels, self.test_files)
+        )
+        return part_of(labels, self.num_classes, files=files)
 
     def _train_loader(
         self, rows: Tensor, *, batch_size: int, seed: int, device: torch.device, drop_last: bool

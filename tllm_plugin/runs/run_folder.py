@@ -9,8 +9,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.errors import FileFormatError, TLLMError
-from tllm_plugin.runs import curves_file, flags_file, metrics_file, predictions_file, search_file, split_file
+from tllm_plugin.runs import (
+    curves_file,
+    data_file,
+    flags_file,
+    metrics_file,
+    predictions_file,
+    search_file,
+    split_file,
+)
 from tllm_plugin.runs.atomic import remove_temporaries, write_json
 from tllm_plugin.runs.fields import FieldError
 from tllm_plugin.runs.flags_file import FlagsRecord
@@ -97,6 +106,11 @@ class RunFolder:
         return self.path / "split.json"
 
     @property
+    def data_json(self) -> Path:
+        """What the run was trained on; `DataIdentity`. Runs of earlier versions have none."""
+        return self.path / "data.json"
+
+    @property
     def curves_npz(self) -> Path:
         """The hold-out history; see `read_curves`."""
         return self.path / "curves.npz"
@@ -153,6 +167,22 @@ class RunFolder:
     def read_split(self) -> SplitRecord:
         """Read `split.json`; a `FileFormatError` says what is wrong with it."""
         return _read(self.split_json, split_file.KIND, split_file.VERSION, SplitRecord.from_json)
+
+    def write_data(self, record: DataIdentity) -> None:
+        """Write `data.json`."""
+        _write(self.data_json, data_file.KIND, data_file.VERSION, data_file.to_json(record))
+
+    def read_data(self) -> DataIdentity:
+        """Return what is known of what the run was trained on; of a run of an earlier version its class names at most.
+
+        Raises:
+            FileFormatError: A file that says it is damaged.
+        """
+        if self.data_json.exists():
+            return _read(self.data_json, data_file.KIND, data_file.VERSION, data_file.from_json)
+        if self.flags_json.exists():
+            return DataIdentity(class_names=tuple(item.name for item in self.read_flags().classes))
+        return DataIdentity()
 
     def write_flags(self, record: FlagsRecord) -> None:
         """Write `flags.json`."""
