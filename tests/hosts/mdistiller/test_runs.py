@@ -248,6 +248,23 @@ def test_overrides_that_the_host_refuses(scratch: Path, options: tuple[str, ...]
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("script", [False, True], ids=["launched", "patched"])
+@pytest.mark.parametrize(
+    ("base", "told"),
+    [
+        (f"{BASE}SOLVER: {{LR: 0.1}}\n", "the key `SOLVER` twice in one place, in line 5 and in line 15;"),
+        (BASE.replace("EPOCHS: 3", "EPOCHS: 010"), "but got 010, which YAML reads as 8;"),
+    ],
+    ids=["twice", "octal"],
+)
+def test_a_config_that_the_host_would_misread_is_refused(base: str, told: str, script: bool, scratch: Path) -> None:
+    if script:
+        apply_patch(scratch, "0001")
+    done = train(scratch, script=script, check=False, base=base)
+    assert done.returncode != 0 and told in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and not (scratch / "output").exists()
+
+
 def test_plugin_that_is_off_changes_nothing(scratch: Path) -> None:
     seeded(scratch)
     for name in ("0001", "0002"):
