@@ -159,6 +159,9 @@ def test_teacher_stage_and_what_it_leaves(scratch: Path) -> None:
     assert state["model"]["module.distiller.student.has_context"]
     groups = state["optimizer"]["param_groups"]
     assert [group["nesterov"] for group in groups] == [True, True] and groups[1]["weight_decay"] == 0.0
+    # In the first epoch, which has no context, the context head was left alone.
+    first = torch.load(latest.with_name("epoch_1"), weights_only=True)["optimizer"]["state"]
+    assert len(state["optimizer"]["state"]) - len(first) == 2
     # What the host's tools/eval.py does with the weights of a student.
     with pytest.raises(RuntimeError, match="context_head"):
         create_model("resnet8", num_classes=200).load_state_dict(

@@ -38,6 +38,7 @@ class ParallelDistiller:
     def __init__(self, distiller: nn.Module) -> None:
         self.batch_rows: int | None = None
         self._module = distiller
+        self._holding: list[Any] = [module for module in distiller.modules() if hasattr(module, "held_parameters")]
         if processes.count() > 1:
             self._module = DistributedDataParallel(distiller, **_KEEPS_BUFFERS)
 
@@ -67,6 +68,13 @@ class ParallelDistiller:
         if isinstance(self._module, DistributedDataParallel) and not last:
             return self._module.no_sync()
         return nullcontext()
+
+    def drop_held(self) -> None:
+        """Drop gradients of parameters that their modules hold back, before a step: DDP has put zeros there."""
+        if isinstance(self._module, DistributedDataParallel):
+            for module in self._holding:
+                for parameter in module.held_parameters():
+                    parameter.grad = None
 
     def __call__(self, **batch: Any) -> Any:
         return self._module(**batch)

@@ -222,6 +222,7 @@ class BaseTrainer:
                 (total * self.parallel.weight(part_rows, batch_rows)).backward()
             outputs.append(logits.detach())
             totals.append(total.detach() * (part_rows / batch_rows))
+        self.parallel.drop_held()
         self.optimizer.step()
         self.schedule.step()
         return torch.cat(outputs), torch.stack(totals).sum()
