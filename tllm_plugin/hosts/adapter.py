@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from tllm_plugin.hosts.random_state import RandomState
 from tllm_plugin.hosts.results import write_test_results
 from tllm_plugin.hosts.teaching import Teaching, TrainingData, student_predictor
 from tllm_plugin.runs.atomic import write_text
+from tllm_plugin.runs.reading import check_torch
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,9 @@ class _TLLMTrainer:
         self._catch_up(epoch)
 
     def train(self, resume: bool = False) -> None:
+        latest = Path(self.log_path) / "latest"
+        if resume and not self.writes_results and latest.exists():
+            check_torch(latest, "a checkpoint to resume from")  # The host loads it without looking.
         super().train(resume=resume)  # type: ignore[misc]
         self._catch_up(self.cfg.SOLVER.EPOCHS)
         if not self.writes_results and self.teaching.run is not None:
