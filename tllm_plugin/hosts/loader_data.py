@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, Subset
 
 from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.hosts.single_rows import without_single_row
 
 # Where data sets of torchvision and of the hosts keep their labels and names.
 _LABELS = ("targets", "labels")
@@ -52,7 +53,7 @@ class LoaderData:
         self.class_names: tuple[str, ...] = tuple(map(str, names if names is not None else range(classes)))
 
     def train_loader(self, indices: Tensor) -> Any:
-        """Return the host's loader, with its options, over `indices` only."""
+        """Return the host's loader, with its options, over `indices` only; no batch is of a single row."""
         keep_contrast_inside(self.dataset, indices)
         loader = self.loader
         options: dict[str, Any] = {
@@ -63,7 +64,8 @@ class LoaderData:
             )
         }
         shuffle = isinstance(loader.sampler, RandomSampler)
-        return DataLoader(Subset(self.dataset, indices.tolist()), shuffle=shuffle, **options)  # type: ignore[arg-type]
+        rows: Dataset[Any] = Subset(self.dataset, indices.tolist())  # type: ignore[arg-type]
+        return without_single_row(DataLoader(rows, shuffle=shuffle, **options))  # type: ignore[arg-type]
 
     def holdout_loader(self, indices: Tensor) -> Any:
         """Return un-augmented `(image, label)` batches of `indices`, in order; no global random number is drawn."""

@@ -18,6 +18,7 @@ from yacs.config import CfgNode
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.core.registry import Registry
 from tllm_plugin.hosts import processes
+from tllm_plugin.hosts.embedded.batch_norm import single_rows_explained
 from tllm_plugin.hosts.embedded.checkpoint import read_checkpoint
 from tllm_plugin.hosts.embedded.device import autocast
 from tllm_plugin.hosts.embedded.evaluation import ClassResults, peak_memory_bytes, score_test_set
@@ -214,7 +215,7 @@ class BaseTrainer:
         for images, targets, rows in zip(*(item.tensor_split(parts) for item in (image, target, index)), strict=True):
             part_rows = targets.shape[0]
             with self.parallel.accumulating(last=len(outputs) == parts - 1):
-                with self.autocast():
+                with self.autocast(), single_rows_explained():
                     logits, losses = self.parallel(image=images, target=targets, index=rows, epoch=epoch)
                 means = torch.stack([loss.mean() for loss in losses.values()])
                 self.guard.see(epoch, losses, means, rows)

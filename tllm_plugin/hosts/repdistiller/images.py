@@ -12,6 +12,7 @@ from torchvision import transforms
 from tllm_plugin.data.decode import decode_files
 from tllm_plugin.data.folder import FolderPart, find_parts, readable_names
 from tllm_plugin.hosts.photographs import cub200_loaders
+from tllm_plugin.hosts.single_rows import without_single_row
 
 #: Values of --dataset that the host does not have.
 DATASETS = ("imagefolder", "cub200")
@@ -109,7 +110,7 @@ def load_images(options: Any) -> tuple[DataLoader[Any], DataLoader[Any], int, in
     test_set = FolderImages(test_images, test.labels.numpy(), classes, transforms.Compose(plain))
     train_loader: DataLoader[Any] = DataLoader(train_set, batch_size=batch_size, shuffle=True, num_workers=workers)
     test_loader: DataLoader[Any] = DataLoader(test_set, batch_size=max(1, batch_size // 2), num_workers=workers // 2)
-    return train_loader, test_loader, len(train_set), len(classes)
+    return without_single_row(train_loader), test_loader, len(train_set), len(classes)
 
 
 def _decode(part: FolderPart, workers: int) -> np.ndarray:
