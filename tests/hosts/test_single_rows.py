@@ -44,8 +44,11 @@ class Flat(nn.Module):
         return self.layers(image), {}
 
 
-# A network whose last map of a digit is one pixel.
-MODELS.register("pixel")(partial(TinyConvNet, widths=(4, 6, 8, 12), depth=1))
+@pytest.fixture(autouse=True)
+def pixel_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Register a network whose last map of a digit is one pixel, for the time of a test."""
+    monkeypatch.setattr(MODELS, "_items", dict(MODELS._items))
+    MODELS.register("pixel")(partial(TinyConvNet, widths=(4, 6, 8, 12), depth=1))
 
 
 @pytest.fixture
