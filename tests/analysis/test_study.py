@@ -14,6 +14,7 @@ from tllm_plugin.analysis.loaded_run import load_run, method_of, reference_of, t
 from tllm_plugin.analysis.study import build_comparison, build_pairs, build_study, separate_vanilla
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.report.payload import payload
+from tllm_plugin.runs.run_folder import RunFolder
 
 
 def test_order(make_run: RunMaker) -> None:
@@ -179,6 +180,6 @@ def test_refusals(make_run: RunMaker, tmp_path: Path) -> None:
     (run / "tllm" / "metrics.json").write_text(json.dumps(metrics))
     with pytest.raises(FileFormatError, match="predictions.npz and metrics.json in .* to agree"):
         load_run(run)
-    (run / "tllm" / "config.yaml").write_text("a: [")
+    RunFolder.inside(run).write_config("a: [")
     with pytest.raises(FileFormatError, match="to be the YAML of a config"):
         load_run(run)

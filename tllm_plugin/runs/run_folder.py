@@ -10,7 +10,15 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tllm_plugin.core.errors import FileFormatError, TLLMError
-from tllm_plugin.runs import curves_file, flags_file, metrics_file, predictions_file, search_file, split_file
+from tllm_plugin.runs import (
+    config_file,
+    curves_file,
+    flags_file,
+    metrics_file,
+    predictions_file,
+    search_file,
+    split_file,
+)
 from tllm_plugin.runs.atomic import remove_temporaries, write_json
 from tllm_plugin.runs.fields import FieldError
 from tllm_plugin.runs.flags_file import FlagsRecord
@@ -145,6 +153,14 @@ class RunFolder:
             raise TLLMError(f"Cannot make the folder {self.path}: {error.strerror or error}") from error
         remove_temporaries(self.path)
         return self
+
+    def write_config(self, text: str) -> None:
+        """Write `config.yaml`."""
+        config_file.write_config(self.config_yaml, text)
+
+    def read_config(self) -> str:
+        """Read `config.yaml`; a `FileFormatError` says that a part is missing, a `FileNotFoundError` that all is."""
+        return config_file.read_config(self.config_yaml)
 
     def write_split(self, record: SplitRecord) -> None:
         """Write `split.json`."""

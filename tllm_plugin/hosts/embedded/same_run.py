@@ -45,8 +45,8 @@ def config_of(run: RunFolder) -> CfgNode:
     if not run.config_yaml.exists() and latest.exists():
         return recorded_config(read_state(latest)["config"])
     try:
-        return recorded_config(run.config_yaml.read_text(encoding="utf-8"))
-    except Exception as error:  # yacs and YAML raise what they like on a damaged file.
+        return recorded_config(run.read_config())
+    except (ConfigError, FileNotFoundError) as error:
         raise FileFormatError(f"Expected {run.config_yaml} to be the config of a run, but {error}") from error
 
 
