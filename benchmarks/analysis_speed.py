@@ -147,7 +147,7 @@ def _write_run(log_folder: Path, method: str, detector: str, seed: int) -> Path:
         rank = torch.from_numpy(generator.integers(1, 4, len(holdout), dtype=np.uint8))
         curves.append(epoch, SampleScores(holdout, rank, torch.rand(len(holdout)), torch.where(rank == 1, holdout, -1)))
     run.write_curves(curves.state_dict())
-    run.config_yaml.write_text(
+    run.write_config(
         f"DISTILLER: {{TYPE: {method}, STUDENT: resnet18, TEACHER: resnet34}}\n"
         f"EXPERIMENT: {{SEED: {seed}}}\nTLLM: {{DETECTOR: {{TYPE: {detector}}}}}\n"
     )

@@ -86,7 +86,7 @@ def write_run(
         for section in sections:
             node = node.setdefault(section, {})
         node[last] = value
-    folder.config_yaml.write_text(yaml.safe_dump(config))
+    folder.write_config(yaml.safe_dump(config))
     return log_folder
 
 

@@ -181,6 +181,6 @@ def test_refusals(make_run: RunMaker, tmp_path: Path) -> None:
     folder.write_metrics(replace(metrics, class_correct=fewer, test_accuracy=sum(fewer) / sum(metrics.class_total)))
     with pytest.raises(FileFormatError, match="predictions.npz and metrics.json in .* to agree"):
         load_run(run)
-    (run / "tllm" / "config.yaml").write_text("a: [")
+    RunFolder.inside(run).write_config("a: [")
     with pytest.raises(FileFormatError, match="to be the YAML of a config"):
         load_run(run)

@@ -135,9 +135,9 @@ def test_runs_of_a_search_are_no_seeds(tmp_path: Path, capsys: pytest.CaptureFix
     for number in range(3):
         write_run(tmp_path / "search" / f"trial-{number}", method="KD", detector="reference", tested=False)
     tested = RunFolder.inside(write_run(tmp_path / "search" / "tested", method="KD", detector="reference"))
-    config = yaml.safe_load(tested.config_yaml.read_text())
+    config = yaml.safe_load(tested.read_config())
     config["TLLM"].setdefault("HOLDOUT", {})["SEARCH_FRACTION"] = 0.1
-    tested.config_yaml.write_text(yaml.safe_dump(config))
+    tested.write_config(yaml.safe_dump(config))
     assert main(["tables", str(tmp_path)]) == 0
     shown = capsys.readouterr()
     assert "1 finished runs" in shown.out and shown.err.count("left out") == 1

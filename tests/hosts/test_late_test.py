@@ -97,12 +97,12 @@ def test_what_cannot_be_tested(untested: RunFolder, tmp_path: Path, capsys: pyte
     student.rename(tmp_path / "student")
     assert "student_latest" in told(1)
     (tmp_path / "student").rename(student)
-    config = untested.config_yaml.read_text()
-    untested.config_yaml.write_text(config.replace("STUDENT: digits_student", "STUDENT: digits_teacher"))
+    config = untested.read_config()
+    untested.write_config(config.replace("STUDENT: digits_student", "STUDENT: digits_teacher"))
     assert "student_latest to fit TinyConvNet" in told(1)
     untested.config_yaml.unlink()
     assert "to be a run of the embedded host, but it has no config.yaml" in told(2)
-    untested.config_yaml.write_text("host: {name: repdistiller}\noptions: {}\n")
+    untested.write_config("host: {name: repdistiller}\noptions: {}\n")
     assert "to be a run of the embedded host, but it has no config.yaml" in told(2)
     for text, problem in (
         ("", "sections with keys, but there are none"),
@@ -111,10 +111,10 @@ def test_what_cannot_be_tested(untested: RunFolder, tmp_path: Path, capsys: pyte
         ("SOLVER: {EPOCHS: {A: 1}}", "`SOLVER.EPOCHS` to be a value"),
         ("DATASET: [", "while parsing"),
     ):
-        untested.config_yaml.write_text(text)
+        untested.write_config(text)
         error = told(1)
         assert f"{untested.config_yaml} to be the config of a run" in error and problem in error
-    untested.config_yaml.write_text(config)
+    untested.write_config(config)
     untested.write_metrics(replace(untested.read_metrics(), finished=False))
     assert "to be finished, but it has trained 3 epochs" in told(2)
     with pytest.raises(ConfigError, match=r"no test results yet$"):
@@ -126,7 +126,7 @@ def test_a_tested_run_of_another_host_is_left_alone(
 ) -> None:
     run = RunFolder.inside(shutil.copytree(trained.vanilla.log_folder, tmp_path / "run"))
     run.predictions_npz.unlink()  # RepDistiller's keep counts.
-    run.config_yaml.write_text("host: {name: repdistiller}\noptions: {}\n")
+    run.write_config("host: {name: repdistiller}\noptions: {}\n")
     before = contents(run)
     assert main(["test", str(run.log_folder)]) == 0
     assert f"test accuracy {run.read_metrics().test_accuracy:.2%}" in capsys.readouterr().out
@@ -148,10 +148,8 @@ def test_the_other_runs_are_tested_nevertheless(
     assert main(["test", str(other.log_folder)]) == 2
     assert "to have the classes that" in capsys.readouterr().err and not other.read_metrics().tested
     other.write_flags(record)
-    text = other.config_yaml.read_text()
-    other.config_yaml.write_text(
-        text.replace("DEVICE: cpu", "DEVICE: cuda:97").replace("DEVICE: auto", "DEVICE: cuda:97")
-    )
+    text = other.read_config()
+    other.write_config(text.replace("DEVICE: cpu", "DEVICE: cuda:97").replace("DEVICE: auto", "DEVICE: cuda:97"))
     assert main(["test", str(other.log_folder)]) == 2
     assert main(["test", str(other.log_folder), "--device", "auto"]) == 0
     assert other.predictions_npz.read_bytes() == untested.predictions_npz.read_bytes()
@@ -210,7 +208,7 @@ def test_a_run_that_is_needed_is_tested_if_the_other_one_is(
     assert not ensured(*NEVER).read_metrics().tested
     (untested.log_folder / "latest").unlink()
     # A default of a key that it does not read has changed since.
-    untested.config_yaml.write_text(untested.config_yaml.read_text().replace("TEMPERATURE: 4.0", "TEMPERATURE: 3.0"))
+    untested.write_config(untested.read_config().replace("TEMPERATURE: 4.0", "TEMPERATURE: 3.0"))
     student = untested.log_folder / "student_latest"
     student.rename(tmp_path / "student")
     assert not ensured().read_metrics().tested and "vanilla is not tested: Expected" in caplog.text

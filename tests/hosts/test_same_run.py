@@ -51,7 +51,7 @@ def test_what_such_a_run_does_not_look_at_may_differ(copied: RunFolder, tmp_path
 
 
 def test_runs_of_earlier_versions_are_used(copied: RunFolder, tmp_path: Path) -> None:
-    text = copied.config_yaml.read_text()
+    text = copied.read_config()
     # As if these keys had not been there, or had had another default.
     for line, instead in (("  ACCUMULATE: 1\n", ""), ("  TEST_FREQ: 1\n", ""), ("    ETA: 0.05\n", "    ETA: 0.1\n")):
         assert line in text
@@ -65,7 +65,7 @@ def test_runs_of_earlier_versions_are_used(copied: RunFolder, tmp_path: Path) ->
 
 
 def test_a_damaged_config_is_named(copied: RunFolder, tmp_path: Path) -> None:
-    copied.config_yaml.write_text("SOLVER: [")
+    copied.write_config("SOLVER: [")
     with pytest.raises(FileFormatError, match=r"config\.yaml to be the config of a run"):
         ensured(tmp_path)
 

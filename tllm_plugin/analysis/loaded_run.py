@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from tllm_plugin.analysis.results import TestResult
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.hosts.yaml_text import plain, read_yaml
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.flags_file import FlagsRecord
-from tllm_plugin.runs.reading import read_text
 from tllm_plugin.runs.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -165,15 +164,17 @@ def read_config(folder: RunFolder) -> dict[str, Any]:
     """Return `config.yaml` as a mapping; empty where a host wrote none.
 
     Raises:
-        FileFormatError: It is there but cannot be read.
+        FileFormatError: It is there but cannot be read, or a part of it is missing.
     """
-    if not folder.config_yaml.exists():
-        return {}
     try:
-        content = yaml.safe_load(read_text(folder.config_yaml, "the config of a run"))
-    except (ValueError, yaml.YAMLError) as error:
+        content = plain(read_yaml(folder.read_config()))
+    except FileNotFoundError:
+        return {}
+    except ConfigError as error:
         raise FileFormatError(f"Expected {folder.config_yaml} to be the YAML of a config, but {error}") from error
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        raise FileFormatError(f"Expected {folder.config_yaml} to hold keys and values, but it does not")
+    return content
 
 
 def method_of(config: Mapping[str, Any]) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tllm_plugin.analysis.comparison import Count, Spread
 from tllm_plugin.analysis.study import Study
+from tllm_plugin.core.escaping import csv_text, markdown_text
 
 Record = dict[str, Any]
 
@@ -100,23 +101,34 @@ def class_records(study: Study) -> list[Record]:
 
 
 def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return flat records as CSV with a header; null is an empty cell."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(records[0]) if records else ["method"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue()
+    """Return flat records as CSV with a header; null is an empty cell, and text is as `csv_text` says."""
+    heading = list(records[0]) if records else ["method"]
+    return "".join(_csv_line(row) for row in (heading, *(record.values() for record in records)))
+
+
+def _csv_line(cells: Iterable[Any]) -> str:
+    line = io.StringIO()
+    # The writer quotes only what it takes for the end of a line itself, and others end theirs in both ways.
+    csv.writer(line, lineterminator="\r\n").writerow(
+        csv_text(cell) if isinstance(cell, str) else cell for cell in cells
+    )
+    return line.getvalue().removesuffix("\r\n") + "\n"
+
+
+class Markup(str):
+    """Markdown that is meant as such, or text without a sign that means anything there."""
 
 
 def as_markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table.
+    """Return a Markdown table. What is no `Markup` is text and shown as it is, whatever signs are in it.
 
     >>> print(as_markdown(["a", "b"], [["1", "x|y"]]))
     | a | b |
     | --- | --- |
     | 1 | x\\|y |
     """
-    lines = [heading, ["---"] * len(heading), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    texts = [[cell if isinstance(cell, Markup) else markdown_text(cell) for cell in row] for row in (heading, *rows)]
+    lines = [texts[0], ["---"] * len(heading), *texts[1:]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

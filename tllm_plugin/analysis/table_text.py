@@ -6,17 +6,9 @@ import math
 from collections.abc import Sequence
 
 from tllm_plugin.analysis.comparison import Spread
-from tllm_plugin.analysis.records import as_markdown
+from tllm_plugin.analysis.records import Markup, as_markdown
 from tllm_plugin.analysis.tables import FilledCell, FilledTable
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    **{sign: f"\\{sign}" for sign in "%&#_{}$"},
-    "\u0394": r"$\Delta$",
-    "<": r"$<$",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-}
+from tllm_plugin.core.escaping import latex_text
 
 
 def markdown(tables: Sequence[FilledTable]) -> str:
@@ -39,15 +31,16 @@ def latex(tables: Sequence[FilledTable]) -> str:
     """Return the tables as LaTeX that needs the package `booktabs`."""
     parts = []
     for filled in tables:
+        title = latex_text(filled.table.title)
         lines = [
             r"\begin{table}",
-            rf"\caption{{Table {filled.table.number}: {escape(filled.table.title)}. Printed / \textbf{{own runs}}.}}",
+            rf"\caption{{Table {filled.table.number}: {title}. Printed / \textbf{{own runs}}.}}",
             rf"\begin{{tabular}}{{l{'r' * len(filled.table.columns)}}}",
             r"\toprule",
-            " & ".join(["", *map(escape, filled.table.columns)]) + r" \\",
+            " & ".join(["", *map(latex_text, filled.table.columns)]) + r" \\",
             r"\midrule",
             *(
-                " & ".join([escape(label), *(_latex_cell(cell, filled.table.decimals) for cell in cells)]) + r" \\"
+                " & ".join([latex_text(label), *(_latex_cell(cell, filled.table.decimals) for cell in cells)]) + r" \\"
                 for label, cells in filled.rows
             ),
             r"\bottomrule",
@@ -58,18 +51,9 @@ def latex(tables: Sequence[FilledTable]) -> str:
     return "\n".join(parts)
 
 
-def escape(text: str) -> str:
-    r"""Return `text` as LaTeX shows it.
-
-    >>> escape("50 % of a_b")
-    '50 \\% of a\\_b'
-    """
-    return "".join(_LATEX.get(sign, sign) for sign in text)
-
-
-def _markdown_cell(cell: FilledCell, decimals: int) -> str:
+def _markdown_cell(cell: FilledCell, decimals: int) -> Markup:
     printed = "" if cell.published is None else f"{cell.published:.{decimals}f}"
-    return printed if cell.ours is None else f"{printed} / **{_own(cell.ours, '+-')}**"
+    return Markup(printed if cell.ours is None else f"{printed} / **{_own(cell.ours, '+-')}**")
 
 
 def _latex_cell(cell: FilledCell, decimals: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,12 @@ from tllm_plugin.analysis import records
 from tllm_plugin.analysis.answers import with_answers
 from tllm_plugin.analysis.loaded_run import LoadedRun
 from tllm_plugin.analysis.named_networks import load_named
+from tllm_plugin.analysis.records import Markup
 from tllm_plugin.analysis.study import Study, build_comparison, build_pairs
 from tllm_plugin.analysis.wording import counted, listed
 from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.escaping import markdown_text, visible
+from tllm_plugin.hosts.console import PlainConsole, say, write_out
 from tllm_plugin.runs.atomic import write_text
 
 _EVERY = "classes that every student loses, delta acc in points"
@@ -65,14 +68,14 @@ def run(options: argparse.Namespace) -> None:
     ]
     for path, text in written:
         if path == "-":
-            print(text, end="")
+            write_out(text)
         elif path:
             write_text(path, text)
     if "-" not in (path for path, _ in written):
-        show(study, options.classes, Console(highlight=False, markup=False))
+        show(study, options.classes, PlainConsole())
         for path, _ in written:
             if path:
-                print(f"written: {path}")
+                say(f"written: {path}")
 
 
 def _with_one_baseline(options: argparse.Namespace) -> Study:
@@ -126,7 +129,7 @@ def markdown(study: Study, most: int) -> str:
     classes = records.as_markdown(class_heading(study), class_rows(study, most))
     every = every_rows(study, most)
     lost = f"{_EVERY}:\n\n{records.as_markdown(every_heading(study), every)}\n\n" if every else ""
-    return f"{summary}\n\n{classes}\n\n{lost}{explanation(study)}\n"
+    return f"{summary}\n\n{classes}\n\n{lost}{explanation(study, markdown_text)}\n"
 
 
 def summary_heading(study: Study) -> list[str]:
@@ -169,13 +172,14 @@ def class_rows(study: Study, most: int) -> list[list[str]]:
     vanilla = study.vanilla_accuracy
     rows = []
     for index in order[: max(most, 0)]:
-        cells = [study.class_names[index]]
+        cells = [visible(study.class_names[index])]
         if study.vanilla:
             cells.append(f"{vanilla[index]:.1%}")
         for comparison in columns:
             low, high = (end[index] for end in comparison.interval)
             mark = "*" if comparison.surely_hurt[index] else ""
-            cells.append(f"{mark}{100 * comparison.delta[index]:+.1f} [{100 * low:+.0f}, {100 * high:+.0f}]")
+            interval = f"[{100 * low:+.0f}, {100 * high:+.0f}]"
+            cells.append(Markup(f"{mark}{100 * comparison.delta[index]:+.1f} {interval}"))
         rows.append(cells)
     return rows
 
@@ -195,7 +199,7 @@ def every_rows(study: Study, most: int) -> list[list[str]]:
     return [
         [
             str(index),
-            study.class_names[index],
+            visible(study.class_names[index]),
             *(f"{100 * x[index]:+.1f}" for x in deltas),
             f"{100 * means[index]:+.1f}",
         ]
@@ -203,9 +207,14 @@ def every_rows(study: Study, most: int) -> list[list[str]]:
     ]
 
 
-def explanation(study: Study) -> str:
-    """Return what the numbers mean and rest on."""
-    baseline = study.baseline
+def explanation(study: Study, shown: Callable[[str], str] = visible) -> str:
+    """Return what the numbers mean and rest on.
+
+    Args:
+        study: What is explained.
+        shown: A name -> how it is written.
+    """
+    baseline = shown(study.baseline)
     runs = min((len(method.vanilla) for method in study.compared), default=0)
     null = (
         f"the same count for {runs} {baseline} runs against each other"
@@ -223,16 +232,16 @@ def explanation(study: Study) -> str:
         f"delta acc: accuracy of the class minus the {baseline} student's, in points, with exact 95 % intervals; a run "
         f"is compared with the {baseline} run of its seed where there is one. {basis} "
         "FDR 5 % (*): classes that are worse with a false discovery rate of 5 % over classes (Benjamini-Hochberg). "
-        f"null: {null}.{_every(study)}"
+        f"null: {null}.{_every(study, shown)}"
     )
 
 
-def _every(study: Study) -> str:
+def _every(study: Study, shown: Callable[[str], str]) -> str:
     found = records.every_record(study)
     if found is None:
         return ""
-    shared = f", but these share the noise of the {study.baseline} runs" if study.vanilla else ""
-    names = listed(found["classes"][:10]) + (" and others" if len(found["classes"]) > 10 else "")
+    shared = f", but these share the noise of the {shown(study.baseline)} runs" if study.vanilla else ""
+    names = listed(list(map(shown, found["classes"][:10]))) + (" and others" if len(found["classes"]) > 10 else "")
     classes = counted(len(found["classes"]), "class", "classes") + (f" ({names})" if names else "")
     return (
         f" delta acc < 0 in every one of the {len(study.compared)}: {classes}; independent sets of these sizes would "

@@ -10,14 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from yacs.config import CfgNode
 
 from tllm_plugin.analysis.delta_accuracy import hurt_classes
 from tllm_plugin.cli.overrides import add_overrides
 from tllm_plugin.core.errors import ConfigError, TLLMError
+from tllm_plugin.core.escaping import visible
 from tllm_plugin.hosts import processes
+from tllm_plugin.hosts.console import PlainConsole
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.config import load_config
 from tllm_plugin.report.page import write_report_if_possible
@@ -123,7 +124,10 @@ def print_results(
     for name, title in names.items():
         compared = name in ("kd", "tllm")
         hurt = hurt_classes(metrics[name], metrics["vanilla"])
-        flagged = ", ".join(f"{item.name} ({item.epoch_flagged})" for item in flags.classes if item.flagged) or "none"
+        flagged = (
+            ", ".join(f"{visible(item.name)} ({item.epoch_flagged})" for item in flags.classes if item.flagged)
+            or "none"
+        )
         cells = [title, f"{metrics[name].test_accuracy:.1%}"]
         if planted:
             right = sum(metrics[name].class_correct[index] for index in planted)
@@ -131,7 +135,7 @@ def print_results(
         cells.append(f"{hurt.count} ({null.count})" if compared else "")
         cells.append(flagged if name == "tllm" else "")
         table.add_row(*cells)
-    console = Console(highlight=False, markup=False)
+    console = PlainConsole()
     console.print(table)
     console.print(
         "undistillable: test accuracy of the class is below the vanilla student's (delta acc < 0); null: the same "

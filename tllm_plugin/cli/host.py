@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from tllm_plugin.hosts import checkouts
+from tllm_plugin.hosts.console import say
 
 
 def add_parser(commands: Any) -> None:
@@ -39,8 +40,8 @@ def add_parser(commands: Any) -> None:
 def run_install(options: argparse.Namespace) -> None:
     """Install one host and say where it is."""
     status = checkouts.install(options.name, options.origin, patched=not options.no_patch)
-    print(f"{options.name} {checkouts.source_of(options.name).commit[:12]} in {status.root}")
-    print(f"patches applied: {', '.join(status.patches) or 'none'}")
+    say(f"{options.name} {checkouts.source_of(options.name).commit[:12]} in {status.root}")
+    say(f"patches applied: {', '.join(status.patches) or 'none'}")
 
 
 def run_status(options: argparse.Namespace) -> None:
@@ -48,12 +49,12 @@ def run_status(options: argparse.Namespace) -> None:
     for name in checkouts.SOURCES:
         found = [status for patched in (True, False) if (status := checkouts.status_of(name, patched=patched))]
         if not found:
-            print(f"{name}: not installed; tllm host install {name}")
+            say(f"{name}: not installed; tllm host install {name}")
         for status in found:
             problem = status.problem or checkouts.import_problem(name, status.root)
             if problem.startswith("ModuleNotFoundError"):
                 problem += f"; pip install 'tllm-plugin[{name}]' brings what it needs"
-            print(f"{name}: {status.root}")
-            print(f"  commit   {checkouts.source_of(name).commit}")
-            print(f"  patches  {', '.join(status.patches) or 'none'}")
-            print(f"  state    {problem or 'as installed, imports'}")
+            say(f"{name}: {status.root}")
+            say(f"  commit   {checkouts.source_of(name).commit}")
+            say(f"  patches  {', '.join(status.patches) or 'none'}")
+            say(f"  state    {problem or 'as installed, imports'}")

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from rich.console import Console
 from rich.logging import RichHandler
 
 from tllm_plugin.core.errors import ConfigError, TLLMError
+from tllm_plugin.hosts.console import PlainConsole, PlainFormatter, say
 from tllm_plugin.version import __version__
 
 DONE, FAILED, BAD_USAGE = 0, 1, 2
@@ -47,19 +47,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(leaving.code or 0)
     except KeyboardInterrupt:  # While a command's modules are imported.
         return _interrupted()
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False, markup=False)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", datefmt="%H:%M:%S", handlers=[handler], force=True)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # A terminal may have fewer signs than names do.
+    handler = RichHandler(console=PlainConsole(stderr=True), show_path=False, show_level=False, markup=False)
+    handler.setFormatter(PlainFormatter("%(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     try:
         options.run(options)
     except TLLMError as error:
-        print(f"tllm: {error}", file=sys.stderr)
+        say(f"tllm: {error}", file=sys.stderr)
         return BAD_USAGE if isinstance(error, ConfigError) else FAILED
     except KeyboardInterrupt:
         return _interrupted()
     except SystemExit as leaving:  # A parser's: ours or a host's script's.
         return leaving.code if isinstance(leaving.code, int) else DONE if leaving.code is None else FAILED
     except OSError as error:
-        print(f"tllm: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
+        say(f"tllm: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
         return FAILED
     return DONE
 

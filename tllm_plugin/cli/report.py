@@ -7,6 +7,7 @@ from typing import Any
 
 from tllm_plugin.analysis.named_networks import load_named
 from tllm_plugin.analysis.representations import TSNE_POINTS
+from tllm_plugin.hosts.console import say
 from tllm_plugin.report.page import write_report
 
 
@@ -37,4 +38,4 @@ def run(options: argparse.Namespace) -> None:
     """Write the page and say where it is."""
     runs = [found for name in options.runs for found in load_named(name)]
     path = write_report(runs, options.out, networks=not options.no_networks, points=options.points)
-    print(f"report        {path}")
+    say(f"report        {path}")

@@ -8,14 +8,15 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from tllm_plugin.cli.overrides import add_overrides
 from tllm_plugin.cli.search_hosts import HOSTS
 from tllm_plugin.core.errors import ConfigError, TLLMError
+from tllm_plugin.core.escaping import visible
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.config_checks import refuse
+from tllm_plugin.hosts.console import PlainConsole
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.runs.search_file import SearchRecord, TrialRecord
 from tllm_plugin.search.eta_search import TAUGHT, Outcome, check_space, search
@@ -167,7 +168,7 @@ def _are_numbers(word: str) -> bool:
 def print_outcome(outcome: Outcome, next_command: Callable[[dict[str, Any]], str]) -> None:
     """Print the table, the warnings, what sharing saved, and what to do next."""
     record, chosen = outcome.record, outcome.record.chosen
-    console = Console(highlight=False, markup=False)
+    console = PlainConsole()
     console.print(table(record))
     console.print(
         f"search accuracy: on {record.holdout_samples} training images that neither training nor detector saw, classes "
@@ -214,7 +215,9 @@ def table(record: SearchRecord) -> Table:
 
 def _cells(trial: TrialRecord, best: bool) -> list[str]:
     trained = f"{trial.epochs - trial.shared_epochs} of {trial.epochs}"
-    flagged = ", ".join(f"{item.name} ({item.epoch})" for item in sorted(trial.flagged, key=lambda item: item.epoch))
+    flagged = ", ".join(
+        f"{visible(item.name)} ({item.epoch})" for item in sorted(trial.flagged, key=lambda item: item.epoch)
+    )
     if trial.pruned_after:
         return [f"pruned at {100 * trial.curve[-1]:.1f}", "", trained, flagged or "none"]
     if trial.score is None or trial.standard_error is None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rich.console import Console
+from rich.cells import cell_len
 from rich.table import Table
 
 from tllm_plugin.core.curves import Curves
+from tllm_plugin.core.escaping import visible
 from tllm_plugin.core.scores import SCORES
+from tllm_plugin.hosts.console import PlainConsole
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.flags_file import ClassFlag, FlagsRecord
 from tllm_plugin.runs.run_folder import RunFolder
@@ -38,11 +40,11 @@ def run(options: argparse.Namespace) -> None:
     folder = RunFolder.find(options.run_path)
     flags = folder.read_flags()
     curves = Curves.from_state(to_state(folder.read_curves()))
-    console = Console(markup=False)  # A class may be named after a folder, such as [b].
+    console = PlainConsole()
     console.print(table(flags, curves, options.score, console.width))
     if flags.reason:
-        console.print(f"nothing flagged: {flags.reason}", highlight=False)
-    console.print(f"{len(flags.flagged)} of {flags.num_classes} classes flagged by `{flags.detector}`", highlight=False)
+        console.print(f"nothing flagged: {flags.reason}")
+    console.print(f"{len(flags.flagged)} of {flags.num_classes} classes flagged by `{flags.detector}`")
 
 
 def table(flags: FlagsRecord, curves: Curves, score: str, width: int) -> Table:
@@ -54,7 +56,7 @@ def table(flags: FlagsRecord, curves: Curves, score: str, width: int) -> Table:
         score: What the curves show.
         width: Of the console, in characters; so many epochs are shown as fit into it, at least two.
     """
-    names = max(len("class"), *(len(item.name) for item in flags.classes))
+    names = max(len("class"), *(cell_len(visible(item.name)) for item in flags.classes))
     taken = names + sum(_EVIDENCE.values()) + (1 + len(_EVIDENCE)) * _BORDER + 1
     picked = _spread(len(curves), min(_COLUMNS, max(2, (width - taken) // (_VALUE + _BORDER))))
     result = Table(title=f"hold-out {score} per class, after the epochs in the heading", title_justify="left")
@@ -70,7 +72,7 @@ def table(flags: FlagsRecord, curves: Curves, score: str, width: int) -> Table:
 
 def _evidence(item: ClassFlag) -> list[str]:
     return [
-        item.name,
+        visible(item.name),
         "" if item.epoch_flagged is None else str(item.epoch_flagged),
         "" if item.drop is None else f"{item.drop:+.2f}",
         "" if item.p_value is None else f"{item.p_value:.2g}",

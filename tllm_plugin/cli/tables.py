@@ -8,6 +8,7 @@ from typing import Any
 
 from tllm_plugin.analysis import tables
 from tllm_plugin.analysis.table_text import latex, markdown
+from tllm_plugin.hosts.console import say, write_out
 from tllm_plugin.runs.atomic import write_text
 
 
@@ -41,13 +42,13 @@ def run(options: argparse.Namespace) -> None:
         (options.json, lambda: json.dumps(tables.tables_record(filled), indent=2, allow_nan=False) + "\n"),
     ]
     if not any(path for path, _ in asked):
-        print(markdown(filled), end="")
+        write_out(markdown(filled))
     for path, text in asked:
         if path == "-":
-            print(text(), end="")
+            write_out(text())
         elif path:
             write_text(path, text())
-            print(f"written: {path}")
+            say(f"written: {path}")
     if "-" not in (path for path, _ in asked):
         places = sum(table.filled for table in filled)
-        print(f"{places} places filled from {len(runs)} finished runs below {options.folder}")
+        say(f"{places} places filled from {len(runs)} finished runs below {options.folder}")

@@ -9,6 +9,7 @@ from typing import Any
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts import processes
+from tllm_plugin.hosts.console import say
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.late_test import ensure_tested
 from tllm_plugin.hosts.embedded.same_run import config_of, is_embedded
@@ -50,11 +51,11 @@ def run(options: argparse.Namespace) -> None:
         try:
             folder = RunFolder.find(name)
             metrics = _tested(folder, options, bundles)
-            print(f"test accuracy {metrics.test_accuracy:.2%} after {metrics.epochs_done} epochs: {folder.log_folder}")
+            say(f"test accuracy {metrics.test_accuracy:.2%} after {metrics.epochs_done} epochs: {folder.log_folder}")
         except TLLMError as error:
             problems.append(error)
     for problem in problems[:-1]:
-        print(f"tllm: {problem}", file=sys.stderr)
+        say(f"tllm: {problem}", file=sys.stderr)
     if problems:
         raise problems[-1]
 

@@ -12,6 +12,7 @@ from tllm_plugin.cli.overrides import add_overrides
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.checkouts import locate, make_importable
+from tllm_plugin.hosts.console import say
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.config import load_config
 from tllm_plugin.hosts.repdistiller import launch as repdistiller
@@ -88,16 +89,16 @@ def _command(options: argparse.Namespace, *, resume: bool) -> str:
 def _print_results(folder: RunFolder, *, taught: bool) -> None:
     metrics = folder.read_metrics()
     accuracy = f"{metrics.test_accuracy:.2%}" if metrics.tested else "not looked at,"
-    print(f"test accuracy {accuracy} after {metrics.epochs_done} epochs")
-    print(f"run folder    {folder.log_folder}")
+    say(f"test accuracy {accuracy} after {metrics.epochs_done} epochs")
+    say(f"run folder    {folder.log_folder}")
     if folder.flags_json.exists():
         # A vanilla student has nothing to be compared with.
         report: Path | None = None
         if taught and metrics.tested:
             report = write_report_if_possible([folder.path], networks=False)
         if report is not None:
-            print(f"report        {report}")
-        print(f"next          tllm show {shlex.quote(str(folder.log_folder))}")
+            say(f"report        {report}")
+        say(f"next          tllm show {shlex.quote(str(folder.log_folder))}")
 
 
 def _run_repdistiller(options: argparse.Namespace) -> None:

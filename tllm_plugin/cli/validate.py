@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.hosts.console import say
 from tllm_plugin.hosts.embedded.config import load_config
 
 
@@ -37,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
         except ConfigError as error:
             problems += [f"{path}: {line}" for line in str(error).splitlines()]
         else:
-            print(f"{path}: fine")
+            say(f"{path}: fine")
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigError("\n".join([f"{count}, read as configs of the embedded host", *problems]))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from tllm_plugin.core.escaping import visible
+
 
 class TLLMError(Exception):
     """Base of every error that TLLM raises on purpose. Exit code 1."""
@@ -31,4 +33,4 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     >>> unknown_name("detector", "refrence", ["none", "reference"])
     "Expected `detector` to be one of none, reference, but got 'refrence'"
     """
-    return f"Expected `{kind}` to be one of {', '.join(sorted(known))}, but got {name!r}"
+    return f"Expected `{kind}` to be one of {', '.join(map(visible, sorted(known)))}, but got {name!r}"

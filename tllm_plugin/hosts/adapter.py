@@ -20,7 +20,6 @@ from tllm_plugin.hosts.optimizers import spare_from_decay, use_nesterov
 from tllm_plugin.hosts.random_state import RandomState
 from tllm_plugin.hosts.results import write_test_results
 from tllm_plugin.hosts.teaching import Teaching, TrainingData, student_predictor
-from tllm_plugin.runs.atomic import write_text
 from tllm_plugin.runs.reading import check_torch
 
 
@@ -113,7 +112,7 @@ class _TLLMTrainer:
         self.writes_results = hasattr(self, "write_metrics")
         if not self.writes_results:
             run.metrics_json.unlink(missing_ok=True)  # Of an earlier run in this folder.
-            write_text(run.config_yaml, cfg.dump())
+            run.write_config(cfg.dump())
 
     def init_optimizer(self, cfg: CfgNode) -> Any:
         optimizer = super().init_optimizer(cfg)  # type: ignore[misc]

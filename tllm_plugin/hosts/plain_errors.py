@@ -6,6 +6,7 @@ import sys
 from types import TracebackType
 
 from tllm_plugin.core.errors import TLLMError
+from tllm_plugin.core.escaping import visible
 
 
 def say_errors_plainly() -> None:
@@ -15,6 +16,6 @@ def say_errors_plainly() -> None:
 
 def _say(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     if isinstance(error, TLLMError):
-        print(f"tllm: {error}", file=sys.stderr)
+        print(f"tllm: {visible(str(error), keep=chr(10))}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, traceback)

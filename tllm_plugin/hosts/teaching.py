@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors import Detector
+from tllm_plugin.core.escaping import visible
 from tllm_plugin.core.holdout import Split, split
 from tllm_plugin.core.routing import logits_of
 from tllm_plugin.core.scores import SampleScores, class_means, score_samples
@@ -172,7 +173,9 @@ class Teaching:
         self.wrapper.set_undistillable(flags)
         new = (flags & ~before).nonzero().squeeze(1).tolist()
         if new and self.detector.holdout_count.any():
-            logger.info("epoch %d: no teacher from now on for %s", epoch, ", ".join(self.class_names[c] for c in new))
+            logger.info(
+                "epoch %d: no teacher from now on for %s", epoch, ", ".join(visible(self.class_names[c]) for c in new)
+            )
         per_class = class_means(samples.correct.float(), samples.labels, len(self.class_names))
         if writer is not None:
             log_holdout(

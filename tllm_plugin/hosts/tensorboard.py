@@ -11,6 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from tllm_plugin.core.curves import Curves
+from tllm_plugin.core.escaping import visible
 
 #: Classes in one image at most: as many as can be told apart.
 MOST_CURVES = 12
@@ -103,7 +104,7 @@ def draw_curves(
             axes.plot(epochs, vanilla[until, index], color="0.6", label="vanilla")
         axes.plot(curves.epochs, run[:, index], color="#b84300", label="this run")
         # A dollar sign would start a formula.
-        name = class_names[index].encode("utf-8", "replace").decode().replace("$", r"\$")
+        name = visible(class_names[index]).replace("$", r"\$")
         axes.set_title(name if len(name) <= 28 else f"{name[:27]}\u2026", fontsize=9)
         axes.set_ylim(-0.03, 1.03)
     grid[0][0].legend(fontsize=7, loc="lower right")

@@ -16,6 +16,7 @@ from tllm_plugin.analysis.loaded_run import LoadedRun, load_run, reference_of, t
 from tllm_plugin.analysis.representations import TSNE_POINTS
 from tllm_plugin.analysis.study import Study, build_study
 from tllm_plugin.core.errors import ConfigError, TLLMError
+from tllm_plugin.core.escaping import all_visible
 from tllm_plugin.report.payload import payload
 from tllm_plugin.runs.atomic import write_text
 
@@ -76,7 +77,7 @@ def render(study: Study, likeness: Likeness | None = None) -> str:
     from plotly.offline import get_plotlyjs
 
     assets = files("tllm_plugin.report") / "assets"
-    content = payload(study, likeness)
+    content = all_visible(payload(study, likeness))
     # ASCII, and no "<", so that no class name can end the script element.
     data = json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     parts = {

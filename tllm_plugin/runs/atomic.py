@@ -61,8 +61,11 @@ def write_bytes(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` as UTF-8, atomically; see `atomic_writer` for what is raised."""
-    write_bytes(path, text.encode())
+    """Write `text` as UTF-8, atomically; see `atomic_writer` for what is raised.
+
+    Bytes of file names that are not UTF-8 become the bytes that they were.
+    """
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def write_json(path: str | os.PathLike[str], obj: object) -> None:

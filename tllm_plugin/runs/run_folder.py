@@ -12,6 +12,7 @@ import numpy as np
 from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.errors import FileFormatError, TLLMError
 from tllm_plugin.runs import (
+    config_file,
     curves_file,
     data_file,
     flags_file,
@@ -160,6 +161,14 @@ class RunFolder:
             raise TLLMError(f"Cannot make the folder {self.path}: {error.strerror or error}") from error
         remove_temporaries(self.path)
         return self
+
+    def write_config(self, text: str) -> None:
+        """Write `config.yaml`."""
+        config_file.write_config(self.config_yaml, text)
+
+    def read_config(self) -> str:
+        """Read `config.yaml`; a `FileFormatError` says that a part is missing, a `FileNotFoundError` that all is."""
+        return config_file.read_config(self.config_yaml)
 
     def write_split(self, record: SplitRecord) -> None:
         """Write `split.json`."""

@@ -25,7 +25,7 @@ from tllm_plugin.hosts.embedded.checkpoint import changed_keys, read_state
 from tllm_plugin.hosts.embedded.same_run import config_of
 from tllm_plugin.hosts.embedded.worklog import copy_until
 from tllm_plugin.hosts.teaching import flags_record
-from tllm_plugin.runs.atomic import save_torch, write_link, write_text
+from tllm_plugin.runs.atomic import save_torch, write_link
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.follower import Followers
@@ -163,7 +163,7 @@ def _config_but_for_its_detector(run: RunFolder, cfg: CfgNode) -> CfgNode:
 
 def _finish(run: RunFolder, other: RunFolder, cfg: CfgNode, dumped: str, detector: Detector) -> None:
     """Leave behind what a run does that equals a finished one in everything but its evidence."""
-    write_text(run.config_yaml, job.described(dumped))
+    run.write_config(job.described(dumped))
     tested = cfg.LOG.TEST_FREQ >= 0
     results = [other.predictions_npz] if tested else []
     for path in (other.split_json, other.curves_npz, other.search_curves_npz, *results):

@@ -7,15 +7,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.embedded.defaults import default_config
+from tllm_plugin.hosts.yaml_text import plain, read_yaml
 from tllm_plugin.runs.reading import load_torch
 
-# The parser in C, where there is one: a search reads many configs, and the one that yacs takes is slow.
-_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _CHECKPOINT_PARTS = {"epoch", "config", "model", "optimizer", "schedule", "seconds_per_epoch", "rng"}
 # Where a run logs, how it is named, where its data lie and how fast they are read. Of a reference the detector's
 # checkpoint knows the content; its path may change.
@@ -62,10 +60,9 @@ def recorded_config(text: str) -> CfgNode:
     `TLLM.BALANCE` is False there: no run was balanced before there was that key.
 
     Raises:
-        ConfigError: It has no sections, or a value where a section belongs, or the other way round.
-        yaml.YAMLError: It is no YAML.
+        ConfigError: It is no YAML, has no sections, or a value where a section belongs, or the other way round.
     """
-    content = yaml.load(text, Loader=_YAML_LOADER)
+    content = plain(read_yaml(text))
     if not isinstance(content, dict) or not content:
         raise ConfigError("Expected sections with keys, but there are none")
     recorded = default_config()

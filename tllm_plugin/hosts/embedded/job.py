@@ -35,7 +35,6 @@ from tllm_plugin.hosts.embedded.planting import PlantedTeacher
 from tllm_plugin.hosts.embedded.reproducible import reproducible
 from tllm_plugin.hosts.embedded.same_run import check_same_run
 from tllm_plugin.hosts.embedded.trainer import trainer_dict
-from tllm_plugin.runs.atomic import write_text
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.version import __version__
 
@@ -181,7 +180,7 @@ def _prepared(cfg: CfgNode, bundle: DataBundle, *, resume: bool, overwrite: bool
         experiment_name(cfg), distiller, train_data, batches_of_test_set(bundle, cfg, device), cfg
     )
     if processes.is_main():
-        write_text(RunFolder.inside(folder).create().config_yaml, described(cfg.dump()))
+        RunFolder.inside(folder).create().write_config(described(cfg.dump()))
     return trainer
 
 

@@ -9,6 +9,9 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tllm_plugin.core.escaping import visible
+from tllm_plugin.hosts.console import PlainConsole
+
 logger = logging.getLogger(__name__)
 
 _LINES_PER_RUN = 5
@@ -43,14 +46,14 @@ class RunProgress:
     def __init__(
         self, title: str, epochs: int, steps_per_epoch: int, epochs_done: int = 0, console: Console | None = None
     ) -> None:
-        self.title = title
+        self.title = visible(title)
         self.epochs = epochs
-        console = console or Console(stderr=True)
+        console = console or PlainConsole(stderr=True)
         self.on_terminal = console.is_terminal
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
@@ -58,7 +61,7 @@ class RunProgress:
             refresh_per_second=4,
         )
         self._task = self._bar.add_task(
-            f"{title:<10}", total=epochs * steps_per_epoch, completed=epochs_done * steps_per_epoch, note=""
+            f"{self.title:<10}", total=epochs * steps_per_epoch, completed=epochs_done * steps_per_epoch, note=""
         )
 
     def __enter__(self) -> RunProgress:

@@ -8,7 +8,6 @@ from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.embedded.checkpoint import changed_keys, read_state, recorded_config
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.tllm_node import TREATMENT
-from tllm_plugin.runs.reading import read_text
 from tllm_plugin.runs.run_folder import RunFolder
 
 #: What has no effect before the first flag.
@@ -46,10 +45,8 @@ def config_of(run: RunFolder) -> CfgNode:
     if not run.config_yaml.exists() and latest.exists():
         return recorded_config(read_state(latest)["config"])
     try:
-        return recorded_config(read_text(run.config_yaml, "the config of a run"))
-    except FileFormatError:
-        raise
-    except Exception as error:  # yacs and YAML raise what they like on a damaged file.
+        return recorded_config(run.read_config())
+    except (ConfigError, FileNotFoundError) as error:
         raise FileFormatError(f"Expected {run.config_yaml} to be the config of a run, but {error}") from error
 
 

@@ -27,7 +27,7 @@ from tllm_plugin.hosts.repdistiller.options import errors_name_flags, node_of
 from tllm_plugin.hosts.repdistiller.watched import WatchedLoader
 from tllm_plugin.hosts.teaching import Teaching, cut, student_predictor
 from tllm_plugin.methods import Distiller
-from tllm_plugin.runs.atomic import save_torch, write_text
+from tllm_plugin.runs.atomic import save_torch
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.version import __version__
@@ -110,7 +110,7 @@ class Run:
         else:
             self.folder.state.unlink(missing_ok=True)
         self.teaching.open(self.options.save_folder)
-        write_text(self.folder.config_yaml, _description(self.options))
+        self.folder.write_config(_description(self.options))
         return self.best_acc
 
     def epochs(self) -> Iterator[int]:

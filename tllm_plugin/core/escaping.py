@@ -1,0 +1,95 @@
+"""Names are data: how any text is shown on a terminal, in Markdown, in LaTeX and in a cell of a CSV file.
+
+Class names come from folders and runs are named by people, so a name may hold whatever a file system takes: escape
+sequences, signs that turn the direction of a line, bytes that are not UTF-8, formulas. JSON and HTML need nothing from
+here but `visible`: their writers escape everything themselves.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Any
+
+# C0 and C1, surrogates (bytes that are not UTF-8, as Python reads them), separators of lines, and what has no width but
+# changes what stands around it: overrides and isolates of direction, joiners, tags.
+_HIDDEN = {"Cc", "Cs", "Cf", "Zl", "Zp"}
+_MARKDOWN = re.compile(r"[\\`*_\[\]<|~&$]")
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{sign: f"\\{sign}" for sign in "%&#_{}$"},
+    "\u0394": r"$\Delta$",
+    "<": r"$<$",
+    ">": r"$>$",
+    "|": r"$|$",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    '"': "''",
+    "[": "{[}",  # After a line's end it would begin an option.
+    "]": "{]}",
+}
+# What spreadsheets take for the beginning of a formula, and the apostrophe by which that is prevented.
+_HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "'", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
+
+def visible(text: str, *, keep: str = "") -> str:
+    r"""Return `text` with everything written out that a terminal would obey instead of showing.
+
+    Args:
+        text: Any string; what is shown already stays as it is.
+        keep: Signs that are meant as such, as the ends of lines of a message.
+
+    >>> print(visible("caf\udce9 \x1b[31mred\u202e"))
+    caf\xe9 \x1b[31mred\u202e
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(sign if sign in keep or unicodedata.category(sign) not in _HIDDEN else _code(sign) for sign in text)
+
+
+def all_visible(value: Any) -> Any:
+    """Return JSON values with `visible` applied to every string but the keys of mappings."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, dict):
+        return {key: all_visible(item) for key, item in value.items()}
+    return [all_visible(item) for item in value] if isinstance(value, list) else value
+
+
+def markdown_text(text: str) -> str:
+    r"""Return `text` as Markdown shows it, also in a cell of a table.
+
+    >>> print(markdown_text("a|b [x](y)"))
+    a\|b \[x\](y)
+    """
+    return _MARKDOWN.sub(r"\\\g<0>", visible(text))
+
+
+def latex_text(text: str) -> str:
+    r"""Return `text` as LaTeX shows it.
+
+    >>> print(latex_text("50 % of a_b"))
+    50 \% of a\_b
+    """
+    return "".join(_LATEX.get(sign, sign) for sign in visible(text))
+
+
+def csv_text(text: str) -> str:
+    """Return `text` as a cell that no spreadsheet takes for a formula: with an apostrophe before it, where it must be.
+
+    `csv` quotes the rest. A reader gets the text back by leaving out one apostrophe at the beginning.
+
+    >>> csv_text("=1+1"), csv_text("'s"), csv_text("cat")
+    ("'=1+1", "''s", 'cat')
+    """
+    # Half a character that is no stand-in for a byte cannot be written in any encoding.
+    text = _HALF.sub(lambda found: _code(found[0]), text)
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def _code(sign: str) -> str:
+    value = ord(sign)
+    if 0xDC80 <= value <= 0xDCFF:  # Python's stand-in for a byte.
+        value -= 0xDC00
+    return f"\\x{value:02x}" if value < 0x100 else f"\\u{value:04x}" if value < 0x10000 else f"\\U{value:08x}"

@@ -1,0 +1,52 @@
+"""`config.yaml` of a run, as text: a part that is missing must not turn the run into another one."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import re
+from pathlib import Path
+
+from tllm_plugin.core.errors import FileFormatError
+from tllm_plugin.runs.atomic import write_text
+from tllm_plugin.runs.reading import read_text
+
+_FIRST_LINE = "# sha256 of the lines below: "
+# How the files of earlier versions end, which carry no digest: with the last key of the config, or of the versions. A
+# host may have nodes of its own after `TLLM`.
+_WHOLE = re.compile(r"^(TLLM:\n(?: .*\n)*  TRAINER|versions:\n(?: .*\n)*  python): .+\n", re.MULTILINE)
+
+
+def write_config(path: Path, text: str) -> None:
+    """Write a config with its digest, atomically."""
+    write_text(path, f"{_FIRST_LINE}{_digest(text)}\n{text}")
+
+
+def read_config(path: Path) -> str:
+    """Return what `write_config` was given, or an earlier version wrote.
+
+    Raises:
+        FileNotFoundError: There is none.
+        FileFormatError: It cannot be read, lost its end or was changed.
+    """
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, "there is no config of a run", str(path))
+    text = read_text(path, "the config of a run")
+    first, _, rest = text.partition("\n")
+    if first.startswith(_FIRST_LINE):
+        if first != f"{_FIRST_LINE}{_digest(rest)}":
+            raise FileFormatError(
+                f"Expected {path} to be the config of a run, but it lost a part or was changed after it was written; "
+                "restore it from a copy, or remove its first line if you changed it on purpose"
+            )
+        return rest
+    if not (text.endswith("\n") and _WHOLE.search(text)):
+        raise FileFormatError(
+            f"Expected {path} to be the config of a run, but it lost its end: no config of ours ends without a key "
+            "`TLLM.TRAINER` or `versions.python`; restore it from a copy"
+        )
+    return text
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
