@@ -58,7 +58,7 @@ class Run:
         self._seconds: list[float] = []
         if options.tllm:
             with errors_name_flags():
-                self._data = LoaderData(train_loader, val_loader.dataset.transform)
+                self._data = LoaderData(train_loader, val_loader.dataset.transform, val_loader.dataset)
                 self.train_loader = self._data.train_loader(cut(node_of(options), self._data).train)
 
     def init(self, stage: Callable[..., None], *arguments: Any) -> None:
