@@ -14,7 +14,7 @@ from tllm_plugin.core.data_identity import (
     test_difference,
     training_difference,
 )
-from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.data import DataBundle
 from tllm_plugin.data.class_order import differing_orders
 from tllm_plugin.runs import data_file
@@ -73,6 +73,19 @@ def check_teacher(checkpoint: str | Path, recorded: DataIdentity, now: DataIdent
             f"the teacher {checkpoint} was trained on other data: {difference}; where mean and std differ, "
             "it is shown images as it was trained"
         )
+
+
+def check_named_teacher(checkpoint: str, now: DataIdentity) -> None:
+    """Do the same for the checkpoint that a host's config names; nothing for none, or one that only the host can read.
+
+    Raises:
+        ConfigError: Its classes, or their order, are others.
+    """
+    try:
+        recorded = data_of_checkpoint(checkpoint) if checkpoint else DataIdentity()
+    except FileFormatError:
+        return
+    check_teacher(checkpoint, recorded, now)
 
 
 def tell_unstated_order(what: object, recorded: DataIdentity, bundle: DataBundle) -> None:
