@@ -38,6 +38,8 @@ _NO_PART_OF_A_METHOD = (
     "DISTILLER.TEACHER_CHECKPOINT",
     "TLLM.DETECTOR.REFERENCE",
 )
+# Keys of today at what was done before there were such keys.
+_AS_BEFORE: tuple[tuple[str, Any], ...] = (("DATASET.CLASS_ORDER", ""), ("DATASET.MEAN", []), ("DATASET.STD", []))
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +89,7 @@ class LoadedRun:
             key: value
             for key, value in _flat(self.config or {})
             if not any(key == name or key.startswith(f"{name}.") for name in _NO_PART_OF_A_METHOD)
+            and (key, value) not in _AS_BEFORE
         }
 
     @cached_property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 _SHOWN = 3
 
@@ -56,6 +56,10 @@ class DataIdentity:
         True
         """
         return hashlib.sha256(repr(asdict(self)).encode("utf-8", "surrogatepass")).hexdigest()
+
+    def for_training(self) -> DataIdentity:
+        """Return what a trained network depends on: neither test images nor by what name people call a class."""
+        return replace(self, test=DataPart(), class_names=self.class_folders or self.class_names)
 
 
 def class_difference(recorded: DataIdentity, now: DataIdentity) -> str:

@@ -52,7 +52,7 @@ class InMemoryBundle(DataBundle):
 
     def _part(self, split: Split) -> DataPart:
         images, files = (self.train, self.train_files) if split == "train" else (self.test, self.test_files)
-        return part_of(images.labels, self.num_classes, files=files, images=images.images)
+        return part_of(images.labels, self.num_classes, files=files, images=images.images.permute(0, 2, 3, 1))
 
     def _train_loader(
         self, rows: Tensor, *, batch_size: int, seed: int, device: torch.device, drop_last: bool

@@ -19,6 +19,7 @@ from tllm_plugin.core.errors import ConfigError, unknown_name
 from tllm_plugin.hosts.optimizers import spare_from_decay, use_nesterov
 from tllm_plugin.hosts.random_state import RandomState
 from tllm_plugin.hosts.results import write_test_results
+from tllm_plugin.hosts.same_data import CarriedData, check_named_teacher
 from tllm_plugin.hosts.teaching import Teaching, TrainingData, student_predictor
 from tllm_plugin.runs.reading import check_torch
 
@@ -33,7 +34,8 @@ class Host:
         special_types: Distiller types that the host itself treats by name.
         training_data: `(train_loader, val_loader, cfg) -> TrainingData`.
         inner_trainer: `cfg ->` name of the trainer whose loop is used.
-        carries_rng: Whether the host's checkpoint lacks the random numbers' state, so that the wrapper brings it.
+        carries_rng: Whether the host's checkpoint lacks the random numbers' state, and what the run was trained on, so
+            that the wrapper brings them.
     """
 
     trainers: Mapping[str, Any]
@@ -103,6 +105,9 @@ class _TLLMTrainer:
         wrapped.to(self.tllm_device)
         if self.carries_rng:
             self.teaching.wrapper.carry("rng", RandomState())
+            folder = Path(cfg.LOG.PREFIX) / experiment_name
+            self.teaching.wrapper.carry("data", CarriedData(self.teaching.data, folder))
+            check_named_teacher(cfg.get("DISTILLER", {}).get("TEACHER_CHECKPOINT", ""), self.teaching.data)
         if parallel is not None:
             wrapped = nn.DataParallel(wrapped, device_ids=parallel.device_ids)
         super().__init__(experiment_name, wrapped, self.teaching.train_loader, val_loader, cfg)  # type: ignore[call-arg]

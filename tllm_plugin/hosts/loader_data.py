@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, Subset
 
+from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.hosts.shown_data import labels_of, shown_identity
 from tllm_plugin.hosts.single_rows import without_single_row
 
-# Where data sets of torchvision and of the hosts keep their labels and names.
-_LABELS = ("targets", "labels")
+# Where data sets of torchvision and of the hosts keep the names of their classes.
 _NAMES = ("classes", "class_names")
 
 
@@ -27,16 +29,18 @@ class LoaderData:
     Args:
         loader: Yields `(image, label, index, ...)`; its data set has `targets` (or `labels`) and `transform`.
         test_transform: With which the hold-out is read.
+        test_set: The host's test data, to remember the run by.
 
     Raises:
         ConfigError: The loader is of a kind that cannot be cut.
     """
 
-    def __init__(self, loader: Any, test_transform: Any) -> None:
+    def __init__(self, loader: Any, test_transform: Any, test_set: Any = None) -> None:
         self.loader = loader
         self.dataset = getattr(loader, "dataset", None)
         self.test_transform = test_transform
-        labels = next((getattr(self.dataset, name) for name in _LABELS if hasattr(self.dataset, name)), None)
+        self.test_set = test_set
+        labels = labels_of(self.dataset)
         if labels is None or not hasattr(self.dataset, "transform"):
             raise ConfigError(
                 "Expected the host's training data to have `targets` and `transform` as torchvision's have, but got a "
@@ -47,10 +51,15 @@ class LoaderData:
                 "Expected the host's training loader to take all samples, in order or shuffled, but got one with a "
                 f"{type(loader.sampler).__name__}"
             )
-        self.labels: Tensor = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
+        self.labels: Tensor = labels
         names = next((getattr(self.dataset, name) for name in _NAMES if hasattr(self.dataset, name)), None)
         classes = int(self.labels.max()) + 1
         self.class_names: tuple[str, ...] = tuple(map(str, names if names is not None else range(classes)))
+
+    @cached_property
+    def identity(self) -> DataIdentity:
+        """What a run on this data is to be remembered by, as far as the host's data sets show it."""
+        return shown_identity(self.dataset, self.test_set, self.class_names, self.test_transform)
 
     def train_loader(self, indices: Tensor) -> Any:
         """Return the host's loader, with its options, over `indices` only; no batch is of a single row."""

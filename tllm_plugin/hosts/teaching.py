@@ -13,15 +13,18 @@ from torch.utils.tensorboard import SummaryWriter
 from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
+from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.detectors import Detector
 from tllm_plugin.core.escaping import visible
 from tllm_plugin.core.holdout import Split, split
 from tllm_plugin.core.routing import logits_of
 from tllm_plugin.core.scores import SampleScores, class_means, score_samples
 from tllm_plugin.core.wrapper import TLLMWrapper
+from tllm_plugin.data.identity import part_of
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.tensorboard import log_holdout
 from tllm_plugin.hosts.tllm_node import build_detector
+from tllm_plugin.runs import data_file
 from tllm_plugin.runs.atomic import save_torch, write_link
 from tllm_plugin.runs.flags_file import ClassFlag, FlagsRecord
 from tllm_plugin.runs.reading import load_torch
@@ -34,7 +37,11 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 class TrainingData(Protocol):
-    """A host's training data, as far as a hold-out needs it."""
+    """A host's training data, as far as a hold-out needs it.
+
+    One that knows more of its data than the labels has an `identity`, too: the `DataIdentity` that the run is to be
+    remembered by.
+    """
 
     labels: Tensor
     class_names: tuple[str, ...]
@@ -55,6 +62,12 @@ def cut(node: CfgNode, data: TrainingData) -> Split:
         seed=node.HOLDOUT.SEED,
         class_names=data.class_names,
     )
+
+
+def identity_of(data: TrainingData) -> DataIdentity:
+    """Return what a run on this data is to be remembered by: by its labels, where the host tells no more."""
+    known: DataIdentity | None = getattr(data, "identity", None)
+    return known or DataIdentity(tuple(data.class_names), part_of(data.labels, len(data.class_names)))
 
 
 class Teaching:
@@ -79,6 +92,7 @@ class Teaching:
     def __init__(self, node: CfgNode, distiller: nn.Module, data: TrainingData, total_epochs: int) -> None:
         self.node = node
         self.class_names = data.class_names
+        self.data = identity_of(data)
         num_classes = len(data.class_names)
         self.split = cut(node, data)
         self.train_loader = data.train_loader(self.split.train)
@@ -97,6 +111,7 @@ class Teaching:
                 total_epochs=total_epochs,
                 holdout=self.curves,
                 has_teacher=has_teacher,
+                data=self.data,
             )
         )
         self.wrapper = TLLMWrapper(
@@ -139,6 +154,7 @@ class Teaching:
                 num_classes=len(self.class_names),
             )
         )
+        self.run.write_data(self.data)
         return self.run
 
     def catch_up(self, epoch: int, predict: Callable[[Tensor], Tensor], writer: SummaryWriter | None = None) -> None:
@@ -217,7 +233,8 @@ class Teaching:
         if accuracy >= max(self._holdout_accuracy.values()):
             # The weights go on changing before it is written.
             weights = deepcopy(self.wrapper.student.state_dict())
-            self._unsaved_best = {"model": weights, "epoch": epoch, "holdout_accuracy": accuracy}
+            of_data = {data_file.KEY: data_file.to_text(self.data)}
+            self._unsaved_best = {"model": weights, "epoch": epoch, "holdout_accuracy": accuracy, **of_data}
 
     def write(self, epoch: int, *, kept: bool = False) -> None:
         """Write curves, flags and the best student as they are after `epoch`.

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
+from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.detectors import DETECTORS, Detector, create_detector
 from tllm_plugin.core.errors import ConfigError, unknown_name
 from tllm_plugin.core.scores import SCORES
 from tllm_plugin.hosts.config_checks import Rule, at_least, check, number_in, one_of
+from tllm_plugin.hosts.same_data import check_same_data
 from tllm_plugin.runs.curves_file import to_state
-from tllm_plugin.runs.run_folder import find_curves, read_flags
+from tllm_plugin.runs.run_folder import RunFolder, find_curves, read_flags
 
 #: What is done with flagged classes. Like the detector's keys, these have no effect before the first flag.
 TREATMENT = ("TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.BALANCE", "TLLM.MIN_ROWS")
@@ -77,7 +80,13 @@ def check_tllm(cfg: CfgNode) -> list[str]:
 
 
 def build_detector(
-    node: CfgNode, *, class_names: tuple[str, ...], total_epochs: int, holdout: Curves, has_teacher: bool
+    node: CfgNode,
+    *,
+    class_names: tuple[str, ...],
+    total_epochs: int,
+    holdout: Curves,
+    has_teacher: bool,
+    data: DataIdentity | None = None,
 ) -> Detector:
     """Make the detector that a `TLLM` node asks for.
 
@@ -87,6 +96,7 @@ def build_detector(
         total_epochs: Epochs of the run.
         holdout: The run's own, still empty curves; a reference must be of the same samples.
         has_teacher: Whether `agreement` can be scored.
+        data: What the run is trained on; None where that has been compared with the reference's before.
 
     Raises:
         ConfigError: The detector cannot be made from these options.
@@ -108,17 +118,22 @@ def build_detector(
     if node.DETECTOR.SCORE == "agreement" and not has_teacher:
         raise ConfigError("Expected a teacher for `TLLM.DETECTOR.SCORE` agreement, but the distiller has none")
     if kind.needs_reference:
-        options["reference"] = read_reference(node.DETECTOR.REFERENCE, holdout)
+        options["reference"] = read_reference(node.DETECTOR.REFERENCE, holdout, data)
     if node.DETECTOR.TYPE == "fixed":
         options["classes"] = resolve_classes(node.DETECTOR.CLASSES, class_names)
     return create_detector(node.DETECTOR.TYPE, len(class_names), **options)
 
 
-def read_reference(path: str, holdout: Curves) -> Curves:
+def read_reference(path: str, holdout: Curves, data: DataIdentity | None = None) -> Curves:
     """Read the curves of a vanilla run and check that they are of the same hold-out.
 
+    Args:
+        path: A run or its curves.
+        holdout: Of the run that is to be compared with it.
+        data: See `build_detector`.
+
     Raises:
-        ConfigError: None is named, or it was recorded on other samples.
+        ConfigError: None is named, or it was recorded on other samples or trained on other data.
         FileFormatError: The file cannot be read.
     """
     if not path:
@@ -132,6 +147,13 @@ def read_reference(path: str, holdout: Curves) -> Curves:
             f"Expected `TLLM.DETECTOR.REFERENCE` ({path}) to be recorded on the same hold-out, but its samples differ: "
             "use the same data set and TLLM.HOLDOUT"
         )
+    if data is not None:
+        loose = path.endswith(".npz")
+        recorded = (RunFolder(Path(path).parent) if loose else RunFolder.find(path)).read_data()
+        if recorded != DataIdentity() or not loose:
+            check_same_data(
+                f"`TLLM.DETECTOR.REFERENCE` ({path})", recorded, data, "train it anew on the data of this run"
+            )
     return reference
 
 

@@ -96,7 +96,7 @@ class EmbeddedSearch:
     def prepare(self, *, taught: bool = True) -> Baselines:
         """Train what all trials need and is not there; several processes train different runs of it."""
         locks = self.folder / "locks"
-        teacher, vanilla = job.needed_teacher(self.cfg), self._vanilla()
+        teacher, vanilla = job.needed_teacher(self.cfg, self.bundle.identity), self._vanilla()
         # First, as the two others are at work at once and both may need it.
         if teacher is not None:
             each_under_its_lock(locks, {"teacher": self._task(teacher)})
@@ -157,7 +157,7 @@ class EmbeddedSearch:
             return None
         waiting = []
         for values in grid(self.space):
-            cfg, vanilla = job.named_reference(self.trial(values))
+            cfg, vanilla = job.named_reference(self.trial(values), self.bundle.identity)
             if vanilla is not None and not RunFolder.inside(job.log_folder(vanilla)).is_finished():
                 return None  # Another worker is at it.
             if not self.run_of(values).is_finished():
@@ -166,7 +166,8 @@ class EmbeddedSearch:
 
     def _vanilla(self) -> CfgNode | None:
         kinds = detector_kinds(self.space, self.cfg)
-        found = (job.named_reference(with_values(self.cfg, {TYPE: kind}))[1] for kind in kinds)
+        data = self.bundle.identity
+        found = (job.named_reference(with_values(self.cfg, {TYPE: kind}), data)[1] for kind in kinds)
         return next((vanilla for vanilla in found if vanilla is not None), None)
 
     def _inside(self, name: str, values: Values) -> CfgNode:
@@ -182,6 +183,9 @@ class EmbeddedSearch:
         plain.LOG = CfgNode({key: value for key, value in default.LOG.items() if key != "SAVE_SECONDS"})
         if plain.RUNTIME.DETERMINISTIC:
             del plain.RUNTIME["DETERMINISTIC"]
+        for key in ("CLASS_ORDER", "MEAN", "STD"):
+            if not plain.DATASET[key]:
+                del plain.DATASET[key]
         plain.TLLM = default.TLLM
         for name in ("DISTILLER", "TRAINER", "HOLDOUT"):
             plain.TLLM[name] = self.cfg.TLLM[name]

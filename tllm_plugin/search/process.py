@@ -16,8 +16,10 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
+from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.detectors import DETECTORS
 from tllm_plugin.core.errors import NonFiniteLossError, TLLMError
+from tllm_plugin.hosts.same_data import check_same_data
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.locks import each_under_its_lock, held
 from tllm_plugin.runs.run_folder import RunFolder
@@ -62,6 +64,7 @@ class ProcessSearch:
         self.cfg = with_values(cfg, {SEARCH_FRACTION: fraction})
         self.space = tuple(space)
         self.folder = folder
+        self._data: DataIdentity | None = None
 
     def run_named(self, name: str) -> RunFolder:
         """Return the folder of a run, whether it exists or not."""
@@ -157,7 +160,14 @@ class ProcessSearch:
             run = self.run_named(wanted.name)
             if not run.is_finished():
                 raise TLLMError(f"Expected the host to leave a finished run in {run.path}, but got none; see {log}")
+        self._check_data(run)
         return run
+
+    def _check_data(self, run: RunFolder) -> None:
+        """Refuse a run that was trained on other data than those before it: the search would compare the data."""
+        data = run.read_data()
+        self._data = self._data or data
+        check_same_data(run.log_folder, data, self._data, f"remove {self.folder} to search anew")
 
     def _run(self, words: Sequence[str], wanted: Wanted, log: Path, lock: int, watch: Watch | None) -> None:
         place = self.place(wanted)

@@ -18,12 +18,14 @@ from typing import Any
 from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
+from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.detectors import Detector
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.checkpoint import changed_keys, read_state
 from tllm_plugin.hosts.embedded.same_run import config_of
 from tllm_plugin.hosts.embedded.worklog import copy_until
+from tllm_plugin.hosts.same_data import check_same_data
 from tllm_plugin.hosts.teaching import flags_record
 from tllm_plugin.runs.atomic import save_torch, write_link
 from tllm_plugin.runs.curves_file import to_state
@@ -66,13 +68,15 @@ def run_sharing(
     folder = job.log_folder(cfg)
     # Its files are not to be replaced by those of an earlier epoch because somebody has removed `latest`.
     if not ((folder / "latest").exists() or RunFolder.inside(folder).is_finished()):
-        fork(base, cfg, others=others, followers=followers)
+        bundle = bundle or job.load_bundle(cfg)
+        fork(base, cfg, bundle.identity, others=others, followers=followers)
     return job.ensure_trained(cfg, bundle or job.load_bundle(cfg), watch=watch, keep=keep)
 
 
 def fork(
     base: RunFolder | None,
     cfg: CfgNode,
+    data: DataIdentity | None = None,
     *,
     others: Sequence[RunFolder] = (),
     followers: Followers | None = None,
@@ -85,6 +89,7 @@ def fork(
         base: A finished run of the embedded host, with `LOG.SAVE_CHECKPOINT_FREQ` 1 for the most to be shared. Under
             the detector `none` it can be shared until the first flag, otherwise until the flags first differ. Or None.
         cfg: Checked and frozen.
+        data: What it is to be trained on; None if that is known to be the same.
         others: More such runs; the one that shares the most epochs is taken.
         followers: Those that have watched the runs already.
 
@@ -92,9 +97,12 @@ def fork(
         How many epochs need not be trained. With 0 nothing was written.
 
     Raises:
-        ConfigError: Two runs differ in more than their detector and what is done with flagged classes.
+        ConfigError: Runs differ in more than their detector and the treatment of flagged classes, or in their data.
     """
-    cfg, _ = job.named_reference(cfg)
+    cfg, _ = job.named_reference(cfg, data)
+    for other in (base, *others):
+        if other is not None and data is not None:
+            check_same_data(other.log_folder, other.read_data(), data, "set EXPERIMENT.NAME to search anew")
     recorded = [(run, _config_but_for_its_detector(run, cfg)) for run in (base, *others) if run]
     best = latest_parting(recorded, cfg, followers, _has_best_student)
     if best is None or best.checkpoint is None:
@@ -166,7 +174,7 @@ def _finish(run: RunFolder, other: RunFolder, cfg: CfgNode, dumped: str, detecto
     run.write_config(job.described(dumped))
     tested = cfg.LOG.TEST_FREQ >= 0
     results = [other.predictions_npz] if tested else []
-    for path in (other.split_json, other.curves_npz, other.search_curves_npz, *results):
+    for path in (other.split_json, other.data_json, other.curves_npz, other.search_curves_npz, *results):
         if path.exists():
             write_link(run.path / path.name, path)
     names = [item.name for item in other.read_flags().classes]

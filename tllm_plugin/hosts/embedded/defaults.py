@@ -13,6 +13,9 @@ def default_config() -> CfgNode:
     cfg = CfgNode()
     cfg.EXPERIMENT = CfgNode({"PROJECT": "embedded", "NAME": "", "TAG": "default", "SEED": 0})
     cfg.DATASET = CfgNode({"TYPE": "digits", "PATH": "", "DOWNLOAD": False, "IMAGE_SIZE": 0, "NUM_WORKERS": 2})
+    cfg.DATASET.CLASS_ORDER = ""  # of class folders: "" text order, "natural", or a file of names
+    cfg.DATASET.MEAN = []  # per channel, of pixels in 0..1; empty: the data set's own
+    cfg.DATASET.STD = []
     cfg.DATASET.TEST = CfgNode({"BATCH_SIZE": 500})
 
     cfg.DISTILLER = CfgNode()

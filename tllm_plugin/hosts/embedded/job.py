@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
+from tllm_plugin.core.data_identity import DataIdentity, training_difference
 from tllm_plugin.core.detectors import DETECTORS, Detector
 from tllm_plugin.core.errors import ConfigError, DataError, TLLMError
 from tllm_plugin.data import DataBundle, load_data
@@ -30,17 +31,21 @@ from tllm_plugin.hosts.embedded.device import choose_device
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
 from tllm_plugin.hosts.embedded.evaluation import batches_of_test_set
 from tllm_plugin.hosts.embedded.late_test import ensure_tested
-from tllm_plugin.hosts.embedded.networks import load_network, make_network
+from tllm_plugin.hosts.embedded.networks import load_network, make_network, show_as_recorded
 from tllm_plugin.hosts.embedded.planting import PlantedTeacher
 from tllm_plugin.hosts.embedded.reproducible import reproducible
 from tllm_plugin.hosts.embedded.same_run import check_same_run
 from tllm_plugin.hosts.embedded.trainer import trainer_dict
+from tllm_plugin.hosts.same_data import check_same_data, check_teacher, data_of_checkpoint, tell_unstated_order
+from tllm_plugin.runs import data_file
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.version import __version__
 
 logger = logging.getLogger(__name__)
 
 _WITHOUT_TEACHER = ("NONE", "SFTN")
+_NOT_IN_NAMES = ("NUM_WORKERS", "DOWNLOAD")
+_EARLIER_DATASET: tuple[tuple[str, Any], ...] = (("CLASS_ORDER", ""), ("MEAN", []), ("STD", []))
 _EARLIER_RUNTIME = (("SYNC_BATCHNORM", False), ("DETERMINISTIC", True))
 
 #: Is shown curves and detector of a run after every epoch that it trains; says whether to keep the checkpoint, which is
@@ -71,6 +76,10 @@ class EmbeddedData:
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.bundle.class_names
+
+    @property
+    def identity(self) -> DataIdentity:
+        return self.bundle.identity
 
     def train_loader(self, indices: Tensor | None) -> Any:
         """Return this process's rows of augmented batches of `indices` (all of the training part for None)."""
@@ -140,6 +149,8 @@ def run(
     """
     with at_work(log_folder(cfg), wait=False), reproducible(cfg):
         bundle = bundle or load_bundle(cfg)
+        digest = torch.tensor(list(bytes.fromhex(bundle.identity.digest())))
+        processes.check_same("the data", digest)
         trainer = _prepared(cfg, bundle, resume=resume, overwrite=overwrite)
         if watch is not None:
             trainer.teaching.watch = partial(_show, trainer, watch)
@@ -156,9 +167,9 @@ def _prepared(cfg: CfgNode, bundle: DataBundle, *, resume: bool, overwrite: bool
     """Return the trainer of a run, all that the run needs trained."""
     folder = log_folder(cfg)
     device = choose_device(cfg)
-    cfg, vanilla = named_reference(cfg)
+    cfg, vanilla = named_reference(cfg, bundle.identity)
     # Before anything is trained or written: a refusal must leave the run's files as they are.
-    processes.from_main(lambda: _check_start(folder, cfg, resume=resume, overwrite=overwrite))
+    processes.from_main(lambda: _check_start(folder, cfg, bundle, resume=resume, overwrite=overwrite))
     if overwrite and not resume and processes.is_main():
         _remove_results(folder)
     teacher = _teacher(cfg, bundle, device) if cfg.DISTILLER.TYPE not in _WITHOUT_TEACHER else None
@@ -179,8 +190,11 @@ def _prepared(cfg: CfgNode, bundle: DataBundle, *, resume: bool, overwrite: bool
     trainer = trainer_dict[cfg.SOLVER.TRAINER](
         experiment_name(cfg), distiller, train_data, batches_of_test_set(bundle, cfg, device), cfg
     )
+    trainer.data = bundle.identity
     if processes.is_main():
-        RunFolder.inside(folder).create().write_config(described(cfg.dump()))
+        run_folder = RunFolder.inside(folder).create()
+        run_folder.write_config(described(cfg.dump()))
+        run_folder.write_data(bundle.identity)
     return trainer
 
 
@@ -193,7 +207,7 @@ def _show(trainer: Any, watch: Callable[[Curves], None], curves: Curves) -> None
         raise
 
 
-def _check_start(folder: Path, cfg: CfgNode, *, resume: bool, overwrite: bool) -> None:
+def _check_start(folder: Path, cfg: CfgNode, bundle: DataBundle, *, resume: bool, overwrite: bool) -> None:
     latest = folder / "latest"
     if resume and not latest.exists():
         raise ConfigError(f"Expected {folder} to hold a run to resume, but there is no checkpoint `latest` in it")
@@ -203,20 +217,36 @@ def _check_start(folder: Path, cfg: CfgNode, *, resume: bool, overwrite: bool) -
             "set EXPERIMENT.NAME"
         )
     if resume:
-        read_checkpoint(latest, cfg)
+        recorded = data_file.from_checkpoint(read_checkpoint(latest, cfg), latest)
+        check_same_data(
+            folder,
+            RunFolder.inside(folder).read_data() if recorded is None else recorded,
+            bundle.identity,
+            "resume with the same data, or give the run another EXPERIMENT.NAME",
+        )
 
 
-def load_bundle(cfg: CfgNode) -> DataBundle:
-    """Load the data set of a config."""
+def load_bundle(cfg: CfgNode, recorded: DataIdentity | None = None) -> DataBundle:
+    """Load the data set of a config.
+
+    Args:
+        cfg: Of the run.
+        recorded: How a network met the data that is to be asked again: its images are read in that size, and normalised
+            by these numbers, and its class folders are taken in that order.
+    """
+    recorded = recorded or DataIdentity()
 
     def load() -> DataBundle:
         return load_data(
             cfg.DATASET.TYPE,
             cfg.DATASET.PATH,
             download=cfg.DATASET.DOWNLOAD,
-            image_size=cfg.DATASET.IMAGE_SIZE,
+            image_size=recorded.image_size or cfg.DATASET.IMAGE_SIZE,
             num_workers=cfg.DATASET.NUM_WORKERS,
             seed=cfg.EXPERIMENT.SEED,
+            class_order=recorded.class_folders or cfg.DATASET.CLASS_ORDER,
+            mean=recorded.mean or cfg.DATASET.MEAN,
+            std=recorded.std or cfg.DATASET.STD,
         )
 
     return processes.one_per_machine_first(load) if cfg.DATASET.DOWNLOAD else load()
@@ -258,7 +288,7 @@ def prerequisite(cfg: CfgNode, model: str, epochs: int, role: str, *, branches_o
     needed.DISTILLER.STUDENT = model
     needed.SOLVER.EPOCHS = epochs
     depends_on = {
-        "data": {key: value for key, value in needed.DATASET.items() if key not in ("NUM_WORKERS", "DOWNLOAD")},
+        "data": {k: v for k, v in needed.DATASET.items() if k not in _NOT_IN_NAMES and (k, v) not in _EARLIER_DATASET},
         # What is as it was before there was a choice is left out, so that what was trained then is found.
         "solver": CfgNode({k: v for k, v in needed.SOLVER.items() if (k, v) != ("ACCUMULATE", 1)}),
         "runtime": CfgNode({k: v for k, v in needed.RUNTIME.items() if (k, v) not in _EARLIER_RUNTIME}),
@@ -297,24 +327,24 @@ def ensure_trained(
         keep: See `Keep`.
 
     Raises:
-        ConfigError: The run that is there was made under another config.
+        ConfigError: The run that is there was made under another config, or on other data.
     """
     folder = log_folder(cfg)
     finished = RunFolder.inside(folder)
-    if not processes.from_main(lambda: _is_finished(finished, cfg)):
+    if not processes.from_main(lambda: _is_finished(finished, cfg, bundle)):
         with at_work(folder, wait=True):
             # Perhaps by the command that was waited for.
-            if not processes.from_main(lambda: _is_finished(finished, cfg)):
+            if not processes.from_main(lambda: _is_finished(finished, cfg, bundle)):
                 resume = processes.from_main((folder / "latest").exists)
                 return run(cfg, resume=resume, bundle=bundle, watch=watch, keep=keep)
     logger.info("using %s", folder)
     return _tested(finished, cfg, bundle)
 
 
-def _is_finished(run: RunFolder, cfg: CfgNode) -> bool:
+def _is_finished(run: RunFolder, cfg: CfgNode, bundle: DataBundle) -> bool:
     finished = run.is_finished()
     if finished:
-        check_same_run(run, cfg)
+        check_same_run(run, cfg, bundle.identity)
     return finished
 
 
@@ -331,37 +361,51 @@ def _tested(run: RunFolder, cfg: CfgNode, bundle: DataBundle) -> RunFolder:
 
 
 def _teacher(cfg: CfgNode, bundle: DataBundle, device: torch.device) -> nn.Module:
-    needed = needed_teacher(cfg)
+    needed = needed_teacher(cfg, bundle.identity)
     checkpoint = cfg.DISTILLER.TEACHER_CHECKPOINT
     if needed is not None:
         checkpoint = ensure_trained(needed, bundle).log_folder / "student_latest"
     teacher = make_network(cfg, cfg.DISTILLER.TEACHER, bundle, device)
     teacher = load_network(teacher, checkpoint).to(device)
+    recorded = processes.from_main(lambda: data_of_checkpoint(checkpoint))
+    if needed is None:
+        check_teacher(checkpoint, recorded, bundle.identity)
+        tell_unstated_order(checkpoint, recorded, bundle)
+    show_as_recorded(teacher, recorded, bundle.identity)
     plant = cfg.DISTILLER.PLANT
     if plant.CLASSES:
         teacher = PlantedTeacher(teacher, plant.CLASSES, bundle.num_classes, plant.STRENGTH).to(device)
     return teacher.eval()
 
 
-def needed_teacher(cfg: CfgNode) -> CfgNode | None:
-    """Return the config of the teacher's run; None where the config names a checkpoint or needs no teacher."""
+def needed_teacher(cfg: CfgNode, data: DataIdentity | None = None) -> CfgNode | None:
+    """Return the config of the teacher's run; None where the config names a checkpoint or needs no teacher.
+
+    Args:
+        cfg: Of the run that needs it.
+        data: That it is trained on; where a run on other data has its name, it gets one of its own.
+    """
     if cfg.DISTILLER.TYPE in _WITHOUT_TEACHER or cfg.DISTILLER.TEACHER_CHECKPOINT:
         return None
     epochs = cfg.DISTILLER.TEACHER_EPOCHS or cfg.SOLVER.EPOCHS
     sftn = cfg.DISTILLER.TEACHER_STAGE == "SFTN"
     role, branches_of = ("sftn", cfg.DISTILLER.STUDENT) if sftn else ("teacher", "")
-    return prerequisite(cfg, cfg.DISTILLER.TEACHER, epochs, role, branches_of=branches_of)
+    return _placed(prerequisite(cfg, cfg.DISTILLER.TEACHER, epochs, role, branches_of=branches_of), data)
 
 
-def named_reference(cfg: CfgNode) -> tuple[CfgNode, CfgNode | None]:
+def named_reference(cfg: CfgNode, data: DataIdentity | None = None) -> tuple[CfgNode, CfgNode | None]:
     """Return `cfg` with its reference named, and the config of the vanilla run that has to be trained for it.
 
     Where the detector needs no reference or the config names one, `cfg` comes back as it is, with None.
+
+    Args:
+        cfg: Of the run.
+        data: See `needed_teacher`.
     """
     detector = cfg.TLLM.DETECTOR
     if cfg.SOLVER.TRAINER != "tllm" or not DETECTORS[detector.TYPE].needs_reference or detector.REFERENCE:
         return cfg, None
-    vanilla = prerequisite(cfg, cfg.DISTILLER.STUDENT, cfg.SOLVER.EPOCHS, "vanilla")
+    vanilla = _placed(prerequisite(cfg, cfg.DISTILLER.STUDENT, cfg.SOLVER.EPOCHS, "vanilla"), data)
     named = cfg.clone()
     named.defrost()
     named.TLLM.DETECTOR.REFERENCE = str(RunFolder.inside(log_folder(vanilla)).path)
@@ -369,12 +413,26 @@ def named_reference(cfg: CfgNode) -> tuple[CfgNode, CfgNode | None]:
     return named, vanilla
 
 
+def _placed(needed: CfgNode, data: DataIdentity | None) -> CfgNode:
+    """Return the config of a run that another one needs, renamed where a run on other data has its name."""
+    if data is None:
+        return needed
+    run = RunFolder.inside(log_folder(needed))
+    if not processes.from_main(lambda: training_difference(run.read_data(), data)):
+        return needed
+    needed = needed.clone()
+    needed.defrost()
+    needed.EXPERIMENT.NAME = f"{needed.EXPERIMENT.NAME}-{data.for_training().digest()[:8]}"
+    needed.freeze()
+    return needed
+
+
 def _remove_results(folder: Path) -> None:
     """Remove what would pass for results of the run that is about to start."""
     run_folder = RunFolder.inside(folder)
     results = (
         *(run_folder.metrics_json, run_folder.predictions_npz, run_folder.flags_json),
-        *(run_folder.curves_npz, run_folder.search_curves_npz, run_folder.report_html),
+        *(run_folder.curves_npz, run_folder.search_curves_npz, run_folder.report_html, run_folder.data_json),
     )
     for path in (folder / "latest", *results):
         path.unlink(missing_ok=True)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from yacs.config import CfgNode
 
+from tllm_plugin.core.data_identity import DataIdentity, normalisation_difference
 from tllm_plugin.core.errors import FileFormatError
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts import processes
@@ -46,6 +49,29 @@ def make_network(
 def trained_model(cfg: CfgNode) -> str:
     """Return the name of the network that a config trains."""
     return str(cfg.DISTILLER.TEACHER if cfg.DISTILLER.TYPE == "SFTN" else cfg.DISTILLER.STUDENT)
+
+
+def show_as_recorded(network: nn.Module, recorded: DataIdentity, now: DataIdentity) -> None:
+    """Let a network see images normalised as they were when it was trained, whatever loaders do now.
+
+    Args:
+        network: Images go to it as its first argument.
+        recorded: How it met them; what is not known stays as it is.
+        now: How loaders normalise them.
+    """
+    if not (recorded.mean and now.mean) or len(recorded.mean) != len(now.mean):
+        return
+    if not normalisation_difference(replace(recorded, image_size=0), now):
+        return
+    mean, std, new_mean, new_std = (torch.tensor(v) for v in (now.mean, now.std, recorded.mean, recorded.std))
+    scale, shift = std / new_std, (mean - new_mean) / new_std
+
+    def renormalise(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        image, *rest = inputs
+        factor, offset = (v.to(image.device, image.dtype).view(-1, 1, 1) for v in (scale, shift))
+        return (image * factor + offset, *rest)
+
+    network.register_forward_pre_hook(renormalise)
 
 
 def load_network(network: nn.Module, path: str | Path) -> nn.Module:

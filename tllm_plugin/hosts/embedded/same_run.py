@@ -4,35 +4,44 @@ from __future__ import annotations
 
 from yacs.config import CfgNode
 
+from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.embedded.checkpoint import changed_keys, read_state, recorded_config
 from tllm_plugin.hosts.embedded.defaults import default_config
+from tllm_plugin.hosts.same_data import check_same_data
 from tllm_plugin.hosts.tllm_node import TREATMENT
 from tllm_plugin.runs.run_folder import RunFolder
 
 #: What has no effect before the first flag.
 FREE_KEYS = ("TLLM.DETECTOR.", *TREATMENT)
 _NODES_OF_EVERY_RUN = {"EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "RUNTIME", "TLLM"}
+_REMEDY = "remove that folder, or set EXPERIMENT.NAME or LOG.PREFIX to train another one"
 _READ_BY_VANILLA = ("DISTILLER.STUDENT", "DISTILLER.PRETRAINED")
 
 
-def check_same_run(run: RunFolder, cfg: CfgNode) -> None:
-    """Refuse a finished run that was made under another config, by the comparison that a resume makes.
+def check_same_run(run: RunFolder, cfg: CfgNode, data: DataIdentity) -> None:
+    """Refuse a finished run that was made under another config or on other data, by the comparison that a resume makes.
 
     Keys that such a run does not look at are left out, so that what an earlier version trained stays usable although
     their defaults have changed.
 
+    Args:
+        run: The finished run.
+        cfg: Of the run that is needed.
+        data: Its data.
+
     Raises:
-        FileFormatError: The run's config is damaged.
-        ConfigError: The configs differ.
+        FileFormatError: The run's config or record of its data is damaged.
+        ConfigError: The configs or the data differ.
     """
     old = config_of(run)
     changed = [key for key in changed_keys(old, cfg) if not (_is_unread(key, old) and _is_unread(key, cfg))]
     if changed:
         raise ConfigError(
             f"Expected the finished run in {run.log_folder} to be the one that is needed, but these keys differ: "
-            f"{', '.join(changed)}; remove that folder, or set EXPERIMENT.NAME or LOG.PREFIX to train another one"
+            f"{', '.join(changed)}; {_REMEDY}"
         )
+    check_same_data(run.log_folder, run.read_data(), data, _REMEDY)
 
 
 def config_of(run: RunFolder) -> CfgNode:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from yacs.config import CfgNode
 
+from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.core.registry import Registry
 from tllm_plugin.hosts import processes
@@ -29,6 +30,7 @@ from tllm_plugin.hosts.embedded.progress import EpochReport, RunProgress
 from tllm_plugin.hosts.embedded.schedule import make_schedule
 from tllm_plugin.hosts.embedded.worklog import append_epoch, copy_until
 from tllm_plugin.hosts.optimizers import spare_from_decay
+from tllm_plugin.runs import data_file
 from tllm_plugin.runs.atomic import remove_temporaries, save_torch, write_link
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.run_folder import RunFolder
@@ -77,6 +79,8 @@ class BaseTrainer:
         self.progress: RunProgress | None = None
         #: Asked after every epoch whether its checkpoint is to be kept, besides those of LOG.SAVE_CHECKPOINT_FREQ.
         self.keep: Callable[[], bool] = lambda: False
+        #: What the checkpoints say of the data.
+        self.data = DataIdentity()
         self._config_text = cfg.dump()
         self._saved_at = time.monotonic()
 
@@ -242,16 +246,18 @@ class BaseTrainer:
         """Write `latest` and the plain `student_latest`, and give both a name that stays if they are `kept`."""
         if not processes.is_main():
             return
+        data = {data_file.KEY: data_file.to_text(self.data)}
         state = {
             "epoch": self.epochs_done,
             "config": self._config_text,
+            **data,
             "model": self.distiller.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "seconds_per_epoch": self.seconds_per_epoch,
             "rng": _rng_state(self.device),
         }
-        student = {"model": self.distiller.student.state_dict()}  # type: ignore[union-attr]
+        student = {"model": self.distiller.student.state_dict(), **data}  # type: ignore[union-attr]
         folder = Path(self.log_path)
         # The student first: whoever finds `latest` finds its student as well.
         for latest, name, content in (

@@ -108,7 +108,7 @@ def _create_for_photographs(cfg: CfgNode, name: str, num_classes: int) -> nn.Mod
 
 
 def _training_data(train_loader: Any, val_loader: Any, cfg: CfgNode) -> LoaderData:
-    return LoaderData(train_loader, val_loader.dataset.transform)
+    return LoaderData(train_loader, val_loader.dataset.transform, val_loader.dataset)
 
 
 def _import(name: str) -> Any:

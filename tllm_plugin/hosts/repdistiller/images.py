@@ -9,10 +9,13 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from tllm_plugin.data.class_order import in_order, ordered
 from tllm_plugin.data.decode import decode_files
 from tllm_plugin.data.folder import FolderPart, find_parts, readable_names
+from tllm_plugin.hosts.loader_data import LoaderData
 from tllm_plugin.hosts.photographs import cub200_loaders
 from tllm_plugin.hosts.single_rows import without_single_row
+from tllm_plugin.runs.run_folder import RunFolder
 
 #: Values of --dataset that the host does not have.
 DATASETS = ("imagefolder", "cub200")
@@ -32,6 +35,8 @@ class FolderImages(Dataset[Any]):
         contrast: Contrastive samples per image, drawn from other classes; 0 for none.
         mode: `exact`: an image is its own positive sample; `relax`: any of its class is.
         with_index: Whether the sample's index is returned as well.
+        files: One for each image, to remember a run by.
+        class_folders: Names of the class folders, likewise.
     """
 
     def __init__(
@@ -44,7 +49,10 @@ class FolderImages(Dataset[Any]):
         contrast: int = 0,
         mode: str = "exact",
         with_index: bool = False,
+        files: tuple[str, ...] = (),
+        class_folders: tuple[str, ...] = (),
     ) -> None:
+        self.files, self.class_folders = files, class_folders
         self.data, self.targets, self.classes, self.transform = images, targets.tolist(), classes, transform
         self.contrast, self.mode, self.with_index = contrast, mode, with_index
         self.is_sample = contrast > 0
@@ -78,25 +86,31 @@ def load_images(options: Any) -> tuple[DataLoader[Any], DataLoader[Any], int, in
 
     Args:
         options: `dataset`, `data_folder`, `batch_size`, `num_workers`; of `train_student.py` also `distill`, `nce_k`,
-            `mode`.
+            `mode`, of `train_teacher.py` `save_folder`, into which goes what the teacher is trained on.
 
     Raises:
+        ConfigError: The order of the classes or the normalisation that is stated does not fit.
         DataError: The folder does not hold images as described in `tllm_plugin.data.folder`, or CUB-200-2011.
     """
     batch_size, workers = options.batch_size, options.num_workers
     method = getattr(options, "distill", None)
     if options.dataset == "cub200":
-        return cub200_loaders(
+        loaders = cub200_loaders(
             options.data_folder,
             batch_size=batch_size,
             test_batch_size=max(1, batch_size // 2),
             num_workers=workers,
             with_index=method is not None,
         )
+        _remember(options, *loaders[:2])
+        return loaders
     train, test = find_parts(options.data_folder)
-    classes = readable_names(train.root.parent, train.classes)
+    folders = ordered(train.classes, getattr(options, "class_order", None) or "", train.root)
+    train, test = in_order(train, folders), in_order(test, folders)
+    classes = readable_names(train.root.parent, folders)
     images, test_images = (_decode(part, options.num_workers) for part in (train, test))
-    plain = [transforms.ToTensor(), transforms.Normalize(*_statistics(images))]
+    mean, std = getattr(options, "mean", None), getattr(options, "std", None)
+    plain = [transforms.ToTensor(), transforms.Normalize(*((mean, std) if mean else _statistics(images)))]
     moved = [transforms.RandomCrop(SIDE, padding=4), transforms.RandomHorizontalFlip()]
     train_set = FolderImages(
         images,
@@ -106,11 +120,22 @@ def load_images(options: Any) -> tuple[DataLoader[Any], DataLoader[Any], int, in
         contrast=options.nce_k if method == "crd" else 0,
         mode=options.mode if method == "crd" else "exact",
         with_index=method is not None,
+        files=train.files,
+        class_folders=folders,
     )
-    test_set = FolderImages(test_images, test.labels.numpy(), classes, transforms.Compose(plain))
+    test_set = FolderImages(test_images, test.labels.numpy(), classes, transforms.Compose(plain), files=test.files)
     train_loader: DataLoader[Any] = DataLoader(train_set, batch_size=batch_size, shuffle=True, num_workers=workers)
     test_loader: DataLoader[Any] = DataLoader(test_set, batch_size=max(1, batch_size // 2), num_workers=workers // 2)
+    _remember(options, train_loader, test_loader)
     return without_single_row(train_loader), test_loader, len(train_set), len(classes)
+
+
+def _remember(options: Any, train: DataLoader[Any], test: DataLoader[Any]) -> None:
+    """Leave beside the checkpoints of `train_teacher.py` what they were trained on; a student's run does so itself."""
+    folder = getattr(options, "save_folder", "")
+    if folder and not hasattr(options, "distill"):
+        data = LoaderData(train, getattr(test.dataset, "transform", None), test.dataset)
+        RunFolder.inside(folder).create().write_data(data.identity)
 
 
 def _decode(part: FolderPart, workers: int) -> np.ndarray:

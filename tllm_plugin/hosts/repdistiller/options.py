@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import os
 import random
 from collections.abc import Iterator, Mapping
@@ -173,6 +174,16 @@ def _shared(parser: argparse.ArgumentParser) -> list[str]:
     parser.add_argument(
         "--data_folder", type=str, default="", help="of the data set: imagefolder (train/ and val/) or CUB_200_2011"
     )
+    parser.add_argument(
+        "--class_order",
+        type=str,
+        default=None,
+        help="of imagefolder: natural (as timm sorts), or a file of folder names",
+    )
+    for name, what in (("mean", "mean"), ("std", "standard deviation")):
+        parser.add_argument(
+            f"--{name}", type=float, nargs=3, default=None, help=f"{what} for imagefolder (default: of its images)"
+        )
     parser.add_argument("--pretrained", action="store_true", help="start a tv_... network from torchvision's weights")
     return list(models)
 
@@ -209,6 +220,17 @@ def _image_problems(options: argparse.Namespace, *names: str) -> list[str]:
             "Expected `--data_folder` to be a folder that holds train/ and val/ for the data set imagefolder, but got "
             f"{options.data_folder!r}"
         )
+    for name in ("class_order", "mean", "std"):
+        if getattr(options, name) is not None and options.dataset != "imagefolder":
+            problems.append(
+                f"Expected `--{name}` with the data set imagefolder only, but got it with {options.dataset}"
+            )
+    if (options.mean is None) != (options.std is None):
+        problems.append("Expected `--mean` and `--std` together, but got one of them alone")
+    elif options.std is not None and not all(0 < value < math.inf for value in options.std):
+        problems.append(f"Expected `--std` to be 3 numbers above 0, but got {options.std}")
+    elif options.mean is not None and not all(math.isfinite(value) for value in options.mean):
+        problems.append(f"Expected `--mean` to be 3 finite numbers, but got {options.mean}")
     if options.dataset == "cub200":
         known = ", ".join(PHOTOGRAPH_MODELS)
         problems += [

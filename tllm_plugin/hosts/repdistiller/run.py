@@ -23,8 +23,10 @@ from tllm_plugin.hosts.random_state import RandomState
 from tllm_plugin.hosts.repdistiller.checkpoint import STATE_VERSION, read_state, relevant_options
 from tllm_plugin.hosts.repdistiller.distiller import ListedDistiller
 from tllm_plugin.hosts.repdistiller.epoch import train_epoch
+from tllm_plugin.hosts.repdistiller.images import DATASETS
 from tllm_plugin.hosts.repdistiller.options import errors_name_flags, node_of
 from tllm_plugin.hosts.repdistiller.watched import WatchedLoader
+from tllm_plugin.hosts.same_data import CarriedData, check_named_teacher
 from tllm_plugin.hosts.teaching import Teaching, cut, student_predictor
 from tllm_plugin.methods import Distiller
 from tllm_plugin.runs.atomic import save_torch
@@ -56,9 +58,12 @@ class Run:
         self._method: nn.Module | None = None
         self._done = 0
         self._seconds: list[float] = []
+        if options.tllm or getattr(options, "dataset", "") in DATASETS:
+            with errors_name_flags():
+                self._data = LoaderData(train_loader, val_loader.dataset.transform, val_loader.dataset)
+                check_named_teacher(getattr(options, "path_t", None) or "", self._data.identity)
         if options.tllm:
             with errors_name_flags():
-                self._data = LoaderData(train_loader, val_loader.dataset.transform)
                 self.train_loader = self._data.train_loader(cut(node_of(options), self._data).train)
 
     def init(self, stage: Callable[..., None], *arguments: Any) -> None:
@@ -105,6 +110,7 @@ class Run:
         self.teaching.wrapper.to(self.device)
         self.teaching.wrapper.carry("rng", RandomState())
         self.folder = RunFolder.inside(self.options.save_folder)
+        self.teaching.wrapper.carry("data", CarriedData(self.teaching.data, self.options.save_folder))
         if self.options.tllm_resume:
             self._restore(read_state(self.folder, relevant_options(self.options)))
         else:

@@ -1,0 +1,185 @@
+"""What a run was trained on is part of what it is: nothing that was trained on other data is used without a word."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from yacs.config import CfgNode
+
+from tests.hosts.small_images import make_images
+from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.hosts import same_data
+from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded.config import load_config
+from tllm_plugin.runs import data_file
+from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.search.shared_prefix import run_sharing
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs/tllm/embedded/digits.yaml"
+VANILLA = ("DISTILLER.TYPE", "NONE", "TLLM.DETECTOR.TYPE", "none", "EXPERIMENT.NAME", "vanilla")
+BASE = (
+    *("SOLVER.EPOCHS", "1", "SOLVER.BATCH_SIZE", "20", "TLLM.HOLDOUT.FRACTION", "0.25", "DATASET.TYPE", "imagefolder"),
+    *("DATASET.IMAGE_SIZE", "8", "DATASET.NUM_WORKERS", "0", "TLLM.DETECTOR.WARMUP_EPOCHS", "0"),
+)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    make_images(tmp_path / "images")
+    return tmp_path / "images"
+
+
+@pytest.fixture(autouse=True)
+def nothing_told_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(same_data, "_told", set())
+
+
+def config(images: Path, *options: str) -> CfgNode:
+    return load_config(CONFIG, [*BASE, "DATASET.PATH", str(images), "LOG.PREFIX", str(images.parent / "out"), *options])
+
+
+def rename(images: Path, old: str, new: str) -> None:
+    for part in ("train", "val"):
+        (images / part / old).rename(images / part / new)
+
+
+def rename_last(images: Path) -> None:
+    rename(images, "n0", "z")
+
+
+def remove_file(images: Path) -> None:
+    (images / "train" / "n3" / "000.png").unlink()
+
+
+def forget(run: RunFolder) -> None:
+    """Leave a run behind as an earlier version would have."""
+    run.data_json.unlink()
+    for name in ("latest", "student_latest", "tllm/student_best_holdout"):
+        state = torch.load(run.log_folder / name, weights_only=True)
+        state.pop("data", None)
+        torch.save(state, run.log_folder / name)
+
+
+CHANGES = [
+    (rename_last, "class 'n0' is now 'z'"),
+    (remove_file, "1 training image was removed, the first in class 'n3'"),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), CHANGES)
+def test_a_finished_run_is_not_used_for_other_data(images: Path, change: Callable[[Path], None], told: str) -> None:
+    cfg = config(images, *VANILLA)
+    run = job.run(cfg)
+    assert job.ensure_trained(cfg, job.load_bundle(cfg)).path == run.path
+    change(images)
+    with pytest.raises(ConfigError, match=f"trained on, but {told}"):
+        job.ensure_trained(cfg, job.load_bundle(cfg))
+
+
+@pytest.mark.parametrize(("change", "told"), CHANGES)
+@pytest.mark.parametrize("trainer", ["tllm", "base"])
+def test_resume(images: Path, trainer: str, change: Callable[[Path], None], told: str) -> None:
+    cfg = config(images, *VANILLA, "SOLVER.TRAINER", trainer)
+    run = job.run(cfg)
+    run.data_json.unlink()  # The checkpoint knows it, too.
+    before = (run.log_folder / "latest").read_bytes()
+    change(images)
+    with pytest.raises(ConfigError, match=f"trained on, but {told}.*resume with the same data"):
+        job.run(cfg, resume=True)
+    assert (run.log_folder / "latest").read_bytes() == before
+
+
+def test_a_renamed_class_gets_another_teacher_and_reference(images: Path) -> None:
+    options = ("DISTILLER.TYPE", "KD", "EXPERIMENT.NAME", "kd")
+    job.run(config(images, *options))
+    out = images.parent / "out" / "digits"
+
+    def trained(role: str) -> set[str]:
+        return {path.name for path in out.iterdir() if path.name.startswith(role) and path.is_dir()}
+
+    assert len(trained("teacher-")) == len(trained("vanilla-")) == 1
+    rename_last(images)
+    job.run(config(images, *options), overwrite=True)
+    for role in ("teacher-", "vanilla-"):
+        first, second = sorted(trained(role), key=len)
+        assert second.startswith(f"{first}-"), "the first one stays"
+    # Both are found from now on, each by its data.
+    known = trained("")
+    job.run(config(images, *options), overwrite=True)
+    rename(images, "z", "n0")
+    job.run(config(images, *options), overwrite=True)
+    assert trained("") == known
+
+
+def test_runs_of_earlier_versions(images: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cfg = config(images, *VANILLA)
+    run = job.run(cfg)
+    forget(run)
+    caplog.set_level(logging.WARNING)
+    for _ in range(2):
+        assert job.ensure_trained(cfg, job.load_bundle(cfg)).path == run.path
+    job.run(cfg, resume=True)
+    assert sum("did not write down its data" in message for message in caplog.messages) == 1
+    forget(run)
+    rename_last(images)
+    for use in (lambda: job.ensure_trained(cfg, job.load_bundle(cfg)), lambda: job.run(cfg, resume=True)):
+        with pytest.raises(ConfigError, match="class 'n0' is now 'z'"):
+            use()
+
+
+def test_what_is_written(images: Path) -> None:
+    cfg = config(images, *VANILLA, "LOG.SAVE_CHECKPOINT_FREQ", "1")
+    run = job.run(cfg)
+    identity = job.load_bundle(cfg).identity
+    assert run.read_data() == identity and len(identity.mean) == 3 and identity.image_size == 8
+    for name in ("latest", "student_latest", "epoch_1", "student_1", "tllm/student_best_holdout"):
+        state = torch.load(run.log_folder / name, weights_only=True)
+        assert data_file.from_checkpoint(state, name) == identity, name
+
+
+def test_other_test_images_are_told(images: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cfg = config(images, *VANILLA)
+    run = job.run(cfg)
+    (images / "val" / "n3" / "000.png").unlink()
+    caplog.set_level(logging.WARNING)
+    assert job.ensure_trained(cfg, job.load_bundle(cfg)).path == run.path
+    assert "its test data are others by now: 1 test image was removed" in caplog.text
+
+
+def test_a_named_teacher(images: Path, caplog: pytest.LogCaptureFixture) -> None:
+    teacher = job.run(config(images, *VANILLA, "DISTILLER.STUDENT", "digits_teacher")).log_folder / "student_latest"
+    elsewhere = images.parent / "teacher.pth"
+    elsewhere.write_bytes(teacher.read_bytes())
+    taught = ("DISTILLER.TYPE", "KD", "TLLM.DETECTOR.TYPE", "none", "EXPERIMENT.NAME", "kd")
+    remove_file(images)
+    caplog.set_level(logging.WARNING)
+    job.run(config(images, *taught, "DISTILLER.TEACHER_CHECKPOINT", str(elsewhere)))
+    assert caplog.text.count("was trained on other data") == 1
+    rename_last(images)
+    for checkpoint in (elsewhere, teacher):
+        with pytest.raises(ConfigError, match="Expected the classes .*class 'n0' is now 'z'"):
+            job.run(config(images, *taught, "DISTILLER.TEACHER_CHECKPOINT", str(checkpoint)), overwrite=True)
+
+
+def test_a_named_reference(images: Path) -> None:
+    vanilla = job.run(config(images, *VANILLA))
+    named = ("TLLM.DETECTOR.REFERENCE", str(vanilla.path), "EXPERIMENT.NAME", "ls", "DISTILLER.TYPE", "KD")
+    job.run(config(images, *named))
+    # As many images as before, so that the hold-out is the same.
+    rename_last(images)
+    with pytest.raises(ConfigError, match="REFERENCE.*class 'n0' is now 'z'"):
+        job.run(config(images, *named), overwrite=True)
+
+
+def test_nothing_is_shared_with_a_run_on_other_data(images: Path) -> None:
+    teacher = job.run(config(images, *VANILLA, "DISTILLER.STUDENT", "digits_teacher")).log_folder / "student_latest"
+    options = ("DISTILLER.TYPE", "KD", "DISTILLER.TEACHER_CHECKPOINT", str(teacher))
+    base = job.run(config(images, *options, "TLLM.DETECTOR.TYPE", "none", "EXPERIMENT.NAME", "base"))
+    (images / "train" / "n3" / "000.png").rename(images / "train" / "n3" / "999.png")
+    trial = config(images, *options, "TLLM.DETECTOR.TYPE", "after", "EXPERIMENT.NAME", "trial")
+    with pytest.raises(ConfigError, match="names or sizes of training files are others"):
+        run_sharing(base, trial)
