@@ -18,7 +18,12 @@ MAPS = {
     **{"ShuffleV1": "feats", "wrn_16_1": "preact_feats", "wrn_16_2": "preact_feats", "wrn_40_2": "preact_feats"},
     **{"MobileNetV2": "pooled_map", "ShuffleV2": "pooled_map"},
     # Ours.
-    **{"wrn_28_2": "pooled_map", "resnet24_1_1_9": "pooled_map", "tv_mobilenet_v2": "pooled_map"},
+    **{
+        "wrn_28_2": "pooled_map",
+        "wrn_40_4": "pooled_map",
+        "resnet24_1_1_9": "pooled_map",
+        "tv_mobilenet_v2": "pooled_map",
+    },
 }
 CHANNELS = {"MobileNetV2": 1280, "tv_mobilenet_v2": 1280, "ShuffleV2": 1024, "wrn_16_2": 128}
 
