@@ -199,6 +199,22 @@ def trained_parameters(wrapper: Any) -> list[nn.Parameter]:
     return [parameter for parameter in wrapper.get_learnable_parameters() if id(parameter) not in held]
 
 
+def unreached(distiller: Any, loss: str, image_size: int = 32, rows: int = 4) -> set[str]:
+    """Return the student's parameters that a loss gives no gradient, or one of zeros."""
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn(rows, 3, image_size, image_size, generator=generator)
+    _, losses = distiller.train()(image=image, target=torch.arange(rows) % 3, epoch=EPOCH)
+    distiller.zero_grad(set_to_none=True)
+    losses[loss].backward()
+    # A BatchNorm removes the mean again that the bias of the convolution before it (VGG's) adds.
+    cancelled = {f"{path}.bias" for path, module in distiller.student.named_modules() if isinstance(module, nn.Conv2d)}
+    return {
+        path
+        for path, parameter in distiller.student.named_parameters()
+        if parameter.grad is None or (path not in cancelled and not bool(parameter.grad.any()))
+    }
+
+
 def first_image(keywords: dict[str, Any]) -> Tensor:
     """Return the images that the returned logits belong to."""
     return keywords["image"] if "image" in keywords else keywords["image_weak"]

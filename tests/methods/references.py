@@ -25,7 +25,7 @@ class OneMap(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, dict[str, Any]]:
         maps = image * self.weight
         pooled = maps.mean((2, 3))
-        return pooled.repeat(1, 2), {"feats": [maps], "pooled_feat": pooled}
+        return pooled.repeat(1, 2), {"feats": [maps], "pooled_map": maps, "pooled_feat": pooled}
 
 
 def softmax(row: Array, temperature: float = 1.0) -> list[float]:

@@ -63,6 +63,8 @@ def test_features_have_the_shapes_of_their_stages(name: str, size: tuple[int, in
     assert [tuple(feat.shape) for feat in features["preact_feats"]] == expected
     assert logits.shape == (2, NUM_CLASSES)
     assert features["pooled_feat"].shape == (2, head(model).in_features)
+    assert features["pooled_map"].shape == (*features["pooled_feat"].shape, *expected[-1][2:])
+    torch.testing.assert_close(features["pooled_map"].mean((2, 3)), features["pooled_feat"])
 
 
 @pytest.mark.parametrize(("pixels", "last"), [(32, 4), (48, 6), (63, 7), (64, 4)])

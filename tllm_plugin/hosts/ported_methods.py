@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
 from torch import nn
 from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError, unknown_name
 from tllm_plugin.hosts.config_checks import Rule, at_least, more_than
-from tllm_plugin.methods import CID, SFTN, SRRL, Branch
+from tllm_plugin.methods import CID, SFTN, SRRL, Branch, find_map
 from tllm_plugin.models import FeatureNet, Tail, create_model, head, head_name, is_model, map_shapes, model_names
 
 # Of CIFAR, Tiny ImageNet and ImageNet. Some networks of the hosts take images of one size only.
 _IMAGE_SIZES = (32, 64, 224)
+_Answer = TypeVar("_Answer")
 
 
 def ported_nodes() -> dict[str, CfgNode]:
@@ -52,12 +57,17 @@ def check_sftn(cfg: CfgNode) -> list[str]:
 def build_srrl(student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> SRRL:
     """Make `SRRL` from the config node of that name."""
     loss = cfg.SRRL.LOSS
+    if isinstance(student, FeatureNet):
+        student_map, channels = "pooled_map", head(student).in_features
+    else:
+        student_map, channels = _for_any_size(partial(find_map, student))
     return SRRL(
         student,
         teacher,
-        student_channels=_map_shapes(student)[0][-1][0],
+        student_channels=channels,
         teacher_dim=head(teacher).in_features,
         teacher_head=head_name(teacher),
+        student_map=student_map,
         ce_weight=loss.CE_WEIGHT,
         feature_weight=loss.FEAT_WEIGHT,
         regression_weight=loss.REGRESSION_WEIGHT,
@@ -132,9 +142,14 @@ def make_branches(student: nn.Module, teacher: nn.Module, student_name: str) -> 
 
 def _map_shapes(*networks: nn.Module) -> list[list[tuple[int, int]]]:
     """Return channels and height of the networks' maps, for the smallest usual image that all of them take."""
+    return _for_any_size(lambda size: [map_shapes(network, size) for network in networks])
+
+
+def _for_any_size(ask: Callable[[int], _Answer]) -> _Answer:
+    """Return what is answered for the smallest usual image size that does not make PyTorch fail."""
     for size in _IMAGE_SIZES:
         try:
-            return [map_shapes(network, size) for network in networks]
+            return ask(size)
         except RuntimeError as error:
             refusal = error
     sizes = ", ".join(map(str, _IMAGE_SIZES))

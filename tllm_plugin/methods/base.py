@@ -21,7 +21,8 @@ class Distiller(nn.Module):
     that are not to be trained yet from `held_parameters()`, to be left without a gradient.
 
     Args:
-        student: `image -> (logits, features)`, a dictionary with `feats`, `preact_feats` and `pooled_feat`.
+        student: `image -> (logits, features)`, a dictionary with `feats`, `preact_feats` and `pooled_feat`, of which a
+            method reads what it needs.
         teacher: The same; kept in evaluation mode and without gradients.
     """
 

@@ -2,8 +2,8 @@
 
     logits, features = create_model("resnet20", num_classes=100)(images)
 
-`features` holds `feats`, `preact_feats` and `pooled_feat`; parameter names and shapes are those of the hosts' models,
-so that their published checkpoints load.
+`features` holds `feats`, `preact_feats`, `pooled_map` and `pooled_feat`; parameter names and shapes are those of the
+hosts' models, so that their published checkpoints load.
 """
 
 from tllm_plugin.models import (  # noqa: F401  (importing a family registers its models)

@@ -28,11 +28,14 @@ class Features(TypedDict):
 
     feats: stem and stage outputs, each (N, C_i, H_i, W_i).
     preact_feats: the same before the last activation.
-    pooled_feat: (N, D), what the head reads.
+    pooled_map: (N, D, H, W), the map that is pooled for the head: the last of `feats` or what further layers make of
+        it.
+    pooled_feat: (N, D), its mean over the pixels, which the head reads.
     """
 
     feats: list[Tensor]
     preact_feats: list[Tensor]
+    pooled_map: Tensor
     pooled_feat: Tensor
 
 
@@ -79,10 +82,10 @@ class FeatureNet(nn.Module, ABC):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Features]:
         """Return unnormalised logits (N, num_classes) and the features of `images` (N, in_channels, H, W)."""
-        feats, preacts, last_map = self.extract(images)
-        pooled = F.adaptive_avg_pool2d(last_map, 1).flatten(1)
+        feats, preacts, pooled_map = self.extract(images)
+        pooled = F.adaptive_avg_pool2d(pooled_map, 1).flatten(1)
         logits: Tensor = getattr(self, self.head_name)(pooled)
-        return logits, Features(feats=feats, preact_feats=preacts, pooled_feat=pooled)
+        return logits, Features(feats=feats, preact_feats=preacts, pooled_map=pooled_map, pooled_feat=pooled)
 
 
 def head_name(model: nn.Module) -> str:

@@ -15,7 +15,14 @@ from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.ported_methods import ported_nodes
 from tllm_plugin.hosts.repdistiller import METHODS, parse_student, parse_teacher, suffix
 from tllm_plugin.hosts.repdistiller.checkpoint import read_state, relevant_options
-from tllm_plugin.hosts.repdistiller.method_flags import STUDENT_FLAGS, TEACHER_FLAGS, student_node, teacher_node
+from tllm_plugin.hosts.repdistiller.method_flags import (
+    _CID_WEIGHTS,
+    STUDENT_FLAGS,
+    TEACHER_FLAGS,
+    student_node,
+    teacher_node,
+)
+from tllm_plugin.hosts.repdistiller.networks import extend_models
 from tllm_plugin.methods import ContextStudent
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -91,6 +98,12 @@ def test_weights_of_cid_are_its_papers(
     assert (options.cid_warmup_epochs, options.nesterov, student_node(options).CID.TEMPERATURE) == (20, True, 4.0)
     assert suffix(options) == "_a:{}_b:{}_c:{}".format(*weights)
     assert parse("--distill", "cid", "--cid_b", "7", teacher=teacher).cid_b == 7.0
+
+
+def test_the_host_has_every_pair_of_cids_paper(real: SimpleNamespace) -> None:
+    models = dict(real.model_dict)
+    extend_models(models)
+    assert len(_CID_WEIGHTS) == 5 and {name for pair in _CID_WEIGHTS for name in pair} <= models.keys()
 
 
 def test_values_arrive(parse: Any, parse_stage: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,14 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.distiller_cases import NUM_CLASSES, give_context
+from tests.distiller_cases import NUM_CLASSES, give_context, unreached
 from tests.hosts.repdistiller.lists import batches, make_lists
 from tests.hosts.repdistiller.test_run import CLASSES, loaders, prepared, train
 from tllm_plugin.hosts.embedded.networks import load_network
 from tllm_plugin.hosts.repdistiller import Run, restore
 from tllm_plugin.hosts.repdistiller.contracts import as_featured, as_listed
+from tllm_plugin.hosts.repdistiller.networks import create_listed
 from tllm_plugin.methods import CID, ContextStudent
-from tllm_plugin.models import create_model
+from tllm_plugin.methods.student_map import read_map
+from tllm_plugin.models import create_model, head_name
 from tllm_plugin.runs.run_folder import RunFolder
 
 # One of each way in which the host names its heads and orders its maps.
@@ -108,6 +111,32 @@ def test_students_of_every_form(real: SimpleNamespace, kind: str, student: str) 
         if parameter.requires_grad and (parameter.grad is None or not bool(parameter.grad.isfinite().all()))
     }
     assert without <= idle
+
+
+@pytest.mark.parametrize("student", [*STUDENTS, "ResNet50", "wrn_16_2", "resnet8x4"])
+def test_srrl_reaches_all_of_the_student_but_its_head(real: SimpleNamespace, student: str) -> None:
+    torch.manual_seed(0)
+    method: Any = make_lists(real, "srrl", "vgg8", student).distiller()
+    network = real.model_dict[student](num_classes=NUM_CLASSES)
+    head = head_name(network)
+    assert unreached(method, "loss_kd") == {f"{head}.weight", f"{head}.bias"}
+    # What the host's lists do not hold, the pooled features stand for.
+    hidden = {"wrn_16_1": 64, "wrn_16_2": 128, "MobileNetV2": 1280, "ShuffleV2": 1024}
+    assert method.student_map == ("pooled_map" if student in hidden else "feats")
+    assert method.connector[0].in_channels == hidden.get(student, network.get_submodule(head).in_features)
+
+
+@pytest.mark.parametrize("student", ["wrn_28_2", "resnet24_1_1_9", "tv_mobilenet_v2"])
+def test_srrl_has_the_map_that_the_head_pools_of_tllms_own_networks(student: str) -> None:
+    torch.manual_seed(0)
+    host = SimpleNamespace(model_dict={name: partial(create_listed, name) for name in ("vgg8", student)})
+    host.DistillKL = nn.Identity
+    method: Any = make_lists(host, "srrl", "vgg8", student).distiller()
+    head = head_name(method.student)
+    assert unreached(method, "loss_kd") == {f"{head}.weight", f"{head}.bias"}
+    with torch.no_grad():
+        _, features = method.student(torch.randn(2, 3, 64, 64))
+    assert read_map(features, method.student_map).shape[2:] != (1, 1)
 
 
 def optimizer_of(folder: Path, **changes: Any) -> tuple[Any, Any, Run]:

@@ -19,9 +19,10 @@ from tllm_plugin.hosts.ported_methods import build_cid, build_sftn, build_srrl, 
 from tllm_plugin.hosts.tllm_node import tllm_node
 from tllm_plugin.models import create_model, load_pretrained
 
-# Models of the seed's tables that the host does not have, and those of CIFAR that it lacks for its other data sets.
+# Models of the paper's tables, and a teacher of CID's, that the host does not have, and those of CIFAR that it lacks
+# for its other data sets.
 _PHOTOGRAPH_MODELS = ("tv_resnet50", "tv_resnet18", "tv_mobilenet_v2")
-_EXTRA_MODELS = ("wrn_28_2", "wrn_16_4", "wrn_28_4", "resnet24_1_1_9")
+_EXTRA_MODELS = ("wrn_28_2", "wrn_16_4", "wrn_28_4", "wrn_40_4", "resnet24_1_1_9")
 
 
 def register() -> None:

@@ -16,9 +16,12 @@ from torch import Tensor, nn
 def as_featured(network: nn.Module) -> nn.Module:
     """Return a network of the host's under the contract of the methods.
 
-    Its features are `feats` (the stem and each stage, n maps) and `pooled_feat` (n, D); the methods use no others.
+    Its features are `feats` (the stem and each stage, n maps) and `pooled_feat` (n, D); a network of ours that
+    `as_listed` made has all that it had before.
     """
     kind = type(network)
+    if hasattr(kind, "featured_forward"):
+        return _again(network, "Featured", kind.featured_forward)
 
     def forward(self: nn.Module, x: Tensor) -> Any:
         (*maps, pooled), logits = kind.forward(self, x, is_feat=True)
@@ -38,12 +41,12 @@ def as_listed(network: nn.Module) -> nn.Module:
         maps = features["preact_feats" if preact else "feats"]
         return [*maps, features["pooled_feat"]], logits
 
-    return _again(network, "Listed", forward)
+    return _again(network, "Listed", forward, featured_forward=kind.forward)
 
 
-def _again(network: nn.Module, contract: str, forward: Callable[..., Any]) -> nn.Module:
+def _again(network: nn.Module, contract: str, forward: Callable[..., Any], **more: Any) -> nn.Module:
     kind = type(network)
-    again: nn.Module = object.__new__(type(f"{contract}{kind.__name__}", (kind,), {"forward": forward}))
+    again: nn.Module = object.__new__(type(f"{contract}{kind.__name__}", (kind,), {"forward": forward, **more}))
     # Shared, not copied: a module that held the other one would put its own name before every key of a state_dict.
     again.__dict__ = network.__dict__
     return again

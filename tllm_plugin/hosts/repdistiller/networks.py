@@ -10,8 +10,8 @@ from torch import nn
 from tllm_plugin.hosts.repdistiller.contracts import as_listed
 from tllm_plugin.models import create_model, load_pretrained
 
-#: Teachers of the seed's Table 6, and the modified ResNet-24 of its section 2.2.
-EXTRA_MODELS = ("wrn_28_2", "wrn_16_4", "wrn_28_4", "resnet24_1_1_9")
+#: Teachers of Table 6, the ResNet-24 of section 2.2, and the teacher of a pair that CID's authors give weights for.
+EXTRA_MODELS = ("wrn_28_2", "wrn_16_4", "wrn_28_4", "wrn_40_4", "resnet24_1_1_9")
 #: Networks for photographs; the host's own are for images of 32 pixels.
 PHOTOGRAPH_MODELS = ("tv_resnet50", "tv_resnet18", "tv_mobilenet_v2")
 

@@ -30,7 +30,14 @@ class FitNet(Distiller):
         ConfigError: One of the networks has no such layer.
 
     Source: Romero et al., "FitNets: Hints for Thin Deep Nets" (ICLR 2015), equation 3; trained in one stage together
-        with the cross-entropy, as both hosts do. Maps of different size are average-pooled to the smaller one.
+        with the cross-entropy, as both hosts do.
+
+    The regressor is a 1x1 convolution without bias, BatchNorm and ReLU, and of maps of different size the larger one
+    is average-pooled to the smaller one. The hosts' convolution has a bias and, where sizes differ, brings the
+    student's map to the teacher's size itself: 3x3 with stride 2 from twice that size, a transposed 4x4 with stride 2
+    from half of it, otherwise an unpadded one as large as the difference plus 1; other smaller maps they refuse.
+    mdistiller finds the maps' shapes with a random image in training mode, which moves the running statistics of
+    BatchNorm in the student and in the trained teacher by a tenth towards that image's; here nothing moves.
     """
 
     def __init__(
