@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors import Detector
 from tllm_plugin.core.holdout import Split, split
-from tllm_plugin.core.routing import logits_of
+from tllm_plugin.core.outputs import logits_of
 from tllm_plugin.core.scores import SampleScores, class_means, score_samples
 from tllm_plugin.core.wrapper import TLLMWrapper
 from tllm_plugin.hosts import processes
