@@ -341,8 +341,14 @@ def test_less_is_refused_at_the_first_call(case: str, flagged: tuple[int, ...]) 
 
 
 def test_a_distiller_that_does_without_its_student_is_refused_where_every_class_is_flagged_from_the_start() -> None:
-    with pytest.raises(ConfigError, match="to call `student`"):
-        wrap(IgnoresItsStudent, *range(NUM_CLASSES))(**KEYWORDS)
+    class Linear(Pieces):
+        def forward(self, image: Tensor, target: Tensor) -> Any:
+            logits = image.flatten(1)[:, :NUM_CLASSES] * self.student.fc.weight.sum()  # type: ignore[union-attr, operator]
+            return logits, F.cross_entropy(logits, target)
+
+    for flagged in (range(NUM_CLASSES), ()):
+        with pytest.raises(ConfigError, match="to call `student`|past student and teacher"):
+            wrap(Linear, *flagged)(**KEYWORDS)
 
 
 def test_other_numbers_of_classes_are_refused_at_the_first_call() -> None:
