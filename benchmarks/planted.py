@@ -29,7 +29,7 @@ import torch
 
 from tllm_plugin.analysis.delta_accuracy import delta_accuracy
 from tllm_plugin.core.curves import Curves
-from tllm_plugin.core.detectors import DETECTORS, ImitationDetector, ReferenceDetector, create_detector
+from tllm_plugin.core.detectors import DETECTORS, ImitationDetector, ReferenceDetector, create_detector, options_for
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.config import load_config
 from tllm_plugin.runs.curves_file import to_state
@@ -195,7 +195,8 @@ def replay(rule: Rule, curves: Curves, reference: Curves, epochs: int, common: o
         "smoothing": node.SMOOTHING,
         "reference": reference,
     }
-    detector = create_detector(rule.detector, curves.num_classes, **{**options, **dict(rule.options)})
+    options = options_for(rule.detector, {**options, **dict(rule.options)})
+    detector = create_detector(rule.detector, curves.num_classes, **options)
     for epoch in curves.epochs:
         detector.update(epoch, curves.samples_at(epoch))
     return dict(enumerate(detector.epoch_flagged.tolist()))

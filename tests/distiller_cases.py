@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.own_loop_cases import OWN_LOOP_BUILDERS
+from tllm_plugin.core.outputs import logits_of
 from tllm_plugin.hosts.embedded.distillers import AT, KD, Distiller, FitNet, Vanilla
 from tllm_plugin.methods import CID, SFTN, SRRL, Branch
 from tllm_plugin.models import FeatureNet, Tail, create_model
@@ -149,9 +151,10 @@ BUILDERS: dict[str, Callable[[nn.Module, nn.Module], nn.Module]] = {
     "teacher_in_train_mode": TeacherInTrainMode,
     "one_element_losses": OneElementLosses,
     "wants_keywords": WantsKeywords,
+    **OWN_LOOP_BUILDERS,
 }
 #: Losses are means over rows, so that a batch's total is the row-weighted sum of its parts'.
-SEPARABLE = ("KD", "AT", "FITNET", "SRRL", "SFTN", "NONE", "wants_keywords")
+SEPARABLE = ("KD", "AT", "FITNET", "SRRL", "SFTN", "NONE", "wants_keywords", *OWN_LOOP_BUILDERS)
 #: They have no teacher.
 WITHOUT_TEACHER = ("NONE", "SFTN")
 #: Their logits take no part in the losses of rows with a teacher.
@@ -218,3 +221,16 @@ def unreached(distiller: Any, loss: str, image_size: int = 32, rows: int = 4) ->
 def first_image(keywords: dict[str, Any]) -> Tensor:
     """Return the images that the returned logits belong to."""
     return keywords["image"] if "image" in keywords else keywords["image_weak"]
+
+
+def expected_logits(distiller: nn.Module, keywords: dict[str, Any]) -> Tensor:
+    """Return the logits of a distiller's student on the whole batch, computed without the distiller."""
+    image = first_image(keywords)
+    prepared = distiller.prepare(image) if hasattr(distiller, "prepare") else image
+    output = distiller.student(prepared)
+    return distiller.pick(output) if hasattr(distiller, "pick") else logits_of(output)
+
+
+def named(losses: Any) -> dict[str, Tensor]:
+    """Return losses by name, also where there is one tensor only."""
+    return {"loss_ce": losses} if isinstance(losses, Tensor) else losses

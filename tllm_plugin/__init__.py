@@ -13,6 +13,7 @@ from tllm_plugin.core.detectors import (
     ReferenceDetector,
     TeachingCurveDetector,
     create_detector,
+    options_for,
 )
 from tllm_plugin.core.errors import ConfigError, DataError, FileFormatError, NonFiniteLossError, TLLMError
 from tllm_plugin.core.holdout import Split, split
@@ -43,6 +44,7 @@ __all__ = [
     "TeachingCurveDetector",
     "__version__",
     "create_detector",
+    "options_for",
     "score_samples",
     "split",
 ]

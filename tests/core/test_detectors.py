@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from tllm_plugin import DETECTORS, ConfigError, Curves, Detector, Evidence, SampleScores, create_detector
+from tllm_plugin import DETECTORS, ConfigError, Curves, Detector, Evidence, SampleScores, create_detector, options_for
 from tllm_plugin.core.detectors.sequential import SequentialDetector
 from tllm_plugin.core.evidence import robust_deviation
 
@@ -253,7 +254,7 @@ def some_samples() -> SampleScores:
 
 
 def test_scheduled_detectors() -> None:
-    none = create_detector("none", CLASSES, total_epochs=10)
+    none = create_detector("none", CLASSES)
     everything = create_detector("all", CLASSES)
     after = create_detector("after", CLASSES, total_epochs=10, after_fraction=0.7)
     fixed = create_detector("fixed", CLASSES, classes=[2, 5])
@@ -288,8 +289,37 @@ def test_a_detector_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
         def judge(self, epoch: int, samples: SampleScores) -> tuple[Tensor, Evidence]:
             return torch.arange(self.num_classes) % 2 == 1, Evidence.none(self.num_classes)
 
-    detector = create_detector("test_odd_classes", CLASSES, score="accuracy", eta=0.3)
+    detector = create_detector(
+        "test_odd_classes", CLASSES, **options_for("test_odd_classes", {"score": "accuracy", "eta": 0.3})
+    )
     assert detector.update(1, some_samples()).sum() == CLASSES // 2
+
+
+def test_classes_of_fixed_may_be_a_tensor_or_an_array() -> None:
+    for classes in ([2, 5], (2, 5), torch.tensor([5, 2]), np.array([2, 5], dtype="u1"), range(2, 6, 3)):
+        fixed = create_detector("fixed", CLASSES, classes=classes)
+        assert fixed.flags.nonzero().squeeze(1).tolist() == [2, 5]
+
+
+def test_a_detector_of_the_users_own_that_takes_any_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DETECTORS, "_items", dict(DETECTORS._items))
+
+    @DETECTORS.register("test_any_option")
+    class AnyOption(Detector):
+        def __init__(self, num_classes: int, *, bound: float, **others: Any) -> None:
+            super().__init__(num_classes)
+            self.given = {"bound": bound, **others}
+
+        def judge(self, epoch: int, samples: SampleScores) -> Any:
+            return [1, 2], Evidence.none(self.num_classes)
+
+    options = {"bound": 1.0, "eta": 0.3}
+    detector = create_detector("test_any_option", CLASSES, **options_for("test_any_option", options))
+    assert detector.given == options  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="`test_any_option` to be given bound$"):
+        create_detector("test_any_option", CLASSES, eta=0.3)
+    with pytest.raises(ConfigError, match="Expected `judge` to be 20 truth values"):
+        detector.update(1, some_samples())
 
 
 @pytest.mark.parametrize(
@@ -299,8 +329,13 @@ def test_a_detector_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"eta": 1.5}, r"Expected `eta` to be in \(0, 1\), but got 1.5"),
         ({"confidence": 1.0}, r"Expected `confidence` to be in \[0, 1\), but got 1.0"),
         ({"smoothing": 1.0}, r"Expected `smoothing` to be in \[0, 1\), but got 1.0"),
-        ({"warmup_epochs": -1}, r"Expected `warmup_epochs` to be at least 0, but got -1"),
-        ({"total_epochs": 0}, r"Expected `total_epochs` to be at least 1, but got 0"),
+        ({"warmup_epochs": -1}, r"Expected `warmup_epochs` to be a whole number of at least 0, but got -1"),
+        ({"total_epochs": 0}, r"Expected `total_epochs` to be a whole number of at least 1, but got 0"),
+        ({"eta": "0.05"}, r"Expected `eta` to be in \(0, 1\), but got '0.05'"),
+        ({"smoothing": True}, r"Expected `smoothing` to be in \[0, 1\), but got True"),
+        ({"total_epochs": 5.0}, r"Expected `total_epochs` to be a whole number .* but got 5.0"),
+        ({"etta": 0.1}, "options of the detector `teaching_curve` to be among .*eta, score.*, but got etta$"),
+        ({"reference": None, "classes": [1]}, "to be among .* but got reference, classes$"),
         ({"score": "acuracy"}, r"Expected `score` to be one of accuracy, agreement, .*, but got 'acuracy'"),
     ],
 )
@@ -312,10 +347,19 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
 def test_more_bad_options() -> None:
     with pytest.raises(ConfigError, match="Expected `detector` to be one of .*reference.*, but got 'refrence'"):
         create_detector("refrence", CLASSES)
-    with pytest.raises(ConfigError, match=r"`classes` to be in \[0, 20\), but got \[20\]"):
+    with pytest.raises(ConfigError, match=r"`classes` to be whole numbers in \[0, 20\), but got 20"):
         create_detector("fixed", CLASSES, classes=[1, 20])
     with pytest.raises(ConfigError, match=r"`after_fraction` to be in \[0, 1\], but got 2"):
         create_detector("after", CLASSES, total_epochs=5, after_fraction=2.0)
+    for wrong in ([True] * CLASSES, torch.ones(CLASSES, dtype=torch.bool), ["3"], [1.0], [-1], 3):
+        with pytest.raises(ConfigError, match="Expected `classes` to be"):
+            create_detector("fixed", CLASSES, classes=wrong)
+    with pytest.raises(ConfigError, match="the detector `none` to be among none, but got total_epochs"):
+        create_detector("none", CLASSES, total_epochs=10)
+    with pytest.raises(ConfigError, match="`reference` to be Curves of a vanilla run, but got str"):
+        create_detector("reference", CLASSES, total_epochs=5, reference="output/vanilla")
+    with pytest.raises(ConfigError, match="`num_classes` to be a whole number of at least 1, but got 0"):
+        create_detector("none", 0)
     with pytest.raises(ConfigError, match="`reference` to be given reference, total_epochs"):
         create_detector("reference", CLASSES)
     short = simulate(0, [], epochs=5, warmup_epochs=0)[0].reference  # type: ignore[attr-defined]

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -78,14 +80,71 @@ def test_what_is_recommended_does(counts: list[int], fraction: float, larger: bo
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
 def test_fractions_out_of_range(fraction: float) -> None:
-    with pytest.raises(ConfigError, match=r"hold-out `fraction` to be in \[0, 1\)"):
+    with pytest.raises(ConfigError, match=r"`fraction` to be in \[0, 1\)"):
         split(unbalanced_labels(), fraction)
-    with pytest.raises(ConfigError, match=r"hold-out `search_fraction` to be in \[0, 1\)"):
+    with pytest.raises(ConfigError, match=r"`search_fraction` to be in \[0, 1\)"):
         split(unbalanced_labels(), 0.1, fraction)
 
 
 def test_missing_classes_and_no_labels() -> None:
     with pytest.raises(ConfigError, match="class '1' has none"):
         split(torch.tensor([0, 2] * 50), 0.2)
-    with pytest.raises(ConfigError, match="non-empty vector"):
+    with pytest.raises(ConfigError, match="at least one sample, but got none"):
         split(torch.tensor([], dtype=torch.int64), 0.2)
+
+
+def test_labels_may_be_a_list_a_tuple_an_array_or_a_tensor_of_any_integer_type() -> None:
+    labels = unbalanced_labels()
+    expected = split(labels, 0.1, 0.1)
+    array = labels.numpy()
+    others: list[Any] = [labels.tolist(), tuple(labels.tolist()), list(labels), list(array), array, array[::-1][::-1]]
+    others += [array.astype(kind) for kind in ("u1", "i2", "i4", "u8", ">i4", "O")]
+    others += [labels.to(kind) for kind in (torch.uint8, torch.int16, torch.int32)]
+    read_only = array.copy()
+    read_only.setflags(write=False)
+    for given_labels in [*others, read_only, np.stack([array, array], 1)[:, 0]]:
+        found = split(given_labels, 0.1, 0.1)
+        for name in ("train", "holdout", "search"):
+            assert torch.equal(getattr(found, name), getattr(expected, name)), type(given_labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0.0, 1.0] * 50, "whole numbers from 0, but got 0.0"),
+        (torch.zeros(100), "but got float32"),
+        (np.zeros(100), "but got float64"),
+        (["cat", "dog"] * 50, "but got 'cat'"),
+        (np.array(["cat", "dog"] * 50), "but got ndarray of <U3"),
+        ([True, False] * 50, "but got True"),
+        ([1, False] * 50, "but got False"),
+        (torch.ones(100, dtype=torch.bool), "but got bool"),
+        (np.ones(100, dtype=bool), "but got bool"),
+        ([1, 0, -1], "but got -1 in place 2"),
+        (np.array([0, -100]), "but got -100 in place 1"),
+        ([1, None], "but got None"),
+        ([[0, 1], [1, 0]], r"in one row, of shape \(n,\), but got shape \(2, 2\)"),
+        ([[0, 1], [1]], "but got list"),
+        ({0, 1}, "but got set"),
+        ({0: 1}, "but got dict"),
+        (7, r"but got shape \(\)"),
+        (None, "but got NoneType"),
+        ([2**70], "but got list"),
+    ],
+    ids=str,
+)
+def test_labels_that_are_no_class_indices_are_refused_by_name(labels: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"Expected `labels` to be .*{message}") as error:
+        split(labels, 0.1)
+    assert "\n" not in str(error.value)
+
+
+def test_other_arguments_of_the_wrong_type_are_refused_by_name() -> None:
+    for options, message in (
+        ({"fraction": "0.1"}, "`fraction` to be in .* but got '0.1'"),
+        ({"fraction": None}, "`fraction` to be in .* but got None"),
+        ({"seed": 1.5}, "`seed` to be a whole number .* but got 1.5"),
+        ({"class_names": ["cat"]}, "`class_names` to name the 3 classes of the labels, but got 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            split(unbalanced_labels(), **{"fraction": 0.1, **options})

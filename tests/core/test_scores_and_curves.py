@@ -120,6 +120,49 @@ def test_a_thousand_classes_cost_megabytes() -> None:
     assert per_epoch * 300 < 25e6
 
 
+def test_curves_of_lists_and_arrays() -> None:
+    expected = history()
+    for kind in (torch.Tensor.tolist, np.asarray):
+        curves = Curves(kind(expected.labels), CLASSES, kind(expected.sample_ids))
+        assert curves.same_holdout(expected)
+        curves.append(1, scored(seed=1)[0])
+    for labels, message in (
+        ([0.5] * 3, "`labels` .* got 0.5"),
+        ([0, 1, 5], "in .0, 5., but got 5"),
+        ([0, 1], "one length"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Curves(labels, CLASSES, [1, 2, 3])
+    with pytest.raises(FileFormatError, match="whose parts fit together, but: .* got 4"):
+        Curves.from_state({**expected.state_dict(), "num_classes": 4})
+
+
+def test_epochs_with_and_without_a_teacher_do_not_mix() -> None:
+    curves = history(teacher=True)
+    with pytest.raises(ConfigError, match="whether the teacher agrees"):
+        curves.append(4, scored(seed=4)[0])
+
+
+def test_scores_of_the_wrong_form_are_refused_by_name() -> None:
+    labels = torch.arange(4) % 3
+    good = [(torch.zeros(4), labels)]
+    for predict, batches, message in (
+        (lambda rows: (torch.zeros(4, 3), None), good, r"logits \(4, C\), but got tuple"),
+        (lambda rows: torch.zeros(3, 3), good, r"logits \(4, C\), but got shape \(3, 3\)"),
+        (lambda rows: torch.zeros(4, 3), [(torch.zeros(4), labels.float())], "but got torch.float32"),
+        (lambda rows: torch.zeros(4, 3), [(torch.zeros(4), labels.tolist())], "but got list"),
+        (lambda rows: torch.zeros(4, 3), [], "at least one, but got none"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            score_samples(predict, batches)  # type: ignore[arg-type]
+    samples = score_samples(lambda rows: torch.eye(4, 3), [(torch.zeros(4), labels.to(torch.int32))])
+    assert samples.labels.dtype == torch.int64
+    with pytest.raises(ConfigError, match=r"`rank` to be a tensor with one value per sample, but got shape \(2,\)"):
+        SampleScores(labels, labels[:2], labels.float(), labels)
+    with pytest.raises(ConfigError, match="`agree` .* but got list"):
+        SampleScores(labels, labels, labels.float(), labels, [True] * 4)  # type: ignore[arg-type]
+
+
 def test_curves_refuse_what_does_not_belong() -> None:
     curves = history()
     with pytest.raises(ValueError, match="Expected an `epoch` after 3, but got 3"):

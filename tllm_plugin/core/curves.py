@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tllm_plugin.core.arguments import as_indices, whole_number
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.core.scores import SCORES, SampleScores, class_means
 
@@ -23,20 +24,28 @@ class Curves:
     of 1/255 and agreement with the teacher; per-class curves of any score are derived from these.
 
     Args:
-        labels: (n,) int64, classes of the hold-out samples, in the order in which they are scored.
+        labels: (n,) whole numbers, classes of the hold-out samples, in the order in which they are scored.
         num_classes: C.
-        sample_ids: (n,) int64, indices of the samples in the training data; tells whether two runs can be paired.
+        sample_ids: (n,) whole numbers, indices of the samples in the training data; tells whether two runs can be
+            paired.
+
+    Raises:
+        ConfigError: They are no indices, of other lengths, or a class is not below C.
     """
 
-    def __init__(self, labels: Tensor, num_classes: int, sample_ids: Tensor) -> None:
-        if labels.shape != sample_ids.shape or labels.dim() != 1:
-            raise ValueError(
+    def __init__(
+        self, labels: Tensor | Sequence[int] | Any, num_classes: int, sample_ids: Tensor | Sequence[int] | Any
+    ) -> None:
+        num_classes = whole_number("num_classes", num_classes, 1)
+        labels, sample_ids = as_indices("labels", labels, num_classes), as_indices("sample_ids", sample_ids)
+        if labels.shape != sample_ids.shape:
+            raise ConfigError(
                 f"Expected `labels` and `sample_ids` to be vectors of one length, but got {tuple(labels.shape)} and "
                 f"{tuple(sample_ids.shape)}"
             )
-        self.labels = labels.cpu()
+        self.labels = labels
         self.num_classes = num_classes
-        self.sample_ids = sample_ids.cpu()
+        self.sample_ids = sample_ids
         self.epochs: list[int] = []
         self._rows: dict[str, list[Tensor]] = {name: [] for name in _PER_SAMPLE}
 
@@ -52,12 +61,15 @@ class Curves:
         """Add one epoch.
 
         Raises:
-            ValueError: `epoch` does not come after the last one, or the samples are not this hold-out's.
+            ConfigError: `epoch` does not come after the last one, or the samples are not this hold-out's.
         """
+        epoch = whole_number("epoch", epoch, 0)
         if self.epochs and epoch <= self.epochs[-1]:
-            raise ValueError(f"Expected an `epoch` after {self.epochs[-1]}, but got {epoch}")
+            raise ConfigError(f"Expected an `epoch` after {self.epochs[-1]}, but got {epoch}")
         if not torch.equal(samples.labels, self.labels):
-            raise ValueError("Expected the scores of the hold-out's samples in their order, but the labels differ")
+            raise ConfigError("Expected the scores of the hold-out's samples in their order, but the labels differ")
+        if self.epochs and (samples.agree is None) == bool(self._rows["agree"]):
+            raise ConfigError("Expected every epoch to say whether the teacher agrees, or none, but this one differs")
         self.epochs.append(epoch)
         self._rows["rank"].append(samples.rank)
         self._rows["true_prob"].append((samples.true_prob * 255).round().to(torch.uint8))
@@ -146,7 +158,10 @@ class Curves:
         Raises:
             FileFormatError: Its parts do not fit together.
         """
-        curves = cls(state["labels"], int(state["num_classes"]), state["sample_ids"])
+        try:
+            curves = cls(state["labels"], int(state["num_classes"]), state["sample_ids"])
+        except ConfigError as error:
+            raise FileFormatError(f"Expected curves whose parts fit together, but: {error}") from error
         epochs = state["epochs"].tolist()
         full = (len(epochs), curves.labels.numel())
         for name in _PER_SAMPLE:

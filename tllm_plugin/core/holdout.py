@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tllm_plugin.core.arguments import as_indices, number_in, whole_number
 from tllm_plugin.core.errors import ConfigError
 
 MIN_PER_CLASS = 5
@@ -30,7 +32,7 @@ class Split:
 
 
 def split(
-    labels: Tensor,
+    labels: Tensor | Sequence[int] | Any,
     fraction: float = 0.05,
     search_fraction: float = 0.0,
     *,
@@ -40,16 +42,18 @@ def split(
     """Cut a class-balanced hold-out, and a second one from what remains, out of the training data.
 
     Args:
-        labels: (N,) int64 class indices of the training data. Every class in `range(max + 1)` must occur.
+        labels: (N,) class indices of the training data: a tensor, an array or a list of whole numbers. Every class in
+            `range(max + 1)` must occur.
         fraction: Share of the training data in the hold-out, in (0, 1), or 0 for none. The same number of samples,
             `round(fraction * N / C)`, is taken from every class.
         search_fraction: Share of the *remaining* data in the search hold-out, in [0, 1).
         seed: Chooses the samples.
-        class_names: For error messages.
+        class_names: (C,), for error messages.
 
     Raises:
-        ConfigError: A fraction is out of range, gives fewer than 5 samples per class, or would leave a class with
-            nothing to train on. The message names the class and the fraction that would do.
+        ConfigError: Labels are no class indices (floats, truth values and names are refused), or a fraction is out of
+            range, gives fewer than 5 samples per class, or would leave a class with nothing to train on. The message
+            names the class and the fraction that would do.
 
     Source: appendix B: 5 % (ImageNet 2 %) with the same number of samples per class; for the search "another 5 % of
         the pruned training data".
@@ -58,14 +62,18 @@ def split(
     >>> parts.holdout.numel(), parts.train.numel(), parts.search.numel()
     (50, 950, 0)
     """
-    for name, value in (("fraction", fraction), ("search_fraction", search_fraction)):
-        if not 0.0 <= value < 1.0:
-            raise ConfigError(f"Expected hold-out `{name}` to be in [0, 1), but got {value}")
-    if labels.dim() != 1 or labels.numel() == 0:
-        raise ConfigError(f"Expected `labels` to be a non-empty vector, but got shape {tuple(labels.shape)}")
-    labels = labels.cpu()
+    fraction = number_in("fraction", fraction, 0, 1, open_high=True)
+    search_fraction = number_in("search_fraction", search_fraction, 0, 1, open_high=True)
+    seed = whole_number("seed", seed, -(2**63))
+    labels = as_indices("labels", labels)
+    if labels.numel() == 0:
+        raise ConfigError("Expected `labels` to be of at least one sample, but got none")
     counts = torch.bincount(labels)
     names = class_names if class_names is not None else [str(index) for index in range(counts.numel())]
+    if len(names) != counts.numel():
+        raise ConfigError(
+            f"Expected `class_names` to name the {counts.numel()} classes of the labels, but got {len(names)} names"
+        )
     if counts.min() == 0:
         raise ConfigError(f"Expected every class to have samples, but class {names[int(counts.argmin())]!r} has none")
     order = torch.randperm(labels.numel(), generator=torch.Generator().manual_seed(seed))

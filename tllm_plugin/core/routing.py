@@ -1,6 +1,6 @@
 """Row routing: an inner distiller sees only the distillable rows while its student runs once on the whole batch.
 
-Two forward hooks, registered once per network, read a thread-local route that is active only inside the wrapper's
+Forward hooks, registered once per network, read a thread-local route that is active only inside the wrapper's
 `forward`. Hooks that are added and removed per call would be shared by `DataParallel` replicas, whose modules have one
 hook dictionary in common.
 """
@@ -8,14 +8,30 @@ hook dictionary in common.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
+from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.outputs import has_rows, slice_rows, tensors_in
+from tllm_plugin.core.watch import Watch
+
 _active = threading.local()
+
+
+class Cut(BaseException):
+    """Ends a call of the inner distiller early; no error, so that no distiller takes it for one.
+
+    Args:
+        output: What the student returned; None where a teacher was about to be called before the student.
+    """
+
+    def __init__(self, output: Any = None) -> None:
+        super().__init__()
+        self.output = output
 
 
 @dataclass
@@ -24,33 +40,68 @@ class Route:
 
     Args:
         owner: Identifies the wrapper (and all of its replicas) whose hooks obey this route.
-        rows: (n_d,) int64, the distillable rows in ascending order.
+        student: The student; a deep copy of it obeys, too, but its outputs are not the student's.
         batch_rows: n, the rows of the whole batch.
+        rows: (n_d,) int64, the distillable rows in ascending order; None: all of them, nothing is sliced.
+        watch: Looks for rows that are combined and will not fit.
+        cut: End the call with this call of the student, counted from 0; a teacher must not be called before.
     """
 
-    owner: object
-    rows: Tensor
+    owner: str
+    student: nn.Module
     batch_rows: int
-    student_logits: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    rows: Tensor | None = None
+    watch: Watch | None = None
+    cut: int | None = None
+    #: (what the distiller was given, what the student returned), one pair per call of the student.
+    student_outputs: list[tuple[Any, Any]] = field(default_factory=list)
 
-    def full_logits(self, returned: Tensor) -> Tensor:
-        """Return the (n, C) logits whose distillable rows are `returned`.
+    def slice(self, value: Any) -> Any:
+        """Return what the distiller, or a teacher, is given of a value of the whole batch."""
+        return value if self.rows is None else slice_rows(value, self.rows, self.batch_rows)
+
+    def row_counts(self) -> set[int]:
+        """Return how many rows a batched tensor may have in this call."""
+        return {self.batch_rows} if self.rows is None else {self.batch_rows, self.rows.numel()}
+
+    def place_of(self, returned: Tensor) -> tuple[int, int]:
+        """Return where `returned` comes from: the call of the student, and which tensor of its output.
 
         Args:
-            returned: (n_d, C), what the inner distiller gave back: a student output or a view of one.
+            returned: (n_d, C), what the inner distiller gave back: a student output, a view or a copy of one.
 
         Raises:
-            RuntimeError: The student ran several times and `returned` is none of its outputs.
+            ConfigError: It is none of the student's outputs.
         """
-        for sliced, full in self.student_logits:
-            if returned is sliced or (returned.data_ptr() == sliced.data_ptr() and returned.shape == sliced.shape):
-                return full
-        if len(self.student_logits) == 1:
-            return self.student_logits[0][1]
-        raise RuntimeError(
-            "Expected the inner distiller to return the logits of one of its student calls, but got a tensor that is "
-            f"none of the {len(self.student_logits)} outputs"
+        places = [
+            (call, leaf, given)
+            for call, (output, _) in enumerate(self.student_outputs)
+            for leaf, given in enumerate(tensors_in(output))
+            if given.shape == returned.shape
+        ]
+        for same in (_same_memory, _same_values):
+            for call, leaf, given in places:
+                if same(given, returned):
+                    return call, leaf
+        raise ConfigError(
+            "Expected `forward` of the distiller to return logits that its student returned, but got a tensor of shape "
+            f"{tuple(returned.shape)} that is none of the outputs of {len(self.student_outputs)} student calls: a "
+            "method that predicts by other means than its network's head puts these into its student"
         )
+
+    def full_logits(self, returned: Tensor) -> Tensor:
+        """Return the (n, C) logits whose distillable rows are `returned`; see `place_of`."""
+        call, leaf = self.place_of(returned)
+        return list(tensors_in(self.student_outputs[call][1]))[leaf]
+
+
+def _same_memory(given: Tensor, returned: Tensor) -> bool:
+    return given is returned or (given.data_ptr() == returned.data_ptr() and given.stride() == returned.stride())
+
+
+def _same_values(given: Tensor, returned: Tensor) -> bool:
+    given = given.to(returned.dtype)
+    return bool(((given == returned) | (given.isnan() & returned.isnan())).all())
 
 
 @contextmanager
@@ -64,52 +115,111 @@ def routed(route: Route) -> Iterator[Route]:
         _active.route = previous
 
 
-def slice_rows(value: Any, rows: Tensor, batch_rows: int) -> Any:
-    """Select `rows` from every tensor in `value` whose first dimension is the batch; leave everything else alone.
+def attach_hooks(owner: str, distiller: nn.Module) -> None:
+    """Register the routing hooks on student, teacher and the copies of them that `distiller` holds.
+
+    Copies that a distiller makes of a network later have its hooks, and the same owner.
 
     Args:
-        value: A tensor, or tuples, lists and mappings of them at any depth, or anything else.
-        rows: (n_d,) int64.
-        batch_rows: n; tensors with another first dimension are not batched.
+        owner: The same for all of a wrapper's hooks.
+        distiller: With `student` and maybe `teacher`.
     """
-    if isinstance(value, Tensor):
-        return value.index_select(0, rows) if value.dim() > 0 and value.shape[0] == batch_rows else value
-    if isinstance(value, Mapping):
-        return type(value)({key: slice_rows(item, rows, batch_rows) for key, item in value.items()})  # type: ignore[call-arg]
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(slice_rows(item, rows, batch_rows) for item in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(slice_rows(item, rows, batch_rows) for item in value)
-    return value
+    student: Any = distiller.student
+    teacher = getattr(distiller, "teacher", None)
+    students = [student, *_copies(distiller, student)]
+    # Lists are not called; what they hold is.
+    teachers = [*_called(teacher), *_copies(distiller, teacher)] if isinstance(teacher, nn.Module) else []
+    known = {id(network) for network in students}
+    for network in students:
+        network.register_forward_pre_hook(_Before(owner, "student"), with_kwargs=True)
+        network.register_forward_hook(_StudentHook(owner))
+    for network in teachers:
+        if id(network) not in known:
+            known.add(id(network))
+            network.register_forward_pre_hook(_Before(owner, "teacher"), with_kwargs=True)
+            network.register_forward_hook(_TeacherHook(owner))
 
 
-def logits_of(output: Any) -> Tensor:
-    """Return the logits of a network's output: the output itself, or the first tensor among its items.
-
-    Features come in a list or mapping, so that `(logits, features)` and `(features, logits)` both do.
-    """
-    if isinstance(output, Tensor):
-        return output
-    logits: Tensor = next(item for item in output if isinstance(item, Tensor))
-    return logits
+def _called(network: nn.Module) -> Iterator[nn.Module]:
+    if isinstance(network, (nn.ModuleList, nn.ModuleDict)):
+        for part in network.children():
+            yield from _called(part)
+    else:
+        yield network
 
 
-def attach_hooks(owner: object, student: nn.Module, teacher: nn.Module | None) -> None:
-    """Register the routing hooks on both networks, once for the life of the wrapper."""
-    student.register_forward_hook(_StudentHook(owner))
-    if teacher is not None:
-        teacher.register_forward_pre_hook(_TeacherHook(owner), with_kwargs=True)
+def _copies(distiller: nn.Module, network: Any) -> list[nn.Module]:
+    """Return the modules of `distiller`, outside student and teacher, that are built as `network` is."""
+    own = {
+        id(part)
+        for name in ("student", "teacher")
+        for part in getattr(getattr(distiller, name, None), "modules", tuple)()
+    }
+    kind, shapes = _build_of(network)
+    if not shapes:
+        return []
+    return [
+        module
+        for module in _modules_of(distiller)
+        if id(module) not in own and type(module) is kind and _build_of(module)[1] == shapes
+    ]
+
+
+def _build_of(network: nn.Module) -> tuple[type, dict[str, Any]]:
+    plain: nn.Module = getattr(network, "_orig_mod", network)  # Of a compiled network.
+    named = [*plain.named_parameters(), *plain.named_buffers()]
+    return type(plain), {name: tensor.shape for name, tensor in named}
+
+
+def _modules_of(distiller: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules of a distiller, those included that it keeps from its checkpoint in a list or dictionary."""
+    seen: set[int] = set()
+    hidden = [
+        item
+        for value in vars(distiller).values()
+        for item in (value if isinstance(value, (list, tuple)) else value.values() if type(value) is dict else (value,))
+        if isinstance(item, nn.Module)
+    ]
+    for root in (distiller, *hidden):
+        for module in root.modules():
+            if id(module) not in seen:
+                seen.add(id(module))
+                yield module
 
 
 class _Hook:
     """A picklable hook that acts only under a route of its own wrapper (two wrappers may share a network)."""
 
-    def __init__(self, owner: object) -> None:
+    def __init__(self, owner: str) -> None:
+        # A copy of the network has a copy of the hook: equal owners are the same owner.
         self.owner = owner
 
     def route(self) -> Route | None:
         route: Route | None = getattr(_active, "route", None)
-        return route if route is not None and route.owner is self.owner else None
+        return route if route is not None and route.owner == self.owner else None
+
+
+class _Before(_Hook):
+    def __init__(self, owner: str, network: str) -> None:
+        super().__init__(owner)
+        self.network = network
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        route = self.route()
+        if route is None:
+            return None
+        own = module is route.student
+        if route.cut is not None and not own:
+            raise Cut
+        if route.watch is not None:
+            route.watch.enter(self.network, own=own, given=tensors_in((args, kwargs)))
+        if self.network == "student":
+            return None
+        counts = route.row_counts()
+        given = [tensor for tensor in tensors_in((args, kwargs)) if tensor.dim()]
+        if given and not any(tensor.shape[0] in counts for tensor in given):
+            raise _other_rows("teacher", route.batch_rows, given[0].shape[0])
+        return route.slice(args), route.slice(kwargs)
 
 
 class _StudentHook(_Hook):
@@ -117,20 +227,39 @@ class _StudentHook(_Hook):
         route = self.route()
         if route is None:
             return None
-        full = logits_of(output)
-        if full.shape[0] != route.batch_rows:
-            raise RuntimeError(
-                f"Expected the student to be called with the {route.batch_rows} rows of the batch, but got "
-                f"{full.shape[0]} rows"
-            )
-        sliced = slice_rows(output, route.rows, route.batch_rows)
-        route.student_logits.append((logits_of(sliced), full))
-        return sliced
+        own = module is route.student
+        if own:
+            _check_rows(output, route.batch_rows)
+            if route.cut == len(route.student_outputs):
+                raise Cut(output)
+        given = route.slice(output)
+        if own:
+            route.student_outputs.append((given, output))
+        if route.watch is not None:
+            route.watch.leave(tensors_in(given))
+        return given
 
 
 class _TeacherHook(_Hook):
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         route = self.route()
-        if route is None:
-            return None
-        return slice_rows(args, route.rows, route.batch_rows), slice_rows(kwargs, route.rows, route.batch_rows)
+        if route is not None and route.watch is not None:
+            route.watch.leave(tensors_in(output))
+
+
+def _check_rows(output: Any, batch_rows: int) -> None:
+    tensors = [tensor for tensor in tensors_in(output) if tensor.dim()]
+    if tensors and not any(has_rows(tensor, batch_rows) for tensor in tensors):
+        raise _other_rows("student", batch_rows, tensors[0].shape[0])
+    for tensor in tensors:
+        if tensor.dim() > 2 and tensor.shape[0] != batch_rows and tensor.shape[1] == batch_rows:
+            raise ConfigError(
+                f"Expected the student to return tensors whose first dimension is the batch of {batch_rows} rows, but "
+                f"got one of shape {tuple(tensor.shape)}"
+            )
+
+
+def _other_rows(network: str, expected: int, found: int) -> ConfigError:
+    return ConfigError(
+        f"Expected the {network} to be called with the {expected} rows of the batch, but got {found} rows"
+    )

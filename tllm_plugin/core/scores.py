@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tllm_plugin.core.arguments import is_integer
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.registry import Registry
 
@@ -17,7 +19,7 @@ MAX_RANK = 255
 
 @dataclass(frozen=True)
 class SampleScores:
-    """How a network did on each of `n` hold-out samples, on the CPU.
+    """How a network did on each of `n` hold-out samples, on the CPU; checked when it is made.
 
     Args:
         labels: (n,) int64.
@@ -32,6 +34,16 @@ class SampleScores:
     true_prob: Tensor
     prediction: Tensor
     agree: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("labels", "rank", "true_prob", "prediction", "agree"):
+            value = getattr(self, name)
+            if value is None and name == "agree":
+                continue
+            samples = self.labels.numel() if isinstance(self.labels, Tensor) else -1
+            if not isinstance(value, Tensor) or value.shape != (samples,):
+                got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise ConfigError(f"Expected `{name}` to be a tensor with one value per sample, but got {got}")
 
     @property
     def correct(self) -> Tensor:
@@ -113,20 +125,28 @@ def score_samples(
 
     Args:
         predict: Image batch -> logits (b, C), unnormalised. The caller sees to evaluation mode.
-        batches: Yields `(image, label)` in the same order every time.
+        batches: Yields `(image, label)` in the same order every time; labels (b,) of an integer type.
         gather: Where `batches` hold a part of the samples: from what was found out about this part, one value per
             sample on the CPU, to all n samples in order. None: they hold all.
+
+    Raises:
+        ConfigError: `predict` returns something else, labels are no class indices, or there is no batch.
     """
     ranks, probs, labels, predictions = [], [], [], []
     for image, label in batches:
-        logits = predict(image).float()
-        label = label.to(logits.device)
+        logits = predict(image)
+        _check_batch(logits, label)
+        logits = logits.float()
+        label = label.to(logits.device, torch.int64)
         rank = true_class_rank(logits, label)
         ranks.append(rank.clamp(max=MAX_RANK).to(torch.uint8))
         probs.append(F.softmax(logits, dim=1).gather(1, label[:, None]).squeeze(1))
         # The true class wins its ties above; the prediction must agree with that.
         predictions.append(torch.where(rank == 1, label, logits.argmax(1)))
         labels.append(label)
+
+    if not labels and gather is None:
+        raise ConfigError("Expected `batches` to be at least one, but got none")
 
     def all_of(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
         # A part may be empty where there are few samples.
@@ -139,6 +159,15 @@ def score_samples(
         true_prob=torch.nan_to_num(all_of(probs, torch.float32), nan=0.0),
         prediction=all_of(predictions, torch.int64),
     )
+
+
+def _check_batch(logits: Any, label: Any) -> None:
+    if not isinstance(label, Tensor) or label.dim() != 1 or not is_integer(label):
+        got = f"{label.dtype} of shape {tuple(label.shape)}" if isinstance(label, Tensor) else type(label).__name__
+        raise ConfigError(f"Expected labels of a batch to be class indices, (b,) int64, but got {got}")
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(label):
+        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ConfigError(f"Expected `predict` to return logits ({len(label)}, C), but got {got}")
 
 
 def class_sums(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tllm_plugin.core import contract
+from tllm_plugin.core.arguments import as_flags, number_in, whole_number
 from tllm_plugin.core.balance import Balance
+from tllm_plugin.core.contract import ONE_LOSS, Losses, named_losses
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.core.routing import Route, attach_hooks, logits_of, routed, slice_rows
+from tllm_plugin.core.known import Known
+from tllm_plugin.core.outputs import find_logits, tensors_in
+from tllm_plugin.core.routing import Cut, Route, attach_hooks, routed
+from tllm_plugin.core.watch import Watch, can_watch
 
 STATE_VERSION = 1
 NEW_KEY = "loss_tllm"
@@ -34,13 +42,11 @@ class TLLMWrapper(nn.Module):
     (or `ce`, or a new key `loss_tllm`). With `balance`, `ce_weight` counts in units of what the inner losses weigh.
 
     Args:
-        distiller: The inner distiller, with the contract of mdistiller: attributes `student` and (unless it is a
-            vanilla one) `teacher`, `get_learnable_parameters()`; called in training as `distiller(image=, target=,
-            ...) -> (logits (n, C), {name: loss})`, in evaluation as `distiller(image=) -> logits`. What its student
-            returns, or the first tensor in that, are the logits that predict: on them undistillable rows are trained,
-            and they are what is returned. A method that predicts by other means than its network's own head puts these
-            into its student (`tllm_plugin.methods.ContextStudent`). Where the distiller has an attribute `loss_shapes`,
-            name -> shape of each loss, these are known before its first call.
+        distiller: The inner distiller. It has `student`, `teacher` (unless it is a vanilla one) and, in training,
+            `forward(image=, target=, ...) -> (logits (n, C), losses)`; losses are means over the rows that it is given,
+            in a dictionary or one tensor. Everything else has a default. What else is asked is checked at its first
+            call, see `Raises` of `forward`. Where the distiller has an attribute `loss_shapes`, name -> shape of each
+            loss (or one shape for one tensor), these are known before its first call.
         num_classes: C.
         label_smoothing: Smoothing of the undistillable rows' cross-entropy, in [0, 1).
         ce_weight: Weight of that cross-entropy, >= 0.
@@ -68,14 +74,11 @@ class TLLMWrapper(nn.Module):
         min_rows: int = 4,
     ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ConfigError(f"Expected `num_classes` to be at least 1, but got {num_classes}")
-        if not 0.0 <= label_smoothing < 1.0:
-            raise ConfigError(f"Expected `label_smoothing` to be in [0, 1), but got {label_smoothing}")
-        if not 0.0 <= ce_weight < float("inf"):
-            raise ConfigError(f"Expected `ce_weight` to be a number >= 0, but got {ce_weight}")
-        if min_rows < 1:
-            raise ConfigError(f"Expected `min_rows` to be at least 1, but got {min_rows}")
+        num_classes = whole_number("num_classes", num_classes, 1)
+        label_smoothing = number_in("label_smoothing", label_smoothing, 0, 1, open_high=True)
+        ce_weight = number_in("ce_weight", ce_weight, 0, float("inf"), open_high=True)
+        min_rows = whole_number("min_rows", min_rows, 1)
+        contract.check_networks(distiller)
         self.distiller = distiller
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
@@ -84,15 +87,13 @@ class TLLMWrapper(nn.Module):
         self.min_rows = min_rows
         self.register_buffer("undistillable", torch.zeros(num_classes, dtype=torch.bool))
         self._any_flagged = self._all_flagged = False
-        # Mutable on purpose: replicas copy attributes shallowly, so these are shared with the original module.
-        self._counters = {"few_rows_steps": 0}
-        self._loss_shapes: dict[str, tuple[int, ...]] = dict(getattr(distiller, "loss_shapes", {}))
+        self._known = Known.told_by(distiller)
         self._carried: dict[str, HasState] = {}
         self._waiting_state: dict[str, Mapping[str, Any]] = {}
-        self._owner = object()
+        self._owner = uuid.uuid4().hex
         if self.balance is not None:
             self.carry("balance", self.balance)
-        attach_hooks(self._owner, self.student, self.teacher)
+        attach_hooks(self._owner, distiller)
 
     @property
     def student(self) -> nn.Module:
@@ -110,7 +111,7 @@ class TLLMWrapper(nn.Module):
 
         Of several processes, those of this one.
         """
-        return self._counters["few_rows_steps"]
+        return self._known.few_rows_steps
 
     def __getattr__(self, name: str) -> Any:
         # Trainers of hosts and forks reach for attributes of the distiller that only the inner one has.
@@ -123,30 +124,29 @@ class TLLMWrapper(nn.Module):
             return getattr(inner, name)
 
     def get_learnable_parameters(self) -> list[nn.Parameter]:
-        """Return what the optimizer trains: the inner distiller's choice."""
-        return list(self.distiller.get_learnable_parameters())  # type: ignore[operator]
+        """Return what the optimizer trains: the distiller's choice, or what requires gradients outside the teacher."""
+        choose = getattr(self.distiller, "get_learnable_parameters", None)
+        return contract.trained_parameters(self.distiller) if choose is None else list(choose())
 
     def get_extra_parameters(self) -> int:
         """Return the number of parameters that the inner distiller adds to the student."""
-        inner = getattr(self.distiller, "get_extra_parameters", None)
-        return int(inner()) if inner is not None else 0
+        count = getattr(self.distiller, "get_extra_parameters", None)
+        if count is not None:
+            return int(count())
+        return contract.extra_parameters(self.get_learnable_parameters(), self.student)
 
-    def set_undistillable(self, flags: Tensor) -> None:
+    def set_undistillable(self, flags: Tensor | Sequence[bool]) -> None:
         """Replace the flags.
 
         Args:
-            flags: (C,) bool, True where a class is undistillable.
+            flags: (C,) truth values, True where a class is undistillable: a bool tensor or array, or a list of bool.
 
         Raises:
-            ValueError: Wrong shape or dtype.
+            ConfigError: Wrong length or type; class indices, too, are refused.
         """
-        if flags.shape != (self.num_classes,) or flags.dtype != torch.bool:
-            raise ValueError(
-                f"Expected `flags` to be a bool tensor of shape ({self.num_classes},), but got {flags.dtype} of shape "
-                f"{tuple(flags.shape)}"
-            )
-        self.undistillable.copy_(flags)
-        self._any_flagged, self._all_flagged = bool(flags.any()), bool(flags.all())
+        values = as_flags("flags", flags, self.num_classes)
+        self.undistillable.copy_(values)
+        self._any_flagged, self._all_flagged = bool(values.any()), bool(values.all())
 
     def carry(self, name: str, holder: HasState) -> None:
         """Let the state of `holder` travel in this module's checkpoint under `name`.
@@ -161,78 +161,132 @@ class TLLMWrapper(nn.Module):
         """Return the inner distiller's result, with the full batch's logits in order.
 
         Args:
-            target: Keyword, (n,) int64 class indices; needed in training. Batched tensors in the other keywords are
-                sliced to the distillable rows, except those whose name begins with `image`.
+            image: (n, ...); or several views, in keywords that begin with `image`.
+            target: (n,) int64 class indices; needed in training. Batched tensors in the other keywords are sliced to
+                the distillable rows, except those whose name begins with `image`.
 
         Returns:
-            In training `(logits (n, C), {name: loss})`, in evaluation whatever the inner distiller returns.
+            In training `(logits (n, C), losses)`, the losses as the distiller returns them: `{name: loss}`, or one
+            tensor. In evaluation whatever the inner distiller returns.
 
         Raises:
-            TypeError: `target` is missing in training although a class is flagged.
+            ConfigError: At the first call in training: the call or its result is not as above; the student is not
+                called, or with other rows, or the logits are none of its outputs; what is combined would have
+                different rows in a batch with a flagged class. Nothing is computed twice to find out.
         """
-        if not (self.training and self._any_flagged):
-            return self._inner(*args, **kwargs)
-        if args or "target" not in kwargs:
-            raise TypeError("Expected keyword arguments with `target` among them, but got " + ", ".join(kwargs))
-        target = kwargs["target"]
-        flagged = self.undistillable[target]
+        if args:
+            kwargs = contract.by_name(self.distiller, args, kwargs)
+        if not self.training:
+            return self.distiller(**kwargs)
+        if not self._known.checked:
+            contract.check_call(self.distiller, kwargs, self.num_classes)
+        if not self._any_flagged:
+            return self.distiller(**kwargs) if self._known.checked else self._inner(kwargs)[0]
+        if "target" not in kwargs:
+            raise ConfigError(f"Expected a training call to give `target`, but got {', '.join(kwargs) or 'nothing'}")
+        target = kwargs["target"].long()
+        # Unlike indexing, this takes no negative label for a class counted from the end.
+        flagged = self.undistillable.index_select(0, target)
         rows = (~flagged).nonzero().squeeze(1)
         if rows.numel() == target.shape[0]:
-            logits, losses = self._inner(**kwargs)
-            if self.balance is not None:
-                self.balance.update(losses, logits, rows, target)
-            # DataParallel gathers the replicas' losses by name: a new key must not depend on a replica's rows.
-            return logits, losses if _ce_name(losses) in losses else {
-                **losses,
-                NEW_KEY: logits.new_zeros(()),
-            }
+            return self._all_rows(kwargs, rows)
         if rows.numel() < self.min_rows:
-            return self._without_teacher(kwargs, flagged, distillable_rows=rows.numel())
-        return self._mixed(kwargs, flagged, rows)
+            logits, losses = self._without_teacher(kwargs, flagged, distillable_rows=rows.numel())
+        else:
+            logits, losses = self._mixed(kwargs, flagged, rows)
+        return logits, losses[ONE_LOSS] if self._known.one_loss else losses
 
-    def _inner(self, *args: Any, **kwargs: Any) -> Any:
-        result = self.distiller(*args, **kwargs)
-        if self.training and not self._loss_shapes:
-            self._remember(result[1])
-        return result
+    def _inner(self, kwargs: Mapping[str, Any], rows: Tensor | None = None) -> tuple[Any, Route]:
+        """Call the inner distiller; return what it returns, and the route with what its student returned."""
+        route = Route(self._owner, self.student, kwargs["target"].shape[0], rows)
+        # The student needs every image; the teacher's hook slices them for the teacher.
+        given = {name: value if name.startswith("image") else route.slice(value) for name, value in kwargs.items()}
+        if self._known.checked:
+            with routed(route):
+                return self.distiller(**given), route
+        if can_watch(self.distiller):
+            images = [
+                tensor for name, value in given.items() if name.startswith("image") for tensor in tensors_in(value)
+            ]
+            batched = [
+                tensor for name, value in given.items() if not name.startswith("image") for tensor in tensors_in(value)
+            ]
+            route.watch = Watch(images, batched, route.row_counts())
+        with routed(route), route.watch or nullcontext():
+            result = self.distiller(**given)
+        self._learn(kwargs, result, route)
+        return result, route
 
-    def _remember(self, losses: Mapping[str, Tensor]) -> None:
-        self._loss_shapes.update({name: tuple(loss.shape) for name, loss in losses.items()})
+    def _learn(self, kwargs: Mapping[str, Any], result: Any, route: Route) -> None:
+        """Check the first call of the inner distiller, and take note of what later ones need to know."""
+        known = self._known
+        if not route.student_outputs:
+            raise contract.student_not_called(self.distiller)
+        rows = route.batch_rows if route.rows is None else route.rows.numel()
+        trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.student.parameters())
+        contract.check_result(result, rows, self.num_classes, trains=trains)
+        known.call, known.leaf = route.place_of(result[0])
+        if route.watch is not None:
+            known.image = contract.image_of_student(self.student, kwargs, *route.watch.student_calls[known.call])
+        contract.tell_of_training_teacher(self.distiller)
+        known.remember(result[1])
+        known.checked = True
 
-    def _mixed(self, kwargs: dict[str, Any], flagged: Tensor, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        target = kwargs["target"]
-        batch_rows = target.shape[0]
-        inner_kwargs = {
-            # The student needs every image; the teacher's hook slices them for the teacher.
-            name: value if name.startswith("image") else slice_rows(value, rows, batch_rows)
-            for name, value in kwargs.items()
-        }
-        with routed(Route(self._owner, rows, batch_rows)) as route:
-            returned, inner_losses = self.distiller(**inner_kwargs)
-        self._remember(inner_losses)
+    def _all_rows(self, kwargs: dict[str, Any], rows: Tensor) -> tuple[Tensor, Any]:
+        (logits, losses), route = self._inner(kwargs)
+        if self.balance is not None:
+            self.balance.update(named_losses(losses), route.full_logits(logits), rows, kwargs["target"].long())
+        # DataParallel gathers the replicas' losses by name: a new key must not depend on a replica's rows.
+        if isinstance(losses, Tensor) or _ce_name(losses) in losses:
+            return logits, losses
+        return logits, {**losses, NEW_KEY: logits.new_zeros(())}
+
+    def _mixed(self, kwargs: dict[str, Any], flagged: Tensor, rows: Tensor) -> tuple[Tensor, Losses]:
+        target = kwargs["target"].long()
+        (returned, inner_losses), route = self._inner(kwargs, rows)
+        self._known.remember(inner_losses)
+        inner_losses = named_losses(inner_losses)
         logits = route.full_logits(returned)
-        share = rows.numel() / batch_rows
+        share = rows.numel() / route.batch_rows
         losses = {name: loss * share for name, loss in inner_losses.items()}
         weight: Tensor | float = self.ce_weight
         if self.balance is not None:
             weight = weight * self.balance.update(inner_losses, logits, rows, target)
         smoothed = self._cross_entropy(logits, target, self.label_smoothing)
-        return logits, _add_to_ce(losses, weight * (smoothed * flagged).sum() / batch_rows)
+        losses = _add_to_ce(losses, weight * (smoothed * flagged).sum() / route.batch_rows)
+        return logits.to(returned.dtype), losses
 
     def _without_teacher(
         self, kwargs: dict[str, Any], flagged: Tensor, *, distillable_rows: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        target = kwargs["target"]
-        image = kwargs.get("image", next((v for k, v in kwargs.items() if k.startswith("image")), None))
-        logits = logits_of(self.student(image))
+    ) -> tuple[Tensor, Losses]:
+        target = kwargs["target"].long()
+        logits = self._student_logits(kwargs)
         weight: Tensor | float = self.ce_weight
         if self.balance is not None and not self._all_flagged:
             weight = weight * self.balance.skip(logits)
         per_row = weight * self._cross_entropy(logits, target, self.label_smoothing)
         if distillable_rows:
-            self._counters["few_rows_steps"] += 1
+            self._known.few_rows_steps += 1
             per_row = torch.where(flagged, per_row, self._cross_entropy(logits, target, 0.0))
         return logits, _add_to_ce(self._zero_losses(logits), per_row.mean())
+
+    def _student_logits(self, kwargs: dict[str, Any]) -> Tensor:
+        """Return the student's logits of the whole batch, (n, C), as the inner distiller calls its student."""
+        known, rows = self._known, kwargs["target"].shape[0]
+        route = Route(self._owner, self.student, rows, cut=known.call)
+        try:
+            with routed(route):
+                self.distiller(**kwargs)
+        except Cut as cut:
+            if cut.output is not None:
+                if known.leaf is not None:
+                    return list(tensors_in(cut.output))[known.leaf]
+                return find_logits(cut.output, rows, self.num_classes)
+        else:
+            raise contract.student_not_called(self.distiller)
+        # A teacher comes first.
+        image = contract.first_images(kwargs)[1] if known.image is None else kwargs[known.image]
+        return find_logits(self.student(image), rows, self.num_classes)
 
     @staticmethod
     def _cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
@@ -243,21 +297,15 @@ class TLLMWrapper(nn.Module):
 
         Some trainers call `backward` on single losses, and DDP waits for the gradient of every parameter.
         """
-        shapes: dict[str, tuple[int, ...]] = self._loss_shapes
-        if not shapes:
-            shapes = {"loss_ce": (), "loss_kd": ()} if self.teacher is not None else {"ce": ()}
+        shapes = self._known.loss_shapes_or_guess(has_teacher=self.teacher is not None)
         zero = logits.new_zeros(())
         for parameter in self.get_learnable_parameters():
             zero = zero + parameter.sum() * 0
         return {name: zero.reshape((1,) * len(shape)).expand(shape) for name, shape in shapes.items()}
 
     def get_extra_state(self) -> dict[str, Any]:
-        return {
-            "version": STATE_VERSION,
-            "counters": dict(self._counters),
-            "loss_shapes": {name: list(shape) for name, shape in self._loss_shapes.items()},
-            "carried": {name: holder.state_dict() for name, holder in self._carried.items()},
-        }
+        carried = {name: holder.state_dict() for name, holder in self._carried.items()}
+        return {"version": STATE_VERSION, **self._known.state_dict(), "carried": carried}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         if state.get("version") != STATE_VERSION:
@@ -265,8 +313,7 @@ class TLLMWrapper(nn.Module):
                 f"Expected the checkpoint's TLLM state to be of version {STATE_VERSION}, but got "
                 f"{state.get('version')!r}"
             )
-        self._counters.update(state["counters"])
-        self._loss_shapes.update({name: tuple(shape) for name, shape in state["loss_shapes"].items()})
+        self._known.load_state_dict(state)
         for name, carried in state["carried"].items():
             if name in self._carried:
                 self._carried[name].load_state_dict(carried)

@@ -17,7 +17,7 @@ from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.detectors import Detector
 from tllm_plugin.core.escaping import visible
 from tllm_plugin.core.holdout import Split, split
-from tllm_plugin.core.routing import logits_of
+from tllm_plugin.core.outputs import logits_of
 from tllm_plugin.core.scores import SampleScores, class_means, score_samples
 from tllm_plugin.core.wrapper import TLLMWrapper
 from tllm_plugin.data.identity import part_of

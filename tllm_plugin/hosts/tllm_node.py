@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.data_identity import DataIdentity
-from tllm_plugin.core.detectors import DETECTORS, Detector, create_detector
+from tllm_plugin.core.detectors import DETECTORS, Detector, create_detector, options_for
 from tllm_plugin.core.errors import ConfigError, unknown_name
 from tllm_plugin.core.scores import SCORES
 from tllm_plugin.hosts.config_checks import Rule, at_least, check, number_in, one_of
@@ -121,7 +121,7 @@ def build_detector(
         options["reference"] = read_reference(node.DETECTOR.REFERENCE, holdout, data)
     if node.DETECTOR.TYPE == "fixed":
         options["classes"] = resolve_classes(node.DETECTOR.CLASSES, class_names)
-    return create_detector(node.DETECTOR.TYPE, len(class_names), **options)
+    return create_detector(node.DETECTOR.TYPE, len(class_names), **options_for(node.DETECTOR.TYPE, options))
 
 
 def read_reference(path: str, holdout: Curves, data: DataIdentity | None = None) -> Curves:

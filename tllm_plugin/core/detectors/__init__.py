@@ -6,6 +6,7 @@ from tllm_plugin.core.detectors.base import (
     Evidence,
     create_detector,
     detector_options,
+    options_for,
 )
 from tllm_plugin.core.detectors.imitation import ImitationDetector
 from tllm_plugin.core.detectors.reference import ReferenceDetector
@@ -30,4 +31,5 @@ __all__ = [
     "TeachingCurveDetector",
     "create_detector",
     "detector_options",
+    "options_for",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tllm_plugin.core.arguments import as_flags, whole_number
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.registry import Registry
 from tllm_plugin.core.scores import SampleScores, class_sums
@@ -54,7 +55,7 @@ class Detector(ABC):
     needs_teacher = False
 
     def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
+        self.num_classes = whole_number("num_classes", num_classes, 1)
         self.flags = torch.zeros(num_classes, dtype=torch.bool)
         #: (C,) int64, the epoch after which a class was flagged; 0 = before training, -1 = not flagged.
         self.epoch_flagged = torch.full((num_classes,), -1, dtype=torch.int64)
@@ -83,8 +84,17 @@ class Detector(ABC):
 
         Returns:
             (C,) bool, every class flagged so far.
+
+        Raises:
+            ConfigError: The scores are of other classes, or the rule gives anything but one truth value per class.
         """
+        epoch = whole_number("epoch", epoch, 1)
+        if samples.labels.numel() and not 0 <= int(samples.labels.max()) < self.num_classes:
+            raise ConfigError(
+                f"Expected scores of {self.num_classes} classes, but got a label {int(samples.labels.max())}"
+            )
         judged, evidence = self.judge(epoch, samples)
+        judged = as_flags("judge", judged, self.num_classes)
         # A class that was flagged before training has no epoch of its flag to remember.
         open_classes = ~self.flags | (self.epoch_flagged == 0)
         self.evidence = Evidence(
@@ -145,37 +155,61 @@ class Detector(ABC):
 DETECTORS: Registry[type[Detector]] = Registry("detector")
 
 
+_OPEN = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+
+
 def detector_options(name: str) -> tuple[str, ...]:
-    """Return the options that the constructor of a registered detector takes, sorted.
+    """Return the options that the constructor of a registered detector names, sorted.
 
     >>> detector_options("after")
     ('after_fraction', 'total_epochs')
     """
-    parameters = inspect.signature(DETECTORS[name]).parameters
-    return tuple(sorted(set(parameters) - {"num_classes"}))
+    return tuple(sorted(_parameters(name)))
+
+
+def options_for(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of several detectors' options that one of them takes; all of them, if it takes any.
+
+    >>> options_for("after", {"total_epochs": 10, "eta": 0.05})
+    {'total_epochs': 10}
+    """
+    known = set(_parameters(name))
+    return {option: value for option, value in options.items() if option in known or _takes_any(name)}
 
 
 def create_detector(name: str, num_classes: int, **options: Any) -> Detector:
-    """Make a registered detector, passing on those options that its constructor takes.
+    """Make a registered detector.
 
     Args:
         name: A registered name.
         num_classes: C.
         options: `total_epochs, score, eta, confidence, warmup_epochs, smoothing, reference, classes, after_fraction`,
-            or whatever a detector of the user's own takes; see the classes.
+            or whatever a detector of the user's own takes; see the classes. `options_for` picks a detector's from those
+            of several.
 
     Raises:
-        ConfigError: Unknown name, or an option out of range.
+        ConfigError: Unknown name, an option that the detector does not take, lacks, or that is out of range.
     """
-    taken = detector_options(name)
-    missing = [option for option in taken if option not in options and _required(name, option)]
+    known = _parameters(name)
+    unknown = [option for option in options if option not in known]
+    if unknown and not _takes_any(name):
+        raise ConfigError(
+            f"Expected options of the detector `{name}` to be among {', '.join(sorted(known)) or 'none'}, but got "
+            f"{', '.join(unknown)}"
+        )
+    missing = [
+        option for option in sorted(known) if option not in options and known[option].default is inspect.Parameter.empty
+    ]
     if missing:
         raise ConfigError(f"Expected the detector `{name}` to be given {', '.join(missing)}")
-    return DETECTORS[name](
-        num_classes,
-        **{option: options[option] for option in taken if option in options},
-    )
+    return DETECTORS[name](num_classes, **options)
 
 
-def _required(name: str, option: str) -> bool:
-    return inspect.signature(DETECTORS[name]).parameters[option].default is inspect.Parameter.empty
+def _parameters(name: str) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(DETECTORS[name]).parameters
+    return {key: item for key, item in parameters.items() if key != "num_classes" and item.kind not in _OPEN}
+
+
+def _takes_any(name: str) -> bool:
+    parameters = inspect.signature(DETECTORS[name]).parameters.values()
+    return any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters)

@@ -56,6 +56,8 @@ class ReferenceDetector(SequentialDetector):
             warmup_epochs=warmup_epochs,
             **options,
         )
+        if not isinstance(reference, Curves):
+            raise ConfigError(f"Expected `reference` to be Curves of a vanilla run, but got {type(reference).__name__}")
         if reference.num_classes != num_classes:
             raise ConfigError(
                 f"Expected the reference run to have {num_classes} classes, but got {reference.num_classes}"

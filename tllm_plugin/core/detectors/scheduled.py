@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tllm_plugin.core.arguments import as_indices, number_in, whole_number
 from tllm_plugin.core.detectors.base import DETECTORS, Detector, Evidence
-from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.scores import SampleScores
 
 
@@ -58,8 +59,8 @@ class AfterDetector(_Scheduled):
 
     def __init__(self, num_classes: int, *, total_epochs: int, after_fraction: float = 0.8) -> None:
         super().__init__(num_classes)
-        if not 0.0 <= after_fraction <= 1.0:
-            raise ConfigError(f"Expected `after_fraction` to be in [0, 1], but got {after_fraction}")
+        after_fraction = number_in("after_fraction", after_fraction, 0, 1)
+        total_epochs = whole_number("total_epochs", total_epochs, 1)
         self.last_taught_epoch = math.floor(after_fraction * total_epochs + 0.5)
         self._flag(self.due(0), epoch=0)
 
@@ -76,16 +77,16 @@ class FixedDetector(_Scheduled):
 
     Args:
         num_classes: C.
-        classes: Their indices.
+        classes: Their indices: a list, an array or a tensor of whole numbers.
+
+    Raises:
+        ConfigError: They are none, or not below C; flags are refused.
     """
 
-    def __init__(self, num_classes: int, *, classes: Sequence[int]) -> None:
+    def __init__(self, num_classes: int, *, classes: Sequence[int] | Tensor | Any) -> None:
         super().__init__(num_classes)
-        outside = [index for index in classes if not 0 <= index < num_classes]
-        if outside:
-            raise ConfigError(f"Expected `classes` to be in [0, {num_classes}), but got {outside}")
         flags = torch.zeros(num_classes, dtype=torch.bool)
-        flags[torch.tensor(list(classes), dtype=torch.int64)] = True
+        flags[as_indices("classes", classes, num_classes)] = True
         self._flag(flags, epoch=0)
 
     def reason(self) -> str:

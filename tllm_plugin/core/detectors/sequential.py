@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tllm_plugin.core.arguments import number_in, whole_number
 from tllm_plugin.core.detectors.base import Detector, Evidence
-from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.evidence import (
     betting_e_value,
     e_benjamini_hochberg,
@@ -64,22 +64,12 @@ class SequentialDetector(Detector):
         smoothing: float = 0.6,
     ) -> None:
         super().__init__(num_classes)
-        if not 0.0 < eta < 1.0:
-            raise ConfigError(f"Expected `eta` to be in (0, 1), but got {eta}")
-        if not 0.0 <= confidence < 1.0:
-            raise ConfigError(f"Expected `confidence` to be in [0, 1), but got {confidence}")
-        if not 0.0 <= smoothing < 1.0:
-            raise ConfigError(f"Expected `smoothing` to be in [0, 1), but got {smoothing}")
-        if warmup_epochs < 0:
-            raise ConfigError(f"Expected `warmup_epochs` to be at least 0, but got {warmup_epochs}")
-        if total_epochs < 1:
-            raise ConfigError(f"Expected `total_epochs` to be at least 1, but got {total_epochs}")
         self.score: Score = SCORES[score]
-        self.eta = eta
-        self.confidence = confidence
-        self.warmup_epochs = warmup_epochs
-        self.smoothing = smoothing
-        self.total_epochs = total_epochs
+        self.eta = number_in("eta", eta, 0, 1, open_low=True, open_high=True)
+        self.confidence = number_in("confidence", confidence, 0, 1, open_high=True)
+        self.warmup_epochs = whole_number("warmup_epochs", warmup_epochs, 0)
+        self.smoothing = number_in("smoothing", smoothing, 0, 1, open_high=True)
+        self.total_epochs = whole_number("total_epochs", total_epochs, 1)
 
     def smooth(self, name: str, value: Tensor) -> Tensor:
         """Return the exponential mean of `value` over the epochs so far and remember it under `name`."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tllm_plugin.core.routing import logits_of
+from tllm_plugin.core.outputs import logits_of
 
 
 class WatchedLoader:

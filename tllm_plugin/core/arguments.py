@@ -1,0 +1,117 @@
+"""What people hand over from their own code: lists and arrays become tensors, and what has no meaning is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tllm_plugin.core.errors import ConfigError
+
+
+def is_integer(values: Tensor) -> bool:
+    """Tell whether a tensor is of an integer type; truth values are none."""
+    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+
+
+def as_indices(name: str, values: Any, below: int | None = None) -> Tensor:
+    """Return indices as (n,) int64 on the CPU.
+
+    Args:
+        name: Of the argument, for error messages.
+        values: A list, a tuple, an array or a tensor of any integer type.
+        below: All must be less than this.
+
+    Raises:
+        ConfigError: They are no whole numbers (truth values and floats are refused, too), negative, not below `below`,
+            or not in one row.
+
+    >>> as_indices("labels", [2, 0, 1])
+    tensor([2, 0, 1])
+    >>> as_indices("labels", ["cat", "dog"])
+    Traceback (most recent call last):
+    tllm_plugin.core.errors.ConfigError: Expected `labels` to be whole numbers from 0, but got 'cat'
+    """
+    wanted = f"Expected `{name}` to be whole numbers " + ("from 0" if below is None else f"in [0, {below})")
+    values = _plain(values)
+    if isinstance(values, (list, tuple, range)):
+        # `[True, 2]` would become numbers without a word.
+        odd = next((value for value in values if isinstance(value, (bool, str, bytes, float, type(None)))), None)
+        if odd is not None or None in values:
+            raise ConfigError(f"{wanted}, but got {odd!r}")
+        if not len(values):
+            return torch.zeros(0, dtype=torch.int64)
+    indices = _as_tensor(wanted, values)
+    if indices.dim() != 1:
+        raise ConfigError(f"Expected `{name}` to be in one row, of shape (n,), but got shape {tuple(indices.shape)}")
+    if not is_integer(indices):
+        raise ConfigError(f"{wanted}, but got {str(indices.dtype).removeprefix('torch.')}")
+    indices = indices.to("cpu", torch.int64)
+    outside = indices < 0 if below is None else (indices < 0) | (indices >= below)
+    if bool(outside.any()):
+        place = int(outside.nonzero()[0])
+        raise ConfigError(f"{wanted}, but got {int(indices[place])} in place {place}")
+    return indices
+
+
+def as_flags(name: str, values: Any, num_classes: int) -> Tensor:
+    """Return truth values as (num_classes,) bool.
+
+    Raises:
+        ConfigError: They are of another number or type: a list of class indices is no list of flags.
+    """
+    wanted = f"Expected `{name}` to be {num_classes} truth values, one per class"
+    flags = _as_tensor(wanted, _plain(values))
+    if flags.shape != (num_classes,) or flags.dtype != torch.bool:
+        raise ConfigError(f"{wanted}, but got {flags.dtype} of shape {tuple(flags.shape)}")
+    return flags
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """Return a whole number of at least `least`.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < least:
+        raise ConfigError(f"Expected `{name}` to be a whole number of at least {least}, but got {value!r}")
+    return int(value.__index__())
+
+
+def number_in(
+    name: str, value: Any, low: float, high: float, *, open_low: bool = False, open_high: bool = False
+) -> float:
+    """Return a number between `low` and `high`; an open end does not belong.
+
+    Raises:
+        ConfigError: It is none, or outside.
+    """
+    wanted = f"Expected `{name}` to be in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+        raise ConfigError(f"{wanted}, but got {value!r}")
+    number = float(value)
+    if not (low < number if open_low else low <= number) or not (number < high if open_high else number <= high):
+        raise ConfigError(f"{wanted}, but got {value}")
+    return number
+
+
+def _plain(values: Any) -> Any:
+    """Return arrays as PyTorch takes them: forwards, in the machine's order of bytes, objects as a list."""
+    if isinstance(values, Tensor) or not hasattr(values, "dtype"):
+        return values
+    array = values.to_numpy() if hasattr(values, "to_numpy") else values  # Of pandas.
+    if array.dtype.kind == "O":
+        return array.tolist()
+    return array.astype(array.dtype.newbyteorder("="), order="C")
+
+
+def _as_tensor(wanted: str, values: Any) -> Tensor:
+    if isinstance(values, Tensor):
+        return values.detach()
+    try:
+        return torch.tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        dtype = getattr(values, "dtype", None)
+        got = f"{type(values).__name__}" + (f" of {dtype}" if dtype is not None else "")
+        raise ConfigError(f"{wanted}, but got {got} ({str(error).splitlines()[0]})") from None

@@ -1,0 +1,100 @@
+"""What networks take and return: tensors in containers of any kind, the logits among them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any
+
+from torch import Tensor
+
+from tllm_plugin.core.errors import ConfigError
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return `value` with every tensor in it changed; containers keep their type, everything else is left alone."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        changed = {key: map_tensors(item, change) for key, item in value.items()}
+        if type(value) is dict:
+            return changed
+        if not isinstance(value, MutableMapping):
+            return type(value)(changed)  # type: ignore[call-arg]
+        # Not every mapping can be made from another one: a default dictionary, for example.
+        same_kind = copy.copy(value)
+        same_kind.update(changed)
+        return same_kind
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(item, change) for item in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(map_tensors(item, change) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [field.name for field in dataclasses.fields(value) if field.init]
+        return dataclasses.replace(value, **{name: map_tensors(getattr(value, name), change) for name in fields})
+    return value
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield every tensor in `value` (a tensor, or containers of them at any depth), in order."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(value, note)
+    return iter(found)
+
+
+def slice_rows(value: Any, rows: Tensor, batch_rows: int) -> Any:
+    """Select `rows` from every tensor in `value` whose first dimension is the batch; leave everything else alone.
+
+    Args:
+        value: A tensor, or tuples, lists, mappings and dataclasses of them at any depth, or anything else.
+        rows: (n_d,) int64.
+        batch_rows: n; tensors with another first dimension are not batched.
+    """
+    return map_tensors(value, lambda tensor: tensor.index_select(0, rows) if has_rows(tensor, batch_rows) else tensor)
+
+
+def has_rows(tensor: Tensor, rows: int) -> bool:
+    return tensor.dim() > 0 and tensor.shape[0] == rows
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return the logits of a network's output: the output itself, or the first tensor among its items.
+
+    Features come in a list or mapping, so that `(logits, features)` and `(features, logits)` both do.
+
+    Raises:
+        ConfigError: There is no tensor.
+    """
+    if isinstance(output, Tensor):
+        return output
+    items = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
+    logits = next((item for item in items if isinstance(item, Tensor)), None)
+    if logits is None:
+        raise ConfigError(
+            f"Expected a network to return logits, alone or with other things, but got {type(output).__name__}"
+        )
+    return logits
+
+
+def find_logits(output: Any, rows: int, num_classes: int) -> Tensor:
+    """Return the logits of a network's output by their shape; of several, the only one that is not nested.
+
+    Raises:
+        ConfigError: No tensor in `output` has that shape, or several have.
+    """
+    found = [tensor for tensor in tensors_in(output) if tensor.shape == (rows, num_classes)]
+    if len(found) > 1 and isinstance(output, (tuple, list, Mapping)):
+        items = output.values() if isinstance(output, Mapping) else output
+        found = [item for item in items if isinstance(item, Tensor) and item.shape == (rows, num_classes)] or found
+    if len(found) != 1:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(output)) or "no tensor"
+        raise ConfigError(
+            f"Expected the student to return one tensor of logits, of shape ({rows}, {num_classes}), but got {shapes}"
+        )
+    return found[0]
