@@ -127,6 +127,10 @@ def test_methods_stay_in_step(name: str, found: list[dict[str, Any]]) -> None:
     assert torch.equal(one["context"], other["context"])
 
 
+def test_the_context_head_is_held_back_in_every_process(found: list[dict[str, Any]]) -> None:
+    assert [here["held"] for here in found] == [{"held": True, "trained": False}] * 2
+
+
 def test_context_is_that_of_all_rows(found: list[dict[str, Any]]) -> None:
     one, other = (here["methods"]["CID"] for here in found)
     names = [name for name in one["before"] if name.endswith(("context_sum", "context_weight"))]

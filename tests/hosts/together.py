@@ -179,6 +179,23 @@ def method_steps(name: str) -> dict[str, Any]:
     return {"before": before, "state": state, "context": getattr(wrapper.student, "context", torch.zeros(())).clone()}
 
 
+def held_steps(folder: Path) -> dict[str, bool]:
+    """Take steps of CID's warm-up; return whether its context head and another layer are as they were, and unmoved."""
+    torch.manual_seed(0)
+    wrapper: Any = TLLMWrapper(BUILDERS["CID_warmup"](*networks()), 10).train()
+    trainer = BaseTrainer("x/y", wrapper, [0] * 3, [], make_config(folder / "held"))
+    layers = {"held": wrapper.student.context_head, "trained": wrapper.distiller.regressor}
+    before = {name: layer.weight.detach().clone() for name, layer in layers.items()}
+    begin_epoch(wrapper, 0, 1)
+    for _ in range(3):
+        trainer.parallel.begin_batch(12 * processes.count())
+        trainer.train_iter(torch.randn(12, 1, 8, 8), torch.arange(12) % 6, torch.arange(12), 1)
+    return {
+        name: torch.equal(layer.weight, before[name]) and layer.weight not in trainer.optimizer.state
+        for name, layer in layers.items()
+    }
+
+
 def norms() -> dict[str, Tensor]:
     """Return what BatchNorm gives for this process's rows of a batch, forwards and backwards, and what it keeps."""
     generator = torch.Generator().manual_seed(2)
@@ -209,6 +226,7 @@ def everything(folder: Path) -> None:
     """Do all of the above, and write down what came of it."""
     number = processes.number()
     found: dict[str, Any] = {"norms": norms(), "methods": {name: method_steps(name) for name in METHODS}}
+    found["held"] = held_steps(folder / "together")
     found["disagreements"] = [disagreement(7, number), disagreement(7, 8)]
     found["steps"] = {
         (parts, len(flagged)): steps(folder / "together", parts, flagged)
