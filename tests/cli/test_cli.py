@@ -163,7 +163,12 @@ def test_train_prints_folder_and_next_command(tmp_path: Path, capsys: pytest.Cap
 def test_train_links_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(train_words(tmp_path, "SOLVER.EPOCHS", "1", "EXPERIMENT.NAME", "a run")) == 0
     page = tmp_path / "digits" / "a run" / "tllm" / "report.html"
-    assert f"report        {page}" in capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
+    assert f"report        {page}" in lines
+    (teacher,) = (tmp_path / "digits").glob("teacher-*")
+    accuracy = RunFolder.inside(teacher).read_metrics().test_accuracy
+    assert f"teacher       digits_teacher, test accuracy {accuracy:.2%}" in lines
+    assert '"label":"teacher digits_teacher"' in page.read_text()
     # The reference that was trained first is in it.
     assert '"label":"vanilla"' in page.read_text() and '"label":"TLLM (KD)"' in page.read_text()
 

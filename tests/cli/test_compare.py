@@ -43,8 +43,9 @@ def test_table_json_csv_markdown(
     assert kd["undistillable"]["null"]["source"] == "vanilla"
     assert (kd["flagged"]["mean"], tllm["flagged"]["mean"]) == (0, 2)
     assert kd["drop_over_5_points"]["null"]["source"] == "vanilla"
-    assert f"{kd['undistillable']['found']['mean']:.0f} (null" in rows[1][3]
-    assert {row[0] for row in rows[3:5]} == {"class 0003", "class 0008"} and all("*" in row[2] for row in rows[3:5])
+    assert f"{kd['undistillable']['found']['mean']:.0f} of 12 (null" in rows[1][3]
+    assert rows[3][:3] == ["teacher resnet20", "", "not known"]
+    assert {row[0] for row in rows[4:6]} == {"class 0003", "class 0008"} and all("*" in row[2] for row in rows[4:6])
 
     lines = list(csv.DictReader(io.StringIO(files["csv"].read_text())))
     assert len(lines) == 2 * 12 == len(content["classes"])
@@ -56,6 +57,28 @@ def test_table_json_csv_markdown(
     for text in (shown, markdown):
         told = " ".join(text.split())
         assert "image by image" in told and "2 vanilla runs against each other" in told
+
+
+def test_teachers_have_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = write_run(tmp_path / "teacher", student="resnet20", accuracy=0.9)
+    accuracy = load_run(teacher).result.accuracy
+    settings = {"DISTILLER.PLANT.CLASSES": [3]}
+    runs = [
+        str(write_run(tmp_path / "vanilla")),
+        str(write_run(tmp_path / "kd", method="KD", teacher_checkpoint=teacher / "student_latest", settings=settings)),
+    ]
+    for words in (runs, ["--pairs", *runs]):
+        assert main(["compare", *words, "--markdown", "-"]) == 0
+        (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("| teacher"))
+        assert "made wrong on class 0003 | 1 |" in row and f"| {100 * accuracy:.1f} % |" in row
+        assert main(["compare", *words, "--json", "-"]) == 0
+        (record,) = json.loads(capsys.readouterr().out)["teachers"]
+        assert record["planted_classes"] == ["class 0003"]
+        assert record["test_accuracy"]["mean"] == pytest.approx(accuracy)
+    # Whatever a config says of classes that are not there.
+    odd = write_run(tmp_path / "odd", method="KD", settings={"DISTILLER.PLANT.CLASSES": [99, "3", None]})
+    assert main(["compare", runs[0], str(odd), "--markdown", "-"]) == 0
+    assert "| teacher resnet20 |  | not known |" in capsys.readouterr().out
 
 
 def test_labels_seeds_and_standard_output(runs: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:

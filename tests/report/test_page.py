@@ -20,6 +20,7 @@ from tllm_plugin.analysis.nulls import NullCount
 from tllm_plugin.analysis.study import build_study
 from tllm_plugin.cli import main
 from tllm_plugin.report.findings import against_null, findings, next_steps
+from tllm_plugin.report.hardness import Connection, heading
 from tllm_plugin.report.page import write_report, write_report_if_possible
 from tllm_plugin.report.payload import payload
 
@@ -89,9 +90,9 @@ def test_each_student_has_a_vanilla_column(tmp_path: Path) -> None:
     for count, told in (
         (
             1,
-            "runs of each student (2 ordered pairs), without a teacher; for a student with one vanilla run what chance",
+            "runs of each student (2 ordered pairs of runs), without a teacher; for a student with one vanilla run",
         ),
-        (2, "between vanilla runs of each student (4 ordered pairs), without a teacher."),
+        (2, "between vanilla runs of each student (4 ordered pairs of runs), without a teacher."),
     ):
         assert told in payload(build_study([load_run(path) for path in (*runs, *more[:count])]), None)["null_note"]
 
@@ -136,7 +137,8 @@ def test_what_the_runs_refer_to_is_read_too(tmp_path: Path, caplog: pytest.LogCa
     write_run(teacher, student="resnet20", tested=False)
     caplog.clear()
     content = content_of(write_report([load_run(run)], tmp_path / "page.html", networks=False))
-    assert [row["label"] for row in content["rows"]] == ["vanilla", "TLLM (KD)"] and content["teacher"] is None
+    assert [row["label"] for row in content["rows"]] == ["vanilla", "TLLM (KD)", "teacher resnet20"]
+    assert content["rows"][-1]["accuracy"] is None and content["teacher"] is None
     assert f"left out: Expected {teacher}" in caplog.text and f"`tllm test {teacher}` tests it" in caplog.text
 
 
@@ -154,7 +156,7 @@ def test_findings(tmp_path: Path) -> None:
     assert re.search(r"KD: .* Below it on \d+ of 12 classes, .* vanilla runs lose to each other", told)
     vanilla = np.mean([run.result.accuracy for run in study.vanilla])
     assert f"against the vanilla student's {vanilla:.1%} (mean of 2 runs)." in told
-    assert re.search(r"surely hurt: 2, namely class 000[38] \(\u2212\d+\.\d\), class 000[38]", told)
+    assert re.search(r"surely hurt: 2 classes, namely class 000[38] \(\u2212\d+\.\d\), class 000[38]", told)
     assert (
         "took the teacher from 2 classes (class 0003, class 0008), among them 2 of the 2 that KD surely hurts" in told
     )
@@ -186,17 +188,97 @@ def test_a_count_against_its_null(found: float, deviation: float, p_value: float
         ([{"student": "resnet14"}, {"method": "KD"}], "Train a vanilla student (DISTILLER.TYPE NONE"),
         ([{}, {"method": "KD"}], "Train a second vanilla student with another EXPERIMENT.SEED"),
         ([{}, {"method": "KD"}], "No class is surely hurt."),
-        ([{}, {"method": "KD", "hurt": [4]}], "KD surely hurts class 0004: run it with TLLM.DETECTOR.TYPE reference"),
+        (
+            [{}, {"method": "KD", "hurt": [4]}],
+            "KD surely hurts 1 class of the test data: run it with",
+        ),
         (
             [{}, {"method": "KD", "detector": "reference", "hurt": [4]}],
-            "TLLM (KD) did not flag class 0004, which it surely hurts: a hold-out of 20 images",
+            "TLLM (KD) did not flag 1 class that it surely hurts: a hold-out of 20 images",
         ),
     ],
 )
 def test_next_steps(runs: list[dict[str, Any]], expected: str, tmp_path: Path) -> None:
     paths = [write_run(tmp_path / str(place), **how) for place, how in enumerate(runs)]
-    assert expected in " ".join(next_steps(build_study([load_run(path) for path in paths])))
+    told = " ".join(next_steps(build_study([load_run(path) for path in paths])))
+    assert expected in told
+    # What was found on test data must not choose what is trained next.
+    assert "class 0" not in told and "fixed" not in told and "DETECTOR.CLASSES" not in told
     content_of(write_report([load_run(path) for path in paths], tmp_path / "page.html", networks=False))
+
+
+def test_a_teacher_that_was_made_wrong_on_purpose_is_called_so_everywhere(tmp_path: Path) -> None:
+    teacher = write_run(tmp_path / "teacher", student="resnet20", accuracy=0.9)
+    checkpoint, settings = teacher / "student_latest", {"DISTILLER.PLANT.CLASSES": list(HURT)}
+    runs = [write_run(tmp_path / "vanilla")]
+    for name, planted in (("planted", settings), ("honest", {})):
+        runs.append(write_run(tmp_path / name, method="KD", teacher_checkpoint=checkpoint, settings=planted, hurt=HURT))
+    content = content_of(write_report([load_run(run) for run in runs[:2]], tmp_path / "page.html", networks=False))
+    assert content["findings"][0].startswith(
+        "The teacher of KD was made wrong on purpose on 2 classes, class 0003, class 0008 (DISTILLER.PLANT)"
+    )
+    row = content["rows"][-1]
+    assert row["label"].startswith("teacher resnet20, as trained; its students met it made wrong on class 0003")
+    assert row["accuracy"]["mean"] == pytest.approx(load_run(teacher).result.accuracy, abs=1e-6)
+    assert "before it was made wrong on purpose on class 0003, class 0008" in content["teacher"]["note"]
+    # Beside an honest one it is another teacher.
+    both = content_of(write_report([load_run(run) for run in runs], tmp_path / "page.html", networks=False))
+    labels = [row["label"] for row in both["rows"] if row["label"].startswith("teacher")]
+    assert len(labels) == 2 and labels[1] == "teacher resnet20"
+    assert len([text for text in both["findings"] if "on purpose" in text]) == 1
+    honest = content_of(write_report([load_run(runs[i]) for i in (0, 2)], tmp_path / "page.html", networks=False))
+    assert "on purpose" not in json.dumps(honest)
+
+
+def test_teachers_of_several_seeds_are_one_row(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "vanilla")]
+    for seed in range(2):
+        teacher = write_run(tmp_path / f"teacher{seed}", student="resnet20", seed=seed)
+        runs.append(
+            write_run(tmp_path / f"kd{seed}", method="KD", seed=seed, teacher_checkpoint=teacher / "student_latest")
+        )
+    (row,) = payload(build_study([load_run(run) for run in runs]), None)["rows"][2:]
+    assert row["label"] == "teacher resnet20" and row["accuracy"]["n"] == 2
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ([], "Are classes that are hard for the teacher the undistillable ones?"),
+        ([("KD", 0.8, 0.001)], "Classes that are hard for the teacher lose more"),
+        ([("KD", -0.8, 0.001)], "Classes that are hard for the teacher lose less"),
+        ([("KD", 0.8, 0.06)], "Hard for the teacher, or undistillable: no clear connection"),
+        ([("KD", 0.8, 0.03), ("AT", 0.1, 0.5)], "Hard for the teacher, or undistillable: no clear connection"),
+        ([("KD", 0.8, 0.01), ("AT", 0.1, 0.5)], "Classes that are hard for the teacher lose more under KD"),
+        ([("KD", 0.8, 0.01), ("AT", 0.5, 0.02)], "Classes that are hard for the teacher lose more"),
+        (
+            [("KD", 0.8, 0.01), ("AT", -0.8, 0.01)],
+            "Classes that are hard for the teacher lose more under KD, and lose less under AT",
+        ),
+    ],
+)
+def test_the_heading_on_hard_classes_says_what_the_numbers_say(found: list[Any], told: str) -> None:
+    assert heading([Connection(*one) for one in found]) == told
+
+
+def test_the_heading_follows_the_runs(tmp_path: Path) -> None:
+    teacher = load_run(write_run(tmp_path / "teacher", student="resnet20"))
+    order = np.argsort(teacher.result.class_accuracy).tolist()
+    vanilla = load_run(write_run(tmp_path / "vanilla"))
+    for hurt, told in ((order[:6], "lose more"), (order[-6:], "lose less")):
+        kd = load_run(write_run(tmp_path / told, method="KD", hurt=hurt, drop=0.2))
+        content = payload(build_study([vanilla, teacher, kd]), None)
+        assert content["teacher"]["heading"].endswith(told)
+
+
+def test_counts_say_what_they_count(tmp_path: Path) -> None:
+    study = build_study([load_run(path) for path in write_study(tmp_path)])
+    null = study.compared[0].comparison.hurt_count.null  # type: ignore[union-attr]
+    told = " ".join(payload(study, None)["how"])
+    assert re.search(rf"lose to each other on {null.mean:g} of 12 classes", told)
+    # One vanilla run says nothing about another.
+    one = build_study([load_run(tmp_path / name) for name in ("vanilla", "kd")])
+    assert "of 12 classes" not in " ".join(payload(one, None)["how"])
 
 
 def test_a_detector_that_flags_nothing_says_why(tmp_path: Path) -> None:

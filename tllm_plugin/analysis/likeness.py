@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tllm_plugin.analysis.loaded_run import LoadedRun, teacher_of
+from tllm_plugin.analysis.loaded_run import LoadedRun
 from tllm_plugin.analysis.networks import (
     Answers,
     ask,
     balanced_rows,
     embedded_config,
     student_network,
+    teacher_checkpoint,
     teacher_network,
 )
 from tllm_plugin.analysis.representations import TSNE_POINTS, class_agreement, class_cka, tsne
@@ -130,23 +131,3 @@ def _run(
             kept = balanced_rows(torch.from_numpy(answers.labels), points).numpy()
             pictures.append(Picture(title, answers.labels[kept], tsne(answers.features[kept]).astype(np.float64)))
     return Likeness(len(rows), teacher_accuracy, cka, agreement, tuple(pictures))
-
-
-def teacher_checkpoint(run: LoadedRun) -> Path | None:
-    """Return where the weights of a run's teacher lie; None where they are not to be found.
-
-    A run whose config names none had its teacher trained first, beside it; a run of a search, beside the search.
-    """
-    found = teacher_of(run)
-    if found is not None:
-        return found / "student_latest"
-    cfg = embedded_config(run)
-    named = Path(cfg.DISTILLER.TEACHER_CHECKPOINT)
-    if cfg.DISTILLER.TEACHER_CHECKPOINT:
-        return named if named.is_file() else None
-    needed = job.needed_teacher(cfg)
-    if run.folder is None or needed is None:
-        return None
-    name = job.log_folder(needed).name
-    beside = (folder / name / "student_latest" for folder in list(run.folder.log_folder.parents)[:2])
-    return next((path for path in beside if path.is_file()), None)

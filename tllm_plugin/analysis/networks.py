@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from tllm_plugin.analysis.loaded_run import LoadedRun
+from tllm_plugin.analysis.loaded_run import LoadedRun, teacher_of
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.data import DataBundle
+from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.embedded.networks import load_network, trained_model
 from tllm_plugin.hosts.embedded.planting import PlantedTeacher
@@ -130,6 +131,26 @@ def teacher_network(run: LoadedRun, checkpoint: Path, bundle: DataBundle, device
     if plant.CLASSES:
         teacher = PlantedTeacher(teacher, plant.CLASSES, bundle.num_classes, plant.STRENGTH).to(device)
     return teacher
+
+
+def teacher_checkpoint(run: LoadedRun) -> Path | None:
+    """Return where the weights of a run's teacher lie; None where they are not to be found.
+
+    A run whose config names none had its teacher trained first, beside it; a run of a search, beside the search.
+    """
+    found = teacher_of(run)
+    if found is not None:
+        return found / "student_latest"
+    cfg = embedded_config(run)
+    named = Path(cfg.DISTILLER.TEACHER_CHECKPOINT)
+    if cfg.DISTILLER.TEACHER_CHECKPOINT:
+        return named if named.is_file() else None
+    needed = job.needed_teacher(cfg)
+    if run.folder is None or needed is None:
+        return None
+    name = job.log_folder(needed).name
+    beside = (folder / name / "student_latest" for folder in list(run.folder.log_folder.parents)[:2])
+    return next((path for path in beside if path.is_file()), None)
 
 
 def _load(name: str, checkpoint: Path, bundle: DataBundle, device: torch.device) -> nn.Module:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tllm_plugin.analysis.comparison import Count, Spread
 from tllm_plugin.analysis.study import Study
+from tllm_plugin.analysis.teachers import teacher_rows
 from tllm_plugin.core.escaping import csv_text, markdown_text
 
 Record = dict[str, Any]
@@ -24,6 +25,7 @@ def study_record(study: Study) -> Record:
         "version": VERSION,
         "num_classes": len(study.class_names),
         "vanilla": {"runs": [run.name for run in study.vanilla], "test_accuracy": vanilla_record(study)},
+        "teachers": teacher_records(study),
         "hurt_in_every_method": every_record(study),
         "methods": method_records(study),
         "classes": class_records(study),
@@ -33,6 +35,18 @@ def study_record(study: Study) -> Record:
 def vanilla_record(study: Study) -> Record | None:
     """Return the test accuracy of the vanilla runs; None where every method has vanilla runs of its own."""
     return _spread(Spread.of([run.result.accuracy for run in study.vanilla])) if study.vanilla else None
+
+
+def teacher_records(study: Study) -> list[Record]:
+    """Return one record per teacher; its accuracy is null where the run that trained it is not to be found."""
+    return [
+        {
+            "teacher": row.label,
+            "planted_classes": list(row.planted),
+            "test_accuracy": None if row.accuracy is None else _spread(row.accuracy),
+        }
+        for row in teacher_rows(study)
+    ]
 
 
 def every_record(study: Study) -> Record | None:
@@ -138,9 +152,9 @@ def percent(spread: Mapping[str, Any], digits: int = 1) -> str:
     return mean if spread["std"] is None else f"{mean} +- {100 * spread['std']:.{digits}f} (n = {spread['n']})"
 
 
-def count_with_null(count: Mapping[str, Any]) -> str:
-    """Return "44 (null 47)" of a `Count` record, with standard deviations where there are several."""
-    return f"{plain(count['found'])} (null {plain(count['null'])})"
+def count_with_null(count: Mapping[str, Any], classes: int) -> str:
+    """Return "44 of 100 (null 47)" of a `Count` record, with standard deviations where there are several."""
+    return f"{plain(count['found'])} of {classes} (null {plain(count['null'])})"
 
 
 def plain(value: Mapping[str, Any]) -> str:

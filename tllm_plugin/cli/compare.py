@@ -24,7 +24,15 @@ from tllm_plugin.hosts.console import PlainConsole, say, write_out
 from tllm_plugin.runs.atomic import write_text
 
 _EVERY = "classes that every student loses, delta acc in points"
-_SUMMARY = ("method", "runs", "test accuracy", "delta acc < 0", "FDR 5 %", "< -5 points", "flagged")
+_SUMMARY = (
+    "method",
+    "runs",
+    "test accuracy",
+    "classes with delta acc < 0",
+    "classes at FDR 5 %",
+    "classes < -5 points",
+    "classes flagged",
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -138,8 +146,8 @@ def summary_heading(study: Study) -> list[str]:
 
 
 def summary_rows(study: Study) -> list[list[str]]:
-    """Return one row per method, what they are compared with first."""
-    rows = []
+    """Return one row per method, what they are compared with first, and one per teacher, last."""
+    rows, classes = [], len(study.class_names)
     vanilla = records.vanilla_record(study)
     if vanilla is not None:
         rows.append([study.baseline, str(vanilla["n"]), records.percent(vanilla), *[""] * 4])
@@ -150,12 +158,16 @@ def summary_rows(study: Study) -> list[list[str]]:
                 str(len(record["runs"])),
                 *([] if study.vanilla else [records.percent(record["vanilla_accuracy"])]),
                 records.percent(record["test_accuracy"]),
-                records.count_with_null(record["undistillable"]),
-                records.count_with_null(record["undistillable_fdr_5_percent"]),
-                records.count_with_null(record["drop_over_5_points"]),
-                "" if record["flagged"] is None else records.plain(record["flagged"]),
+                records.count_with_null(record["undistillable"], classes),
+                records.count_with_null(record["undistillable_fdr_5_percent"], classes),
+                records.count_with_null(record["drop_over_5_points"], classes),
+                "" if record["flagged"] is None else f"{records.plain(record['flagged'])} of {classes}",
             ]
         )
+    for record in records.teacher_records(study):
+        known = record["test_accuracy"]
+        told = ["", "not known"] if known is None else [str(known["n"]), records.percent(known)]
+        rows.append([record["teacher"], told[0], *([] if study.vanilla else [""]), told[1], *[""] * 4])
     return rows
 
 

@@ -8,6 +8,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from yacs.config import CfgNode
+
 from tllm_plugin.cli.overrides import add_overrides
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.hosts import processes
@@ -74,7 +76,9 @@ def run(options: argparse.Namespace) -> None:
             raise TLLMError(f"interrupted; continue with: {_command(options, resume=latest.exists())}") from None
         writes = processes.is_main()
     if writes:
-        _print_results(folder, taught=cfg.DISTILLER.TYPE != "NONE")
+        has_teacher = job.needed_teacher(cfg) is not None or bool(cfg.DISTILLER.TEACHER_CHECKPOINT)
+        taught = cfg.DISTILLER.TYPE != "NONE"
+        _print_results(folder, taught=taught, teacher=_teacher(cfg) if taught and has_teacher else "")
 
 
 def _command(options: argparse.Namespace, *, resume: bool) -> str:
@@ -86,10 +90,12 @@ def _command(options: argparse.Namespace, *, resume: bool) -> str:
     return line if started_here == os.environ["WORLD_SIZE"] else f"{line}, with its --nnodes and --rdzv_... as before"
 
 
-def _print_results(folder: RunFolder, *, taught: bool) -> None:
+def _print_results(folder: RunFolder, *, taught: bool, teacher: str) -> None:
     metrics = folder.read_metrics()
     accuracy = f"{metrics.test_accuracy:.2%}" if metrics.tested else "not looked at,"
     say(f"test accuracy {accuracy} after {metrics.epochs_done} epochs")
+    if teacher:
+        say(f"teacher       {teacher}")
     say(f"run folder    {folder.log_folder}")
     if folder.flags_json.exists():
         # A vanilla student has nothing to be compared with.
@@ -99,6 +105,20 @@ def _print_results(folder: RunFolder, *, taught: bool) -> None:
         if report is not None:
             say(f"report        {report}")
         say(f"next          tllm show {shlex.quote(str(folder.log_folder))}")
+
+
+def _teacher(cfg: CfgNode) -> str:
+    """Return what is known of the teacher's test accuracy, and whether it was made wrong on purpose."""
+    needed = job.needed_teacher(cfg)
+    place = job.log_folder(needed) if needed is not None else Path(cfg.DISTILLER.TEACHER_CHECKPOINT).parent
+    try:
+        accuracy = RunFolder.find(place).read_metrics().test_accuracy
+    except TLLMError:  # A checkpoint from elsewhere.
+        accuracy = None
+    told = "test accuracy not known" if accuracy is None else f"test accuracy {accuracy:.2%}"
+    classes = ", ".join(map(str, cfg.DISTILLER.PLANT.CLASSES))
+    planted = f", before it was made wrong on purpose on classes {classes}" if classes else ""
+    return f"{cfg.DISTILLER.TEACHER}, {told}{planted}"
 
 
 def _run_repdistiller(options: argparse.Namespace) -> None:

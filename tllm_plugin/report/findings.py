@@ -8,9 +8,24 @@ import numpy as np
 
 from tllm_plugin.analysis.comparison import Comparison, Count
 from tllm_plugin.analysis.study import Method, Study
+from tllm_plugin.analysis.teachers import TeacherRow, named
 from tllm_plugin.analysis.wording import counted, listed
 
 _NAMED = 5
+_NO_CHOICE = (
+    "Do not list classes that were found here, on test data: the same test data could not judge the run that follows."
+)
+
+
+def planted(teachers: Sequence[TeacherRow]) -> list[str]:
+    """Return what a reader must know of teachers that were made wrong on purpose."""
+    return [
+        f"The teacher of {listed(row.students)} was made wrong on purpose on "
+        f"{counted(len(row.planted), 'class', 'classes')}, {named(row.planted)} (DISTILLER.PLANT): that they lose "
+        "these was planted and is no finding about distillation."
+        for row in teachers
+        if row.planted
+    ]
 
 
 def findings(study: Study) -> list[str]:
@@ -58,19 +73,18 @@ def next_steps(study: Study) -> list[str]:
         assert comparison is not None
         sure = comparison.surely_hurt
         if method not in detecting and sure.any() and not detecting:
-            names = _names(study, np.nonzero(sure)[0])
             steps.append(
-                f"{method.label} surely hurts {names}: run it with TLLM.DETECTOR.TYPE reference, or take the teacher "
-                f"from just these classes with TLLM.DETECTOR.TYPE fixed and TLLM.DETECTOR.CLASSES."
+                f"{method.label} surely hurts {counted(int(sure.sum()), 'class', 'classes')} of the test data: run it "
+                f"with TLLM.DETECTOR.TYPE reference, which looks for such classes on a hold-out. {_NO_CHOICE}"
             )
         missed = sure & ~method.flagged
         if method in detecting and missed.any():
             flags = method.runs[0].flags
             images = min((item.holdout_count for item in flags.classes), default=0) if flags else 0
             steps.append(
-                f"{method.label} did not flag {_names(study, np.nonzero(missed)[0])}, which it surely hurts: a "
-                f"hold-out of {images} images per class shows large drops only. Raise TLLM.HOLDOUT.FRACTION, or list "
-                "the classes under TLLM.DETECTOR.CLASSES with TLLM.DETECTOR.TYPE fixed."
+                f"{method.label} did not flag {counted(int(missed.sum()), 'class', 'classes')} that it surely hurts: a "
+                f"hold-out of {images} images per class shows large drops only. Raise TLLM.HOLDOUT.FRACTION, or choose "
+                f"TLLM.DETECTOR.ETA and CONFIDENCE by `tllm search`, on a second hold-out. {_NO_CHOICE}"
             )
     if study.compared and not any(m.comparison is not None and m.comparison.surely_hurt.any() for m in study.compared):
         steps.append(
@@ -100,9 +114,8 @@ def reading_guide(study: Study) -> list[str]:
     )
     return [
         basis,
-        "Undistillable, as the paper counts: delta acc < 0, however little. Two vanilla students that differ in "
-        "nothing but their seed hurt about half of the classes of each other in that sense, which is why every count "
-        "has its null.",
+        f"Undistillable, as the paper counts: delta acc < 0, however little. {_between_vanilla(study)} That is why "
+        "every count has its null.",
         "Surely hurt: the test's p-values after Benjamini-Hochberg, false discovery rate 5 % over classes. That is "
         "about these networks; another seed may give other classes.",
         "With several seeds, delta acc is the mean over pairs of runs (of one seed where seeds are known), intervals "
@@ -110,6 +123,17 @@ def reading_guide(study: Study) -> list[str]:
         "no harm.",
         "Overlaps are judged by a permutation test over classes, by its exact distribution.",
     ]
+
+
+def _between_vanilla(study: Study) -> str:
+    counts = [method.comparison.hurt_count.null for method in study.compared if method.comparison is not None]
+    null = next((null for null in counts if null.source == "vanilla"), None)
+    if null is None:
+        return "Two vanilla students that differ in nothing but their seed lose to each other on many classes, too."
+    return (
+        f"The vanilla students here, which differ in nothing but their seed, lose to each other on {_plain(null.mean)} "
+        f"of {counted(len(study.class_names), 'class', 'classes')}, too."
+    )
 
 
 def null_note(study: Study) -> str:
@@ -126,7 +150,7 @@ def null_note(study: Study) -> str:
     sizes = [len(runs) for runs in study.vanilla_students.values()]
     of_each = " of each student" if len(sizes) > 1 else ""
     pairs = sum(size * (size - 1) for size in sizes)
-    between = f"the same count between vanilla runs{of_each} ({pairs} ordered pairs), without a teacher"
+    between = f"the same count between vanilla runs{of_each} ({pairs} ordered pairs of runs), without a teacher"
     chance = (
         "what chance gives if every answer that changed were as likely a loss as a gain (mean \u00b1 standard deviation"
     )
@@ -134,7 +158,7 @@ def null_note(study: Study) -> str:
         between = f"{between}; for a student with one vanilla run {chance})"
     elif not pairs:
         between = f"{chance}; there is one vanilla run{of_each})"
-    return f"In brackets the null: {between}.{seeds}"
+    return f"Counts are of classes, beside how many classes there are; in brackets the null: {between}.{seeds}"
 
 
 def _accuracy(study: Study, method: Method, comparison: Comparison) -> str:
@@ -159,7 +183,9 @@ def _hurt(study: Study, method: Method, comparison: Comparison) -> str:
     if not len(sure):
         return sentence + "none is surely hurt."
     worst = sure[np.argsort(comparison.delta[sure])]
-    return sentence + f"surely hurt: {len(sure)}, namely {_names(study, worst, comparison)}."
+    return (
+        sentence + f"surely hurt: {counted(len(sure), 'class', 'classes')}, namely {_names(study, worst, comparison)}."
+    )
 
 
 def _flagged(study: Study, method: Method, comparison: Comparison) -> str:

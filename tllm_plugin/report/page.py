@@ -12,9 +12,10 @@ from pathlib import Path
 
 from tllm_plugin.analysis.answers import with_answers
 from tllm_plugin.analysis.likeness import Likeness, likeness_of
-from tllm_plugin.analysis.loaded_run import LoadedRun, load_run, reference_of, teacher_of
+from tllm_plugin.analysis.loaded_run import LoadedRun, load_run, reference_of
 from tllm_plugin.analysis.representations import TSNE_POINTS
 from tllm_plugin.analysis.study import Study, build_study
+from tllm_plugin.analysis.teachers import teacher_run
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.core.escaping import all_visible
 from tllm_plugin.report.payload import payload
@@ -94,7 +95,7 @@ def render(study: Study, likeness: Likeness | None = None) -> str:
 
 def _mentioned(runs: Sequence[LoadedRun]) -> list[LoadedRun]:
     """Return the vanilla runs and teachers that runs refer to and that are of the same classes."""
-    places = {place.resolve() for run in runs for place in (reference_of(run), teacher_of(run)) if place is not None}
+    places = {place.resolve() for run in runs for place in (reference_of(run), teacher_run(run)) if place is not None}
     found = []
     for place in sorted(places):
         try:

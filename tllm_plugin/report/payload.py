@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import spearmanr
 
 from tllm_plugin.analysis.comparison import Count, Spread
 from tllm_plugin.analysis.likeness import Likeness
 from tllm_plugin.analysis.loaded_run import LoadedRun
 from tllm_plugin.analysis.results import Vector
 from tllm_plugin.analysis.study import Method, Study, separate_vanilla
+from tllm_plugin.analysis.teachers import TeacherRow, named, teacher_rows
 from tllm_plugin.analysis.wording import counted
-from tllm_plugin.report import findings
+from tllm_plugin.report import findings, hardness
 from tllm_plugin.version import __version__
 
 Json = dict[str, Any]
@@ -36,7 +36,8 @@ _PICKS = 12
 def payload(study: Study, likeness: Likeness | None) -> Json:
     """Return everything that the page shows."""
     classes = len(study.class_names)
-    teacher = _teacher(study, likeness)
+    teachers = teacher_rows(study)
+    teacher = _teacher(study, likeness, teachers)
     runs = len(study.vanilla) + sum(len(method.runs) for method in study.methods)
     curves = [curve for curve in map(_curve, _shown_curves(study)) if curve]
     methods = [_method(method, likeness) for method in study.methods]
@@ -45,7 +46,7 @@ def payload(study: Study, likeness: Likeness | None) -> Json:
         "subtitle": _subtitle(study, runs),
         "made": f"Written by tllm-plugin {__version__}. This page loads nothing from a network.",
         "classes": list(study.class_names),
-        "findings": findings.findings(study),
+        "findings": [*findings.planted(teachers), *findings.findings(study)],
         "next": findings.next_steps(study),
         "how": findings.reading_guide(study),
         "null_note": findings.null_note(study),
@@ -53,7 +54,7 @@ def payload(study: Study, likeness: Likeness | None) -> Json:
             {"label": label, "accuracy": _numbers(study.accuracy_of(runs))}
             for label, runs in study.vanilla_students.items()
         ],
-        "rows": _rows(study),
+        "rows": [*_rows(study), *_teacher_rows(teachers, likeness)],
         "methods": methods,
         "counts": [_counts(method) for method in study.compared],
         "picks": _picks(study) if curves else [],
@@ -88,8 +89,17 @@ def _rows(study: Study) -> list[Json]:
         if method.comparison is not None:
             row |= {**_counts(method), "large": _count(method.comparison.largely_hurt_count)}
         rows.append(row)
-    for name, run in study.teachers.items():
-        rows.append({"label": f"teacher {name}", "accuracy": _spread(Spread.of([run.result.accuracy]))})
+    return rows
+
+
+def _teacher_rows(teachers: list[TeacherRow], likeness: Likeness | None) -> list[Json]:
+    rows: list[Json] = [
+        {"label": row.label, "accuracy": None if row.accuracy is None else _spread(row.accuracy)} for row in teachers
+    ]
+    # Of the first method's only, hence not where there are several.
+    if len(teachers) == 1 and teachers[0].planted and likeness is not None and likeness.teacher_accuracy is not None:
+        met = Spread.of([float(np.nanmean(likeness.teacher_accuracy))])
+        rows.append({"label": f"the same, wrong on {named(teachers[0].planted)}", "accuracy": _spread(met)})
     return rows
 
 
@@ -218,31 +228,26 @@ def _every(study: Study) -> Json | None:
     return {"classes": sorted(found.classes, key=lambda index: means[index])[:50], "note": note}
 
 
-def _teacher(study: Study, likeness: Likeness | None) -> Json | None:
-    accuracy, origin = None, ""
+def _teacher(study: Study, likeness: Likeness | None, teachers: list[TeacherRow]) -> Json | None:
+    accuracy, origin, planted = None, "", [row for row in teachers if row.planted]
     if likeness is not None and likeness.teacher_accuracy is not None:
         accuracy, origin = likeness.teacher_accuracy, "the teacher as the students met it, on the test images"
+        if planted:
+            origin += f"; it was made wrong on purpose on {named(planted[0].planted)}"
     elif study.teachers:
         name, run = next(iter(study.teachers.items()))
         accuracy, origin = run.result.class_accuracy, f"the run that trained {name}"
+        if planted:
+            origin += f", before it was made wrong on purpose on {named(planted[0].planted)}"
     if accuracy is None:
         return None
-    parts = []
-    for method in study.compared:
-        if method.comparison is None:
-            continue
-        delta = method.comparison.delta
-        known = np.isfinite(accuracy) & np.isfinite(delta)
-        if known.sum() > 2 and np.ptp(accuracy[known]) > 0 and np.ptp(delta[known]) > 0:
-            found = spearmanr(accuracy[known], delta[known])
-            value = f"{found.statistic:+.2f}".replace("-", "\u2212")
-            parts.append(f"{method.label} {value} (p = {found.pvalue:.2g})")
-    told = f" Spearman's rank correlation with delta acc: {'; '.join(parts)}." if parts else ""
+    found = hardness.connections(study, accuracy)
+    told = f" Spearman's rank correlation with delta acc: {'; '.join(map(str, found))}." if found else ""
     note = (
         f"One point per class; outlined: surely hurt. Teacher's accuracy: {origin}.{told} If classes that are hard "
-        f"for the teacher were the undistillable ones, the correlation would be clearly positive."
+        "for the teacher were the undistillable ones, the correlation would be clearly positive."
     )
-    return {"accuracy": _numbers(accuracy), "note": note}
+    return {"accuracy": _numbers(accuracy), "heading": hardness.heading(found), "note": note}
 
 
 def _similar_note(likeness: Likeness | None) -> str:

@@ -22,7 +22,7 @@
   const plain = (value) => (hasNull(value) ? "" : Number.isInteger(value) ? String(value) : value.toFixed(1));
   const pValue = (value) => (hasNull(value) ? "" : value < 0.001 ? "< 0.001" : "= " + value.toFixed(3));
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const seedsOf = (method, index) => method.flagged_runs ? " (" + method.flagged_runs[index] + " of " + method.runs + " seeds)" : "";
+  const seedsOf = (method, index) => method.flagged_runs ? " (" + method.flagged_runs[index] + " of " + method.runs + " runs)" : "";
   const isSure = (method, index) => !hasNull(method.q[index]) && method.q[index] <= 0.05;
   const PALETTE = {
     light: ["#0b62a8", "#b84300", "#007a5e", "#9b3f86", "#7a6400", "#2f8fb3", "#55606e", "#c2185b"],
@@ -73,17 +73,20 @@
 
   const methodsTable = byId("methods");
   const head = make("tr");
-  const heading = ["run", "seeds", "test accuracy", "delta acc < 0 (null)", "surely hurt, FDR 5 % (null)", "< \u22125 points (null)", "flagged"];
+  const heading = ["network", "runs", "test accuracy", "classes with delta acc < 0 (null)", "classes surely hurt, FDR 5 % (null)",
+    "classes < \u22125 points (null)", "classes flagged"];
   for (const text of heading) head.append(make("th", text, { scope: "col" }));
   methodsTable.append(make("thead"));
   methodsTable.tHead.append(head);
   const methodsBody = methodsTable.createTBody();
   const spread = (value, show) => show(value.mean) + (value.std ? " \u00b1 " + show(value.std).replace(" %", "") : "");
-  const withNull = (count) => count ? spread(count.found, plain) + " (" + spread(count.null, plain) + ")" : "";
+  const ofAll = (value) => spread(value, plain) + " of " + names.length;
+  const withNull = (count) => count ? ofAll(count.found) + " (" + spread(count.null, plain) + ")" : "";
   for (const row of data.rows) {
     const line = methodsBody.insertRow();
-    const cells = [row.label, row.accuracy.n, spread(row.accuracy, (value) => share(value, 1)), withNull(row.hurt),
-      withNull(row.sure), withNull(row.large), hasNull(row.flagged) ? "" : spread(row.flagged, plain)];
+    const accuracy = row.accuracy ? [row.accuracy.n, spread(row.accuracy, (value) => share(value, 1))] : ["", "not known"];
+    const cells = [row.label, ...accuracy, withNull(row.hurt), withNull(row.sure), withNull(row.large),
+      hasNull(row.flagged) ? "" : ofAll(row.flagged)];
     for (const text of cells) line.append(make("td", text));
   }
   byId("null-note").textContent = data.null_note;
@@ -321,6 +324,7 @@
   };
   if (data.teacher && compared.length) {
     scatter("plot-teacher", compared.map((method, place) => ({ label: method.label, method, x: data.teacher.accuracy, y: method.delta, scale: 100, place })), "teacher's accuracy (%)");
+    byId("h-teacher").textContent = data.teacher.heading;
     byId("teacher-note").textContent = data.teacher.note;
   } else hide("teacher");
   const alike = compared.map((method, place) => ({ method, place }));

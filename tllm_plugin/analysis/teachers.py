@@ -1,0 +1,104 @@
+"""The teachers of a study: what they can, and what was done to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tllm_plugin.analysis.comparison import Spread
+from tllm_plugin.analysis.loaded_run import LoadedRun, load_run, teacher_of
+from tllm_plugin.analysis.networks import teacher_checkpoint
+from tllm_plugin.analysis.study import Study
+from tllm_plugin.analysis.wording import listed
+from tllm_plugin.core.errors import TLLMError
+from tllm_plugin.runs.run_folder import RunFolder
+
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class TeacherRow:
+    """One line about a teacher.
+
+    Args:
+        label: "teacher resnet56"; says so where classes were planted in it afterwards.
+        accuracy: Test accuracy as trained, over the runs that trained it; None where these are not known.
+        planted: Names of the classes that it was made wrong on before a student met it.
+        students: Labels of the methods that learned from it.
+    """
+
+    label: str
+    accuracy: Spread | None
+    planted: tuple[str, ...]
+    students: tuple[str, ...]
+
+
+def planted_names(run: LoadedRun) -> tuple[str, ...]:
+    """Return the names of the classes that the teacher of a run was made wrong on (`DISTILLER.PLANT`)."""
+    section = (run.config or {}).get("DISTILLER") if run.teacher else None
+    plant = section.get("PLANT") if isinstance(section, dict) else None
+    classes = plant.get("CLASSES") if isinstance(plant, dict) else None
+    known = range(len(run.class_names))
+    return tuple(
+        run.class_names[index] for index in (classes if isinstance(classes, (list, tuple)) else ()) if index in known
+    )
+
+
+def named(classes: Sequence[str]) -> str:
+    """Return some class names in a row, and how many there are beside them."""
+    more = len(classes) - _NAMED
+    return listed(classes[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def teacher_rows(study: Study) -> list[TeacherRow]:
+    """Return one row per teacher, those with planted classes by themselves, in the order of the methods.
+
+    The runs that trained them are those of the study, or else those that the configs of its methods name.
+    """
+    found: dict[tuple[str, tuple[str, ...]], tuple[dict[str, float], dict[str, None]]] = {}
+    for method in study.methods:
+        for run in method.runs:
+            if not run.teacher:
+                continue
+            accuracies, students = found.setdefault((run.teacher, planted_names(run)), ({}, {}))
+            students[method.label] = None
+            trained = _trained(run) or study.teachers.get(run.teacher)
+            if trained is not None:
+                accuracies[str(trained.folder.path.resolve()) if trained.folder else trained.name] = (
+                    trained.result.accuracy
+                )
+    return [
+        TeacherRow(
+            f"teacher {name}"
+            + (f", as trained; its students met it made wrong on {named(planted)}" if planted else ""),
+            Spread.of(list(accuracies.values())) if accuracies else None,
+            planted,
+            tuple(students),
+        )
+        for (name, planted), (accuracies, students) in found.items()
+    ]
+
+
+def teacher_run(run: LoadedRun) -> Path | None:
+    """Return where the run lies that trained a run's teacher, named or not; None where it is not to be found."""
+    place = teacher_of(run)
+    if place is not None or not run.teacher:
+        return place
+    try:
+        checkpoint = teacher_checkpoint(run)
+        return None if checkpoint is None else RunFolder.find(checkpoint.parent).log_folder
+    except TLLMError:  # Of another host, or a checkpoint from elsewhere.
+        return None
+
+
+def _trained(run: LoadedRun) -> LoadedRun | None:
+    """Return the run that trained a run's teacher, if it is to be found and of the same classes."""
+    place = teacher_run(run)
+    if place is None:
+        return None
+    try:
+        trained = load_run(place)
+    except (TLLMError, OSError):
+        return None
+    return trained if trained.class_names == run.class_names else None
