@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, Subset
 
 from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.worker_errors import plain_errors
 from tllm_plugin.hosts.single_rows import without_single_row
 
 # Where data sets of torchvision and of the hosts keep their labels and names.
@@ -89,8 +90,9 @@ class _InOrder:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for image, label, *_ in self.loader:
-            yield image.float(), label
+        with plain_errors():
+            for image, label, *_ in self.loader:
+                yield image.float(), label
 
 
 def _untouched(dataset: Any, transform: Any) -> Dataset[Any]:
