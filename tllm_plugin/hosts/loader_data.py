@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampl
 
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.worker_errors import plain_errors
+from tllm_plugin.data.bundle import check_several_classes
 from tllm_plugin.hosts.single_rows import without_single_row
 
 # Where data sets of torchvision and of the hosts keep their labels and names.
@@ -31,6 +32,7 @@ class LoaderData:
 
     Raises:
         ConfigError: The loader is of a kind that cannot be cut.
+        DataError: Its images are of one class only.
     """
 
     def __init__(self, loader: Any, test_transform: Any) -> None:
@@ -49,6 +51,7 @@ class LoaderData:
                 f"{type(loader.sampler).__name__}"
             )
         self.labels: Tensor = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
+        check_several_classes(self.labels, "the host's training images")
         names = next((getattr(self.dataset, name) for name in _NAMES if hasattr(self.dataset, name)), None)
         classes = int(self.labels.max()) + 1
         self.class_names: tuple[str, ...] = tuple(map(str, names if names is not None else range(classes)))
