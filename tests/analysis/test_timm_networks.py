@@ -60,6 +60,15 @@ def test_answers_are_those_of_the_model(key: str, prefix: str, folder: Path, tmp
     assert found.class_names == ("English setter", "weasel", "maillot")
 
 
+def test_weights_that_are_not_finite_are_named(folder: Path, tmp_path: Path) -> None:
+    network = save_weights(tmp_path / "weights.pt", 0)
+    with torch.no_grad():
+        network.head.weight[0, 0] = float("inf")
+    torch.save({"model": network.state_dict()}, tmp_path / "weights.pt")
+    with pytest.raises(FileFormatError, match=r"weights\.pt to hold finite weights, but `head\.weight` has 1 of"):
+        score_timm(f"timm:{NAME}@{tmp_path / 'weights.pt'}", f"imagefolder={folder}", workers=0)
+
+
 def test_several_students_in_one_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = []
     for seed in range(4):

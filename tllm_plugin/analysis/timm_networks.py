@@ -17,6 +17,7 @@ from tllm_plugin.analysis.results import TestResult
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.data.decode import read_rgb
 from tllm_plugin.data.folder import TEST_FOLDERS, FolderPart, readable_names, scan_part
+from tllm_plugin.runs.finite import check_finite
 from tllm_plugin.runs.reading import load_torch
 
 PREFIX = "timm:"
@@ -127,6 +128,7 @@ def _load(network: nn.Module, model: str, checkpoint: str) -> None:
     if not isinstance(content, Mapping):
         raise FileFormatError(f"Expected {checkpoint} to hold a state dict, but it holds {type(content).__name__}")
     state = next((content[key] for key in ("model", "state_dict") if isinstance(content.get(key), Mapping)), content)
+    check_finite(state, checkpoint)
     try:
         network.load_state_dict({str(key).removeprefix("module."): value for key, value in state.items()})
     except (RuntimeError, TypeError, AttributeError) as error:

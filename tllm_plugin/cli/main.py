@@ -11,6 +11,7 @@ from importlib import import_module
 from rich.logging import RichHandler
 
 from tllm_plugin.core.errors import ConfigError, TLLMError
+from tllm_plugin.core.worker_errors import plain_error
 from tllm_plugin.hosts.console import PlainConsole, PlainFormatter, say
 from tllm_plugin.version import __version__
 
@@ -55,17 +56,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     try:
         options.run(options)
-    except TLLMError as error:
-        say(f"tllm: {error}", file=sys.stderr)
-        return BAD_USAGE if isinstance(error, ConfigError) else FAILED
     except KeyboardInterrupt:
         return _interrupted()
     except SystemExit as leaving:  # A parser's: ours or a host's script's.
         return leaving.code if isinstance(leaving.code, int) else DONE if leaving.code is None else FAILED
-    except OSError as error:
-        say(f"tllm: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
-        return FAILED
+    except Exception as error:
+        line = _line(plain_error(error) or error)
+        if line is None:
+            raise
+        say(f"tllm: {line}", file=sys.stderr)
+        return BAD_USAGE if isinstance(error, ConfigError) else FAILED
     return DONE
+
+
+def _line(error: Exception) -> str | None:
+    """Return what is said of an error that is no mistake in a program."""
+    if isinstance(error, TLLMError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}: {error.filename or 'no file named'}"
+    return None
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:

@@ -37,7 +37,7 @@ class DataBundle(ABC):
         order_stated: Whether somebody has said in which order these are.
 
     Raises:
-        DataError: Labels of a wrong shape, dtype or range.
+        DataError: Labels of a wrong shape, dtype or range, or training images of one class only.
     """
 
     class_names: tuple[str, ...]
@@ -57,6 +57,7 @@ class DataBundle(ABC):
                     f"Expected `{name}` to be (N,) int64, but got {tuple(labels.shape)} {_dtype_name(labels)}"
                 )
             _check_range(name, labels, self.num_classes, DataError)
+        check_several_classes(self.train_labels, "the training images")
 
     @property
     def num_classes(self) -> int:
@@ -175,6 +176,22 @@ class DataBundle(ABC):
     @abstractmethod
     def _eval_loader(self, rows: Tensor, *, batch_size: int, device: torch.device, split: Split) -> EvalLoader:
         """`eval_loader` with checked arguments."""
+
+
+def check_several_classes(labels: Tensor, what: str) -> None:
+    """Refuse images of one class only, of which nothing can be learned.
+
+    Args:
+        labels: (n,) int64; none are no error here.
+        what: Whose labels these are.
+
+    Raises:
+        DataError: All labels are the same.
+    """
+    if len(labels) and bool((labels == labels[0]).all()):
+        raise DataError(
+            f"Expected {what} to be of at least two classes, but all {len(labels)} are of class {labels[0]}"
+        )
 
 
 def _check_batch_size(batch_size: int) -> None:

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from tllm_plugin.core.errors import DataError
+from tllm_plugin.core.worker_errors import plain_errors
 from tllm_plugin.data.pixels import to_rgb
 
 logger = logging.getLogger(__name__)
@@ -59,14 +60,15 @@ def decode_files(paths: Sequence[str], image_size: int, *, resize: bool, num_wor
     )
     start = reported = time.monotonic()
     done = 0
-    for chunk in loader:
-        if isinstance(chunk, DataError):
-            raise chunk
-        images[done : done + len(chunk)] = chunk
-        done += len(chunk)
-        if time.monotonic() - reported > _SECONDS_BETWEEN_REPORTS:
-            reported = time.monotonic()
-            logger.info("decoded %d of %d images (%d %%)", done, len(paths), 100 * done // len(paths))
+    with plain_errors():
+        for chunk in loader:
+            if isinstance(chunk, DataError):
+                raise chunk
+            images[done : done + len(chunk)] = chunk
+            done += len(chunk)
+            if time.monotonic() - reported > _SECONDS_BETWEEN_REPORTS:
+                reported = time.monotonic()
+                logger.info("decoded %d of %d images (%d %%)", done, len(paths), 100 * done // len(paths))
     logger.info("decoded %d images in %.1f s", done, time.monotonic() - start)
     return images
 
@@ -82,7 +84,21 @@ def stack_or_first_error(samples: list[Tensor | DataError]) -> Tensor | DataErro
         if isinstance(sample, DataError):
             return sample
         tensors.append(sample)
-    return torch.stack(tensors)
+    return sent(torch.stack(tensors))
+
+
+def sent(batch: Tensor) -> Tensor | DataError:
+    """Return a worker's batch in shared memory, or the error that there is no room; any other process's as it is.
+
+    Left to itself a worker moves its batch when it is too late to tell anybody: the main process would wait for ever.
+    """
+    if get_worker_info() is None:
+        return batch
+    try:
+        with plain_errors():
+            return batch.share_memory_()
+    except DataError as error:
+        return error
 
 
 class _Chunks(Dataset["Tensor | DataError"]):
@@ -103,7 +119,7 @@ class _Chunks(Dataset["Tensor | DataError"]):
         except DataError as error:
             return error
         images = torch.frombuffer(pixels, dtype=torch.uint8).view(len(paths), self._side, self._side, 3)
-        return images.permute(0, 3, 1, 2).contiguous()
+        return sent(images.permute(0, 3, 1, 2).contiguous())
 
     def _pixels(self, path: str) -> bytes:
         image = read_rgb(path)

@@ -14,6 +14,7 @@ from torchvision.transforms import functional as TF
 
 from tllm_plugin.core.data_identity import DataPart
 from tllm_plugin.core.errors import DataError
+from tllm_plugin.core.worker_errors import plain_errors
 from tllm_plugin.data.augment import normalise, per_channel
 from tllm_plugin.data.bundle import DataBundle, Split
 from tllm_plugin.data.decode import read_rgb, stack_or_first_error
@@ -153,7 +154,8 @@ def _read_batches(
         # Without a generator of its own, a DataLoader draws its workers' seeds from the global one.
         generator=torch.Generator(),
     )
-    for batch, index in zip(loader, batches, strict=False):
-        if isinstance(batch, DataError):
-            raise batch
-        yield normalise(batch.to(device, non_blocking=True), mean, std), index
+    with plain_errors():
+        for batch, index in zip(loader, batches, strict=False):
+            if isinstance(batch, DataError):
+                raise batch
+            yield normalise(batch.to(device, non_blocking=True), mean, std), index

@@ -169,6 +169,8 @@ class _TLLMTrainer:
             # A run that was resumed after its last epoch may have a checkpoint and no other files.
             self.teaching.write(self.cfg.SOLVER.EPOCHS)
         super().finish()  # type: ignore[misc]
+        if self.cfg.LOG.get("TEST_FREQ", 0) < 0:  # Otherwise the test data have said it.
+            self.teaching.tell_if_at_chance(self.log_path)
 
     def _catch_up(self, epoch: int) -> None:
         self.teaching.catch_up(epoch, self._predictor(), self.tf_writer)

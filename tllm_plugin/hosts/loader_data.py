@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampl
 
 from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.worker_errors import plain_errors
+from tllm_plugin.data.bundle import check_several_classes
 from tllm_plugin.hosts.shown_data import labels_of, shown_identity
 from tllm_plugin.hosts.single_rows import without_single_row
 
@@ -33,6 +35,7 @@ class LoaderData:
 
     Raises:
         ConfigError: The loader is of a kind that cannot be cut.
+        DataError: Its images are of one class only.
     """
 
     def __init__(self, loader: Any, test_transform: Any, test_set: Any = None) -> None:
@@ -52,6 +55,7 @@ class LoaderData:
                 f"{type(loader.sampler).__name__}"
             )
         self.labels: Tensor = labels
+        check_several_classes(self.labels, "the host's training images")
         names = next((getattr(self.dataset, name) for name in _NAMES if hasattr(self.dataset, name)), None)
         classes = int(self.labels.max()) + 1
         self.class_names: tuple[str, ...] = tuple(map(str, names if names is not None else range(classes)))
@@ -98,8 +102,9 @@ class _InOrder:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for image, label, *_ in self.loader:
-            yield image.float(), label
+        with plain_errors():
+            for image, label, *_ in self.loader:
+                yield image.float(), label
 
 
 def _untouched(dataset: Any, transform: Any) -> Dataset[Any]:

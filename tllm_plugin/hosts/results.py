@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tllm_plugin.hosts.at_chance import tell_if_at_chance
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.predictions_file import PredictionsRecord
 from tllm_plugin.runs.run_folder import RunFolder
@@ -23,7 +24,7 @@ def write_test_results(
     epochs_done: int,
     seconds_per_epoch: Sequence[float] = (),
 ) -> None:
-    """Run the student over the test data once and write `metrics.json` and `predictions.npz`.
+    """Run the student over the test data once and write `metrics.json` and `predictions.npz`; warn if it is at chance.
 
     Args:
         run: Where to.
@@ -40,6 +41,7 @@ def write_test_results(
     label, answer = torch.cat(labels), torch.cat(answers)
     total = torch.bincount(label, minlength=num_classes)
     correct = torch.bincount(label[label == answer], minlength=num_classes)
+    tell_if_at_chance("trained", str(run.log_folder), label, answer, "test images")
     run.write_predictions(PredictionsRecord(label.numpy(), answer.numpy(), num_classes))
     run.write_metrics(
         MetricsRecord(

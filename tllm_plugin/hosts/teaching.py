@@ -22,10 +22,12 @@ from tllm_plugin.core.scores import SampleScores, class_means, score_samples
 from tllm_plugin.core.wrapper import TLLMWrapper
 from tllm_plugin.data.identity import part_of
 from tllm_plugin.hosts import processes
+from tllm_plugin.hosts.at_chance import tell_if_at_chance
 from tllm_plugin.hosts.tensorboard import log_holdout
 from tllm_plugin.hosts.tllm_node import build_detector
 from tllm_plugin.runs import data_file
 from tllm_plugin.runs.atomic import save_torch, write_link
+from tllm_plugin.runs.finite import check_finite
 from tllm_plugin.runs.flags_file import ClassFlag, FlagsRecord
 from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
@@ -87,6 +89,7 @@ class Teaching:
 
     Raises:
         ConfigError: The hold-out or the detector cannot be made.
+        FileFormatError: The teacher has weights that are not finite.
     """
 
     def __init__(self, node: CfgNode, distiller: nn.Module, data: TrainingData, total_epochs: int) -> None:
@@ -102,7 +105,11 @@ class Teaching:
         self.curves = Curves(data.labels[self.split.holdout], num_classes, self.split.holdout)
         # Choices of eta are judged on these. Neither the detector nor the training sees them.
         self.search_curves = Curves(data.labels[self.split.search], num_classes, self.split.search)
-        has_teacher = getattr(distiller, "teacher", None) is not None
+        teacher = getattr(distiller, "teacher", None)
+        has_teacher = teacher is not None
+        if teacher is not None:
+            # Most hosts read its checkpoint themselves.
+            check_finite(teacher.state_dict(), "the teacher")
         # It may read files.
         self.detector: Detector = processes.from_main(
             lambda: build_detector(
@@ -131,6 +138,7 @@ class Teaching:
         self.wrapper.set_undistillable(self.detector.flags)
         self._teacher_prediction: Tensor | None = None
         self._holdout_accuracy: dict[int, float] = {}
+        self._last_scored: SampleScores | None = None
         self._unsaved_best: dict[str, Any] | None = None
         self._recovered = False
         self._told_of_few_rows = False
@@ -173,7 +181,7 @@ class Teaching:
             writer: The host's TensorBoard writer.
         """
         self._recover()
-        both = _score(predict, self.scored_loader)
+        both = self._last_scored = _score(predict, self.scored_loader)
         samples = both.part(0, len(self.split.holdout))
         teacher = self._teacher_predictions()
         if teacher is not None:
@@ -209,6 +217,16 @@ class Teaching:
         self._note_best(epoch, float(per_class.nanmean()))
         if self.watch is not None:
             self.watch(self.search_curves)
+
+    def tell_if_at_chance(self, name: str) -> None:
+        """Warn if the student's last answers on the hold-outs cannot be told from chance.
+
+        Args:
+            name: Of the run.
+        """
+        if self._last_scored is not None:
+            scored = self._last_scored
+            tell_if_at_chance("trained", name, scored.labels, scored.prediction, "hold-out images")
 
     def _tell_of_few_rows(self, epoch: int) -> None:
         """Say once that steps went without the teacher although they had something to teach."""
@@ -291,6 +309,7 @@ class Teaching:
             device = next(teacher.parameters()).device
             samples = _score(lambda image: logits_of(teacher.eval()(image.to(device))), self.holdout_loader)
             teacher.train(was_training)
+            tell_if_at_chance("teacher", "the teacher", samples.labels, samples.prediction, "hold-out images")
             self._teacher_prediction = samples.prediction
         return self._teacher_prediction
 

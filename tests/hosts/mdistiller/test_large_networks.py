@@ -98,6 +98,10 @@ def test_a_checkpoint_takes_the_place_of_torchvisions_weights(table: dict[str, A
     loaded = table["ResNet18"](pretrained=True)
     assert torch.equal(loaded.fc.weight, trained.fc.weight)
     assert not torch.equal(table["ResNet18"](pretrained=False).fc.weight, trained.fc.weight)
+    damaged = {**trained.state_dict(), "fc.bias": torch.full((1000,), float("nan"))}
+    torch.save({"model": damaged}, checkpoint)
+    with pytest.raises(FileFormatError, match="student_latest to hold finite weights, but `fc.bias` has 1000 of 1000"):
+        table["ResNet18"](pretrained=True)
     torch.save({"model": {}}, checkpoint)
     with pytest.raises(FileFormatError, match="student_latest to fit ResNet, but Error"):
         table["ResNet18"](pretrained=True)

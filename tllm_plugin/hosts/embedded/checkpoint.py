@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.yaml_text import plain, read_yaml
+from tllm_plugin.runs.finite import check_finite
 from tllm_plugin.runs.reading import load_torch
 
 _CHECKPOINT_PARTS = {"epoch", "config", "model", "optimizer", "schedule", "seconds_per_epoch", "rng"}
@@ -45,11 +46,12 @@ def read_state(path: Path) -> Mapping[str, Any]:
     """Read a checkpoint whatever its config.
 
     Raises:
-        FileFormatError: It is missing or damaged.
+        FileFormatError: It is missing or damaged, or has weights that are not finite.
     """
     state = load_torch(path, "a checkpoint to resume from")
     if not isinstance(state, Mapping) or not set(state) >= _CHECKPOINT_PARTS:
         raise FileFormatError(f"Expected {path} to be a checkpoint of the embedded host, but parts are missing")
+    check_finite({name: state[name] for name in ("model", "optimizer")}, path)
     return state
 
 

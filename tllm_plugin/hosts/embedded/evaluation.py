@@ -16,6 +16,7 @@ from yacs.config import CfgNode
 from tllm_plugin.data import DataBundle
 from tllm_plugin.data.loaders import EvalLoader
 from tllm_plugin.hosts import processes
+from tllm_plugin.hosts.at_chance import tell_if_at_chance
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.predictions_file import PredictionsRecord
 
@@ -45,6 +46,10 @@ class ClassResults:
         """Return the metrics of a run with these results."""
         correct, total = (tuple(counts.tolist()) for counts in (self.class_correct, self.class_total))
         return replace(metrics, test_accuracy=self.accuracy, class_correct=correct, class_total=total)
+
+    def tell_if_at_chance(self, name: str) -> None:
+        """Warn if the network `name` cannot be told from chance."""
+        tell_if_at_chance("trained", name, self.labels, self.predictions, "test images")
 
     def answers(self) -> PredictionsRecord:
         """Return what belongs into `predictions.npz`."""

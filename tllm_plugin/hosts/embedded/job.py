@@ -23,13 +23,14 @@ from tllm_plugin.core.errors import ConfigError, DataError, TLLMError
 from tllm_plugin.data import DataBundle, load_data
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.adapter import Host, make_distiller_factory, make_trainer_factory
+from tllm_plugin.hosts.at_chance import tell_if_at_chance
 from tllm_plugin.hosts.embedded.at_work import at_work
 from tllm_plugin.hosts.embedded.batch_norm import least_rows, synchronise_batch_norm
 from tllm_plugin.hosts.embedded.checkpoint import read_checkpoint
 from tllm_plugin.hosts.embedded.defaults import default_config
-from tllm_plugin.hosts.embedded.device import choose_device
-from tllm_plugin.hosts.embedded.distillers import distiller_dict
-from tllm_plugin.hosts.embedded.evaluation import batches_of_test_set
+from tllm_plugin.hosts.embedded.device import autocast, choose_device
+from tllm_plugin.hosts.embedded.distillers import Vanilla, distiller_dict
+from tllm_plugin.hosts.embedded.evaluation import batches_of_test_set, score_test_set
 from tllm_plugin.hosts.embedded.late_test import ensure_tested
 from tllm_plugin.hosts.embedded.networks import load_network, make_network, show_as_recorded
 from tllm_plugin.hosts.embedded.planting import PlantedTeacher
@@ -46,6 +47,8 @@ logger = logging.getLogger(__name__)
 _WITHOUT_TEACHER = ("NONE", "SFTN")
 _NOT_IN_NAMES = ("NUM_WORKERS", "DOWNLOAD")
 _EARLIER_DATASET: tuple[tuple[str, Any], ...] = (("CLASS_ORDER", ""), ("MEAN", []), ("STD", []))
+#: About as many of the training images show whether a teacher knows anything.
+_IMAGES_FOR_A_TEACHER = 500
 _EARLIER_RUNTIME = (("SYNC_BATCHNORM", False), ("DETERMINISTIC", True))
 
 #: Is shown curves and detector of a run after every epoch that it trains; says whether to keep the checkpoint, which is
@@ -372,10 +375,20 @@ def _teacher(cfg: CfgNode, bundle: DataBundle, device: torch.device) -> nn.Modul
         check_teacher(checkpoint, recorded, bundle.identity)
         tell_unstated_order(checkpoint, recorded, bundle)
     show_as_recorded(teacher, recorded, bundle.identity)
+    if cfg.SOLVER.TRAINER != "tllm":  # That one scores it on the hold-out.
+        _tell_if_at_chance(teacher, str(checkpoint), cfg, bundle, device)
     plant = cfg.DISTILLER.PLANT
     if plant.CLASSES:
         teacher = PlantedTeacher(teacher, plant.CLASSES, bundle.num_classes, plant.STRENGTH).to(device)
     return teacher.eval()
+
+
+def _tell_if_at_chance(teacher: nn.Module, name: str, cfg: CfgNode, bundle: DataBundle, device: torch.device) -> None:
+    """Warn if a teacher knows nothing of some of the images that it is to teach."""
+    rows = torch.arange(0, len(bundle.train_labels), max(1, len(bundle.train_labels) // _IMAGES_FOR_A_TEACHER))
+    batches = bundle.eval_loader(rows, batch_size=cfg.DATASET.TEST.BATCH_SIZE, device=device, split="train")
+    results = score_test_set(Vanilla(teacher), batches, partial(autocast, cfg, device))
+    tell_if_at_chance("teacher", name, results.labels, results.predictions, "training images")
 
 
 def needed_teacher(cfg: CfgNode, data: DataIdentity | None = None) -> CfgNode | None:

@@ -54,6 +54,7 @@ def ensure_tested(run: RunFolder, cfg: CfgNode, bundle: DataBundle) -> MetricsRe
 
 
 def _write(run: RunFolder, metrics: MetricsRecord, results: ClassResults) -> None:
+    results.tell_if_at_chance(str(run.log_folder))
     run.write_predictions(results.answers())
     run.write_metrics(metrics)
 

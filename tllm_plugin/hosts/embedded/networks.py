@@ -17,6 +17,7 @@ from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts import processes
 from tllm_plugin.methods import ContextStudent
 from tllm_plugin.models import create_model, load_pretrained
+from tllm_plugin.runs.finite import check_finite
 from tllm_plugin.runs.reading import load_torch
 
 
@@ -87,11 +88,13 @@ def load_network(network: nn.Module, path: str | Path) -> nn.Module:
         The network; or the module around it that predicts, if these are the weights of a student of CID.
 
     Raises:
-        FileFormatError: It is missing, damaged, or of another architecture or number of classes.
+        FileFormatError: It is missing, damaged, of another architecture or number of classes, or has weights that are
+            not finite.
     """
     state = processes.from_main(lambda: load_torch(path, "a network's checkpoint"))
     if not isinstance(state, Mapping) or not isinstance(state.get("model"), Mapping):
         raise FileFormatError(f"Expected {path} to hold a state_dict under the key `model`, but it does not")
+    check_finite(state["model"], path)
     try:
         if ContextStudent.is_state(state["model"]):
             return ContextStudent.restore(network, state["model"])

@@ -305,6 +305,7 @@ class BaseTrainer:
             finished=finished,
         )
         if finished and results is not None:
+            results.tell_if_at_chance(self.log_path)
             self.run.write_predictions(results.answers())
         self.run.write_metrics(metrics if results is None else results.added_to(metrics))
 

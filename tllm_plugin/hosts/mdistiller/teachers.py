@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError, FileFormatError, unknown_name
 from tllm_plugin.runs.atomic import save_torch
+from tllm_plugin.runs.finite import check_finite
 from tllm_plugin.runs.reading import check_torch, load_torch
 
 # As `get_dataset` has them.
@@ -59,6 +60,7 @@ def _large_network(builder: Callable[..., nn.Module], checkpoint: str, pretraine
         state = load_torch(checkpoint, "a network's checkpoint")
         if not isinstance(state, Mapping) or not isinstance(state.get("model"), Mapping):
             raise FileFormatError(f"Expected {checkpoint} to hold a state_dict under the key `model`, but it does not")
+        check_finite(state["model"], checkpoint)
         try:
             network.load_state_dict(state["model"])
         except RuntimeError as error:

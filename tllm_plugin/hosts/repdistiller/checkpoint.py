@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.runs.finite import check_finite
 from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -34,7 +35,7 @@ def read_state(folder: RunFolder, options: Mapping[str, Any]) -> Mapping[str, An
 
     Raises:
         ConfigError: There is none, or it was made with other options.
-        FileFormatError: It is damaged or of another version.
+        FileFormatError: It is damaged or of another version, or has weights that are not finite.
     """
     if not folder.state.exists():
         raise ConfigError(
@@ -47,6 +48,7 @@ def read_state(folder: RunFolder, options: Mapping[str, Any]) -> Mapping[str, An
             f"Expected {folder.state} to be a checkpoint of RepDistiller with TLLM, version {STATE_VERSION}, but it is "
             "something else; start the run anew"
         )
+    check_finite({name: state[name] for name in ("wrapper", "optimizer")}, folder.state)
     before, now = _set(state["options"]), _set(options)
     changed = sorted(name for name in set(before) | set(now) if before.get(name, now) != now.get(name, before))
     if changed:

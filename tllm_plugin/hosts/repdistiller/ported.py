@@ -12,6 +12,7 @@ from tllm_plugin.hosts.ported_methods import build_cid, build_sftn, build_srrl
 from tllm_plugin.hosts.repdistiller.contracts import as_featured, as_listed
 from tllm_plugin.hosts.repdistiller.epoch import train_epoch
 from tllm_plugin.hosts.repdistiller.method_flags import student_node, teacher_node
+from tllm_plugin.hosts.repdistiller.watched import watched_validation
 from tllm_plugin.methods import ContextStudent, Distiller
 from tllm_plugin.models import create_model, head
 
@@ -85,6 +86,7 @@ class TeacherStage:
             student = create_model(options.model_s, head(network).out_features)
             self.method = build_sftn(student, as_featured(network), teacher_node(options))
         self.network = network
+        self._epoch = 0
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what the optimizer trains."""
@@ -100,6 +102,7 @@ class TeacherStage:
             network: The host's.
             rest: The host's criterion, optimizer and options.
         """
+        self._epoch = epoch
         if self.method is None:
             return host_train(epoch, loader, network, *rest)
         _, optimizer, options = rest
@@ -108,3 +111,19 @@ class TeacherStage:
         guard = LossGuard(every, "--learning_rate")
         result = train_epoch(epoch, loader, self.method, optimizer, print_freq=every, guard=guard)
         return result.accuracy_percent, result.loss
+
+    def validate(self, host_validate: Callable[..., Any], loader: Any, network: nn.Module, *rest: Any) -> Any:
+        """Return what the host's `validate` does; after the last epoch, warn if the network is at chance.
+
+        Args:
+            host_validate: The host's.
+            loader: Yields `(image, target)`.
+            network: The host's.
+            rest: The host's criterion and options.
+        """
+        options = rest[-1]
+        if self._epoch < options.epochs:
+            return host_validate(loader, network, *rest)
+        result, watched = watched_validation(host_validate, loader, network, *rest)
+        watched.tell_if_at_chance("trained", options.save_folder)
+        return result

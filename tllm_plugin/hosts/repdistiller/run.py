@@ -25,11 +25,12 @@ from tllm_plugin.hosts.repdistiller.distiller import ListedDistiller
 from tllm_plugin.hosts.repdistiller.epoch import train_epoch
 from tllm_plugin.hosts.repdistiller.images import DATASETS
 from tllm_plugin.hosts.repdistiller.options import errors_name_flags, node_of
-from tllm_plugin.hosts.repdistiller.watched import WatchedLoader
+from tllm_plugin.hosts.repdistiller.watched import watched_validation
 from tllm_plugin.hosts.same_data import CarriedData, check_named_teacher
 from tllm_plugin.hosts.teaching import Teaching, cut, student_predictor
 from tllm_plugin.methods import Distiller
 from tllm_plugin.runs.atomic import save_torch
+from tllm_plugin.runs.finite import check_finite
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.version import __version__
@@ -91,7 +92,9 @@ class Run:
 
         Raises:
             ConfigError: Detector, hold-out or checkpoint do not fit the options.
+            FileFormatError: The teacher has weights that are not finite.
         """
+        check_finite(module_list[-1].state_dict(), getattr(self.options, "path_t", "the teacher"))
         self.optimizer = optimizer
         self.device = next(module_list.parameters()).device
         last = criterion_list[-1]
@@ -155,12 +158,9 @@ class Run:
         """Return what the host's `validate` does, and record per class what it saw."""
         if self.teaching is None:
             return host_validate(loader, student, *arguments)
-        watched = WatchedLoader(loader)
-        hook = student.register_forward_hook(watched.see)
-        try:
-            result = host_validate(watched, student, *arguments)
-        finally:
-            hook.remove()
+        result, watched = watched_validation(host_validate, loader, student, *arguments)
+        if len(self._seconds) == self.options.epochs:
+            watched.tell_if_at_chance("trained", self.options.save_folder)
         self.best_acc = max(self.best_acc, float(result[0]))
         self.folder.write_metrics(self._metrics(*watched.per_class()))
         return result

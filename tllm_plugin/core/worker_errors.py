@@ -1,0 +1,91 @@
+"""What goes wrong in the processes that a `DataLoader` starts, as the one line that this process would say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tllm_plugin.core import errors
+from tllm_plugin.core.errors import DataError, TLLMError
+
+_OURS = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, TLLMError)}
+_READING = ("OSError", "IOError", "FileNotFoundError", "PermissionError", "IsADirectoryError", "TimeoutError")
+
+# How PyTorch names its files in shared memory.
+_SHARED_FILE = re.compile(r"</?torch_\d+")
+_CAUGHT = re.compile(r"Caught (\w+) in DataLoader worker process \d+\.")
+_GONE = re.compile(r"DataLoader worker \(pid\S* [\d, ]+\) (is killed by signal: (?P<signal>[^.]+)|exited unexpectedly)")
+_FEWER = "set fewer workers (DATASET.NUM_WORKERS, --num_workers)"
+
+_NO_ROOM = (
+    "Expected room in shared memory (/dev/shm) for the batches of the processes that read images, but there is none; "
+    f"make it larger (docker run --shm-size 8g), {_FEWER}, or 0 to read without them"
+)
+_OPEN_FILES = (
+    "Expected to be allowed as many open files as the processes that read images need, but there are too many; raise "
+    f"the limit (ulimit -n) or {_FEWER}"
+)
+
+
+def plain_error(error: BaseException) -> TLLMError | None:
+    """Return an error of ours for one that a loader's worker has met or been; None for every other error.
+
+    PyTorch raises a worker's error again with the worker's traceback as its message. A damaged image, no room in
+    shared memory and a worker that was killed are no programming errors; others keep their traceback.
+
+    Args:
+        error: Raised in the process that iterates over a `DataLoader`.
+    """
+    text = str(error)
+    caught = _CAUGHT.match(text)
+    if caught:
+        return _of_worker(caught[1], text)
+    if not isinstance(error, RuntimeError | OSError):
+        return None
+    # Which signal it was stands in the message or in that of the cause.
+    gone = _GONE.search(f"{error.__cause__}") or _GONE.search(text)
+    if gone and gone["signal"] == "Bus error":
+        return DataError(_NO_ROOM)
+    if gone:
+        how = f"was killed (signal {gone['signal']})" if gone["signal"] else "ended"
+        return DataError(
+            f"Expected the processes that read images to go on, but one {how}, as happens where memory is short; "
+            f"{_FEWER}, or 0 to read without them and see why"
+        )
+    return _of_sharing(text)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn what a loader's workers meet into errors of ours; see `plain_error`."""
+    try:
+        yield
+    except Exception as error:
+        plain = plain_error(error)
+        if plain is None:
+            raise
+        raise plain from None
+
+
+def _of_worker(name: str, text: str) -> TLLMError | None:
+    found = re.findall(rf"^(?:\w+\.)*{name}: (.*)$", text, re.MULTILINE)
+    said = found[-1] if found else name
+    if name in _OURS:
+        return _OURS[name](said)
+    if sharing := _of_sharing(said):
+        return sharing
+    # Pillow raises whatever its parsers stumble over.
+    if name in _READING or name == "UnidentifiedImageError" or re.search(r"[/\\]PIL[/\\]", text):
+        return DataError(f"Expected every image to be readable, but {said}")
+    return None
+
+
+def _of_sharing(text: str) -> DataError | None:
+    """Return what is said of a batch that could not be handed from process to process."""
+    shared = _SHARED_FILE.search(text)
+    if "received 0 items of ancdata" in text or "Communication with the workers is no longer possible" in text:
+        return DataError(_OPEN_FILES)
+    if shared:
+        return DataError(_OPEN_FILES if "Too many open files" in text else _NO_ROOM)
+    return None
