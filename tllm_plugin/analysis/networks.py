@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 from tllm_plugin.analysis.loaded_run import LoadedRun
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.data import DataBundle
+from tllm_plugin.hosts.class_lists import resolve_classes
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.embedded.networks import load_network, trained_model
 from tllm_plugin.hosts.embedded.planting import PlantedTeacher
@@ -128,7 +129,8 @@ def teacher_network(run: LoadedRun, checkpoint: Path, bundle: DataBundle, device
     teacher = _load(cfg.DISTILLER.TEACHER, checkpoint, bundle, device)
     plant = cfg.DISTILLER.PLANT
     if plant.CLASSES:
-        teacher = PlantedTeacher(teacher, plant.CLASSES, bundle.num_classes, plant.STRENGTH).to(device)
+        planted = resolve_classes("DISTILLER.PLANT.CLASSES", plant.CLASSES, bundle.class_names, recorded=True)
+        teacher = PlantedTeacher(teacher, planted, bundle.num_classes, plant.STRENGTH).to(device)
     return teacher
 
 

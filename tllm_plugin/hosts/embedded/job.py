@@ -23,6 +23,7 @@ from tllm_plugin.core.errors import ConfigError, DataError, TLLMError
 from tllm_plugin.data import DataBundle, load_data
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.adapter import Host, make_distiller_factory, make_trainer_factory
+from tllm_plugin.hosts.class_lists import resolve_classes
 from tllm_plugin.hosts.embedded.at_work import at_work
 from tllm_plugin.hosts.embedded.batch_norm import synchronise_batch_norm
 from tllm_plugin.hosts.embedded.checkpoint import read_checkpoint
@@ -366,7 +367,8 @@ def _teacher(cfg: CfgNode, bundle: DataBundle, device: torch.device) -> nn.Modul
     show_as_recorded(teacher, recorded, bundle.identity)
     plant = cfg.DISTILLER.PLANT
     if plant.CLASSES:
-        teacher = PlantedTeacher(teacher, plant.CLASSES, bundle.num_classes, plant.STRENGTH).to(device)
+        planted = resolve_classes("DISTILLER.PLANT.CLASSES", plant.CLASSES, bundle.class_names)
+        teacher = PlantedTeacher(teacher, planted, bundle.num_classes, plant.STRENGTH).to(device)
     return teacher.eval()
 
 
