@@ -17,8 +17,9 @@ from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.class_lists import resolve_classes
 from tllm_plugin.hosts.embedded.defaults import default_config
-from tllm_plugin.hosts.embedded.networks import load_network, trained_model
+from tllm_plugin.hosts.embedded.networks import load_network, show_as_recorded, trained_model
 from tllm_plugin.hosts.embedded.planting import PlantedTeacher
+from tllm_plugin.hosts.same_data import data_of_checkpoint
 from tllm_plugin.models import create_model
 
 
@@ -137,4 +138,5 @@ def teacher_network(run: LoadedRun, checkpoint: Path, bundle: DataBundle, device
 def _load(name: str, checkpoint: Path, bundle: DataBundle, device: torch.device) -> nn.Module:
     network = create_model(name, num_classes=bundle.num_classes, in_channels=bundle.in_channels)
     network = load_network(network, checkpoint)
+    show_as_recorded(network, data_of_checkpoint(checkpoint), bundle.identity)
     return network.to(device).eval()

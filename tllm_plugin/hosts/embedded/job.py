@@ -363,7 +363,8 @@ def _teacher(cfg: CfgNode, bundle: DataBundle, device: torch.device) -> nn.Modul
     recorded = processes.from_main(lambda: data_of_checkpoint(checkpoint))
     if needed is None:
         check_teacher(checkpoint, recorded, bundle.identity)
-        tell_unstated_order(checkpoint, recorded, bundle)
+        if not (recorded.class_names or bundle.order_stated):
+            tell_unstated_order(checkpoint, bundle.class_folders)
     show_as_recorded(teacher, recorded, bundle.identity)
     plant = cfg.DISTILLER.PLANT
     if plant.CLASSES:
