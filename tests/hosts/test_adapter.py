@@ -155,8 +155,8 @@ def test_detector_fixed(trained: Trained, tmp_path: Path) -> None:
     assert flagged("indices", "[8, 3]")[1] == (3, 8)
     run, _ = flagged("both", "[1, '7']")
     assert flagged("file", f"['{run.flags_json}']")[1] == (1, 7)
-    for wrong in ("['cat']", "[10]", "[-1]", "[true]"):
-        with pytest.raises(ConfigError, match="`TLLM.DETECTOR.CLASSES` to be one of 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, but"):
+    for wrong in ("['cat']", "[10]", "[-1]", "[true]", "[3, 8, 3]", "[3, '3']"):
+        with pytest.raises(ConfigError, match="Expected `TLLM.DETECTOR.CLASSES` to "):
             flagged("wrong", wrong)
     with pytest.raises(FileFormatError, match="there is no such file"):
         flagged("missing", "['missing.json']")

@@ -11,6 +11,7 @@ import numpy as np
 from tllm_plugin.analysis.loaded_run import LoadedRun
 from tllm_plugin.analysis.networks import ask, embedded_config, student_network
 from tllm_plugin.analysis.results import TestResult
+from tllm_plugin.core.data_identity import DataIdentity, test_difference
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import job
@@ -42,10 +43,14 @@ def with_answers(runs: Sequence[LoadedRun]) -> list[LoadedRun]:
 
 def _ask_again(run: LoadedRun, bundles: dict[str, DataBundle]) -> TestResult:
     cfg = embedded_config(run)
-    key = str(cfg.DATASET)
+    recorded = run.folder.read_data() if run.folder is not None else DataIdentity()
+    key = f"{cfg.DATASET} {recorded.digest()}"
     if key not in bundles:
-        bundles[key] = job.load_bundle(cfg)
+        bundles[key] = job.load_bundle(cfg, recorded)
     bundle, device = bundles[key], choose_device(cfg)
+    difference = test_difference(recorded, bundle.identity)
+    if difference:
+        raise ConfigError(f"the test data are others by now: {difference}")
     network = student_network(run, bundle, device)
     answers = ask(network, batches_of_test_set(bundle, cfg, device), device, features=False)
     found = TestResult.from_predictions(answers.labels, answers.predictions, bundle.num_classes)

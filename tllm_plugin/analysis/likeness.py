@@ -23,6 +23,7 @@ from tllm_plugin.analysis.networks import (
 from tllm_plugin.analysis.representations import TSNE_POINTS, class_agreement, class_cka, tsne
 from tllm_plugin.analysis.results import Counts, Vector, per_image
 from tllm_plugin.analysis.study import Method, Study
+from tllm_plugin.core.data_identity import DataIdentity, class_difference
 from tllm_plugin.core.errors import TLLMError
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import job
@@ -84,8 +85,10 @@ def likeness_of(study: Study, *, points: int = TSNE_POINTS) -> Likeness | None:
         return None
     try:
         cfg = embedded_config(methods[0].runs[0])
-        bundle, device = job.load_bundle(cfg), choose_device(cfg)
-        if bundle.class_names != study.class_names:
+        folder = methods[0].runs[0].folder
+        recorded = folder.read_data() if folder is not None else DataIdentity()
+        bundle, device = job.load_bundle(cfg, recorded), choose_device(cfg)
+        if class_difference(recorded, bundle.identity) or len(bundle.class_names) != len(study.class_names):
             logger.info("networks are not compared: the data of %s are others by now", methods[0].runs[0].name)
             return None
         rows = balanced_rows(bundle.test_labels, MOST_IMAGES)

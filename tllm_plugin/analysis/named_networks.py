@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,50 +11,89 @@ from tllm_plugin.analysis.loaded_run import LoadedRun, load_run
 from tllm_plugin.analysis.networks import ask
 from tllm_plugin.analysis.results import TestResult
 from tllm_plugin.analysis.timm_networks import PREFIX, score_timm
+from tllm_plugin.core.data_identity import DataIdentity, normalisation_difference, shown_numbers
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.data import load_data
+from tllm_plugin.data import DataBundle, load_data
 from tllm_plugin.hosts.embedded.networks import load_network
+from tllm_plugin.hosts.same_data import check_classes, data_of_checkpoint, tell_once, tell_unstated_order
 from tllm_plugin.models import create_model, is_model
 
 _BATCH_SIZE = 500
 
 
-def load_named(name: str, data: str = "", image_size: int = 0) -> list[LoadedRun]:
+@dataclass(frozen=True)
+class AskedData:
+    """The images that bare checkpoints are asked about; what a checkpoint says of its data holds unless it is stated.
+
+    Args:
+        name: `TYPE` or `TYPE=PATH`; empty if there is none.
+        image_size: In pixels; 0: as the checkpoint says, else as stored.
+        class_order: See `load_data`; empty: as the checkpoint says, else text order.
+        mean: Per channel; empty: as the checkpoint says, else the data set's.
+        std: Likewise.
+    """
+
+    name: str = ""
+    image_size: int = 0
+    class_order: str = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+def load_named(name: str, data: AskedData | None = None) -> list[LoadedRun]:
     """Return what `name` stands for.
 
     Args:
         name: `RUN`, `RUN,RUN` for several seeds, `LABEL=RUN,RUN`, `MODEL@CHECKPOINT`, or `timm:NAME[@CHECKPOINT]`.
-        data: `TYPE` or `TYPE=PATH` of the test data that a bare checkpoint is run on.
-        image_size: Of that data, in pixels; 0: as stored.
+        data: That a bare checkpoint is run on.
 
     Raises:
         ConfigError: A checkpoint without data or of an unknown model.
         FileFormatError: A run or checkpoint that cannot be read.
     """
+    data = data or AskedData()
     label, found_label, rest = name.partition("=")
     if not found_label or Path(name).exists():
         label, rest = "", name
     runs = []
     for part in [rest] if Path(rest).exists() else rest.split(","):
         if part.startswith(PREFIX):
-            runs.append(score_timm(part, data))
+            runs.append(
+                score_timm(
+                    part,
+                    data.name,
+                    class_order=data.class_order,
+                    image_size=data.image_size,
+                    mean=data.mean,
+                    std=data.std,
+                )
+            )
             continue
         model, at, checkpoint = part.partition("@")
         if at and is_model(model) and not Path(part).exists():
-            runs.append(_score_checkpoint(model, checkpoint, data, image_size))
+            runs.append(_score_checkpoint(model, checkpoint, data))
         else:
             runs.append(load_run(part))
     return [replace(run, method=label, grouped=True) for run in runs] if label else runs
 
 
-def _score_checkpoint(model: str, checkpoint: str, data: str, image_size: int) -> LoadedRun:
-    if not data:
+def _score_checkpoint(model: str, checkpoint: str, data: AskedData) -> LoadedRun:
+    if not data.name:
         raise ConfigError(
             f"Expected `--data` to name the test data for {model}@{checkpoint}, but got none; for example "
             "--data imagefolder=/path/to/folder"
         )
-    kind, _, path = data.partition("=")
-    bundle = load_data(kind, path, image_size=image_size)
+    kind, _, path = data.name.partition("=")
+    recorded = data_of_checkpoint(checkpoint)
+    bundle = load_data(
+        kind,
+        path,
+        image_size=data.image_size or recorded.image_size,
+        class_order=data.class_order or recorded.class_folders,
+        mean=data.mean or recorded.mean,
+        std=data.std or recorded.std,
+    )
+    _tell(checkpoint, recorded, bundle, data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = create_model(model, num_classes=bundle.num_classes, in_channels=bundle.in_channels)
     network = load_network(network, checkpoint)
@@ -69,3 +108,17 @@ def _score_checkpoint(model: str, checkpoint: str, data: str, image_size: int) -
         class_names=bundle.class_names,
         result=TestResult.from_predictions(answers.labels, answers.predictions, bundle.num_classes),
     )
+
+
+def _tell(checkpoint: str, recorded: DataIdentity, bundle: DataBundle, data: AskedData) -> None:
+    """Refuse data of other classes; tell what is stated against the checkpoint, and what nobody has stated."""
+    check_classes(checkpoint, recorded, bundle.identity, "`--class-order` states the order of class folders")
+    if difference := normalisation_difference(recorded, bundle.identity):
+        tell_once(f"{checkpoint} is asked otherwise than it was trained: {difference}")
+    if not (recorded.class_names or bundle.order_stated):
+        tell_unstated_order(checkpoint, bundle.class_folders)
+    if not (recorded.mean or data.mean):
+        tell_once(
+            f"{checkpoint} does not say how its images were normalised; mean {shown_numbers(bundle.mean)} and standard "
+            f"deviation {shown_numbers(bundle.std)} are taken (`--mean` and `--std` state others)"
+        )

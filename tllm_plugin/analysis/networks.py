@@ -15,10 +15,12 @@ from yacs.config import CfgNode
 from tllm_plugin.analysis.loaded_run import LoadedRun, teacher_of
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.data import DataBundle
+from tllm_plugin.hosts.class_lists import resolve_classes
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.defaults import default_config
-from tllm_plugin.hosts.embedded.networks import load_network, trained_model
+from tllm_plugin.hosts.embedded.networks import load_network, show_as_recorded, trained_model
 from tllm_plugin.hosts.embedded.planting import PlantedTeacher
+from tllm_plugin.hosts.same_data import data_of_checkpoint
 from tllm_plugin.models import create_model
 
 
@@ -129,7 +131,8 @@ def teacher_network(run: LoadedRun, checkpoint: Path, bundle: DataBundle, device
     teacher = _load(cfg.DISTILLER.TEACHER, checkpoint, bundle, device)
     plant = cfg.DISTILLER.PLANT
     if plant.CLASSES:
-        teacher = PlantedTeacher(teacher, plant.CLASSES, bundle.num_classes, plant.STRENGTH).to(device)
+        planted = resolve_classes("DISTILLER.PLANT.CLASSES", plant.CLASSES, bundle.class_names, recorded=True)
+        teacher = PlantedTeacher(teacher, planted, bundle.num_classes, plant.STRENGTH).to(device)
     return teacher
 
 
@@ -156,4 +159,5 @@ def teacher_checkpoint(run: LoadedRun) -> Path | None:
 def _load(name: str, checkpoint: Path, bundle: DataBundle, device: torch.device) -> nn.Module:
     network = create_model(name, num_classes=bundle.num_classes, in_channels=bundle.in_channels)
     network = load_network(network, checkpoint)
+    show_as_recorded(network, data_of_checkpoint(checkpoint), bundle.identity)
     return network.to(device).eval()

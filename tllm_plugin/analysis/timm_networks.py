@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from tllm_plugin.analysis.loaded_run import LoadedRun
 from tllm_plugin.analysis.networks import ask
 from tllm_plugin.analysis.results import TestResult
 from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.data.class_order import in_order, ordered
 from tllm_plugin.data.decode import read_rgb
 from tllm_plugin.data.folder import TEST_FOLDERS, FolderPart, readable_names, scan_part
+from tllm_plugin.hosts.same_data import tell_unstated_order
 from tllm_plugin.runs.finite import check_finite
 from tllm_plugin.runs.reading import load_torch
 
@@ -39,13 +41,26 @@ class _Images(Dataset[tuple[Tensor, int]]):
         return self.transform(read_rgb(self.part.files[index])), int(self.part.labels[index])
 
 
-def score_timm(name: str, data: str, workers: int = _WORKERS) -> LoadedRun:
+def score_timm(
+    name: str,
+    data: str,
+    workers: int = _WORKERS,
+    *,
+    class_order: str = "",
+    image_size: int = 0,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> LoadedRun:
     """Run a model of timm over validation images, with the transform that it was trained for.
 
     Args:
         name: `timm:NAME` for the weights that timm downloads, `timm:NAME@CHECKPOINT` for a file of one's own.
         data: `imagefolder=PATH`; `PATH` holds one folder per class, or `val` or `test` that do.
         workers: Processes that read images.
+        class_order: Of the class folders; see `load_data`.
+        image_size: Height and width for the network, in pixels; 0: as timm has it for the model.
+        mean: Per channel; empty: as timm has it for the model.
+        std: Likewise.
 
     Raises:
         ConfigError: timm, the model, its weights or the data are missing, or the numbers of classes differ.
@@ -53,9 +68,12 @@ def score_timm(name: str, data: str, workers: int = _WORKERS) -> LoadedRun:
     """
     timm = _import_timm(name)
     model, _, checkpoint = name.removeprefix(PREFIX).partition("@")
-    part, class_names = _validation_part(name, data)
+    part, class_names = _validation_part(name, data, class_order)
     network = _network(timm, model, checkpoint, len(part.classes))
     config = timm.data.resolve_model_data_config(network)
+    if image_size:
+        config["input_size"] = (config["input_size"][0], image_size, image_size)
+    config.update({key: tuple(values) for key, values in (("mean", mean), ("std", std)) if values})
     images = _Images(part, timm.data.create_transform(**config, is_training=False))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batches = DataLoader(images, batch_size=_BATCH_SIZE, num_workers=workers, pin_memory=device.type == "cuda")
@@ -82,7 +100,7 @@ def _import_timm(name: str) -> Any:
     return timm
 
 
-def _validation_part(name: str, data: str) -> tuple[FolderPart, tuple[str, ...]]:
+def _validation_part(name: str, data: str, class_order: str) -> tuple[FolderPart, tuple[str, ...]]:
     kind, _, path = data.partition("=")
     root = Path(path).expanduser()
     if kind != "imagefolder" or not path or not root.is_dir():
@@ -92,6 +110,9 @@ def _validation_part(name: str, data: str) -> tuple[FolderPart, tuple[str, ...]]
             f"{data!r}"
         )
     part = scan_part(next((root / below for below in TEST_FOLDERS if (root / below).is_dir()), root))
+    if not class_order:
+        tell_unstated_order(name, part.classes)
+    part = in_order(part, ordered(part.classes, class_order, part.root))
     return part, readable_names(root, part.classes)
 
 

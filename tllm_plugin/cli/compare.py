@@ -14,7 +14,7 @@ from rich.table import Table
 from tllm_plugin.analysis import records
 from tllm_plugin.analysis.answers import with_answers
 from tllm_plugin.analysis.loaded_run import LoadedRun
-from tllm_plugin.analysis.named_networks import load_named
+from tllm_plugin.analysis.named_networks import AskedData, load_named
 from tllm_plugin.analysis.records import Markup
 from tllm_plugin.analysis.study import Study, build_comparison, build_pairs
 from tllm_plugin.analysis.wording import counted, listed
@@ -52,7 +52,20 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("others", nargs="+", metavar="DISTILLED", help="runs or checkpoints")
     parser.add_argument("--pairs", action="store_true", help="VANILLA DISTILLED VANILLA DISTILLED ...")
     parser.add_argument("--data", default="", metavar="TYPE[=PATH]", help="test data of bare checkpoints")
-    parser.add_argument("--image-size", type=int, default=0, metavar="PIXELS", help="of that data (default: as stored)")
+    parser.add_argument(
+        "--image-size", type=int, default=0, metavar="PIXELS", help="of that data (default: what a checkpoint says)"
+    )
+    parser.add_argument(
+        "--class-order", default="", metavar="ORDER", help="of its class folders: natural, or a file of folder names"
+    )
+    for name, what in (("mean", "mean"), ("std", "standard deviation")):
+        parser.add_argument(
+            f"--{name}",
+            type=numbers,
+            default=(),
+            metavar="M,M,M",
+            help=f"{what} per channel of pixels in 0..1 (default: what a checkpoint says, else the data set's)",
+        )
     parser.add_argument(
         "--answers", action="store_true", help="run students again whose runs kept counts only, to compare in pairs"
     )
@@ -60,6 +73,10 @@ def add_parser(commands: Any) -> None:
     for name, what in (("json", "everything"), ("csv", "one line per method and class"), ("markdown", "both tables")):
         parser.add_argument(f"--{name}", default="", metavar="FILE", help=f"write {what}; - is standard output")
     parser.set_defaults(run=run)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(number) for number in text.split(","))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -109,7 +126,10 @@ def _paired(options: argparse.Namespace) -> Study:
 
 
 def _load(names: Sequence[str], options: argparse.Namespace) -> list[list[LoadedRun]]:
-    loaded = [load_named(name, options.data, options.image_size) for name in names]
+    if bool(options.mean) != bool(options.std):
+        raise ConfigError("Expected `--mean` and `--std` together, but got one of them alone")
+    data = AskedData(options.data, options.image_size, options.class_order, options.mean, options.std)
+    loaded = [load_named(name, data) for name in names]
     return [with_answers(runs) for runs in loaded] if options.answers else loaded
 
 

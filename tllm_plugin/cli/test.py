@@ -73,7 +73,8 @@ def _tested(folder: RunFolder, options: argparse.Namespace, bundles: dict[str, D
     given = {"DATASET.PATH": options.path, "RUNTIME.DEVICE": options.device}
     cfg = with_values(config_of(folder), {key: value for key, value in given.items() if value})
     # What a data set is, and which of its images are drawn.
-    key = f"{cfg.DATASET} {cfg.EXPERIMENT.SEED}"
+    recorded = folder.read_data()
+    key = f"{cfg.DATASET} {cfg.EXPERIMENT.SEED} {recorded.digest()}"
     if key not in bundles:
-        bundles[key] = job.load_bundle(cfg)
+        bundles[key] = job.load_bundle(cfg, recorded)
     return ensure_tested(folder, cfg, bundles[key])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from tllm_plugin.core.data_identity import (
     training_difference,
 )
 from tllm_plugin.core.errors import ConfigError, FileFormatError
-from tllm_plugin.data import DataBundle
 from tllm_plugin.data.class_order import differing_orders
 from tllm_plugin.runs import data_file
 from tllm_plugin.runs.reading import load_torch
@@ -88,11 +87,9 @@ def check_named_teacher(checkpoint: str, now: DataIdentity) -> None:
     check_teacher(checkpoint, recorded, now)
 
 
-def tell_unstated_order(what: object, recorded: DataIdentity, bundle: DataBundle) -> None:
-    """Tell where the order of the classes is anybody's guess: nobody has stated it, and there are two."""
-    if recorded.class_names or bundle.order_stated:
-        return
-    if difference := differing_orders(bundle.class_folders):
+def tell_unstated_order(what: object, folders: Sequence[str]) -> None:
+    """Tell of a network that does not say the order of its classes where class folders have two of them."""
+    if difference := differing_orders(folders):
         tell_once(
             f"{what} does not say the order of its classes; text order is taken, but {difference} "
             "(DATASET.CLASS_ORDER, or --class-order, states it)"

@@ -11,12 +11,13 @@ from yacs.config import CfgNode
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.detectors import DETECTORS, Detector, create_detector, options_for
-from tllm_plugin.core.errors import ConfigError, unknown_name
+from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.scores import SCORES
+from tllm_plugin.hosts.class_lists import list_problems, resolve_classes
 from tllm_plugin.hosts.config_checks import Rule, at_least, check, number_in, one_of
 from tllm_plugin.hosts.same_data import check_same_data
 from tllm_plugin.runs.curves_file import to_state
-from tllm_plugin.runs.run_folder import RunFolder, find_curves, read_flags
+from tllm_plugin.runs.run_folder import RunFolder, find_curves
 
 #: What is done with flagged classes. Like the detector's keys, these have no effect before the first flag.
 TREATMENT = ("TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.BALANCE", "TLLM.MIN_ROWS")
@@ -40,7 +41,7 @@ def tllm_node() -> CfgNode:
     node.DETECTOR.WARMUP_EPOCHS = 10
     node.DETECTOR.SMOOTHING = 0.6
     node.DETECTOR.REFERENCE = ""  # run folder or curves.npz of a vanilla run
-    node.DETECTOR.CLASSES = []  # for "fixed": indices or names, or one flags.json
+    node.DETECTOR.CLASSES = []  # for "fixed": all indices or all names, or one flags.json
     node.DETECTOR.AFTER_FRACTION = 0.8  # for "after"
     return node
 
@@ -65,6 +66,7 @@ def check_tllm(cfg: CfgNode) -> list[str]:
     detector = cfg.TLLM.DETECTOR
     if detector.TYPE == "fixed" and not detector.CLASSES:
         problems.append("Expected `TLLM.DETECTOR.CLASSES` to name classes for the detector `fixed`, but got none")
+    problems += list_problems("TLLM.DETECTOR.CLASSES", detector.CLASSES)
     needed = detector.TYPE in DETECTORS and DETECTORS[detector.TYPE].needs_reference
     if needed and detector.SCORE == "agreement":
         problems.append(
@@ -120,7 +122,7 @@ def build_detector(
     if kind.needs_reference:
         options["reference"] = read_reference(node.DETECTOR.REFERENCE, holdout, data)
     if node.DETECTOR.TYPE == "fixed":
-        options["classes"] = resolve_classes(node.DETECTOR.CLASSES, class_names)
+        options["classes"] = resolve_classes("TLLM.DETECTOR.CLASSES", node.DETECTOR.CLASSES, class_names, files=True)
     return create_detector(node.DETECTOR.TYPE, len(class_names), **options_for(node.DETECTOR.TYPE, options))
 
 
@@ -155,29 +157,3 @@ def read_reference(path: str, holdout: Curves, data: DataIdentity | None = None)
                 f"`TLLM.DETECTOR.REFERENCE` ({path})", recorded, data, "train it anew on the data of this run"
             )
     return reference
-
-
-def resolve_classes(classes: list[Any], class_names: tuple[str, ...]) -> list[int]:
-    """Return class indices from indices, names, or the name of one `flags.json`.
-
-    Raises:
-        ConfigError: A name or index that the data set does not have.
-        FileFormatError: The file cannot be read.
-    """
-    if len(classes) == 1 and str(classes[0]).endswith(".json"):
-        record = read_flags(str(classes[0]))
-        if record.num_classes != len(class_names):
-            raise ConfigError(
-                f"Expected {classes[0]} to be of {len(class_names)} classes, but it is of {record.num_classes}"
-            )
-        return list(record.flagged)
-    indices = []
-    for item in classes:
-        # A name wins over an index: data sets like the digits have classes named "0", "1", ...
-        if str(item) in class_names:
-            indices.append(class_names.index(str(item)))
-        elif type(item) is int and 0 <= item < len(class_names):
-            indices.append(item)
-        else:
-            raise ConfigError(unknown_name("TLLM.DETECTOR.CLASSES", item, class_names))
-    return indices

@@ -65,7 +65,7 @@ def test_values_arrive(monkeypatch: pytest.MonkeyPatch, teacher: str) -> None:
     words = "--tllm --tllm_detector fixed --tllm_classes 3 apple --tllm_eta 0.1 --tllm_smoothing 0.2 --tllm_holdout 0.1"
     options = parse(monkeypatch, "--path_t", teacher, *words.split(), "--tllm_warmup", "7")
     node = node_of(options)
-    assert (node.DETECTOR.TYPE, node.DETECTOR.CLASSES, node.DETECTOR.ETA) == ("fixed", [3, "apple"], 0.1)
+    assert (node.DETECTOR.TYPE, node.DETECTOR.CLASSES, node.DETECTOR.ETA) == ("fixed", ["3", "apple"], 0.1)
     assert (node.LABEL_SMOOTHING, node.HOLDOUT.FRACTION, node.DETECTOR.WARMUP_EPOCHS) == (0.2, 0.1, 7)
     assert suffix(options) == "_tllm:fixed"
 

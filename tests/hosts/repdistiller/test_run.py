@@ -45,7 +45,7 @@ def prepared(folder: Path, kind: str = "crd", **changes: Any) -> tuple[Lists, An
     torch.manual_seed(0)
     np.random.seed(0)
     options = {"tllm": True, "tllm_resume": False, "tllm_seed": None, "epochs": 2, "save_folder": str(folder)}
-    chosen = {"tllm_detector": "fixed", "tllm_classes": ["2", "class 3"], "tllm_holdout": 0.5}
+    chosen = {"tllm_detector": "fixed", "tllm_classes": ["class 2", "class 3"], "tllm_holdout": 0.5}
     lists = make_lists(stand_in(), kind, **{**defaults, **options, **chosen, **changes})
     return lists, lists.options
 

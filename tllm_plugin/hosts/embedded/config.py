@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from tllm_plugin.data import DATA_SETS
+from tllm_plugin.data.class_order import NATURAL
+from tllm_plugin.hosts.class_lists import list_problems
 from tllm_plugin.hosts.config_checks import (
     Rule,
     at_least,
@@ -91,12 +94,11 @@ def check_config(cfg: CfgNode) -> list[str]:
         **ported_rules(),
     }
     problems = check(cfg, rules) + check_tllm(cfg) + check_sftn(cfg)
-    for key, values, rule in (
-        ("SOLVER.LR_DECAY_STAGES", cfg.SOLVER.LR_DECAY_STAGES, "epochs"),
-        ("DISTILLER.PLANT.CLASSES", cfg.DISTILLER.PLANT.CLASSES, "class indices"),
-    ):
-        if any(isinstance(value, bool) or not isinstance(value, int) or value < 0 for value in values):
-            problems.append(f"Expected `{key}` to be a list of {rule}, but got {values!r}")
+    stages = cfg.SOLVER.LR_DECAY_STAGES
+    if any(isinstance(value, bool) or not isinstance(value, int) or value < 0 for value in stages):
+        problems.append(f"Expected `SOLVER.LR_DECAY_STAGES` to be a list of epochs, but got {stages!r}")
+    problems += list_problems("DISTILLER.PLANT.CLASSES", cfg.DISTILLER.PLANT.CLASSES)
+    problems += _data_problems(cfg.DATASET)
     trained = trained_model(cfg)
     if cfg.DISTILLER.PRETRAINED and not trained.startswith("tv_"):
         problems.append(
@@ -120,6 +122,22 @@ def check_config(cfg: CfgNode) -> list[str]:
     checkpoint = cfg.DISTILLER.TEACHER_CHECKPOINT
     if checkpoint and not os.path.isfile(checkpoint):
         problems.append(f"Expected `DISTILLER.TEACHER_CHECKPOINT` to be a file, but {checkpoint} does not exist")
+    return problems
+
+
+def _data_problems(dataset: CfgNode) -> list[str]:
+    problems = []
+    order = dataset.CLASS_ORDER
+    if order not in ("", NATURAL) and not os.path.isfile(os.path.expanduser(order)):
+        problems.append(f"Expected `DATASET.CLASS_ORDER` to be '', '{NATURAL}' or a file, but {order!r} does not exist")
+    if bool(dataset.MEAN) != bool(dataset.STD):
+        problems.append("Expected `DATASET.MEAN` and `DATASET.STD` together, but got one of them alone")
+    for name, low in (("MEAN", -math.inf), ("STD", 0.0)):
+        values = dataset[name]
+        fine = (type(value) in (int, float) and math.isfinite(value) and value > low for value in values)
+        if not all(fine):
+            kind = "finite numbers" if name == "MEAN" else "numbers above 0"
+            problems.append(f"Expected `DATASET.{name}` to be {kind}, one for each channel, but got {values!r}")
     return problems
 
 

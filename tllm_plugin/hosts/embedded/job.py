@@ -24,6 +24,7 @@ from tllm_plugin.data import DataBundle, load_data
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.adapter import Host, make_distiller_factory, make_trainer_factory
 from tllm_plugin.hosts.at_chance import tell_if_at_chance
+from tllm_plugin.hosts.class_lists import resolve_classes
 from tllm_plugin.hosts.embedded.at_work import at_work
 from tllm_plugin.hosts.embedded.batch_norm import least_rows, synchronise_batch_norm
 from tllm_plugin.hosts.embedded.checkpoint import read_checkpoint
@@ -373,13 +374,15 @@ def _teacher(cfg: CfgNode, bundle: DataBundle, device: torch.device) -> nn.Modul
     recorded = processes.from_main(lambda: data_of_checkpoint(checkpoint))
     if needed is None:
         check_teacher(checkpoint, recorded, bundle.identity)
-        tell_unstated_order(checkpoint, recorded, bundle)
+        if not (recorded.class_names or bundle.order_stated):
+            tell_unstated_order(checkpoint, bundle.class_folders)
     show_as_recorded(teacher, recorded, bundle.identity)
     if cfg.SOLVER.TRAINER != "tllm":  # That one scores it on the hold-out.
         _tell_if_at_chance(teacher, str(checkpoint), cfg, bundle, device)
     plant = cfg.DISTILLER.PLANT
     if plant.CLASSES:
-        teacher = PlantedTeacher(teacher, plant.CLASSES, bundle.num_classes, plant.STRENGTH).to(device)
+        planted = resolve_classes("DISTILLER.PLANT.CLASSES", plant.CLASSES, bundle.class_names)
+        teacher = PlantedTeacher(teacher, planted, bundle.num_classes, plant.STRENGTH).to(device)
     return teacher.eval()
 
 

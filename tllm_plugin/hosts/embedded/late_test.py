@@ -6,6 +6,7 @@ from functools import partial
 
 from yacs.config import CfgNode
 
+from tllm_plugin.core.data_identity import DataIdentity, test_difference
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts import processes
@@ -15,6 +16,7 @@ from tllm_plugin.hosts.embedded.distillers import Vanilla
 from tllm_plugin.hosts.embedded.evaluation import ClassResults, batches_of_test_set, score_test_set
 from tllm_plugin.hosts.embedded.networks import load_network, make_network, trained_model
 from tllm_plugin.hosts.embedded.reproducible import reproducible
+from tllm_plugin.hosts.same_data import check_classes, tell_once
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -31,7 +33,7 @@ def ensure_tested(run: RunFolder, cfg: CfgNode, bundle: DataBundle) -> MetricsRe
 
     Raises:
         FileFormatError: `metrics.json` or the student is missing or damaged.
-        ConfigError: It has not come to its end, or `bundle` has other classes.
+        ConfigError: It has not come to its end, or `bundle` has other classes or images of another size.
         TLLMError: The results cannot be written.
     """
     metrics = processes.from_main(run.read_metrics)
@@ -41,7 +43,10 @@ def ensure_tested(run: RunFolder, cfg: CfgNode, bundle: DataBundle) -> MetricsRe
         metrics = processes.from_main(run.read_metrics)
         if processes.from_main(run.has_results):  # Perhaps another command has just tested it.
             return metrics
-        processes.from_main(lambda: _check_classes(run, bundle))
+        recorded = processes.from_main(run.read_data)
+        processes.from_main(lambda: _check_classes(run, recorded, bundle))
+        # Whatever lies beside the images by now.
+        bundle = bundle.normalised(recorded.mean, recorded.std)
         device = choose_device(cfg)
         network = make_network(cfg, trained_model(cfg), bundle, device)
         student = load_network(network, run.log_folder / "student_latest").to(device)
@@ -59,12 +64,19 @@ def _write(run: RunFolder, metrics: MetricsRecord, results: ClassResults) -> Non
     run.write_metrics(metrics)
 
 
-def _check_classes(run: RunFolder, bundle: DataBundle) -> None:
-    if not run.flags_json.exists():
-        return
-    names = tuple(item.name for item in run.read_flags().classes)
-    if names != tuple(bundle.class_names):
+def _check_classes(run: RunFolder, recorded: DataIdentity, bundle: DataBundle) -> None:
+    remedy = "DATASET.PATH (`tllm test --path`) says where they are"
+    check_classes(run.log_folder, recorded, bundle.identity, remedy)
+    if recorded.image_size and recorded.image_size != bundle.image_size:
         raise ConfigError(
-            f"Expected the data to have the classes that {run.log_folder} was trained on, but they are others; "
-            "DATASET.PATH (`tllm test --path`) says where they are"
+            f"Expected images of {recorded.image_size} pixels, as {run.log_folder} was trained on, but got "
+            f"{bundle.image_size}; {remedy}"
         )
+    if difference := test_difference(recorded, bundle.identity):
+        tell_once(f"{run.log_folder}: its test data are others by now: {difference}")
+    if run.flags_json.exists():
+        names = tuple(item.name for item in run.read_flags().classes)
+        if names not in (recorded.class_names, tuple(bundle.class_names)):
+            raise ConfigError(
+                f"Expected the data to have the classes that {run.flags_json} names, but they are others; {remedy}"
+            )

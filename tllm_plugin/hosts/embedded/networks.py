@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from tllm_plugin.core.data_identity import DataIdentity, normalisation_difference
@@ -56,7 +56,7 @@ def show_as_recorded(network: nn.Module, recorded: DataIdentity, now: DataIdenti
     """Let a network see images normalised as they were when it was trained, whatever loaders do now.
 
     Args:
-        network: Images go to it as its first argument.
+        network: Images are its first argument.
         recorded: How it met them; what is not known stays as it is.
         now: How loaders normalise them.
     """
@@ -67,12 +67,17 @@ def show_as_recorded(network: nn.Module, recorded: DataIdentity, now: DataIdenti
     mean, std, new_mean, new_std = (torch.tensor(v) for v in (now.mean, now.std, recorded.mean, recorded.std))
     scale, shift = std / new_std, (mean - new_mean) / new_std
 
-    def renormalise(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        image, *rest = inputs
+    def renormalised(image: Tensor) -> Tensor:
         factor, offset = (v.to(image.device, image.dtype).view(-1, 1, 1) for v in (scale, shift))
-        return (image * factor + offset, *rest)
+        return image * factor + offset
 
-    network.register_forward_pre_hook(renormalise)
+    def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if inputs:
+            return (renormalised(inputs[0]), *inputs[1:]), named
+        first = next(iter(named))
+        return inputs, {**named, first: renormalised(named[first])}
+
+    network.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def load_network(network: nn.Module, path: str | Path) -> nn.Module:

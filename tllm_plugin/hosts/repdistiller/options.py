@@ -9,7 +9,6 @@ import os
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +41,11 @@ FLAGS = (
     Flag("tllm_confidence", "DETECTOR.CONFIDENCE", "1 - false discovery rate of the flags; 0 for the naive rule"),
     Flag("tllm_warmup", "DETECTOR.WARMUP_EPOCHS", "epochs before the first flag"),
     Flag("tllm_curve_smoothing", "DETECTOR.SMOOTHING", "smoothing of the teaching curves"),
-    Flag("tllm_classes", "DETECTOR.CLASSES", "for the detector fixed: classes by index or name, or a flags.json"),
+    Flag(
+        "tllm_classes",
+        "DETECTOR.CLASSES",
+        "for the detector fixed: all class indices, all names, or a flags.json",
+    ),
     Flag("tllm_after", "DETECTOR.AFTER_FRACTION", "for the detector after: share of the epochs that are taught"),
     Flag("tllm_smoothing", "LABEL_SMOOTHING", "label smoothing of undistillable classes"),
     Flag("tllm_ce_weight", "CE_WEIGHT", "weight of the cross-entropy of undistillable classes"),
@@ -111,7 +114,7 @@ def node_of(options: argparse.Namespace) -> CfgNode:
     node = tllm_node()
     for flag in FLAGS:
         value = getattr(options, flag.name)
-        set_key(node, flag.key, [_index_or_name(item) for item in value] if isinstance(value, list) else value)
+        set_key(node, flag.key, value)
     return node
 
 
@@ -245,7 +248,3 @@ def _image_problems(options: argparse.Namespace, *names: str) -> list[str]:
     elif options.pretrained:
         start_pretrained(importlib.import_module("models").model_dict, names[0])
     return problems
-
-
-def _index_or_name(text: Any) -> Any:
-    return int(text) if str(text).isdigit() else text
