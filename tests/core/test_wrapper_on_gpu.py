@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Was asked to gather along dimension 0:UserWarning"),
 ]
 
-#: Under DataParallel: PyTorch copies no replica, a list is not moved to a device, and replicas' buffers are thrown away.
+#: Under DataParallel: PyTorch copies no replica, moves no list to a device, and throws replicas' buffers away.
 COPYING = tuple(f"own: {what}" for what in ("copies in every step", "copy of the first step", "running mean"))
 NAMES = sorted({*BUILDERS} - {*COPYING, "own: hidden running mean"})
 
