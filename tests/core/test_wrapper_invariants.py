@@ -347,7 +347,7 @@ def test_compiled_networks(style: str) -> None:
         inner.student.compile(backend="aot_eager")
         inner.teacher.compile(backend="aot_eager")
     wrapper = TLLMWrapper(inner, NUM_CLASSES).train()
-    for flagged in ([], [1, 4], [0, 1, 2, 3]):
+    for flagged in ([], [1, 4], [0, 1, 2, 3], list(range(NUM_CLASSES))):
         wrapper.set_undistillable(flags(flagged))
         plain = wrap("KD", flagged)
         plain.load_state_dict(_without_compile_prefix(wrapper.state_dict()))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel.scatter_gather import scatter_kwargs
 
-from tests.distiller_cases import BUILDERS, NUM_CLASSES, batch, build
+from tests.distiller_cases import BUILDERS, NUM_CLASSES, batch, build, named
 from tllm_plugin import TLLMWrapper
 
 pytestmark = [
@@ -18,7 +18,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Was asked to gather along dimension 0:UserWarning"),
 ]
 
-NAMES = sorted(BUILDERS)
+#: Under DataParallel: PyTorch copies no replica, moves no list to a device, and throws replicas' buffers away.
+COPYING = tuple(f"own: {what}" for what in ("copies in every step", "copy of the first step", "running mean"))
+NAMES = sorted({*BUILDERS} - {*COPYING, "own: hidden running mean"})
 
 
 def wrap(name: str, flagged: list[int]) -> TLLMWrapper:
@@ -37,8 +39,8 @@ def _there(value: Any) -> Any:
     return [_there(item) for item in value] if isinstance(value, list) else value
 
 
-def total(losses: dict[str, Tensor]) -> Tensor:
-    return torch.stack([loss.float().mean() for loss in losses.values()]).sum()
+def total(losses: dict[str, Tensor] | Tensor) -> Tensor:
+    return torch.stack([loss.float().mean() for loss in named(losses).values()]).sum()
 
 
 @pytest.mark.parametrize("flagged", [[], [1, 4], list(range(NUM_CLASSES))])
@@ -89,3 +91,13 @@ def test_other_ways_to_compute_the_same(way: str, flagged: list[int]) -> None:
     near = 0.1 if way == "bfloat16" else 5e-3  # Convolutions round to TF32.
     torch.testing.assert_close(logits.float(), expected_logits, atol=near, rtol=near)
     torch.testing.assert_close(total(losses), total(expected_losses), atol=near, rtol=near)
+
+
+@pytest.mark.parametrize("name", COPYING)
+def test_copies_on_the_device_are_routed(name: str) -> None:
+    logits, losses = wrap(name, [1, 4])(**batch_there(name))
+    expected_wrapper = TLLMWrapper(build(name), NUM_CLASSES).train()
+    expected_wrapper.set_undistillable(torch.isin(torch.arange(NUM_CLASSES), torch.tensor([1, 4])))
+    expected_logits, expected_losses = expected_wrapper(**batch(name))
+    torch.testing.assert_close(logits.cpu(), expected_logits, atol=5e-3, rtol=5e-3)
+    torch.testing.assert_close(total(losses).cpu(), total(expected_losses), atol=5e-3, rtol=5e-3)

@@ -15,6 +15,7 @@ import pytest
 
 from tests.analysis.planted_runs import write_run
 from tllm_plugin.analysis.comparison import Count, Spread
+from tllm_plugin.analysis.likeness import Likeness
 from tllm_plugin.analysis.loaded_run import load_run
 from tllm_plugin.analysis.nulls import NullCount
 from tllm_plugin.analysis.study import build_study
@@ -153,12 +154,13 @@ def test_a_thousand_classes_fit_and_are_quick(tmp_path: Path) -> None:
 def test_findings(tmp_path: Path) -> None:
     study = build_study([load_run(path) for path in write_study(tmp_path)])
     told = " ".join(findings(study))
-    assert re.search(r"KD: .* Below it on \d+ of 12 classes, .* vanilla runs lose to each other", told)
+    assert re.search(r"KD: .* Below it on \d+ of 12 classes, .* the [\d.]+ classes that vanilla runs lose to", told)
     vanilla = np.mean([run.result.accuracy for run in study.vanilla])
     assert f"against the vanilla student's {vanilla:.1%} (mean of 2 runs)." in told
     assert re.search(r"surely hurt: 2 classes, namely class 000[38] \(\u2212\d+\.\d\), class 000[38]", told)
     assert (
-        "took the teacher from 2 classes (class 0003, class 0008), among them 2 of the 2 that KD surely hurts" in told
+        "took the teacher from 2 classes (class 0003, class 0008), among them 2 of the 2 classes that KD "
+        "surely hurts" in told
     )
     steps = " ".join(next_steps(study))
     assert "one seed" in steps and "TLLM.DETECTOR.TYPE after" in steps and "second vanilla" not in steps
@@ -215,12 +217,21 @@ def test_a_teacher_that_was_made_wrong_on_purpose_is_called_so_everywhere(tmp_pa
         runs.append(write_run(tmp_path / name, method="KD", teacher_checkpoint=checkpoint, settings=planted, hurt=HURT))
     content = content_of(write_report([load_run(run) for run in runs[:2]], tmp_path / "page.html", networks=False))
     assert content["findings"][0].startswith(
-        "The teacher of KD was made wrong on purpose on 2 classes, class 0003, class 0008 (DISTILLER.PLANT)"
+        "The teacher of KD was made wrong on purpose on 2 classes (class 0003, class 0008) by DISTILLER.PLANT"
     )
     row = content["rows"][-1]
     assert row["label"].startswith("teacher resnet20, as trained; its students met it made wrong on class 0003")
     assert row["accuracy"]["mean"] == pytest.approx(load_run(teacher).result.accuracy, abs=1e-6)
     assert "before it was made wrong on purpose on class 0003, class 0008" in content["teacher"]["note"]
+    # As the students met it, it does worse, and the classes that were planted are among those that are hard for it.
+    met = np.full(12, 0.9)
+    met[list(HURT)] = 0.0
+    likeness = Likeness(600, met, {}, {}, ())
+    content = payload(build_study([load_run(run) for run in (*runs[:2], teacher)]), likeness)
+    assert content["rows"][-1]["label"] == "the same, wrong on class 0003, class 0008"
+    assert content["rows"][-1]["accuracy"]["mean"] == pytest.approx(met.mean())
+    assert content["teacher"]["column"] == "teacher, made wrong"
+    assert content["teacher"]["heading"].endswith("(those that were planted included)")
     # Beside an honest one it is another teacher.
     both = content_of(write_report([load_run(run) for run in runs], tmp_path / "page.html", networks=False))
     labels = [row["label"] for row in both["rows"] if row["label"].startswith("teacher")]

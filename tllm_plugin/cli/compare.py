@@ -276,8 +276,8 @@ def _every(study: Study, shown: Callable[[str], str]) -> str:
     names = listed(list(map(shown, found["classes"][:10]))) + (" and others" if len(found["classes"]) > 10 else "")
     classes = counted(len(found["classes"]), "class", "classes") + (f" ({names})" if names else "")
     return (
-        f" delta acc < 0 in every one of the {len(study.compared)}: {classes}; independent sets of these sizes would "
-        f"share {found['expected_by_chance']:.1f} (p = {found['p_value']:.2g}){shared}."
+        f" delta acc < 0 in every one of the {len(study.compared)} methods: {classes}; independent sets of these sizes "
+        f"would share {found['expected_by_chance']:.1f} (p = {found['p_value']:.2g}){shared}."
     )
 
 

@@ -20,9 +20,9 @@ _NO_CHOICE = (
 def planted(teachers: Sequence[TeacherRow]) -> list[str]:
     """Return what a reader must know of teachers that were made wrong on purpose."""
     return [
-        f"The teacher of {listed(row.students)} was made wrong on purpose on "
-        f"{counted(len(row.planted), 'class', 'classes')}, {named(row.planted)} (DISTILLER.PLANT): that they lose "
-        "these was planted and is no finding about distillation."
+        f"The teacher of {' and '.join(row.students)} was made wrong on purpose on "
+        f"{counted(len(row.planted), 'class', 'classes')} ({named(row.planted)}) by DISTILLER.PLANT: that students "
+        "lose these was planted and is no finding about distillation."
         for row in teachers
         if row.planted
     ]
@@ -174,10 +174,10 @@ def _accuracy(study: Study, method: Method, comparison: Comparison) -> str:
 
 def _hurt(study: Study, method: Method, comparison: Comparison) -> str:
     count, classes = comparison.hurt_count, len(study.class_names)
-    null = "vanilla runs lose to each other" if count.null.source == "vanilla" else "chance gives"
+    null = "that vanilla runs lose to each other" if count.null.source == "vanilla" else "that chance gives"
     sentence = (
         f"Below it on {_plain(count.found.mean)} of {classes} classes, {against_null(count)} the "
-        f"{_plain(count.null.mean)} {null}; "
+        f"{_plain(count.null.mean)} {'class' if count.null.mean == 1 else 'classes'} {null}; "
     )
     sure = np.nonzero(comparison.surely_hurt)[0]
     if not len(sure):
@@ -204,7 +204,10 @@ def _flagged(study: Study, method: Method, comparison: Comparison) -> str:
         return f"{sentence}; their mean delta acc is {_signed(mean)} points."
     before = plain[0].comparison
     sure = int(before.surely_hurt.sum())
-    among = f", among them {int((before.surely_hurt & flagged).sum())} of the {sure} that {plain[0].label} surely hurts"
+    of_all = counted(sure, "class", "classes")
+    among = (
+        f", among them {int((before.surely_hurt & flagged).sum())} of the {of_all} that {plain[0].label} surely hurts"
+    )
     return (
         f"{sentence}{among if sure else ''}; "
         f"mean delta acc of the flagged classes: {_signed(float(np.nanmean(before.delta[flagged])))} points under "

@@ -220,8 +220,10 @@ def _every(study: Study) -> Json | None:
     if len(study.compared) < 2:
         return None
     found = study.hurt_in_every(study.compared)
+    have = "has" if len(found.classes) == 1 else "have"
+    of_all = counted(len(study.class_names), "class", "classes")
     note = (
-        f"Classes with delta acc < 0 under every one of {len(study.compared)} methods: {len(found.classes)}; "
+        f"{len(found.classes)} of {of_all} {have} delta acc < 0 under every one of {len(study.compared)} methods; "
         f"independent sets of these sizes would share {found.expected:.1f} (p = {found.p_value:.3g}). {SHARED_NOISE}"
     )
     means = np.mean([method.comparison.delta for method in study.compared if method.comparison is not None], axis=0)
@@ -230,10 +232,12 @@ def _every(study: Study) -> Json | None:
 
 def _teacher(study: Study, likeness: Likeness | None, teachers: list[TeacherRow]) -> Json | None:
     accuracy, origin, planted = None, "", [row for row in teachers if row.planted]
+    column, included = "teacher", ""
     if likeness is not None and likeness.teacher_accuracy is not None:
         accuracy, origin = likeness.teacher_accuracy, "the teacher as the students met it, on the test images"
         if planted:
             origin += f"; it was made wrong on purpose on {named(planted[0].planted)}"
+            column, included = "teacher, made wrong", " (those that were planted included)"
     elif study.teachers:
         name, run = next(iter(study.teachers.items()))
         accuracy, origin = run.result.class_accuracy, f"the run that trained {name}"
@@ -247,7 +251,12 @@ def _teacher(study: Study, likeness: Likeness | None, teachers: list[TeacherRow]
         f"One point per class; outlined: surely hurt. Teacher's accuracy: {origin}.{told} If classes that are hard "
         "for the teacher were the undistillable ones, the correlation would be clearly positive."
     )
-    return {"accuracy": _numbers(accuracy), "heading": hardness.heading(found), "note": note}
+    return {
+        "accuracy": _numbers(accuracy),
+        "column": column,
+        "heading": hardness.heading(found) + (included if found else ""),
+        "note": note,
+    }
 
 
 def _similar_note(likeness: Likeness | None) -> str:

@@ -96,7 +96,7 @@
   columns.push({ title: "#", value: (i) => i });
   for (const student of data.vanilla)
     columns.push({ title: student.label, value: (i) => student.accuracy[i], show: (v) => share(v, 1) });
-  if (data.teacher) columns.push({ title: "teacher", value: (i) => data.teacher.accuracy[i], show: (v) => share(v, 1) });
+  if (data.teacher) columns.push({ title: data.teacher.column, value: (i) => data.teacher.accuracy[i], show: (v) => share(v, 1) });
   for (const method of compared)
     columns.push({ title: method.label + " \u0394acc", value: (i) => method.delta[i], method });
   for (const method of data.methods)
