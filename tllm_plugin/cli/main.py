@@ -11,7 +11,7 @@ from importlib import import_module
 from rich.logging import RichHandler
 
 from tllm_plugin.core.errors import ConfigError, TLLMError
-from tllm_plugin.hosts.console import PlainConsole, PlainFormatter, say
+from tllm_plugin.hosts.console import PlainConsole, PlainFormatter, say, writing_output
 from tllm_plugin.version import __version__
 
 DONE, FAILED, BAD_USAGE = 0, 1, 2
@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     try:
         options.run(options)
+        with writing_output():
+            sys.stdout.flush()  # Not when Python ends, whose complaint has no exit code.
     except TLLMError as error:
         say(f"tllm: {error}", file=sys.stderr)
         return BAD_USAGE if isinstance(error, ConfigError) else FAILED
@@ -63,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as leaving:  # A parser's: ours or a host's script's.
         return leaving.code if isinstance(leaving.code, int) else DONE if leaving.code is None else FAILED
     except OSError as error:
-        say(f"tllm: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
+        if not isinstance(error, BrokenPipeError):  # Whoever reads has seen enough, as `head` has.
+            say(f"tllm: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
         return FAILED
     return DONE
 
