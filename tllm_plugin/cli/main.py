@@ -12,7 +12,7 @@ from rich.logging import RichHandler
 
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.core.worker_errors import plain_error
-from tllm_plugin.hosts.console import PlainConsole, PlainFormatter, say
+from tllm_plugin.hosts.console import PlainConsole, PlainFormatter, say, writing_output
 from tllm_plugin.version import __version__
 
 DONE, FAILED, BAD_USAGE = 0, 1, 2
@@ -56,10 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     try:
         options.run(options)
+        with writing_output():
+            sys.stdout.flush()  # Not when Python ends, whose complaint has no exit code.
     except KeyboardInterrupt:
         return _interrupted()
     except SystemExit as leaving:  # A parser's: ours or a host's script's.
         return leaving.code if isinstance(leaving.code, int) else DONE if leaving.code is None else FAILED
+    except BrokenPipeError:  # Whoever reads has seen enough, as `head` has.
+        return FAILED
     except Exception as error:
         line = _line(plain_error(error) or error)
         if line is None:

@@ -17,6 +17,7 @@ from tllm_plugin.hosts.checkouts import locate, make_importable
 from tllm_plugin.hosts.console import say
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.config import load_config
+from tllm_plugin.hosts.plain_errors import ending_plainly
 from tllm_plugin.hosts.repdistiller import launch as repdistiller
 from tllm_plugin.report.page import write_report_if_possible
 from tllm_plugin.runs.run_folder import RunFolder
@@ -64,7 +65,8 @@ def run(options: argparse.Namespace) -> None:
         # Not before the host can be imported: this registers TLLM in it.
         from tllm_plugin.hosts.mdistiller.launch import launch
 
-        launch(root, options.cfg, options.opts, resume=options.resume)
+        with ending_plainly():
+            launch(root, options.cfg, options.opts, resume=options.resume)
         return
     with processes.joined():
         # Of several processes, those on other machines need not have the files that it names.
@@ -123,7 +125,8 @@ def _teacher(cfg: CfgNode) -> str:
 
 def _run_repdistiller(options: argparse.Namespace) -> None:
     try:
-        repdistiller.launch(locate("repdistiller"), options.opts, resume=options.resume, script=options.script)
+        with ending_plainly():
+            repdistiller.launch(locate("repdistiller"), options.opts, resume=options.resume, script=options.script)
     except KeyboardInterrupt:
         if "--tllm" not in options.opts:
             raise

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -22,6 +25,11 @@ class PlainConsole(Console):
         """Return the text that a string is shown as; all strings come through here, cells and titles included."""
         return super().render_str(visible(text, keep="\n"), **how)
 
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Print; see `writing_output` for what is raised."""
+        with nullcontext() if self.stderr else writing_output():
+            super().print(*objects, **how)
+
 
 class PlainFormatter(logging.Formatter):
     """Formats a log message as it may be shown."""
@@ -32,16 +40,33 @@ class PlainFormatter(logging.Formatter):
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """Print a line."""
-    print(visible(text, keep="\n"), file=file)
+    """Print a line; see `writing_output` for what is raised."""
+    with writing_output() if file is None else nullcontext():
+        print(visible(text, keep="\n"), file=file)
 
 
 def write_out(text: str) -> None:
-    """Write a file's content to standard output: as it is, unless that is a terminal."""
+    """Write a file's content to standard output: as it is, unless that is a terminal; see `writing_output`."""
     buffer = getattr(sys.stdout, "buffer", None)
-    if buffer is None or sys.stdout.isatty():
-        sys.stdout.write(visible(text, keep="\n"))
-        return
-    sys.stdout.flush()
-    buffer.write(text.encode("utf-8", "surrogateescape"))
-    buffer.flush()
+    with writing_output():
+        if buffer is None or sys.stdout.isatty():
+            sys.stdout.write(visible(text, keep="\n"))
+            return
+        sys.stdout.flush()
+        buffer.write(text.encode("utf-8", "surrogateescape"))
+        buffer.flush()
+
+
+@contextmanager
+def writing_output() -> Iterator[None]:
+    """Name standard output in what the system says when it refuses to write there; nothing is written from then on.
+
+    Raises:
+        OSError: With the name "standard output".
+    """
+    try:
+        yield
+    except OSError as error:
+        with suppress(OSError, ValueError):  # So that Python does not complain once more when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OSError(error.errno, error.strerror, "standard output") from error

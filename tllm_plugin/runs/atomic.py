@@ -7,11 +7,12 @@ import json
 import logging
 import os
 import secrets
+import stat
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -30,13 +31,18 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a file that replaces `path` when the block ends, and vanishes when the block fails.
 
     The content goes to a temporary file in the same folder, is flushed to the disk and renamed. A process that is
-    killed on the way leaves the temporary file behind; `remove_temporaries` clears those away.
+    killed on the way leaves the temporary file behind; `remove_temporaries` clears those away. A pipe or a device, such
+    as /dev/stdout, is written to as it is.
 
     Raises:
         TLLMError: The system refused to write (full disk, missing folder, no permission). `path` is as it was before.
             Any other exception of the block passes through unchanged.
     """
     target = Path(path)
+    if _is_stream(target):
+        with Appending(target) as stream:
+            yield cast(BinaryIO, stream)
+        return
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{_TEMPORARY}")
     try:
         with open(temporary, "xb") as file:
@@ -52,6 +58,77 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             raise TLLMError(f"Cannot write {target}: {cause}; what was there before is unchanged") from error
         raise
     _flush_folder(target)
+
+
+class Appending(io.RawIOBase):
+    """A file that is appended to, without a buffer that could be left full: a call has written everything, or raises.
+
+    Args:
+        path: Made where it is missing.
+
+    Raises:
+        TLLMError: The system refused to write; of what was to be written, a part may be in the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._named():
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`."""
+        left = memoryview(data).cast("B")
+        size = len(left)
+        with self._named():
+            while left:
+                left = left[os.write(self._descriptor, left) :]
+        return size
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._descriptor
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        if not self.closed and hasattr(self, "_descriptor"):
+            with self._named():
+                os.close(self._descriptor)
+        super().close()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TLLMError(f"Cannot write {self._path}: {error.strerror or error}") from error
+
+
+def append_text(path: str | os.PathLike[str], text: str) -> None:
+    """Add `text` to a file as UTF-8.
+
+    Raises:
+        TLLMError: The system refused to write. The file is as it was before, unless that was refused, too.
+    """
+    with Appending(Path(path)) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            file.write(text.encode("utf-8", "surrogateescape"))
+        except TLLMError:
+            with suppress(OSError):
+                os.truncate(path, size)
+            raise
+
+
+def _is_stream(path: Path) -> bool:
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes | memoryview) -> None:

@@ -71,6 +71,24 @@ def search(
         TLLMError: No trial finished.
     """
     # Optuna takes a second to import; other commands need not wait for it.
+    from optuna.exceptions import StorageInternalError
+
+    try:
+        return _searched(host, space, trials, storage, retrain, prune, baseline)
+    except StorageInternalError as error:
+        cause = str(error.__cause__ or error).splitlines()[0]
+        raise TLLMError(f"Cannot use the storage {storage or f'in {host.folder}'}: {cause}") from error
+
+
+def _searched(
+    host: SearchHost,
+    space: Sequence[Dimension],
+    trials: int | None,
+    storage: str,
+    retrain: bool,
+    prune: str,
+    baseline: bool,
+) -> Outcome:
     from tllm_plugin.search.pruning import make_pruner, reporter
     from tllm_plugin.search.study import SharedStudy
 

@@ -9,12 +9,13 @@ import sqlite3
 import stat
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.runs.locks import held
 
 _JOURNAL = "journal:"
@@ -56,7 +57,7 @@ def open_journal(path: Path) -> JournalStorage:
     """
     _check_journal(path)
     try:
-        return JournalStorage(JournalFileBackend(str(path), _JournalLock(path)))
+        return JournalStorage(_Journal(str(path), _JournalLock(path)))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
@@ -110,6 +111,14 @@ def _is_regular_file(path: Path) -> bool:
     if not stat.S_ISREG(mode):
         raise ValueError(f"{path} is no regular file")
     return True
+
+
+class _Journal(JournalFileBackend):
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        try:
+            super().append_logs(logs)
+        except OSError as error:
+            raise TLLMError(f"Cannot write {self._file_path}: {error.strerror or error}") from error
 
 
 class _JournalLock(JournalFileOpenLock):

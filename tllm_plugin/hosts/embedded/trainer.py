@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 from yacs.config import CfgNode
 
 from tllm_plugin.core.data_identity import DataIdentity
@@ -23,6 +22,7 @@ from tllm_plugin.hosts.embedded.batch_norm import single_rows_explained
 from tllm_plugin.hosts.embedded.checkpoint import read_checkpoint
 from tllm_plugin.hosts.embedded.device import autocast
 from tllm_plugin.hosts.embedded.evaluation import ClassResults, peak_memory_bytes, score_test_set
+from tllm_plugin.hosts.embedded.events import EventWriter
 from tllm_plugin.hosts.embedded.kept import remove_kept
 from tllm_plugin.hosts.embedded.loss_guard import LossGuard
 from tllm_plugin.hosts.embedded.parallel import ParallelDistiller, begin_epoch, merge_buffers
@@ -70,7 +70,7 @@ class BaseTrainer:
         if processes.is_main():
             self.run.create()
             remove_temporaries(self.log_path)  # Half a checkpoint of a process that was killed.
-            self.tf_writer = SummaryWriter(str(Path(self.log_path) / "train.events"))
+            self.tf_writer = EventWriter(str(Path(self.log_path) / "train.events"))
         self.device = next(distiller.parameters()).device
         self.guard = LossGuard(check_every=1 if self.device.type == "cpu" else 20)
         self.seconds_per_epoch: list[float] = []
@@ -123,7 +123,7 @@ class BaseTrainer:
         events = Path(self.tf_writer.log_dir)
         if len(list(events.iterdir())) > 1:
             self.tf_writer.close()
-            self.tf_writer = SummaryWriter(str(events), purge_step=self.epochs_done + 1)
+            self.tf_writer = EventWriter(str(events), purge_step=self.epochs_done + 1)
 
     def finish(self) -> None:
         """Write what a finished run leaves behind; one that was finished before is left as it is."""

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from tllm_plugin.runs.atomic import write_text
+from tllm_plugin.runs.atomic import append_text, write_text
 
 _NAME = "worklog.txt"
 
 
 def append_epoch(folder: Path, epoch: int, numbers: Mapping[str, float]) -> None:
     """Add the numbers of an epoch to the log of the run in a folder."""
-    with (folder / _NAME).open("a", encoding="utf-8") as file:
-        file.write(f"epoch: {epoch}\n")
-        file.writelines(f"{name}: {value:.4f}\n" for name, value in numbers.items())
+    lines = [f"epoch: {epoch}", *(f"{name}: {value:.4f}" for name, value in numbers.items())]
+    append_text(folder / _NAME, "\n".join(lines) + "\n")
 
 
 def copy_until(epoch: int, source: Path, target: Path) -> None:
