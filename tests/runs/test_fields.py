@@ -76,6 +76,31 @@ def change(path: Path, where: tuple[str | int, ...], value: object) -> None:
         ("flags.json", ("num_classes",), 2, "`classes` to be as long as `num_classes` (2), but got 3"),
         # Counting that far would take all memory.
         ("flags.json", ("num_classes",), 10**18, f"`classes` to be as long as `num_classes` ({10**18}), but got 3"),
+        ("flags.json", ("classes", 1, "epoch_flagged"), 10, "`classes[1].epoch_flagged` to be at most 9, but got 10"),
+        (
+            "flags.json",
+            ("classes", 1, "epoch_flagged"),
+            None,
+            "`classes[1].epoch_flagged` to be an epoch, since the class is flagged, but got None",
+        ),
+        (
+            "flags.json",
+            ("classes", 1, "e_value"),
+            -1,
+            "`classes[1].e_value` to be a finite number of at least 0 or null, but got -1",
+        ),
+        (
+            "metrics.json",
+            ("class_correct", 0),
+            6,
+            f"`test_accuracy` to be the {15 / 19} of all classes together, but got {14 / 19}",
+        ),
+        (
+            "metrics.json",
+            ("test_accuracy",),
+            None,
+            f"`test_accuracy` to be the {14 / 19} of all classes together, but got None",
+        ),
         ("metrics.json", ("finished",), "yes", "`finished` to be true or false, but got 'yes'"),
         ("metrics.json", ("test_accuracy",), 40.7, "`test_accuracy` to be a number in [0, 1] or null, but got 40.7"),
         (
@@ -140,6 +165,7 @@ def test_unknown_fields_of_a_later_writer_are_ignored(run: RunFolder) -> None:
         (fields.integer, [0, -3, 10**30], [1.0, True, "1", None]),
         (fields.count, [0, 10**30], [-1, 1.0, False]),
         (fields.number, [0, -1.5, 2**900], [math.inf, -math.inf, math.nan, 10**400, True, "1"]),
+        (fields.amount, [0, 1.5, 2**900], [-1e-9, math.inf, math.nan, 10**400, False, "1"]),
         (fields.share, [0, 1, 0.5], [-1e-9, 1.0001, math.nan, True]),
         (fields.flag, [True, False], [0, 1, None, "true"]),
         (fields.text, ["", "x"], [None, 1, b"x"]),

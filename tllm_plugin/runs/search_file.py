@@ -5,7 +5,19 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tllm_plugin.runs.fields import FieldError, count, field, integer, list_of, mapping, number, optional, share, text
+from tllm_plugin.runs.fields import (
+    FieldError,
+    amount,
+    count,
+    field,
+    integer,
+    list_of,
+    mapping,
+    number,
+    optional,
+    share,
+    text,
+)
 
 KIND = "search"
 VERSION = 1
@@ -87,17 +99,17 @@ class TrialRecord:
             values=field(obj, "values", mapping),
             run=field(obj, "run", text),
             score=field(obj, "score", optional(share)),
-            standard_error=field(obj, "standard_error", optional(number)),
+            standard_error=field(obj, "standard_error", optional(amount)),
             curve=field(obj, "curve", list_of(share)),
             flagged=field(obj, "flagged", list_of(FlaggedClass.from_json)),
             taught_share=field(obj, "taught_share", share),
             shared_epochs=field(obj, "shared_epochs", count),
             parent=field(obj, "parent", text),
             epochs=field(obj, "epochs", count),
-            seconds=field(obj, "seconds", number),
-            seconds_trained=field(obj, "seconds_trained", number),
+            seconds=field(obj, "seconds", amount),
+            seconds_trained=field(obj, "seconds_trained", amount),
             difference=field(obj, "difference", optional(number)),
-            difference_standard_error=field(obj, "difference_standard_error", optional(number)),
+            difference_standard_error=field(obj, "difference_standard_error", optional(amount)),
             p_value=field(obj, "p_value", optional(share)),
             error=field(obj, "error", text),
             # Nothing was pruned before there was this field.
