@@ -28,6 +28,7 @@ LARGE_IMAGE_STD = (0.229, 0.224, 0.225)
 def load_image_folder(path: str, *, image_size: int = 0, num_workers: int = 2, **_: object) -> DataBundle:
     """Images of `path/train/<class>/` and, for testing, `path/val/<class>/` (or `test`), as RGB.
 
+    `listing.list_images` says what is an image of a class, `pixels.to_rgb` what becomes of other kinds of pixels.
     Small images are decoded once and kept in memory, normalised by their own mean and standard deviation; large ones
     are read from disk in every epoch, normalised by ImageNet's.
 
