@@ -32,6 +32,7 @@ def load_image_folder(
 ) -> DataBundle:
     """Images of `path/train/<class>/` and, for testing, `path/val/<class>/` (or `test`), as RGB.
 
+    `listing.list_images` says what is an image of a class, `pixels.to_rgb` what becomes of other kinds of pixels.
     Small images are decoded once and kept in memory, normalised by their own mean and standard deviation; large ones
     are read from disk in every epoch, normalised by ImageNet's.
 

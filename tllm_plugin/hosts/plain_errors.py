@@ -22,10 +22,10 @@ _told = threading.Lock()
 
 
 def say_errors_plainly() -> None:
-    """From here on an error of ours, or of a worker that reads images, ends the process with its message; other errors stay as they are.
+    """End the process with a message alone from here on, where an error is ours or that of a worker that reads images.
 
-    So does a disk that takes no more, whichever thread meets it: a host would wait for ever until the thread of its
-    TensorBoard writer, which has ended, has written what was logged.
+    Other errors stay as they are. A full disk is told likewise, by the thread that meets it: a host would wait for
+    ever until the thread of its TensorBoard writer, which has ended, has written what was logged.
     """
     sys.excepthook = _say
     threading.excepthook = _say_of_thread
