@@ -163,6 +163,7 @@ def left_behind(run: RunFolder) -> dict[str, Any]:
     latest = torch.load(run.log_folder / "latest", map_location="cpu", weights_only=True)
     metrics = json.loads(run.metrics_json.read_text())
     del latest["seconds_per_epoch"], latest["config"], metrics["seconds_per_epoch"], metrics["peak_memory_bytes"]
+    del metrics["digest"]  # Of these, too.
     files = {path.name: path.read_bytes() for path in (run.curves_npz, run.flags_json, run.split_json)}
     students = {
         path.name: torch.load(path, map_location="cpu", weights_only=True)

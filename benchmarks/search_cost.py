@@ -153,7 +153,7 @@ def timed_runs() -> dict[str, float]:
 def import_optuna(folder: Path) -> float:
     """Import Optuna and open a study's storage with it; return the CPU seconds."""
     started = now()
-    from tllm_plugin.search.study import open_storage
+    from tllm_plugin.search.storage import open_storage
 
     folder.mkdir(parents=True, exist_ok=True)
     open_storage("", folder)

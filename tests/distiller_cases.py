@@ -193,6 +193,12 @@ def batch(name: str, rows: int = 12, seed: int = 1) -> dict[str, Any]:
     }
 
 
+def trained_parameters(wrapper: Any) -> list[nn.Parameter]:
+    """Return the learnable parameters that a backward pass is to reach; CID's context head waits for a context."""
+    held = {id(parameter) for parameter in getattr(wrapper.student, "held_parameters", list)()}
+    return [parameter for parameter in wrapper.get_learnable_parameters() if id(parameter) not in held]
+
+
 def first_image(keywords: dict[str, Any]) -> Tensor:
     """Return the images that the returned logits belong to."""
     return keywords["image"] if "image" in keywords else keywords["image_weak"]

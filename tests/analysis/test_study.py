@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from tllm_plugin.analysis.loaded_run import load_run, method_of, reference_of, t
 from tllm_plugin.analysis.study import build_comparison, build_pairs, build_study, separate_vanilla
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.report.payload import payload
+from tllm_plugin.runs.run_folder import RunFolder
 
 
 def test_order(make_run: RunMaker) -> None:
@@ -174,9 +175,10 @@ def test_refusals(make_run: RunMaker, tmp_path: Path) -> None:
         build_study([load_run(run), load_run(make_run("other", classes=11))])
     with pytest.raises(ConfigError, match="at least one run"):
         build_study([])
-    metrics = json.loads((run / "tllm" / "metrics.json").read_text())
-    metrics["class_correct"][0] -= 1
-    (run / "tllm" / "metrics.json").write_text(json.dumps(metrics))
+    folder = RunFolder.inside(run)
+    metrics = folder.read_metrics()
+    fewer = (metrics.class_correct[0] - 1, *metrics.class_correct[1:])
+    folder.write_metrics(replace(metrics, class_correct=fewer, test_accuracy=sum(fewer) / sum(metrics.class_total)))
     with pytest.raises(FileFormatError, match="predictions.npz and metrics.json in .* to agree"):
         load_run(run)
     (run / "tllm" / "config.yaml").write_text("a: [")

@@ -6,6 +6,7 @@ import io
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -317,8 +318,10 @@ def test_show_cuts_no_class_name(
 
 def test_show_takes_brackets_in_class_names(flagged_run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     content = flagged_run.flags_json.read_text()
+    flags = flagged_run.read_flags()
+    classes = tuple(replace(item, name="[/b]") if item.name == "3" else item for item in flags.classes)
     try:
-        flagged_run.flags_json.write_text(content.replace('"name": "3"', '"name": "[/b]"'))
+        flagged_run.write_flags(replace(flags, classes=classes))
         assert main(["show", str(flagged_run.path)]) == 0
     finally:
         flagged_run.flags_json.write_text(content)

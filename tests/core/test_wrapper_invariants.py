@@ -22,6 +22,7 @@ from tests.distiller_cases import (
     batch,
     build,
     first_image,
+    trained_parameters,
 )
 from tllm_plugin import TLLMWrapper
 from tllm_plugin.core.routing import logits_of
@@ -117,7 +118,7 @@ def test_every_zero_loss_reaches_every_learnable_parameter(name: str) -> None:
     for key in losses:
         wrapper.zero_grad(set_to_none=True)
         losses[key].sum().backward(retain_graph=True)
-        gradients = [parameter.grad for parameter in wrapper.get_learnable_parameters()]
+        gradients = [parameter.grad for parameter in trained_parameters(wrapper)]
         assert all(gradient is not None for gradient in gradients), key
         is_ce = key in ("loss_ce", "ce")
         assert any(bool(gradient.any()) for gradient in gradients) == is_ce, key
@@ -192,7 +193,7 @@ def test_few_distillable_rows_give_finite_losses_and_gradients(name: str, distil
     logits, losses = wrapper(**keywords)
     total(losses).backward()
     assert torch.isfinite(total(losses))
-    for parameter in wrapper.get_learnable_parameters():
+    for parameter in trained_parameters(wrapper):
         assert parameter.grad is not None and bool(torch.isfinite(parameter.grad).all())
     plain = F.cross_entropy(logits, keywords["target"], reduction="none")
     smoothed = F.cross_entropy(logits, keywords["target"], label_smoothing=0.1, reduction="none")
@@ -207,7 +208,7 @@ def test_any_distiller_can_be_balanced(name: str) -> None:
     logits, losses = wrapper(**batch(name))
     total(losses).backward()
     assert wrapper.balance is not None and 0 < wrapper.balance.latest.item() < float("inf")
-    for parameter in wrapper.get_learnable_parameters():
+    for parameter in trained_parameters(wrapper):
         assert parameter.grad is not None and bool(torch.isfinite(parameter.grad).all())
     # What is distilled is distilled as without it.
     plain_logits, plain_losses = plain(**batch(name))

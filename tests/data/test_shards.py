@@ -85,9 +85,50 @@ def test_batch_rows_are_those_of_all_shards(digits: DataBundle) -> None:
     assert digits.train_loader(torch.arange(3), batch_size=7, seed=0, device="cpu").batch_rows == [3]
 
 
+@pytest.mark.parametrize("name", ["digits", "photographs"])
+@pytest.mark.parametrize(
+    ("rows", "count", "least_rows", "expected"),
+    [
+        (15, 1, 1, [7, 7, 1]),
+        (15, 1, 2, [7, 8]),
+        (16, 1, 2, [7, 7, 2]),
+        (16, 3, 1, [7, 9]),
+        (10, 2, 2, [10]),
+        (11, 2, 2, [7, 4]),
+        (1, 1, 2, [1]),
+    ],
+)
+def test_a_last_batch_that_is_too_small_joins_the_one_before(
+    name: str, rows: int, count: int, least_rows: int, expected: list[int], request: pytest.FixtureRequest
+) -> None:
+    bundle: DataBundle = request.getfixturevalue(name)
+    chosen = torch.arange(rows)
+    seen: dict[int, list[list[int]]] = {}
+    for number in range(count):
+        loader = bundle.train_loader(
+            chosen, batch_size=7, seed=0, device="cpu", shard=Shard(number, count), least_rows=least_rows
+        )
+        assert (loader.batch_rows, len(loader)) == (expected, len(expected))
+        for epoch_number in (1, 2, 1):
+            loader.set_epoch(epoch_number)
+            batches = [index.tolist() for _, _, index in loader]
+            assert all(len(batch) >= min(least_rows, rows) for batch in batches)
+            seen.setdefault(epoch_number, []).append([index for batch in batches for index in batch])
+            if number:
+                continue
+            # The same rows in the same order, cut otherwise.
+            plain = bundle.train_loader(chosen, batch_size=7, seed=0, device="cpu")
+            plain.set_epoch(epoch_number)
+            if count == 1:
+                assert sum(batches, []) == torch.cat([index for _, _, index in plain]).tolist()
+    once = [rows for rows in seen[1][::2]]
+    assert seen[1][::2] == seen[1][1::2]  # A resumed epoch is the same again.
+    assert sorted(sum(once, [])) == sorted(sum(seen[2], [])) == chosen.tolist()
+
+
 def test_a_batch_with_fewer_rows_than_shards_is_refused(digits: DataBundle) -> None:
-    with pytest.raises(ConfigError, match=r"at least 3 rows, one for each process, .* the last one of 16 .* has 2;"):
-        digits.train_loader(torch.arange(16), batch_size=7, seed=0, device="cpu", shard=Shard(0, 3))
+    with pytest.raises(ConfigError, match=r"at least 3 rows, one for each process, .* of 16 .* has 2;"):
+        digits.train_loader(torch.arange(16), batch_size=2, seed=0, device="cpu", shard=Shard(0, 3))
 
 
 @pytest.mark.parametrize(("number", "count"), [(-1, 2), (2, 2), (0, 0)])

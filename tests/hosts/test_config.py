@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,130 @@ def test_not_yaml(content: str, expected: str, tmp_path: Path) -> None:
     path.write_text(content)
     (problem,) = problems_of(path)
     assert str(path) in problem and expected in problem
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "lines"),
+    [
+        ("SOLVER: {LR: 0.1}\nKD: {TEMPERATURE: 2}\nSOLVER: {EPOCHS: 3}\n", "SOLVER", (1, 3)),
+        ("SOLVER:\n  LR: 0.1\n  EPOCHS: 3\n  LR: 0.2\n", "LR", (2, 4)),
+        ("TLLM:\n  DETECTOR:\n    ETA: 0.1\n    'ETA': 0.1\n", "ETA", (3, 4)),
+        ("x: &x {LR: 0.1}\nSOLVER:\n  <<: *x\n  EPOCHS: 1\n  EPOCHS: 2\n", "EPOCHS", (4, 5)),
+        ("1: a\n0x1: b\n", "0x1", (1, 2)),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_with_both_lines(
+    content: str, key: str, lines: tuple[int, int], tmp_path: Path
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(content)
+    (problem,) = problems_of(path)
+    assert str(path) in problem and f"`{key}`" in problem
+    assert f"line {lines[0]} " in problem and f"line {lines[1]};" in problem
+
+
+def test_what_is_merged_into_a_mapping_may_be_overridden(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "KD: &base\n  TEMPERATURE: 2\n  LOSS: &loss {CE_WEIGHT: 0.3}\nAT:\n  LOSS: {<<: *loss, CE_WEIGHT: 0.7}\n"
+    )
+    cfg = load_config(path)
+    assert (cfg.KD.TEMPERATURE, cfg.KD.LOSS.CE_WEIGHT, cfg.AT.LOSS.CE_WEIGHT) == (2, 0.3, 0.7)
+    twice = "SOLVER: &s {LR: 0.1}\n"
+    path.write_text(f"{twice}KD: {{LOSS: {{<<: [*s, *s]}}}}\n")
+    assert "`KD.LOSS key`" in problems_of(path)[0], "what is merged is checked as if it stood there"
+
+
+@pytest.mark.parametrize(
+    ("key", "word", "read"),
+    [
+        ("SOLVER.EPOCHS", "010", "8"),
+        ("SOLVER.EPOCHS", "12:30", "750"),
+        ("SOLVER.EPOCHS", "0x10", "16"),
+        ("SOLVER.EPOCHS", "0b11", "3"),
+        ("SOLVER.EPOCHS", "1_000", "1000"),
+        ("EXPERIMENT.SEED", "-010", "-8"),
+        ("SOLVER.LR", "010", "8"),
+        ("SOLVER.LR", "1:30.5", "90.5"),
+        ("SOLVER.LR_DECAY_STAGES", "[010, 20]", "8"),
+        ("FITNET.INPUT_SIZE", "[010, 010]", "8"),
+        ("TLLM.DETECTOR.CLASSES", "[007]", "7"),
+        ("TLLM.DETECTOR.CLASSES", "[no, cat]", "False"),
+        ("TLLM.DETECTOR.CLASSES", "[1.10]", "1.1"),
+        ("TLLM.DETECTOR.CLASSES", "[2024-01-02]", "datetime"),
+    ],
+)
+def test_numbers_that_look_like_others_are_refused(key: str, word: str, read: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    node, _, name = key.rpartition(".")
+    content = f"{{{name}: {word}}}"
+    for part in reversed(node.split(".")):
+        content = f"{{{part}: {content}}}"
+    path.write_text(content)
+    for problem in (*problems_of(path), *problems_of(CONFIG, key, word)):
+        first = word.strip("[]").split(",")[0]
+        assert (
+            f"`{key}`" in problem and f"but got {first}, which YAML reads as {read}" in problem and "quotes" in problem
+        )
+    if word == "010":
+        assert lookup(load_config(CONFIG, [key, "'010'"]), key) == 10, "in quotes it is what it looks like"
+
+
+@pytest.mark.parametrize("word", ["007", "0x10", "1_000", "12:30", "1.10", "yes", "off", "null", "~", "2024-01-02"])
+def test_words_that_are_no_text_to_yaml_are_refused_where_text_is_expected(word: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"EXPERIMENT: {{NAME: {word}}}\n")
+    (problem,) = problems_of(path)
+    assert (
+        f"Expected `EXPERIMENT.NAME` to be text, but got {word}, which YAML reads as" in problem and "quotes" in problem
+    )
+    path.write_text(f"EXPERIMENT: {{NAME: '{word}'}}\n")
+    assert word == load_config(path).EXPERIMENT.NAME
+    if word != "~":
+        assert word == load_config(CONFIG, ["EXPERIMENT.NAME", word]).EXPERIMENT.NAME, "as typed on a command line"
+
+
+@pytest.mark.parametrize(("word", "value"), [("1e3", "1e3"), ("123", "123"), ("-5", "-5"), ("0o10", "0o10")])
+def test_words_that_are_as_they_look_need_no_quotes(word: str, value: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"EXPERIMENT: {{NAME: {word}}}\n")
+    assert value == load_config(path).EXPERIMENT.NAME
+
+
+_NINE = ",".join(["*a{}"] * 9)
+BOMBS = {
+    "aliases": "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{_NINE.replace('{}', str(i - 1))}]\n" for i in range(1, 30)),
+    "merged": "a0: &a0 {x: 1}\n"
+    + "".join(f"a{i}: &a{i} {{<<: [{_NINE.replace('{}', str(i - 1))}]}}\n" for i in range(1, 30)),
+    "itself": "SOLVER: &a {LR: *a}\n",
+    "flow": "[" * 900_000,
+    "keys": "{? " * 300_000,
+    "block": "- " * 400_000,
+    "steps": "\n".join(" " * i + "a:" for i in range(1400)),
+    "levels": "SOLVER: " + "{LR: " * 60 + "1" + "}" * 60,
+    "escapes": '{"\\ud800": ' * 3000,
+    "long": "x: " + "y" * 5_000_000,
+}
+
+
+@pytest.mark.parametrize("content", BOMBS.values(), ids=BOMBS)
+def test_bombs_end_soon_and_small(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(content)
+    tracemalloc.start()
+    started = time.process_time()
+    (problem,) = problems_of(path)
+    seconds, (_, peak) = time.process_time() - started, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(problem) < 1000 + len(str(path)) and "to be a YAML file, but" in problem
+    assert seconds < 1 and peak < 100e6
+
+
+def test_a_tag_that_yaml_trips_over_is_a_problem(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    for tag in ("!!bool x", "!!timestamp x", "!!int x", "!!float ''", "!!python/name:os.system ''", "!!binary é"):
+        path.write_text(f"SOLVER: {{LR: {tag}}}\n", encoding="utf-8")
+        assert str(path) in problems_of(path)[0], tag
 
 
 def test_not_text(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from yacs.config import CfgNode
 
 from tests.distiller_cases import IMAGE_SIZE, NUM_CLASSES, TwoView, networks
-from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.adapter import Host, make_distiller_factory, make_trainer_factory
 from tllm_plugin.hosts.loader_data import LoaderData
 from tllm_plugin.hosts.tllm_node import tllm_node
@@ -111,6 +111,24 @@ def test_two_view_run(tmp_path: Path) -> None:
     assert sum(taught) == distillable + len(held_out)
     record = RunFolder.inside(tmp_path / "run").read_flags()
     assert record.epochs == 3 and record.flagged == (1, 4)
+
+
+def test_a_host_does_not_resume_from_a_damaged_checkpoint(tmp_path: Path) -> None:
+    """The host loads it by itself, and PyTorch does not look at the checksums that it wrote."""
+    loaders = [DataLoader(Images(view), batch_size=24) for view in (two_views, one_view)]
+    distiller = nn.DataParallel(TwoView(*networks()))
+    trainer = make_trainer_factory(HOST)("run", distiller, *loaders, config(tmp_path))
+    latest = tmp_path / "run" / "latest"
+    torch.save({"model": torch.arange(1000.0)}, latest)
+    data = bytearray(latest.read_bytes())
+    data[len(data) // 2] ^= 1
+    latest.write_bytes(data)
+    assert not torch.load(latest)["model"].equal(torch.arange(1000.0))
+    with pytest.raises(FileFormatError, match="run/latest to be a checkpoint to resume from, but it is .*damaged"):
+        trainer.train(resume=True)
+    assert not trainer.seen
+    trainer.train()
+    assert trainer.seen
 
 
 def test_a_type_that_the_fork_treats_by_name(tmp_path: Path) -> None:

@@ -57,6 +57,18 @@ def test_cid_resumes_bit_for_bit(
     assert_same_run(cid_run, train(tmp_path, *CID, *trained.detecting, resume=True))
 
 
+def test_the_context_head_of_cid_is_as_initialised_when_the_first_context_appears(
+    trained: Trained, tmp_path: Path
+) -> None:
+    options = ("CID.WARMUP_EPOCHS", "2", "LOG.SAVE_CHECKPOINT_FREQ", "1")
+    run = train(tmp_path, *CID, *trained.detecting, *options)
+    states = [torch.load(run.log_folder / f"epoch_{epoch}", weights_only=True) for epoch in (1, 2, 3)]
+    heads = [state["model"]["distiller.student.context_head.weight"] for state in states]
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[1], heads[2])
+    learnable = sum(len(group["params"]) for group in states[0]["optimizer"]["param_groups"])
+    assert [learnable - len(state["optimizer"]["state"]) for state in states] == [2, 2, 0]
+
+
 def test_metrics_and_checkpoints_of_cid_are_of_the_head_that_predicts(cid_run: RunFolder) -> None:
     bundle = job.load_bundle(make_config("unused"))
     for path in (cid_run.log_folder / "student_latest", cid_run.student_best_holdout):

@@ -382,7 +382,11 @@ def test_a_run_is_not_overwritten_unasked(tmp_path: Path) -> None:
 def test_damaged_checkpoint(trained: Trained, tmp_path: Path) -> None:
     options = ("DISTILLER.TYPE", "NONE", "TLLM.DETECTOR.TYPE", "none", "SOLVER.EPOCHS", "1")
     latest = train(tmp_path, *options).log_folder / "latest"
-    latest.write_bytes(latest.read_bytes()[:1000])
+    whole = latest.read_bytes()
+    latest.write_bytes(whole[:1000])
+    with pytest.raises(FileFormatError, match="latest to be a checkpoint to resume from, but"):
+        train(tmp_path, *options, resume=True)
+    latest.write_bytes(whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1]) + whole[len(whole) // 2 + 1 :])
     with pytest.raises(FileFormatError, match="latest to be a checkpoint to resume from, but"):
         train(tmp_path, *options, resume=True)
     latest.write_bytes(trained.checkpoint.read_bytes())

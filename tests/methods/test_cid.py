@@ -222,6 +222,67 @@ def test_the_look_up_of_the_context_passes_no_gradient_to_the_own_logits() -> No
     assert bool(distiller.student.context_head.weight.grad.any())
 
 
+@pytest.mark.parametrize("everything_flagged", [False, True])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_context_head_is_as_initialised_until_there_is_a_context(everything_flagged: bool, resumed: bool) -> None:
+    def make() -> tuple[Any, torch.optim.SGD]:
+        torch.manual_seed(0)
+        student = create_model("digits_student", num_classes=NUM_CLASSES, in_channels=1)
+        teacher = create_model("digits_teacher", num_classes=NUM_CLASSES, in_channels=1)
+        dims = {
+            "num_classes": NUM_CLASSES,
+            "student_dim": student.fc.in_features,
+            "teacher_dim": teacher.fc.in_features,
+        }
+        wrapper = TLLMWrapper(CID(student, teacher, **dims, warmup_epochs=4), NUM_CLASSES).train()
+        parameters = wrapper.get_learnable_parameters()
+        return wrapper, torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
+
+    wrapper, optimizer = make()
+    keywords = distiller_cases.batch("CID")
+    head = wrapper.student.context_head
+    initial = copy.deepcopy(head.state_dict())
+    for epoch in range(1, 7):
+        if epoch == 3 and resumed:
+            states = copy.deepcopy((wrapper.state_dict(), optimizer.state_dict()))
+            wrapper, optimizer = make()
+            nn.init.zeros_(wrapper.student.context_head.weight)
+            wrapper.load_state_dict(states[0])
+            optimizer.load_state_dict(states[1])
+            head = wrapper.student.context_head
+        # A context appears in epoch 5, made of what epoch 4 has collected; flagged rows collect nothing.
+        wrapper.set_undistillable(torch.full((NUM_CLASSES,), everything_flagged and epoch <= 3))
+        for _ in range(3):
+            optimizer.zero_grad()
+            _, losses = wrapper(**{**keywords, "epoch": epoch})
+            sum(loss.mean() for loss in losses.values()).backward()
+            if epoch <= 4:
+                optimizer.step()
+                assert all(torch.equal(value, initial[name]) for name, value in head.state_dict().items())
+                assert not any(parameter in optimizer.state for parameter in head.parameters())
+            else:
+                assert bool(wrapper.student.has_context)
+                optimizer.step()
+    assert all("momentum_buffer" in optimizer.state[parameter] for parameter in head.parameters())
+    assert not torch.equal(head.weight, initial["weight"])
+
+
+def test_a_copy_of_the_student_keeps_its_own_head_as_initialised() -> None:
+    original: Any = distiller_cases.build("CID_warmup")
+    file = io.BytesIO()
+    torch.save(original, file)
+    file.seek(0)
+    for distiller in (copy.deepcopy(original), torch.load(file, weights_only=False)):
+        head = distiller.student.context_head
+        before = head.weight.detach().clone()
+        optimizer = torch.optim.SGD(distiller.parameters(), lr=0.1, weight_decay=0.1)
+        _, losses = distiller(**distiller_cases.batch("CID_warmup"))
+        sum(losses.values()).backward()
+        optimizer.step()
+        assert torch.equal(head.weight, before)
+        assert not torch.equal(distiller.student.network.fc.weight, original.student.network.fc.weight)
+
+
 def test_what_predicts_is_trained_by_undistillable_rows() -> None:
     """TLLM's label smoothing must reach the context head, and in the first epochs the network's own."""
     for name, trained, untouched in (("CID", "context_head", None), ("CID_warmup", "network.fc", "context_head")):
@@ -233,7 +294,7 @@ def test_what_predicts_is_trained_by_undistillable_rows() -> None:
         losses["loss_ce"].backward()
         assert bool(wrapper.student.get_submodule(trained).weight.grad.any())
         if untouched:
-            assert not wrapper.student.get_submodule(untouched).weight.grad.any()
+            assert wrapper.student.get_submodule(untouched).weight.grad is None
         # What is returned in evaluation is of the same head.
         wrapper.eval()
         with torch.no_grad():
@@ -241,6 +302,201 @@ def test_what_predicts_is_trained_by_undistillable_rows() -> None:
             torch.testing.assert_close(evaluated, wrapper.student(keywords["image"])[0])
             plain = wrapper.student.network(keywords["image"])[0]
         assert torch.equal(evaluated, plain) == (name == "CID_warmup")
+
+
+class WarmUp:
+    """CID in a loop as hosts have it, with what an optimizer does to the context head."""
+
+    WARMUP_EPOCHS = 6
+    STEPS = 5
+
+    def __init__(self, flagged: tuple[int, ...] = (), set_to_none: bool = True) -> None:
+        distiller: Any = distiller_cases.build("CID_warmup")
+        distiller.warmup_epochs = self.WARMUP_EPOCHS
+        distiller.sample_weight = distiller.class_weight = 0.1  # Networks this small diverge otherwise.
+        self.flagged = torch.isin(torch.arange(NUM_CLASSES), torch.tensor(flagged, dtype=torch.int64))
+        self.set_to_none = set_to_none
+        self.start_with(TLLMWrapper(distiller, NUM_CLASSES).train())
+
+    def start_with(self, wrapper: TLLMWrapper) -> None:
+        self.wrapper = wrapper
+        self.head: list[nn.Parameter] = list(wrapper.student.context_head.parameters())  # type: ignore[operator,union-attr]
+        self.initial = [parameter.detach().clone() for parameter in self.head]
+        self.optimizer = torch.optim.SGD(
+            wrapper.get_learnable_parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True
+        )
+
+    def step(self, epoch: int) -> None:
+        self.optimizer.zero_grad(set_to_none=self.set_to_none)
+        _, losses = self.wrapper(**{**distiller_cases.batch("CID", seed=epoch), "epoch": epoch})
+        torch.stack([loss.mean() for loss in losses.values()]).sum().backward()
+        self.optimizer.step()
+
+    def train(self, first: int, last: int) -> None:
+        for epoch in range(first, last + 1):
+            # Flags come in the middle of the warm-up.
+            self.wrapper.set_undistillable(self.flagged & (epoch > 2))
+            for _ in range(self.STEPS):
+                self.step(epoch)
+
+    def assert_untouched(self) -> None:
+        for parameter, initial in zip(self.head, self.initial, strict=True):
+            assert parameter.grad is None and parameter not in self.optimizer.state
+            assert (parameter.norm() / initial.norm()).item() == 1.0 and torch.equal(parameter, initial)
+            assert parameter.requires_grad
+
+    def assert_trained(self) -> None:
+        for parameter, initial in zip(self.head, self.initial, strict=True):
+            assert parameter.grad is not None and bool(parameter.grad.any())
+            assert "momentum_buffer" in self.optimizer.state[parameter] and not torch.equal(parameter, initial)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("flagged", [(), (1, 4)], ids=str)
+def test_the_context_head_is_as_initialised_when_the_first_context_appears(
+    flagged: tuple[int, ...], set_to_none: bool
+) -> None:
+    loop = WarmUp(flagged, set_to_none)
+    loop.train(1, loop.WARMUP_EPOCHS)
+    loop.assert_untouched()
+    others = {id(parameter) for parameter in loop.optimizer.state}
+    assert len(others) == len(loop.wrapper.get_learnable_parameters()) - 2, "everything else is trained"
+    loop.step(loop.WARMUP_EPOCHS + 1)
+    loop.assert_trained()
+
+
+def test_where_no_row_has_a_teacher_the_context_head_stays_as_initialised() -> None:
+    """The wrapper's zero losses reach every learnable parameter, and no context is ever made."""
+    loop = WarmUp()
+    loop.flagged[:] = True
+    loop.train(3, loop.WARMUP_EPOCHS + 3)
+    assert not loop.wrapper.student.has_context
+    loop.assert_untouched()
+
+
+@pytest.mark.parametrize("epochs", [3, 7])
+def test_a_resumed_run_treats_the_context_head_as_the_run_itself(epochs: int) -> None:
+    """In the middle of the warm-up and after it; whatever the distiller has done before its state is loaded."""
+    whole, begun, resumed = WarmUp((1,)), WarmUp((1,)), WarmUp((1,))
+    last = WarmUp.WARMUP_EPOCHS + 2
+    whole.train(1, last)
+    begun.train(1, epochs)
+    resumed.train(1, last if epochs == 3 else 1)
+    resumed.wrapper.zero_grad(set_to_none=True)
+    resumed.start_with(resumed.wrapper)  # A new optimizer, as in a new process.
+    resumed.wrapper.load_state_dict(begun.wrapper.state_dict())
+    resumed.optimizer.load_state_dict(begun.optimizer.state_dict())
+    resumed.initial = begun.initial
+    if epochs == 3:
+        resumed.assert_untouched()
+        resumed.train(4, WarmUp.WARMUP_EPOCHS)
+        resumed.assert_untouched()
+    resumed.train(max(epochs, WarmUp.WARMUP_EPOCHS) + 1, last)
+    resumed.assert_trained()
+    state = resumed.wrapper.student.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in whole.wrapper.student.state_dict().items())
+
+
+def test_a_copy_of_the_distiller_holds_its_own_context_head() -> None:
+    loop = WarmUp()
+    loop.train(1, 2)
+    original, loop_initial = loop.head, loop.initial
+    loop.start_with(copy.deepcopy(loop.wrapper))
+    loop.train(3, loop.WARMUP_EPOCHS)
+    loop.assert_untouched()
+    loop.step(loop.WARMUP_EPOCHS + 1)
+    loop.assert_trained()
+    assert all(torch.equal(one, other) for one, other in zip(original, loop_initial, strict=True))
+
+
+@pytest.mark.parametrize("part", ["student", "network"])
+def test_compiled_networks_hold_the_context_head(part: str) -> None:
+    loop = WarmUp()
+    student: Any = loop.wrapper.student
+    (student if part == "student" else student.network).compile(backend="aot_eager")
+    loop.train(1, loop.WARMUP_EPOCHS)
+    loop.assert_untouched()
+    loop.train(loop.WARMUP_EPOCHS + 1, loop.WARMUP_EPOCHS + 2)
+    loop.assert_trained()
+
+
+def test_a_student_that_has_become_a_teacher_can_be_copied() -> None:
+    student: Any = distiller_cases.build("CID").student
+    frozen = copy.deepcopy(student.requires_grad_(False))
+    state = frozen.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in student.state_dict().items())
+
+
+class Copies(torch.autograd.Function):
+    """Parameters for two replicas, whose gradients are added up: as in `DataParallel`, also where there is none."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.clone() for _ in range(2) for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        half = len(gradients) // 2
+        return tuple(one + other for one, other in zip(gradients[:half], gradients[half:], strict=True))
+
+
+def replicated(module: nn.Module, parameters: dict[int, Tensor], buffers: bool) -> nn.Module:
+    """Return a replica as `DataParallel` makes it; the first one has the module's own buffers."""
+    replica = module._replicate_for_data_parallel()
+    for key, parameter in module._parameters.items():
+        setattr(replica, key, None if parameter is None else parameters[id(parameter)])
+    replica._buffers = {key: b if buffers or b is None else b.clone() for key, b in module._buffers.items()}
+    for key, child in module._modules.items():
+        replica._modules[key] = None if child is None else replicated(child, parameters, buffers)
+        object.__setattr__(replica, key, replica._modules[key])
+    return replica
+
+
+def test_replicas_hold_the_context_head_of_the_module_they_are_made_of() -> None:
+    loop = WarmUp()
+    module = loop.wrapper
+
+    def parallel(**keywords: Any) -> Any:
+        learnable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        copies = Copies.apply(*learnable)
+        outputs = []
+        for place in range(2):
+            mine = copies[place * len(learnable) : (place + 1) * len(learnable)]
+            parameters: dict[int, Tensor] = {id(parameter): parameter for parameter in module.parameters()}
+            parameters |= {id(parameter): one for parameter, one in zip(learnable, mine, strict=True)}
+            rows = slice(place * 6, (place + 1) * 6)
+            half = {**keywords, "image": keywords["image"][rows], "target": keywords["target"][rows]}
+            outputs.append(replicated(module, parameters, buffers=place == 0)(**half))
+        losses = {key: torch.stack([loss for _, one in outputs for loss in [one[key]]]) for key in outputs[0][1]}
+        return torch.cat([logits for logits, _ in outputs]), losses
+
+    loop.wrapper = parallel  # type: ignore[assignment]
+    for epoch in range(1, loop.WARMUP_EPOCHS + 1):
+        for _ in range(loop.STEPS):
+            loop.step(epoch)
+    loop.assert_untouched()
+    loop.step(loop.WARMUP_EPOCHS + 1)
+    loop.assert_trained()
+    assert bool(module.student.has_context)
+
+
+def test_the_device_is_waited_for_once_an_epoch_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, waits = WarmUp(), [0]
+    truth = Tensor.__bool__
+
+    def counting(tensor: Tensor) -> bool:
+        waits[0] += 1
+        return truth(tensor)
+
+    loop.wrapper = loop.wrapper.distiller  # type: ignore[assignment]
+    loop.step(1)
+    monkeypatch.setattr(Tensor, "__bool__", counting)
+    for epoch in range(1, loop.WARMUP_EPOCHS + 4):
+        for _ in range(loop.STEPS):
+            loop.step(epoch)
+    assert waits[0] <= loop.WARMUP_EPOCHS
+    monkeypatch.undo()
+    loop.assert_trained()
 
 
 def test_flagged_class_keeps_its_context_under_tllm() -> None:

@@ -32,7 +32,7 @@ def flags_record() -> FlagsRecord:
 
 @pytest.fixture
 def metrics_record() -> MetricsRecord:
-    return MetricsRecord(0.1 + 0.2, (5, 0, 9), (10, 0, 9), (1.5, 2.25), 2**40, 2, True)
+    return MetricsRecord(14 / 19, (5, 0, 9), (10, 0, 9), (1.5, 2.25), 2**40, 2, True)
 
 
 @pytest.fixture

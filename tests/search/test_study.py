@@ -15,7 +15,7 @@ from tllm_plugin.core.errors import ConfigError, NonFiniteLossError, TLLMError
 from tllm_plugin.runs.locks import held, is_held
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.run_folder import RunFolder
-from tllm_plugin.search import study as study_module
+from tllm_plugin.search import storage as storage_module
 from tllm_plugin.search.space import Dimension
 from tllm_plugin.search.study import MAX_TAKEOVERS, SharedStudy
 
@@ -232,7 +232,7 @@ def test_half_a_line_of_a_journal_is_removed(left: bytes, tmp_path: Path) -> Non
 HOLDER = """
 import sys, time
 from pathlib import Path
-from tllm_plugin.search.study import open_journal
+from tllm_plugin.search.storage import open_journal
 
 storage = open_journal(Path(sys.argv[1]))
 storage._backend._lock.acquire()
@@ -273,7 +273,7 @@ def test_a_file_that_is_no_journal_is_named(tmp_path: Path) -> None:
 def test_a_journal_that_cannot_be_mended_does_not_stay_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = SharedStudy("", tmp_path, GRID)
     with monkeypatch.context() as patch:
-        patch.setattr(study_module, "_remove_half_a_line", lambda journal: (_ for _ in ()).throw(OSError("no")))
+        patch.setattr(storage_module, "_remove_half_a_line", lambda journal: (_ for _ in ()).throw(OSError("no")))
         with pytest.raises(OSError, match="no"):
             study.study.set_user_attr("a", 1)
     assert not is_held(tmp_path / "study.journal.lock")

@@ -19,6 +19,7 @@ from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.flags_file import FlagsRecord
+from tllm_plugin.runs.reading import read_text
 from tllm_plugin.runs.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -169,11 +170,11 @@ def read_config(folder: RunFolder) -> dict[str, Any]:
     Raises:
         FileFormatError: It is there but cannot be read.
     """
-    try:
-        content = yaml.safe_load(folder.config_yaml.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not folder.config_yaml.exists():
         return {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    try:
+        content = yaml.safe_load(read_text(folder.config_yaml, "the config of a run"))
+    except (ValueError, yaml.YAMLError) as error:
         raise FileFormatError(f"Expected {folder.config_yaml} to be the YAML of a config, but {error}") from error
     return content if isinstance(content, dict) else {}
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from tllm_plugin.analysis.loaded_run import LoadedRun
 from tllm_plugin.analysis.networks import ask
 from tllm_plugin.analysis.results import TestResult
-from tllm_plugin.core.errors import ConfigError, DataError, FileFormatError
+from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.data.class_order import in_order, ordered
+from tllm_plugin.data.decode import read_rgb
 from tllm_plugin.data.folder import TEST_FOLDERS, FolderPart, readable_names, scan_part
 from tllm_plugin.hosts.same_data import tell_unstated_order
 from tllm_plugin.runs.reading import load_torch
@@ -37,12 +37,7 @@ class _Images(Dataset[tuple[Tensor, int]]):
         return len(self.part.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        file = self.part.files[index]
-        try:
-            with Image.open(file) as image:
-                return self.transform(image.convert("RGB")), int(self.part.labels[index])
-        except OSError as error:
-            raise DataError(f"Expected `{file}` to be an image, but {error}") from error
+        return self.transform(read_rgb(self.part.files[index])), int(self.part.labels[index])
 
 
 def score_timm(

@@ -16,7 +16,7 @@ from tllm_plugin.version import __version__
 
 DONE, FAILED, BAD_USAGE = 0, 1, 2
 #: Modules of this package, in the order of `tllm --help`.
-COMMANDS = ("train", "test", "search", "demo", "validate", "show", "compare", "report", "tables", "host")
+COMMANDS = ("train", "test", "search", "demo", "validate", "show", "compare", "headroom", "report", "tables", "host")
 
 
 def build_parser(commands_wanted: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:

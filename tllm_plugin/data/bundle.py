@@ -107,6 +107,7 @@ class DataBundle(ABC):
         device: torch.device | str,
         drop_last: bool = False,
         shard: Shard = WHOLE,
+        least_rows: int = 1,
     ) -> TrainLoader:
         """Shuffled, augmented batches of the training part.
 
@@ -115,8 +116,11 @@ class DataBundle(ABC):
             batch_size: Images per batch, those of all shards together.
             seed: Of order and augmentation.
             device: Where the batches end up.
-            drop_last: Leave out a smaller last batch (BatchNorm cannot be trained on a single row).
-            shard: Whose rows of every batch to yield. Batches and augmentation are the same whatever their number.
+            drop_last: Leave out a smaller last batch.
+            shard: Whose rows of every batch to yield. Batches and augmentation are the same whatever their number, but
+                for a last batch that is too small for it.
+            least_rows: A last batch with fewer rows for a shard is put into the one before it: 2 where BatchNorm is
+                trained, which may fail on a single row.
 
         Raises:
             ConfigError: An index or batch size that is out of range, nothing to train on, or fewer rows in a batch
@@ -127,7 +131,7 @@ class DataBundle(ABC):
         loader = self._train_loader(
             rows, batch_size=batch_size, seed=seed, device=torch.device(device), drop_last=drop_last
         )
-        loader.restrict(shard)
+        loader.restrict(shard, least_rows)
         return loader
 
     def eval_loader(

@@ -121,7 +121,7 @@ def _read(root: Path, name: str) -> dict[int, str]:
     """Return what a list says of each number from 1 on."""
     file = root / name
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"Expected `{root}` to hold the four lists {', '.join(LISTS)}, but reading {name} failed: {error}"

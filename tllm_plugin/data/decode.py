@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tllm_plugin.core.errors import DataError
+from tllm_plugin.data.pixels import to_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -20,29 +21,16 @@ _SECONDS_BETWEEN_REPORTS = 5.0
 
 
 def read_rgb(path: str) -> Image.Image:
-    """Decode a file to an RGB image of the size that it is stored in.
+    """Decode a file to an upright RGB image in its own size; see `to_rgb` for what becomes of other kinds of pixels.
 
     Raises:
         DataError: The file cannot be read or decoded; the message names it.
     """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return to_rgb(image)
     except Exception as error:
         # Whatever the parser of the format stumbles over: OSError, SyntaxError, ValueError, struct.error, ...
-        raise DataError(f"Expected `{path}` to be an image, but reading it failed: {error}") from error
-
-
-def stored_size(path: str) -> tuple[int, int]:
-    """Width and height of an image file in pixels, read from its header.
-
-    Raises:
-        DataError: The file is not an image.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except Exception as error:
         raise DataError(f"Expected `{path}` to be an image, but reading it failed: {error}") from error
 
 

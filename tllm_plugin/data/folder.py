@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from tllm_plugin.core.errors import ConfigError, DataError
+from tllm_plugin.data.listing import Listing, count_shared, list_images
+
+logger = logging.getLogger(__name__)
 
 TEST_FOLDERS = ("val", "test")
 _SHOWN_NAMES = 5
@@ -41,7 +45,7 @@ def find_parts(path: str) -> tuple[FolderPart, FolderPart]:
 
     Raises:
         ConfigError: `path` is not a folder.
-        DataError: A part is missing, a class folder holds no image, or the parts have different classes.
+        DataError: A part is missing or holds fewer than two classes, or the parts have different classes.
     """
     root = Path(path).expanduser()
     if not path or not root.is_dir():
@@ -52,7 +56,8 @@ def find_parts(path: str) -> tuple[FolderPart, FolderPart]:
         raise DataError(f"Expected `{root}` to hold a folder `train`, but it holds {_shown(os.listdir(root))}")
     if test_root is None:
         raise DataError(f"Expected `{root}` to hold a folder `val` or `test`, but it holds {_shown(os.listdir(root))}")
-    train, test = scan_part(train_root), scan_part(test_root)
+    listings = list_images(train_root), list_images(test_root)
+    train, test = (_part(part, listing) for part, listing in zip((train_root, test_root), listings, strict=True))
     for part, other in ((train, test), (test, train)):
         missing = set(other.classes) - set(part.classes)
         if missing:
@@ -60,35 +65,47 @@ def find_parts(path: str) -> tuple[FolderPart, FolderPart]:
                 f"Expected `{part.root}` to have the same class folders as `{other.root}`, "
                 f"but it lacks {_shown(missing)}"
             )
+    _check_several(train)
+    shared = count_shared(listings[0], train_root, listings[1], test_root)
+    if shared:
+        logger.warning(
+            "%s and %s share %d images by links: tested will be what was trained", train_root, test_root, shared
+        )
     return train, test
 
 
 def scan_part(root: Path) -> FolderPart:
-    """List the images of every class folder in `root`, those in its subfolders included.
+    """List the images of every class folder in `root`, those in its subfolders included; see `list_images`.
 
     Raises:
-        DataError: There is no class folder, or one without an image.
+        DataError: There is no folder with images, or only one, or a folder cannot be read.
     """
-    classes = tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir()))
+    part = _part(root, list_images(root))
+    _check_several(part)
+    return part
+
+
+def _part(root: Path, listing: Listing) -> FolderPart:
+    left_out = listing.left_out.line()
+    if left_out:
+        logger.info("%s: left out %s", root, left_out)
+    classes = tuple(listing.files)
     if not classes:
-        raise DataError(f"Expected `{root}` to hold one folder for each class, but it holds none")
-    files: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = [
-            os.path.join(folder, file)
-            for folder, _, names in sorted(os.walk(root / name, followlinks=True))
-            for file in sorted(names)
-            if file.lower().endswith(IMG_EXTENSIONS)
-        ]
-        if not found:
-            raise DataError(
-                f"Expected the class folder `{root / name}` to hold images ({', '.join(IMG_EXTENSIONS)}), "
-                "but it holds none"
-            )
-        files += found
-        labels += [label] * len(found)
-    return FolderPart(root, classes, tuple(files), torch.tensor(labels, dtype=torch.int64))
+        raise DataError(
+            f"Expected `{root}` to hold one folder with images ({', '.join(IMG_EXTENSIONS)}) for each class, but it "
+            f"holds none{f'; left out were {left_out}' if left_out else ''}"
+        )
+    files = tuple(file for found in listing.files.values() for file in found)
+    counts = torch.tensor([len(found) for found in listing.files.values()])
+    return FolderPart(root, classes, files, torch.arange(len(classes)).repeat_interleave(counts))
+
+
+def _check_several(part: FolderPart) -> None:
+    if len(part.classes) == 1:
+        raise DataError(
+            f"Expected `{part.root}` to hold a folder for each of at least two classes, but it holds "
+            f"{part.classes[0]!r} only; if the class folders lie in that one, name a path one level further down"
+        )
 
 
 def readable_names(root: Path, folders: tuple[str, ...]) -> tuple[str, ...]:
@@ -102,7 +119,7 @@ def readable_names(root: Path, folders: tuple[str, ...]) -> tuple[str, ...]:
     """
     file = root / "classes.txt"
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         return folders
     except (OSError, UnicodeDecodeError) as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tllm_plugin.core.errors import DataError
 from tllm_plugin.data.bundle import DataBundle
 from tllm_plugin.data.class_order import ClassOrder, in_order, ordered
-from tllm_plugin.data.decode import decode_files, stored_size
+from tllm_plugin.data.decode import decode_files, read_rgb
 from tllm_plugin.data.folder import find_parts, readable_names
 from tllm_plugin.data.image_set import ImageSet
 from tllm_plugin.data.in_memory import in_memory_bundle
@@ -89,7 +89,7 @@ def load_image_folder(
 
 
 def _common_side(first_file: str) -> int:
-    width, height = stored_size(first_file)
+    width, height = read_rgb(first_file).size
     if width != height or width > LARGEST_IN_MEMORY:
         raise DataError(
             f"Expected images to be square and at most {LARGEST_IN_MEMORY} pixels wide where no image_size is given, "

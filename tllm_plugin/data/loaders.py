@@ -21,7 +21,8 @@ class TrainLoader(ABC):
 
     Everything random in an epoch is a function of the seed and the epoch number: the order, and, for each position in
     the training set, its augmentation. Iterating twice without `set_epoch` gives the same batches twice. A loader that
-    is `restrict`ed to a shard yields its rows of the same batches.
+    is `restrict`ed to a shard yields its rows of the same batches. A last batch that is too small for that, or for what
+    BatchNorm needs, is put into the one before it.
 
     Args:
         rows: (N,) int64 on the CPU, positions in the training set. A position that occurs twice is seen twice.
@@ -44,6 +45,7 @@ class TrainLoader(ABC):
         self._drop_last = drop_last
         self._epoch = 0
         self._shard = WHOLE
+        self._least_rows = 1
         if self.num_samples == 0:
             raise ConfigError("Expected `indices` to name at least one training image, but got none")
         if len(self) == 0:
@@ -53,26 +55,37 @@ class TrainLoader(ABC):
             )
 
     def __len__(self) -> int:
-        return self.num_samples // self._batch_size if self._drop_last else -(-self.num_samples // self._batch_size)
+        return len(self.batch_rows)
 
     @property
     def batch_rows(self) -> list[int]:
         """Rows of every batch of an epoch, those of all shards together."""
-        used = min(self.num_samples, len(self) * self._batch_size)
-        return [min(self._batch_size, used - start) for start in range(0, used, self._batch_size)]
+        full, rest = divmod(self.num_samples, self._batch_size)
+        sizes = [self._batch_size] * full
+        if rest and not self._drop_last:
+            if full and rest < self._least_rows:
+                sizes[-1] += rest
+            else:
+                sizes.append(rest)
+        return sizes
 
-    def restrict(self, shard: Shard) -> None:
+    def restrict(self, shard: Shard, least_rows: int = 1) -> None:
         """Yield only the rows of one shard from now on.
+
+        Args:
+            shard: Whose rows.
+            least_rows: Rows of a shard below which the last batch is put into the one before it.
 
         Raises:
             ConfigError: A batch has fewer rows than there are shards.
         """
-        smallest = self.batch_rows[-1]
+        self._least_rows = least_rows * shard.count
+        smallest = min(self.batch_rows)
         if smallest < shard.count:
             raise ConfigError(
                 f"Expected `batch_size` to leave at least {shard.count} rows, one for each process, in every batch, "
-                f"but with {self._batch_size} the last one of {self.num_samples} training images has {smallest}; "
-                "choose another batch size or number of processes"
+                f"but with {self._batch_size} one of {self.num_samples} training images has {smallest}; choose a "
+                "larger batch size or fewer processes"
             )
         self._shard = shard
 
@@ -82,8 +95,9 @@ class TrainLoader(ABC):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         generator = derived_generator(self._seed, self._epoch, "order")
-        order = torch.randperm(self.num_samples, generator=generator)[: len(self) * self._batch_size]
-        return self._batches(self._shard.rows_of(self._rows[order].split(self._batch_size)), self._epoch)
+        sizes = self.batch_rows
+        order = torch.randperm(self.num_samples, generator=generator)[: sum(sizes)]
+        return self._batches(self._shard.rows_of(self._rows[order].split(sizes)), self._epoch)
 
     @abstractmethod
     def _batches(self, batches: Sequence[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -22,6 +22,7 @@ from tllm_plugin.hosts.results import write_test_results
 from tllm_plugin.hosts.same_data import CarriedData, check_named_teacher
 from tllm_plugin.hosts.teaching import Teaching, TrainingData, student_predictor
 from tllm_plugin.runs.atomic import write_text
+from tllm_plugin.runs.reading import check_torch
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,9 @@ class _TLLMTrainer:
         self._catch_up(epoch)
 
     def train(self, resume: bool = False) -> None:
+        latest = Path(self.log_path) / "latest"
+        if resume and not self.writes_results and latest.exists():
+            check_torch(latest, "a checkpoint to resume from")  # The host loads it without looking.
         super().train(resume=resume)  # type: ignore[misc]
         self._catch_up(self.cfg.SOLVER.EPOCHS)
         if not self.writes_results and self.teaching.run is not None:

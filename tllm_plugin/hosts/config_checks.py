@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError, unknown_name
+from tllm_plugin.hosts.yaml_text import MOST_CHARACTERS, Written, plain, read_yaml
 
 #: A rule returns what was expected, or None where the value is fine.
 Rule = Callable[[Any], str | None]
@@ -19,16 +20,56 @@ Rule = Callable[[Any], str | None]
 def merge_file(cfg: CfgNode, path: Path) -> list[str]:
     """Merge a YAML file into `cfg` and return the problems, one sentence each."""
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        return [f"Expected {path} to be a readable YAML file, but {error}"]
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        return [f"Expected {path} to be a YAML file, but {' '.join(str(error).split())}"]
+        loaded = read_file(path)
+    except ConfigError as error:
+        return [str(error)]
     if loaded is None:
         return []
     if not isinstance(loaded, Mapping):
-        return [f"Expected {path} to hold keys and values, but got a {type(loaded).__name__}"]
+        return [f"Expected {path} to hold keys and values, but got a {type(plain(loaded)).__name__}"]
     return _merge(cfg, loaded, "")
+
+
+def read_file(path: Path) -> Any:
+    """Return what a YAML file says; see `read_yaml`.
+
+    Raises:
+        ConfigError: It cannot be read, or not as one config.
+    """
+    try:
+        # A few bytes more than are allowed, so that a device without an end is none that is read for ever.
+        with path.open("rb") as file:
+            data = file.read(4 * MOST_CHARACTERS + 1)
+        text = data.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Expected {path} to be a readable YAML file, but {error}") from error
+    try:
+        return read_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"Expected {path} to be a YAML file, but {error}") from error
+
+
+def check_file(path: Path) -> list[str]:
+    """Return what is wrong with a YAML file that a host reads by itself, whatever keys the host has."""
+    try:
+        return [
+            f"Expected `{key}` in {path} to be in decimal digits, but got {_Unfit('', value, misread=True).got}"
+            for key, value in _words(read_file(path))
+            if value.misleads
+        ]
+    except ConfigError as error:
+        return [str(error)]
+
+
+def _words(loaded: Any, name: str = "") -> Iterator[tuple[str, Written]]:
+    if isinstance(loaded, Written):
+        yield name, loaded
+    elif isinstance(loaded, Mapping):
+        for key, value in loaded.items():
+            yield from _words(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(loaded, (list, tuple)):
+        for value in loaded:
+            yield from _words(value, name)
 
 
 def merge_options(cfg: CfgNode, options: Iterable[str]) -> list[str]:
@@ -54,7 +95,7 @@ def check(cfg: CfgNode, rules: Mapping[str, Rule]) -> list[str]:
         value = lookup(cfg, key)
         expected = rule(value)
         if expected is not None:
-            problems.append(f"Expected `{key}` to be {expected}, but got {value!r}")
+            problems.append(f"Expected `{key}` to be {expected}, but got {_shown(value)}")
     return problems
 
 
@@ -116,32 +157,80 @@ def _merge(cfg: CfgNode, loaded: Mapping[Any, Any], prefix: str) -> list[str]:
             if isinstance(value, Mapping):
                 problems += _merge(cfg[key], value, f"{name}.")
             else:
-                problems.append(f"Expected `{name}` to hold keys and values, but got {value!r}")
+                problems.append(f"Expected `{name}` to hold keys and values, but got {_shown(value)}")
         else:
-            fitted, expected = _fit(value, cfg[key])
-            if expected is None:
-                cfg[key] = fitted
-            else:
-                problems.append(f"Expected `{name}` to be {expected}, but got {value!r}")
+            try:
+                cfg[key] = _fit(value, cfg[key])
+            except _Unfit as unfit:
+                problems.append(f"Expected `{name}` to be {unfit.expected}, but got {unfit.got}")
     return problems
 
 
-def _fit(value: Any, default: Any) -> tuple[Any, str | None]:
-    """Return `value` as the type of `default`, and what was expected where it does not fit."""
+class _Unfit(Exception):
+    """A value is not what is expected.
+
+    Args:
+        expected: What is.
+        value: What there is.
+        misread: Whether its writer may have meant text, or other digits.
+    """
+
+    def __init__(self, expected: str, value: Any, *, misread: bool = False) -> None:
+        self.expected = expected
+        self.got = _shown(plain(value))
+        if misread and isinstance(value, Written) and value.text:
+            read = "nothing" if value.value is None else self.got
+            self.got = f"{value.text}, which YAML reads as {read}; put it in quotes to have it as it is written"
+
+
+def _shown(value: Any) -> str:
+    """Return a value for an error message, shortened."""
+    short = reprlib.Repr()
+    short.maxlist = short.maxtuple = short.maxdict = 6
+    short.maxstring = short.maxother = short.maxlong = 200
+    return short.repr(value)
+
+
+def _fit(value: Any, default: Any) -> Any:
+    """Return `value` as the type of `default`.
+
+    Raises:
+        _Unfit: It is of another type, or written so that YAML makes something else of it than a reader would.
+    """
+    given = plain(value)
     if isinstance(default, bool):
-        return value, None if isinstance(value, bool) else "true or false"
+        if not isinstance(given, bool):
+            raise _Unfit("true or false", value)
+        return given
     if isinstance(default, (int, float)):
-        number = _number(value)
-        whole = isinstance(default, int)
-        if number is None or (whole and not (math.isfinite(number) and number == int(number))):
-            return value, "a whole number" if whole else "a number"
-        return type(default)(number), None
+        kind = "a whole number" if isinstance(default, int) else "a number"
+        if isinstance(value, Written) and value.misleads:
+            raise _Unfit(f"{kind} in decimal digits", value, misread=True)
+        number = _number(given)
+        whole = number is not None and math.isfinite(number) and number == int(number)
+        if number is None or (isinstance(default, int) and not whole):
+            raise _Unfit(kind, value)
+        return type(default)(number)
     if isinstance(default, str):
-        # `path: 123` is a number to YAML, but a name to its writer.
-        return (str(value), None) if isinstance(value, (str, int)) and not isinstance(value, bool) else (value, "text")
+        # `path: 123` is a number to YAML, but a name to its writer. `007`, `1.10`, `yes` or a date would change.
+        is_whole = type(given) is int and isinstance(value, Written) and _is_as_written(value)
+        if not isinstance(given, str) and not is_whole:
+            raise _Unfit("text", value, misread=True)
+        return str(given)
     if isinstance(default, (list, tuple)):
-        return (type(default)(value), None) if isinstance(value, (list, tuple)) else (value, "a list")
-    return value, None
+        if not isinstance(value, (list, tuple)):
+            raise _Unfit("a list", value)
+        of_numbers = bool(default) and all(isinstance(item, (int, float)) for item in default)
+        for item in value:
+            if isinstance(item, Written) and (item.misleads or not (of_numbers or _is_as_written(item))):
+                raise _Unfit("a list of what everybody reads alike", item, misread=True)
+        return type(default)(given)
+    return given
+
+
+def _is_as_written(value: Written) -> bool:
+    """Tell whether what YAML has made of a word still says what the word did."""
+    return isinstance(value.value, (int, float)) and str(value.value).lower() == value.text.lower()
 
 
 def _number(value: Any) -> float | int | None:
@@ -167,6 +256,6 @@ def _is_text(cfg: CfgNode, key: str) -> bool:
 
 def _parse(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        return read_yaml(text)
+    except ConfigError:
         return text

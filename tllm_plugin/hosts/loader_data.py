@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampl
 from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.shown_data import labels_of, shown_identity
+from tllm_plugin.hosts.single_rows import without_single_row
 
 # Where data sets of torchvision and of the hosts keep the names of their classes.
 _NAMES = ("classes", "class_names")
@@ -61,7 +62,7 @@ class LoaderData:
         return shown_identity(self.dataset, self.test_set, self.class_names, self.test_transform)
 
     def train_loader(self, indices: Tensor) -> Any:
-        """Return the host's loader, with its options, over `indices` only."""
+        """Return the host's loader, with its options, over `indices` only; no batch is of a single row."""
         keep_contrast_inside(self.dataset, indices)
         loader = self.loader
         options: dict[str, Any] = {
@@ -72,7 +73,8 @@ class LoaderData:
             )
         }
         shuffle = isinstance(loader.sampler, RandomSampler)
-        return DataLoader(Subset(self.dataset, indices.tolist()), shuffle=shuffle, **options)  # type: ignore[arg-type]
+        rows: Dataset[Any] = Subset(self.dataset, indices.tolist())  # type: ignore[arg-type]
+        return without_single_row(DataLoader(rows, shuffle=shuffle, **options))  # type: ignore[arg-type]
 
     def holdout_loader(self, indices: Tensor) -> Any:
         """Return un-augmented `(image, label)` batches of `indices`, in order; no global random number is drawn."""

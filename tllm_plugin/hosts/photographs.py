@@ -12,6 +12,7 @@ from tllm_plugin.data.cub200 import BRIGHTNESS, IMAGE_SIZE, read_cub200
 from tllm_plugin.data.decode import read_rgb
 from tllm_plugin.data.image_folder import LARGE_IMAGE_MEAN, LARGE_IMAGE_STD
 from tllm_plugin.data.streamed import CENTRE_CROP_SHARE
+from tllm_plugin.hosts.single_rows import without_single_row
 
 
 class Photographs(Dataset[Any]):
@@ -83,7 +84,7 @@ def cub200_loaders(
         with_index=False,
     )
     return (
-        DataLoader(train, batch_size=batch_size, shuffle=True, num_workers=num_workers),
+        without_single_row(DataLoader(train, batch_size=batch_size, shuffle=True, num_workers=num_workers)),
         DataLoader(test, batch_size=test_batch_size, num_workers=num_workers),
         len(train),
         len(birds.class_names),

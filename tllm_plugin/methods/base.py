@@ -17,7 +17,8 @@ class Distiller(nn.Module):
     that predicts by other means gives the student a module around it that does so (`ContextStudent` is an example),
     so that evaluation, checkpoints and TLLM need not know. A method with a `begin_epoch(epoch)` is told of an epoch by
     the embedded host's loop before its first step; where several processes train, a module can name buffers that are
-    sums over the rows it has seen in `row_sums`, to be added up over processes after each epoch.
+    sums over the rows it has seen in `row_sums`, to be added up over processes after each epoch, and return parameters
+    that are not to be trained yet from `held_parameters()`, to be left without a gradient.
 
     Args:
         student: `image -> (logits, features)`, a dictionary with `feats`, `preact_feats` and `pooled_feat`.

@@ -20,6 +20,10 @@ class ContextStudent(nn.Module):
     a class of which nothing was collected keeps what it had. Like BatchNorm's statistics, what several replicas of one
     process collect is that of the first one. Several processes have to add up `row_sums` at the end of an epoch.
 
+    Until there is a context, `g` stays as it was initialised: gradients of its parameters, be they zero, are dropped as
+    soon as a backward pass has made them, so that neither weight decay nor momentum gets hold of it.
+    `DistributedDataParallel` writes zeros in their place after the pass; who uses it drops those of `held_parameters`.
+
     The weights do not fit a plain network: its `load_state_dict` refuses them, because the network alone would give
     other, worse predictions. `restore` makes what they do fit.
 
@@ -52,6 +56,39 @@ class ContextStudent(nn.Module):
         self.register_buffer("context_weight", torch.zeros(num_classes))
         self.register_buffer("context_epoch", torch.zeros((), dtype=torch.int64))  # of the sums; 0: none yet
         self.register_buffer("has_context", torch.zeros((), dtype=torch.bool))
+        # What is known of `has_context` without waiting for the device: one pair of an epoch and the buffer's value in
+        # it, or nothing. A list, because replicas copy attributes shallowly and are to share it.
+        self._known: list[tuple[int | None, bool]] = []
+        self._hold_head()
+
+    def _hold_head(self) -> None:
+        """Let gradients of the context head be dropped until there is a context."""
+        for parameter in self.context_head.parameters():
+            if parameter.requires_grad:  # Not so in a student that has become a teacher.
+                parameter.register_post_accumulate_grad_hook(self._drop_held)
+
+    def _drop_held(self, parameter: Tensor) -> None:
+        if not self._has_context_now():
+            parameter.grad = None
+
+    def _has_context_now(self) -> bool:
+        """Return `has_context`; the device is waited for once after loading, and then once an epoch at most."""
+        if not self._known:
+            self._known.append((None, bool(self.has_context)))
+        return self._known[-1][1]
+
+    def held_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that are not to be trained yet: the context head's until there is a context."""
+        return [] if self._has_context_now() else list(self.context_head.parameters())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Copies and unpickled modules have parameters of their own, to which hooks do not travel.
+        super().__setstate__(state)
+        self._hold_head()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._known.clear()
 
     def forward(self, image: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """Return the logits (n, C) that predict, and the network's features with its own logits as `own_logits`."""
@@ -81,6 +118,9 @@ class ContextStudent(nn.Module):
         self.context_sum.masked_fill_(new_epoch, 0.0)
         self.context_weight.masked_fill_(new_epoch, 0.0)
         self.context_epoch.fill_(epoch)
+        known = self._known[-1] if self._known else (None, False)
+        if known[0] != epoch and not known[1]:
+            self._known[:] = [(epoch, bool(self.has_context))]
 
     @torch.no_grad()
     def collect(self, features: Tensor, target: Tensor, weight: Tensor) -> None:

@@ -51,11 +51,10 @@ class SRRL(Distiller):
         self.ce_weight = ce_weight
         self.feature_weight = feature_weight
         self.regression_weight = regression_weight
-        self.connector = nn.Sequential(
-            nn.Conv2d(student_channels, teacher_dim, kernel_size=1, bias=False), nn.BatchNorm2d(teacher_dim), nn.ReLU()
-        )
+        convolution = nn.Conv2d(student_channels, teacher_dim, kernel_size=1, bias=False)
         # N(0, sqrt(2 / out_channels)), as in the authors' code.
-        nn.init.kaiming_normal_(self.connector[0].weight, mode="fan_out", nonlinearity="relu")
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        self.connector = nn.Sequential(convolution, nn.BatchNorm2d(teacher_dim), nn.ReLU())
 
     def get_learnable_parameters(self) -> list[nn.Parameter]:
         return super().get_learnable_parameters() + list(self.connector.parameters())

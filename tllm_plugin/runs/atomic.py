@@ -18,6 +18,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from tllm_plugin.core.errors import TLLMError
+from tllm_plugin.runs.archives import seal
 
 _logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def _value(value: object) -> str:
 
 
 def write_npz(path: str | os.PathLike[str], /, **arrays: ArrayLike) -> None:
-    """Write arrays as an uncompressed `.npz`, atomically; see `atomic_writer` for what else is raised.
+    """Write arrays as an uncompressed `.npz` with a digest, atomically; see `atomic_writer` for what else is raised.
 
     Unlike `numpy.savez` it takes every name, writes equal bytes for equal arrays, and refuses objects.
 
@@ -112,18 +113,35 @@ def write_npz(path: str | os.PathLike[str], /, **arrays: ArrayLike) -> None:
             # A ZipInfo made from the name alone carries no time of day, so that equal runs give equal files.
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+    seal(buffer)
     write_bytes(path, buffer.getbuffer())
 
 
 def save_torch(path: str | os.PathLike[str], obj: object) -> None:
-    """Write `obj` with `torch.save`, atomically; see `atomic_writer` for what is raised.
+    """Write `obj` with `torch.save` and a digest that it ignores, atomically; see `atomic_writer` for what is raised.
 
     It is serialised in memory first: when a write fails under `torch.save`, its C++ archive writer replaces the cause
     ("No space left on device") by an internal error of its own.
     """
     buffer = io.BytesIO()
-    torch.save(obj, buffer)
+    with _checksums():
+        torch.save(obj, buffer)
+    seal(buffer)
     write_bytes(path, buffer.getbuffer())
+
+
+@contextmanager
+def _checksums() -> Iterator[None]:
+    """Let `torch.save` compute the CRCs of its entries for the duration of the block, whatever the process has set."""
+    wanted = getattr(torch.serialization, "get_crc32_options", lambda: True)()
+    if wanted:
+        yield
+        return
+    torch.serialization.set_crc32_options(True)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(False)
 
 
 def write_link(path: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:

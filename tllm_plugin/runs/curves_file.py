@@ -11,7 +11,8 @@ import torch
 
 from tllm_plugin.core.errors import FileFormatError
 from tllm_plugin.runs.atomic import write_npz
-from tllm_plugin.runs.reading import read_npz, schema_of
+from tllm_plugin.runs.reading import read_npz
+from tllm_plugin.runs.stamps import schema_of
 
 KIND = "curves"
 VERSION = 1
@@ -56,7 +57,8 @@ def read_curves(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         probability in steps of 1/255, `agree` (E or 0, n) agreement with the teacher; and what else was written.
 
     Raises:
-        FileFormatError: It is missing, truncated, of another kind or version, or lacks one of the arrays.
+        FileFormatError: It is missing, damaged, of another kind or version, lacks one of the arrays, or they do not fit
+            together.
     """
     arrays = read_npz(path, KIND, VERSION)
     for name, (dims, kinds) in _REQUIRED.items():
@@ -67,6 +69,22 @@ def read_curves(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
                 f"Expected `{name}` in {path} to be {wanted} in {dims} dimensions, but got {got}; run again what "
                 "wrote it"
             )
+    samples, epochs, classes = arrays["labels"].size, arrays["epochs"].astype(np.int64), int(arrays["num_classes"])
+    full, labels = (epochs.size, samples), arrays["labels"]
+    fitting = {
+        "sample_ids": arrays["sample_ids"].shape == (samples,),
+        "labels": not samples or (labels.min() >= 0 and labels.max() < classes),
+        "epochs": bool((np.diff(epochs) > 0).all()),
+        "rank": arrays["rank"].shape == full,
+        "true_prob": arrays["true_prob"].shape == full,
+        "agree": arrays["agree"].shape in (full, (0, samples)),
+    }
+    wrong = [name for name, fits in fitting.items() if not fits]
+    if wrong:
+        raise FileFormatError(
+            f"Expected {path} to be curves of {epochs.size} epochs in order, {samples} samples and {classes} classes, "
+            f"but `{wrong[0]}` is not of these; run again what wrote it"
+        )
     return arrays
 
 

@@ -87,6 +87,12 @@ def number(value: object) -> float:
     return float(_accept(value, accepted, "a finite number"))
 
 
+def amount(value: object) -> float:
+    """Accept a finite number of at least 0."""
+    accepted = _is_number(value) and 0 <= value <= sys.float_info.max
+    return float(_accept(value, accepted, "a finite number of at least 0"))
+
+
 def share(value: object) -> float:
     """Accept a number in [0, 1]."""
     return float(_accept(value, _is_number(value) and 0 <= value <= 1, "a number in [0, 1]"))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tllm_plugin.runs import fields
-from tllm_plugin.runs.fields import FieldError, count, flag, list_of, mapping, number, optional, text
+from tllm_plugin.runs.fields import FieldError, amount, count, flag, list_of, mapping, number, optional, text
 
 KIND = "flags"
 VERSION = 1
@@ -43,7 +43,8 @@ class ClassFlag:
         """Rebuild one class from its JSON object.
 
         Raises:
-            FieldError: A field is missing or of the wrong type, or more samples are correct than there are.
+            FieldError: A field is missing or of the wrong type, more samples are correct than there are, or a class is
+                flagged since never.
         """
         record = cls(
             index=fields.field(obj, "index", count),
@@ -52,12 +53,14 @@ class ClassFlag:
             epoch_flagged=fields.field(obj, "epoch_flagged", optional(count)),
             drop=fields.field(obj, "drop", optional(number)),
             p_value=fields.field(obj, "p_value", optional(fields.share)),
-            e_value=fields.field(obj, "e_value", optional(number)),
+            e_value=fields.field(obj, "e_value", optional(amount)),
             holdout_count=fields.field(obj, "holdout_count", count),
             holdout_correct=fields.field(obj, "holdout_correct", count),
         )
         if record.holdout_correct > record.holdout_count:
             raise FieldError(f"at most {record.holdout_count}", str(record.holdout_correct), "holdout_correct")
+        if record.flagged and record.epoch_flagged is None:
+            raise FieldError("an epoch, since the class is flagged", "None", "epoch_flagged")
         return record
 
 
@@ -101,7 +104,8 @@ class FlagsRecord:
         """Rebuild a record from what `to_json` returned.
 
         Raises:
-            FieldError: A field is missing or of the wrong type, or the classes are not 0, 1, ..., C - 1.
+            FieldError: A field is missing or of the wrong type, the classes are not 0, 1, ..., C - 1, or one was
+                flagged after the last epoch.
         """
         detector = fields.field(obj, "detector", _detector)
         record = cls(
@@ -118,6 +122,8 @@ class FlagsRecord:
         for index, item in enumerate(record.classes):
             if item.index != index:
                 raise FieldError(str(index), str(item.index), f"classes[{index}].index")
+            if (item.epoch_flagged or 0) > record.epochs:
+                raise FieldError(f"at most {record.epochs}", str(item.epoch_flagged), f"classes[{index}].epoch_flagged")
         return record
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from tllm_plugin.runs.fields import FieldError, count, field, flag, list_of, number, optional, share
+from tllm_plugin.runs.fields import FieldError, amount, count, field, flag, list_of, optional, share
 
 KIND = "metrics"
 VERSION = 1
+# Some hosts divide in single precision.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,14 @@ class MetricsRecord:
         """Rebuild a record from what `to_json` returned.
 
         Raises:
-            FieldError: A field is missing or of the wrong type, or a class has more correct samples than samples.
+            FieldError: A field is missing or of the wrong type, a class has more correct samples than samples, or the
+                accuracy is not that of the classes together.
         """
         record = cls(
             test_accuracy=field(obj, "test_accuracy", optional(share)),
             class_correct=field(obj, "class_correct", list_of(count)),
             class_total=field(obj, "class_total", list_of(count)),
-            seconds_per_epoch=field(obj, "seconds_per_epoch", list_of(number)),
+            seconds_per_epoch=field(obj, "seconds_per_epoch", list_of(amount)),
             peak_memory_bytes=field(obj, "peak_memory_bytes", optional(count)),
             epochs_done=field(obj, "epochs_done", count),
             finished=field(obj, "finished", flag),
@@ -69,4 +72,8 @@ class MetricsRecord:
         for index, (correct, total) in enumerate(zip(record.class_correct, record.class_total, strict=True)):
             if correct > total:
                 raise FieldError(f"at most {total}", str(correct), f"class_correct[{index}]")
+        accuracy, tested = record.test_accuracy, sum(record.class_total)
+        share_right = sum(record.class_correct) / tested if tested else None
+        if (accuracy is None) != (share_right is None) or abs((accuracy or 0) - (share_right or 0)) > _ROUNDING:
+            raise FieldError(f"the {share_right} of all classes together", str(accuracy), "test_accuracy")
         return record

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from tllm_plugin.core.errors import FileFormatError
 from tllm_plugin.runs.atomic import write_npz
 from tllm_plugin.runs.reading import read_npz
+from tllm_plugin.runs.stamps import schema_of
 
 KIND = "predictions"
 VERSION = 1
@@ -45,7 +46,7 @@ def write_predictions(path: str | os.PathLike[str], record: PredictionsRecord) -
     kind = np.min_scalar_type(max(record.num_classes - 1, 0))
     write_npz(
         path,
-        schema=f"tllm/{KIND}",
+        schema=schema_of(KIND),
         version=VERSION,
         num_classes=record.num_classes,
         labels=record.labels.astype(kind),

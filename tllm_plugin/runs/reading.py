@@ -1,48 +1,92 @@
-"""Reading files that may be missing, truncated, foreign, too new or hostile: each is one clear `FileFormatError`."""
+"""Reading files that may be missing, damaged, foreign, too new or hostile: each is one clear `FileFormatError`.
+
+All that this package reads of runs goes through here. Whatever carries a digest is compared with it before anything is
+used, nothing but a regular file is opened, and no declared size is believed before memory is taken.
+"""
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import logging
+import math
 import os
+import stat
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 import torch
 
 from tllm_plugin.core.errors import FileFormatError
+from tllm_plugin.runs.archives import check_archive, is_archive
+from tllm_plugin.runs.stamps import DIGEST, json_digest, schema_of
+
+_logger = logging.getLogger(__name__)
 
 _RUN_AGAIN = "restore it from a copy, or run again what wrote it"
+# The records of 20,000 classes are a tenth of it, and Python needs up to twenty times as much memory for its objects.
+_MOST_TEXT_BYTES = 2**27
+_SUFFIX = ".npy"
 
 
-def schema_of(kind: str) -> str:
-    """Return the text under `schema` in a file of this kind.
+def open_file(path: str | os.PathLike[str], what: str) -> BinaryIO:
+    """Open a regular file, or a link to one: a pipe or a device could wait forever or never end.
 
-    >>> schema_of("flags")
-    'tllm/flags'
+    Args:
+        path: Where it is.
+        what: What it should be, with its article, for error messages.
+
+    Raises:
+        FileFormatError: It is missing, no file, or must not be read.
     """
-    return f"tllm/{kind}"
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "a pipe, a socket or a device is no file")
+        return path.open("rb")
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path.
+        _refuse_unreadable(path, what, error)
+
+
+def read_text(path: str | os.PathLike[str], what: str) -> str:
+    """Read a file of UTF-8 text.
+
+    Raises:
+        FileFormatError: It is missing, no file, larger than any file of ours, or no such text.
+    """
+    path = Path(path)
+    with _refusing(path, what):
+        return _read_bytes(path, what).decode()
 
 
 def read_json(path: str | os.PathLike[str], kind: str, version: int) -> dict[str, Any]:
     """Read a JSON object that carries `"schema": "tllm/<kind>"` and `"version": <version>`, and return all of it.
 
     Raises:
-        FileFormatError: It is missing, truncated, of another kind, or of another schema version.
+        FileFormatError: It is missing, truncated, of another kind, of another schema version, or not what its digest
+            says; files of earlier versions have none.
     """
     path, what = Path(path), f"a TLLM {kind} file"
-    data = _read_bytes(path, what)
-    try:
-        content = json.loads(data, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        _refuse_damaged(path, what, error)
+    with _refusing(path, what):
+        content = json.loads(_read_bytes(path, what), parse_constant=_refuse_constant)
     stamp = content if isinstance(content, dict) else {}
     _check_stamp(path, kind, version, stamp.get("schema"), stamp.get("version"))
-    return dict(stamp)
+    if DIGEST in stamp and stamp[DIGEST] != json_digest(stamp):
+        raise FileFormatError(
+            f"Expected {path} to be {what}, but its content does not match its digest: it is damaged or was edited; "
+            f"{_RUN_AGAIN}, or remove its `{DIGEST}` if you have edited it"
+        )
+    return {name: value for name, value in stamp.items() if name != DIGEST}
 
 
 def read_npz(path: str | os.PathLike[str], kind: str, version: int) -> dict[str, np.ndarray]:
@@ -52,25 +96,35 @@ def read_npz(path: str | os.PathLike[str], kind: str, version: int) -> dict[str,
         FileFormatError: It is missing, truncated, of another kind, of another schema version, or holds a pickle.
     """
     path, what = Path(path), f"a TLLM {kind} file"
-    data = io.BytesIO(_read_bytes(path, what))
-    if not zipfile.is_zipfile(data):
-        _refuse_damaged(path, what, "not a complete .npz archive")
+    with _refusing(path, what), open_file(path, what) as file:
+        check_archive(file)
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+            stamp = [f"{name}{_SUFFIX}" for name in ("schema", "version")]
+            found = [_scalar(_read_array(archive, name)) if name in names else None for name in stamp]
+            _check_stamp(path, kind, version, *found)
+            arrays = {name: _read_array(archive, name) for name in names if name not in stamp}
+    return {name.removesuffix(_SUFFIX): array for name, array in arrays.items()}
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Return an array of a checked `.npz`; its shape is compared with the bytes that are there before it is made."""
+    if not name.endswith(_SUFFIX):
+        raise ValueError(f"`{name}` is not an array")
+    data = io.BytesIO(archive.read(name))
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(np.lib.format.read_magic(data))
+    if read_header is None:
+        raise ValueError(f"`{name}` is of an unknown format")
+    shape, _, dtype = read_header(data)
+    size = len(data.getbuffer()) - data.tell()
+    if not dtype.hasobject and (dtype.itemsize == 0 or math.prod(shape) * dtype.itemsize != size):
+        raise ValueError(f"`{name}` says {dtype} of shape {shape} and has {size} bytes")
     data.seek(0)
-    # Damaged bytes make zipfile, zlib and numpy raise a dozen unrelated types, hence `Exception`.
-    try:
-        archive = np.load(data, allow_pickle=False)
-        stamp = {name: archive[name] for name in ("schema", "version") if name in archive.files}
-    except Exception as error:
-        _refuse_damaged(path, what, error)
-    _check_stamp(path, kind, version, *(_scalar(stamp.get(name)) for name in ("schema", "version")))
-    try:
-        arrays = {name: archive[name] for name in archive.files if name not in stamp}
-    except Exception as error:
-        _refuse_damaged(path, what, error)
-    for name, array in arrays.items():
-        if not isinstance(array, np.ndarray):
-            _refuse_damaged(path, what, f"`{name}` is not an array")
-    return arrays
+    array: np.ndarray = np.lib.format.read_array(data, allow_pickle=False)
+    return array
 
 
 def load_torch(path: str | os.PathLike[str], what: str) -> object:
@@ -81,29 +135,66 @@ def load_torch(path: str | os.PathLike[str], what: str) -> object:
 
     Raises:
         FileFormatError: It is missing, truncated, no such file at all, or holds objects other than tensors and plain
-            values, which could run code on loading.
+            values, which could run code on loading. Damage shows in every archive, ours or a host's; the format of
+            PyTorch before 1.6 has no checksums, which a warning says.
     """
     path = Path(path)
+    with _refusing(path, what), open_file(path, what) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Torch comments on strange pickles; the error below says what to do.
+        checked = is_archive(file)
+        if checked:
+            check_archive(file)
+        file.seek(0)
+        try:
+            content: object = torch.load(file, map_location="cpu", weights_only=True)
+        except UnpicklingError as error:
+            raise FileFormatError(
+                f"Expected {path} to be {what}, but it is damaged or holds more than tensors and plain values, which "
+                "is refused because it could run code; save the state dict alone, or name another file"
+            ) from error
+    if not checked:
+        _logger.warning(
+            "%s is in the format of PyTorch before 1.6, which has no checksums, so that damage to it goes unnoticed; "
+            "torch.save writes it anew with them",
+            path,
+        )
+    return content
+
+
+def check_torch(path: str | os.PathLike[str], what: str) -> None:
+    """Refuse a damaged file of `torch.save` that a host is going to load by itself; see `load_torch`.
+
+    Raises:
+        FileFormatError: It is missing, no file, or does not match its checksums.
+    """
+    path = Path(path)
+    with _refusing(path, what), open_file(path, what) as file:
+        if is_archive(file):
+            check_archive(file)
+
+
+@contextmanager
+def _refusing(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever reading a file raises into a `FileFormatError`.
+
+    Damaged bytes make zipfile, zlib, NumPy and PyTorch raise a dozen unrelated types, hence `Exception`.
+    """
     try:
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Torch comments on strange pickles; the error below says what to do.
-            return torch.load(file, map_location="cpu", weights_only=True)
+        yield
+    except FileFormatError:
+        raise
     except OSError as error:
         _refuse_unreadable(path, what, error)
-    except UnpicklingError as error:
-        raise FileFormatError(
-            f"Expected {path} to be {what}, but it is damaged or holds more than tensors and plain values, which is "
-            "refused because it could run code; save the state dict alone, or name another file"
-        ) from error
-    except Exception as error:  # Damaged bytes surface as whatever the parser trips over.
+    except Exception as error:
         _refuse_damaged(path, what, error)
 
 
 def _read_bytes(path: Path, what: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path.
-        _refuse_unreadable(path, what, error)
+    with _refusing(path, what), open_file(path, what) as file:
+        data = file.read(_MOST_TEXT_BYTES + 1)
+    if len(data) > _MOST_TEXT_BYTES:
+        _refuse_damaged(path, what, f"it has more than {_MOST_TEXT_BYTES} bytes")
+    return data
 
 
 def _check_stamp(path: Path, kind: str, version: int, schema: object, found: object) -> None:
@@ -125,8 +216,8 @@ def _check_stamp(path: Path, kind: str, version: int, schema: object, found: obj
         )
 
 
-def _scalar(array: np.ndarray | None) -> object:
-    return array.item() if isinstance(array, np.ndarray) and array.ndim == 0 else None
+def _scalar(array: np.ndarray) -> object:
+    return array.item() if array.ndim == 0 else None
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -25,9 +25,10 @@ from tllm_plugin.runs.fields import FieldError
 from tllm_plugin.runs.flags_file import FlagsRecord
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.predictions_file import PredictionsRecord
-from tllm_plugin.runs.reading import read_json, schema_of
+from tllm_plugin.runs.reading import read_json
 from tllm_plugin.runs.search_file import SearchRecord
 from tllm_plugin.runs.split_file import SplitRecord
+from tllm_plugin.runs.stamps import stamped
 
 T = TypeVar("T")
 
@@ -37,7 +38,7 @@ _RECORDS = ("split.json", "curves.npz", "flags.json", "metrics.json")
 
 
 class RunFolder:
-    """The files that TLLM keeps of one run. All writing is atomic; all reading checks schema and types.
+    """The files that TLLM keeps of one run. All writing is atomic; all reading checks digest, schema and types.
 
     Args:
         path: The `tllm/` folder itself. `RunFolder.inside` makes it from the log folder, `RunFolder.find` from
@@ -166,7 +167,7 @@ class RunFolder:
 
     def read_split(self) -> SplitRecord:
         """Read `split.json`; a `FileFormatError` says what is wrong with it."""
-        return _read(self.split_json, split_file.KIND, split_file.VERSION, SplitRecord.from_json)
+        return read_record(self.split_json, split_file.KIND, split_file.VERSION, SplitRecord.from_json)
 
     def write_data(self, record: DataIdentity) -> None:
         """Write `data.json`."""
@@ -179,7 +180,7 @@ class RunFolder:
             FileFormatError: A file that says it is damaged.
         """
         if self.data_json.exists():
-            return _read(self.data_json, data_file.KIND, data_file.VERSION, data_file.from_json)
+            return read_record(self.data_json, data_file.KIND, data_file.VERSION, data_file.from_json)
         if self.flags_json.exists():
             return DataIdentity(class_names=tuple(item.name for item in self.read_flags().classes))
         return DataIdentity()
@@ -198,7 +199,7 @@ class RunFolder:
 
     def read_metrics(self) -> MetricsRecord:
         """Read `metrics.json`; a `FileFormatError` says what is wrong with it."""
-        return _read(self.metrics_json, metrics_file.KIND, metrics_file.VERSION, MetricsRecord.from_json)
+        return read_record(self.metrics_json, metrics_file.KIND, metrics_file.VERSION, MetricsRecord.from_json)
 
     def is_finished(self) -> bool:
         """Tell whether the run came to its end; a `FileFormatError` says that its metrics are damaged."""
@@ -239,7 +240,7 @@ class RunFolder:
 
 def read_flags(path: str | os.PathLike[str]) -> FlagsRecord:
     """Read a `flags.json` that may lie anywhere; a `FileFormatError` says what is wrong with it."""
-    return _read(Path(path), flags_file.KIND, flags_file.VERSION, FlagsRecord.from_json)
+    return read_record(Path(path), flags_file.KIND, flags_file.VERSION, FlagsRecord.from_json)
 
 
 def write_search(path: Path, record: SearchRecord) -> None:
@@ -249,7 +250,7 @@ def write_search(path: Path, record: SearchRecord) -> None:
 
 def read_search(path: str | os.PathLike[str]) -> SearchRecord:
     """Read a search's outcome; a `FileFormatError` says what is wrong with it."""
-    return _read(Path(path), search_file.KIND, search_file.VERSION, SearchRecord.from_json)
+    return read_record(Path(path), search_file.KIND, search_file.VERSION, SearchRecord.from_json)
 
 
 def find_curves(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -264,10 +265,11 @@ def find_curves(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def _write(path: Path, kind: str, version: int, content: dict[str, Any]) -> None:
-    write_json(path, {"schema": schema_of(kind), "version": version, **content})
+    write_json(path, stamped(kind, version, content))
 
 
-def _read(path: Path, kind: str, version: int, parse: Callable[[object], T]) -> T:
+def read_record(path: Path, kind: str, version: int, parse: Callable[[object], T]) -> T:
+    """Read a JSON file of a kind and what `parse` makes of it; a `FileFormatError` says what is wrong with it."""
     content = read_json(path, kind, version)
     try:
         return parse(content)

@@ -14,7 +14,7 @@ from tllm_plugin.core.curves import Curves
 from tllm_plugin.hosts.embedded.checkpoint import changed_keys
 from tllm_plugin.runs.atomic import save_torch, write_text
 from tllm_plugin.runs.curves_file import to_state
-from tllm_plugin.runs.reading import load_torch
+from tllm_plugin.runs.reading import load_torch, read_text
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.host import SEARCH_FRACTION, digest, override_words
 from tllm_plugin.search.parting import latest_parting, note_parting, refuse_other_run, replayed
@@ -106,8 +106,7 @@ class MdistillerSearch(ProcessSearch):
         logger.info("%s shares %d epochs with %s", wanted.name, best.epochs, best.run.log_folder.name)
 
     def _config_of(self, run: RunFolder, cfg: CfgNode) -> CfgNode:
-        with run.config_yaml.open(encoding="utf-8") as file:
-            old = CfgNode.load_cfg(file)
+        old = CfgNode.load_cfg(read_text(run.config_yaml, "the config of a run"))
         changed = changed_keys(old, cfg)
         refuse_other_run(run, [key for key in changed if not key.startswith("EXPERIMENT.")])
         return old

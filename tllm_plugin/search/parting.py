@@ -19,8 +19,8 @@ from tllm_plugin.runs.atomic import write_json
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.fields import count, field, text
 from tllm_plugin.runs.flags_file import FlagsRecord
-from tllm_plugin.runs.reading import read_json, schema_of
-from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.runs.run_folder import RunFolder, read_record
+from tllm_plugin.runs.stamps import stamped
 from tllm_plugin.search.follower import Follower, Followers, new_detector
 
 _KIND, _VERSION = "fork", 1
@@ -118,7 +118,7 @@ def note_parting(run: RunFolder, shared: Parting) -> None:
     """Write down from where a run has its first epochs."""
     parent = os.path.relpath(shared.run.log_folder, run.log_folder)
     content = {"parent": Path(parent).as_posix(), "shared_epochs": shared.epochs}
-    write_json(run.path / "fork.json", {"schema": schema_of(_KIND), "version": _VERSION, **content})
+    write_json(run.path / "fork.json", stamped(_KIND, _VERSION, content))
 
 
 def shared_with(run: RunFolder) -> tuple[int, RunFolder | None]:
@@ -130,9 +130,10 @@ def shared_with(run: RunFolder) -> tuple[int, RunFolder | None]:
     path = run.path / "fork.json"
     if not path.exists():
         return 0, None
-    content = read_json(path, _KIND, _VERSION)
-    parent = os.path.normpath(run.log_folder / field(content, "parent", text))
-    return field(content, "shared_epochs", count), RunFolder.inside(parent)
+    epochs, parent = read_record(
+        path, _KIND, _VERSION, lambda content: (field(content, "shared_epochs", count), field(content, "parent", text))
+    )
+    return epochs, RunFolder.inside(os.path.normpath(run.log_folder / parent))
 
 
 def _class_names(flags: FlagsRecord) -> tuple[str, ...]:

@@ -9,29 +9,24 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.pruners import BasePruner
 from optuna.samplers import TPESampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from tllm_plugin.core.errors import ConfigError, FileFormatError, NonFiniteLossError
+from tllm_plugin.core.errors import FileFormatError, NonFiniteLossError
 from tllm_plugin.runs.locks import held, is_held
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.host import Hopeless
 from tllm_plugin.search.space import Dimension, Values, grid
+from tllm_plugin.search.storage import open_storage
 
 logger = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-_JOURNAL = "journal:"
-#: Where a search of an earlier version has its study.
-_OLD_DATABASE = "study.db"
 #: How many workers may die on a trial, without one more epoch being written, before it counts as failed.
 MAX_TAKEOVERS = 3
 # What a trial that was queued again knows: after which one, how many workers died on it, how many epochs it had then.
@@ -242,72 +237,6 @@ class SharedStudy:
 
     def _in_state(self, *states: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=states)
-
-
-def open_storage(address: str, folder: Path) -> BaseStorage:
-    """Return the storage at an address; see `SharedStudy`.
-
-    Raises:
-        ConfigError: It cannot be opened.
-    """
-    try:
-        if not address and (folder / _OLD_DATABASE).exists():
-            return RDBStorage(f"sqlite:///{(folder / _OLD_DATABASE).resolve()}")
-        if not address or address.startswith(_JOURNAL):
-            return open_journal(Path(address.removeprefix(_JOURNAL)) if address else folder / "study.journal")
-        return RDBStorage(address)
-    except Exception as error:  # SQLAlchemy raises a dozen types, and there is OSError, or a driver that is missing.
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(
-            "Expected `--storage` to be journal:FILE, sqlite:///FILE or another database address, but got "
-            f"{repr(address) if address else 'none, that is, a journal in the folder of the search'}: {cause}"
-        ) from error
-
-
-def open_journal(path: Path) -> JournalStorage:
-    """Open a journal.
-
-    Raises:
-        OSError: It cannot be opened.
-        ValueError: It is no journal.
-    """
-    try:
-        return JournalStorage(JournalFileBackend(str(path), _JournalLock(path)))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-
-
-class _JournalLock(JournalFileOpenLock):
-    """A lock that the system releases when its process dies; Optuna's own would keep the others for half a minute.
-
-    Args:
-        journal: Whoever gets the lock finds it without half a line, as a killed worker or a full disk leaves one.
-    """
-
-    def __init__(self, journal: Path) -> None:
-        super().__init__(str(journal))
-        self._journal = journal
-        self._held = ExitStack()
-
-    def acquire(self) -> bool:
-        with ExitStack() as stack:
-            stack.enter_context(held(self._journal.with_name(f"{self._journal.name}.lock")))
-            _remove_half_a_line(self._journal)
-            self._held = stack.pop_all()
-        return True
-
-    def release(self) -> None:
-        self._held.close()
-
-
-def _remove_half_a_line(journal: Path) -> None:
-    """Cut off what has no end: Optuna would append to it, and from then on refuse the whole file."""
-    with journal.open("rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        file.seek(max(0, end - 1))
-        if end and file.read() != b"\n":
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def suggest(trial: Trial, item: Dimension) -> Any:

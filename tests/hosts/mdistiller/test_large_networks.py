@@ -106,6 +106,23 @@ def test_a_checkpoint_takes_the_place_of_torchvisions_weights(table: dict[str, A
         table["ResNet18"](pretrained=True)
 
 
+@pytest.mark.parametrize("data", ["imagenet", "cifar100"])
+def test_a_damaged_checkpoint_of_the_teacher_is_refused(table: dict[str, Any], tmp_path: Path, data: str) -> None:
+    """For small networks the host's script loads it, and PyTorch does not look at its checksums."""
+    from tllm_plugin.hosts.mdistiller.teachers import choose_teacher
+
+    checkpoint = tmp_path / "student_latest"
+    torch.save({"model": {"weight": torch.arange(1000.0)}}, checkpoint)
+    damaged = bytearray(checkpoint.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    checkpoint.write_bytes(damaged)
+    cfg = config("KD", "ResNet18" if data == "imagenet" else "resnet56", "MobileNetV1")
+    cfg.DATASET.TYPE = data
+    cfg.DISTILLER.TEACHER_CHECKPOINT = str(checkpoint)
+    with pytest.raises(FileFormatError, match="to be a network's checkpoint, but it is truncated, damaged"):
+        choose_teacher(cfg)
+
+
 def test_the_teacher_stage_starts_from_initial_weights(table: dict[str, Any]) -> None:
     from tllm_plugin.hosts.mdistiller.teachers import choose_teacher
 

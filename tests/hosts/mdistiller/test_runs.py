@@ -159,6 +159,9 @@ def test_teacher_stage_and_what_it_leaves(scratch: Path) -> None:
     assert state["model"]["module.distiller.student.has_context"]
     groups = state["optimizer"]["param_groups"]
     assert [group["nesterov"] for group in groups] == [True, True] and groups[1]["weight_decay"] == 0.0
+    # In the first epoch, which has no context, the context head was left alone.
+    first = torch.load(latest.with_name("epoch_1"), weights_only=True)["optimizer"]["state"]
+    assert len(state["optimizer"]["state"]) - len(first) == 2
     # What the host's tools/eval.py does with the weights of a student.
     with pytest.raises(RuntimeError, match="context_head"):
         create_model("resnet8", num_classes=200).load_state_dict(
@@ -246,6 +249,23 @@ def test_overrides_that_the_host_refuses(scratch: Path, options: tuple[str, ...]
     done = train(scratch, *options, check=False)
     assert done.returncode == 2 and message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("script", [False, True], ids=["launched", "patched"])
+@pytest.mark.parametrize(
+    ("base", "told"),
+    [
+        (f"{BASE}SOLVER: {{LR: 0.1}}\n", "the key `SOLVER` twice in one place, in line 5 and in line 15;"),
+        (BASE.replace("EPOCHS: 3", "EPOCHS: 010"), "but got 010, which YAML reads as 8;"),
+    ],
+    ids=["twice", "octal"],
+)
+def test_a_config_that_the_host_would_misread_is_refused(base: str, told: str, script: bool, scratch: Path) -> None:
+    if script:
+        apply_patch(scratch, "0001")
+    done = train(scratch, script=script, check=False, base=base)
+    assert done.returncode != 0 and told in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and not (scratch / "output").exists()
 
 
 def test_plugin_that_is_off_changes_nothing(scratch: Path) -> None:

@@ -121,6 +121,16 @@ def test_the_folder_names_the_teacher(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert parse(monkeypatch, "--path_t", str(tmp_path / folder / "last.pth")).model_t == name
 
 
+def test_a_damaged_teacher_is_refused(monkeypatch: pytest.MonkeyPatch, teacher: str) -> None:
+    """The host loads it by itself, and PyTorch does not look at the checksums that it wrote."""
+    torch.save({"model": {"weight": torch.arange(1000.0)}}, teacher)
+    whole = Path(teacher).read_bytes()
+    assert parse(monkeypatch, "--path_t", teacher).path_t == teacher
+    Path(teacher).write_bytes(whole[:2000] + bytes([whole[2000] ^ 1]) + whole[2001:])
+    with pytest.raises(ConfigError, match="last.pth to be the teacher's checkpoint, but it is truncated, damaged"):
+        parse(monkeypatch, "--path_t", teacher)
+
+
 def test_our_models_join_the_hosts(monkeypatch: pytest.MonkeyPatch, host: dict[str, Any]) -> None:
     assert parse(monkeypatch, "--model", "wrn_28_2", teacher=True).model == "wrn_28_2"
     assert host["resnet8"] is object and set(host) == {"resnet8", *EXTRA_MODELS, *PHOTOGRAPH_MODELS}

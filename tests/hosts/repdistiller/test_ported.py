@@ -141,6 +141,18 @@ def test_without_tllm_the_method_trains_and_nothing_of_ours_is_written(tmp_path:
         assert after["0.has_context"] and after["0.context_epoch"] == 2 and bool(after["0.context"].any(1).all())
 
 
+@pytest.mark.parametrize("tllm", [False, True])
+def test_the_context_head_is_as_initialised_when_the_first_context_appears(tmp_path: Path, tllm: bool) -> None:
+    heads = []
+    for epochs in (0, 2, 3):
+        lists, options = prepared(tmp_path, "cid", tllm=tllm, epochs=3, cid_warmup_epochs=2)
+        run = train(lists, options, stop_after=epochs)
+        heads.append(lists.modules[0].context_head)
+        held = [parameter for parameter in heads[-1].parameters() if parameter not in run.optimizer.state]
+        assert len(held) == (0 if epochs == 3 else 2)
+    assert torch.equal(heads[0].weight, heads[1].weight) and not torch.equal(heads[1].weight, heads[2].weight)
+
+
 def test_a_flagged_class_keeps_its_context_and_the_record_is_of_the_head_that_predicts(tmp_path: Path) -> None:
     lists, options = prepared(tmp_path, "cid", epochs=3)
     train(lists, options)

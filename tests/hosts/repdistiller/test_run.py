@@ -143,6 +143,9 @@ def test_resuming_is_refused_where_it_cannot_be_exact(tmp_path: Path) -> None:
     state.write_bytes(whole[:-100])
     with pytest.raises(FileFormatError, match="a checkpoint to resume from, but it is"):
         train(*prepared(tmp_path, tllm_resume=True))
+    state.write_bytes(whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1]) + whole[len(whole) // 2 + 1 :])
+    with pytest.raises(FileFormatError, match="a checkpoint to resume from, but it is"):
+        train(*prepared(tmp_path, tllm_resume=True))
     torch.save({"version": 1}, state)
     with pytest.raises(FileFormatError, match="version 1, but it is something else"):
         train(*prepared(tmp_path, tllm_resume=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts import processes
 
 
@@ -100,3 +103,34 @@ def synchronise_batch_norm(network: nn.Module, device: torch.device) -> nn.Modul
         if replacement is not child:
             setattr(network, name, replacement)
     return network
+
+
+def least_rows(distiller: nn.Module) -> int:
+    """Return how many rows a training pass needs in a process: 2 where a BatchNorm is trained on these rows alone.
+
+    A map of one pixel gives a BatchNorm one value per row, and of a single value there is no variance.
+    """
+    was_training = distiller.training
+    distiller.train()  # The teacher stays in evaluation mode, unless its distiller wants it otherwise.
+    trained = (module for module in distiller.modules() if isinstance(module, _BatchNorm) and module.training)
+    needed = 2 if any(not isinstance(module, SYNCHRONISED) for module in trained) else 1
+    distiller.train(was_training)
+    return needed
+
+
+@contextmanager
+def single_rows_explained() -> Iterator[None]:
+    """Say what to change where a BatchNorm is trained on a single value after all.
+
+    Raises:
+        ConfigError: That has happened.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel"):
+            raise
+        raise ConfigError(
+            "Expected at least two rows for a BatchNorm whose map has one pixel, but it got one; set a larger "
+            "SOLVER.BATCH_SIZE or TLLM.MIN_ROWS, a smaller SOLVER.ACCUMULATE, or start fewer processes"
+        ) from error

@@ -25,7 +25,7 @@ from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.adapter import Host, make_distiller_factory, make_trainer_factory
 from tllm_plugin.hosts.class_lists import resolve_classes
 from tllm_plugin.hosts.embedded.at_work import at_work
-from tllm_plugin.hosts.embedded.batch_norm import synchronise_batch_norm
+from tllm_plugin.hosts.embedded.batch_norm import least_rows, synchronise_batch_norm
 from tllm_plugin.hosts.embedded.checkpoint import read_checkpoint
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.embedded.device import choose_device
@@ -57,11 +57,19 @@ Keep = Callable[[Curves, Detector], bool]
 
 @dataclass(frozen=True)
 class EmbeddedData:
-    """The training data of a bundle, as the adapter wants it; stands in for a loader until the hold-out is cut."""
+    """The training data of a bundle, as the adapter wants it; stands in for a loader until the hold-out is cut.
+
+    Args:
+        bundle: The data set.
+        cfg: Of the run.
+        device: Where the batches end up.
+        least_rows: See `DataBundle.train_loader`.
+    """
 
     bundle: DataBundle
     cfg: CfgNode
     device: torch.device
+    least_rows: int
 
     @property
     def labels(self) -> Tensor:
@@ -83,6 +91,7 @@ class EmbeddedData:
             seed=self.cfg.EXPERIMENT.SEED,
             device=self.device,
             shard=processes.shard(),
+            least_rows=self.least_rows,
         )
 
     def holdout_loader(self, indices: Tensor) -> Any:
@@ -177,7 +186,7 @@ def _prepared(cfg: CfgNode, bundle: DataBundle, *, resume: bool, overwrite: bool
     distiller = (build(student) if teacher is None else build(student, teacher, cfg)).to(device)
     if cfg.RUNTIME.SYNC_BATCHNORM:
         distiller.student = synchronise_batch_norm(distiller.get_submodule("student"), device)
-    data = EmbeddedData(bundle, cfg, device)
+    data = EmbeddedData(bundle, cfg, device, least_rows(distiller))
     # The trainer `tllm` cuts the hold-out itself.
     train_data = data if cfg.SOLVER.TRAINER == "tllm" else data.train_loader(None)
     trainer = trainer_dict[cfg.SOLVER.TRAINER](

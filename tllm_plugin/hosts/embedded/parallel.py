@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tllm_plugin.data.randomness import derived_seed
 from tllm_plugin.hosts import processes
-from tllm_plugin.hosts.embedded.batch_norm import SYNCHRONISED
+from tllm_plugin.hosts.embedded.batch_norm import SYNCHRONISED, least_rows
 
 # Buffers are merged at the end of an epoch instead of being overwritten by those of process 0 in every step. Recent
 # versions of PyTorch have another name for the option.
@@ -37,7 +37,9 @@ class ParallelDistiller:
 
     def __init__(self, distiller: nn.Module) -> None:
         self.batch_rows: int | None = None
+        self._least_rows = least_rows(distiller)
         self._module = distiller
+        self._holding: list[Any] = [module for module in distiller.modules() if hasattr(module, "held_parameters")]
         if processes.count() > 1:
             self._module = DistributedDataParallel(distiller, **_KEEPS_BUFFERS)
 
@@ -50,8 +52,11 @@ class ParallelDistiller:
         self.batch_rows = rows
 
     def parts(self, wanted: int, rows: int) -> int:
-        """Return in how many parts to put `rows` through the networks: `wanted`, if every process has as many rows."""
-        return min(wanted, (self.batch_rows or rows) // processes.count())
+        """Return in how many parts to put `rows` through the networks.
+
+        As many as are `wanted`, if every process has rows for them: two for each where BatchNorm is trained.
+        """
+        return max(1, min(wanted, (self.batch_rows or rows) // processes.count() // self._least_rows))
 
     def weight(self, rows: int, rows_here: int) -> float:
         """Return the weight of a loss that is a mean over some rows.
@@ -67,6 +72,13 @@ class ParallelDistiller:
         if isinstance(self._module, DistributedDataParallel) and not last:
             return self._module.no_sync()
         return nullcontext()
+
+    def drop_held(self) -> None:
+        """Drop gradients of parameters that their modules hold back, before a step: DDP has put zeros there."""
+        if isinstance(self._module, DistributedDataParallel):
+            for module in self._holding:
+                for parameter in module.held_parameters():
+                    parameter.grad = None
 
     def __call__(self, **batch: Any) -> Any:
         return self._module(**batch)

@@ -10,6 +10,7 @@ from tllm_plugin.hosts.embedded.checkpoint import changed_keys, read_state, reco
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.same_data import check_same_data
 from tllm_plugin.hosts.tllm_node import TREATMENT
+from tllm_plugin.runs.reading import read_text
 from tllm_plugin.runs.run_folder import RunFolder
 
 #: What has no effect before the first flag.
@@ -54,7 +55,9 @@ def config_of(run: RunFolder) -> CfgNode:
     if not run.config_yaml.exists() and latest.exists():
         return recorded_config(read_state(latest)["config"])
     try:
-        return recorded_config(run.config_yaml.read_text(encoding="utf-8"))
+        return recorded_config(read_text(run.config_yaml, "the config of a run"))
+    except FileFormatError:
+        raise
     except Exception as error:  # yacs and YAML raise what they like on a damaged file.
         raise FileFormatError(f"Expected {run.config_yaml} to be the config of a run, but {error}") from error
 

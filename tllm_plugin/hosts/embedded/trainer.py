@@ -19,6 +19,7 @@ from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.core.registry import Registry
 from tllm_plugin.hosts import processes
+from tllm_plugin.hosts.embedded.batch_norm import single_rows_explained
 from tllm_plugin.hosts.embedded.checkpoint import read_checkpoint
 from tllm_plugin.hosts.embedded.device import autocast
 from tllm_plugin.hosts.embedded.evaluation import ClassResults, peak_memory_bytes, score_test_set
@@ -218,7 +219,7 @@ class BaseTrainer:
         for images, targets, rows in zip(*(item.tensor_split(parts) for item in (image, target, index)), strict=True):
             part_rows = targets.shape[0]
             with self.parallel.accumulating(last=len(outputs) == parts - 1):
-                with self.autocast():
+                with self.autocast(), single_rows_explained():
                     logits, losses = self.parallel(image=images, target=targets, index=rows, epoch=epoch)
                 means = torch.stack([loss.mean() for loss in losses.values()])
                 self.guard.see(epoch, losses, means, rows)
@@ -226,6 +227,7 @@ class BaseTrainer:
                 (total * self.parallel.weight(part_rows, batch_rows)).backward()
             outputs.append(logits.detach())
             totals.append(total.detach() * (part_rows / batch_rows))
+        self.parallel.drop_held()
         self.optimizer.step()
         self.schedule.step()
         return torch.cat(outputs), torch.stack(totals).sum()

@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.detectors import DETECTORS
 from tllm_plugin.hosts import config_files
-from tllm_plugin.hosts.config_checks import check, refuse
+from tllm_plugin.hosts.config_checks import check, check_file, refuse
 from tllm_plugin.hosts.mdistiller.registration import inner_trainer
 from tllm_plugin.hosts.mdistiller.teachers import choose_teacher
 from tllm_plugin.hosts.plain_errors import say_errors_plainly
@@ -24,10 +24,13 @@ def find_config(name: str) -> str:
     From here on an error of ours ends the host's script with its message instead of a traceback.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is none; or a key stands in it twice, or a number that YAML reads otherwise than it looks,
+            which the host would take without a word.
     """
     say_errors_plainly()
-    return str(config_files.find_config(name))
+    path = config_files.find_config(name)
+    refuse(check_file(path))
+    return str(path)
 
 
 def prepare(cfg: CfgNode) -> None:

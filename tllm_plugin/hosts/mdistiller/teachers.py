@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError, FileFormatError, unknown_name
 from tllm_plugin.runs.atomic import save_torch
-from tllm_plugin.runs.reading import load_torch
+from tllm_plugin.runs.reading import check_torch, load_torch
 
 # As `get_dataset` has them.
 _CLASSES = {"cifar100": 100, "tiny_imagenet": 200, "cub200": 200}
@@ -30,11 +30,14 @@ def choose_teacher(cfg: CfgNode) -> None:
 
     Raises:
         ConfigError: The host has no such model for the data set.
+        FileFormatError: The checkpoint, which the script loads without looking, is missing or damaged.
     """
     checkpoint = cfg.DISTILLER.TEACHER_CHECKPOINT
     untrained = cfg.DISTILLER.TYPE == "SFTN" and not checkpoint
     if cfg.DISTILLER.TYPE == "NONE" or not (checkpoint or untrained):
         return
+    if checkpoint:
+        check_torch(checkpoint, "a network's checkpoint")
     models = importlib.import_module("mdistiller.models")
     large = cfg.DATASET.TYPE == "imagenet"
     tables = {"imagenet": "imagenet_model_dict", "tiny_imagenet": "tiny_imagenet_model_dict"}

@@ -14,6 +14,7 @@ from tllm_plugin.data.decode import decode_files
 from tllm_plugin.data.folder import FolderPart, find_parts, readable_names
 from tllm_plugin.hosts.loader_data import LoaderData
 from tllm_plugin.hosts.photographs import cub200_loaders
+from tllm_plugin.hosts.single_rows import without_single_row
 from tllm_plugin.runs.run_folder import RunFolder
 
 #: Values of --dataset that the host does not have.
@@ -126,7 +127,7 @@ def load_images(options: Any) -> tuple[DataLoader[Any], DataLoader[Any], int, in
     train_loader: DataLoader[Any] = DataLoader(train_set, batch_size=batch_size, shuffle=True, num_workers=workers)
     test_loader: DataLoader[Any] = DataLoader(test_set, batch_size=max(1, batch_size // 2), num_workers=workers // 2)
     _remember(options, train_loader, test_loader)
-    return train_loader, test_loader, len(train_set), len(classes)
+    return without_single_row(train_loader), test_loader, len(train_set), len(classes)
 
 
 def _remember(options: Any, train: DataLoader[Any], test: DataLoader[Any]) -> None:

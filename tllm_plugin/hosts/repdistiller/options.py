@@ -31,7 +31,7 @@ from tllm_plugin.hosts.repdistiller.method_flags import (
 from tllm_plugin.hosts.repdistiller.networks import PHOTOGRAPH_MODELS, extend_models, start_pretrained
 from tllm_plugin.hosts.tllm_node import check_tllm, tllm_node
 from tllm_plugin.methods import ContextStudent
-from tllm_plugin.runs.reading import load_torch
+from tllm_plugin.runs.reading import check_torch, load_torch
 
 FLAGS = (
     Flag("tllm_detector", "DETECTOR.TYPE", f"which classes lose their teacher: {', '.join(sorted(DETECTORS))}"),
@@ -130,6 +130,8 @@ def check_options(options: argparse.Namespace) -> list[str]:
             "Expected the folder of `--path_t` to begin with the name of a model, or `--model_t` with that name, but "
             f"got {options.path_t!r}"
         )
+    elif damage := _damage_of(options.path_t):
+        problems.append(damage)
     elif _predicts_by_context(options.path_t):
         problems.append(
             f"Expected `--path_t` to hold the weights of a network, but {options.path_t} is of a student of CID, which "
@@ -193,6 +195,15 @@ def _teacher_name(path: str, models: list[str]) -> str | None:
     """Return the longest model name that the folder of a checkpoint begins with."""
     folder = os.path.basename(os.path.dirname(os.path.abspath(path)))
     return max((name for name in models if f"{folder}_".startswith(f"{name}_")), key=len, default=None)
+
+
+def _damage_of(path: str) -> str:
+    """Return what is wrong with a file that the host is going to load without looking; empty if nothing is."""
+    try:
+        check_torch(path, "the teacher's checkpoint")
+    except FileFormatError as error:
+        return str(error)
+    return ""
 
 
 def _predicts_by_context(path: str) -> bool:

@@ -1,0 +1,237 @@
+"""Headroom: how much classes differ in what distillation does to them, and what any class-wise rule could gain.
+
+The effect of a class is the delta acc that several seeds agree on. What one pair of runs shows is that effect plus the
+noise of two trainings, so the raw counts and sums of a comparison grow with the noise. Here the noise is estimated from
+runs of one method that differ in their seed, and taken off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import norm
+
+from tllm_plugin.analysis.comparison import Comparison
+from tllm_plugin.core.errors import ConfigError
+
+Vector = npt.NDArray[np.float64]
+
+_DRAWS = 4000
+_HALVES = 200
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval.
+
+    Args:
+        value: The estimate.
+        low: Lower end.
+        high: Upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Headroom:
+    """True effects of a method on classes, with the noise of training removed. All of it in fractions of accuracy.
+
+    Args:
+        classes: C.
+        distilled_runs: K.
+        vanilla_runs: L, those that the estimate uses.
+        mean: Mean effect over classes.
+        spread: Standard deviation of the true effects over classes.
+        ceiling: Mean over classes of `max(0, -effect)`: what the mean accuracy would gain if every hurt class were
+            given its vanilla accuracy back. No rule that only restores classes can gain more.
+        noise: Standard deviation of a class's delta acc in one pair of runs around its effect.
+        reliability: Correlation over classes between the effects in one half of the runs and in the other; NaN where a
+            side has a single run.
+        below: Classes with delta acc < 0 in a pair of runs, the mean over pairs.
+        below_by_shift: The same count if every class had the mean effect and only noise told them apart.
+        source: "seeds" where the noise is that of several trainings; "images" where a single pair of runs only shows
+            how much test images scatter, which is less, so that `spread` and `ceiling` are too large.
+    """
+
+    classes: int
+    distilled_runs: int
+    vanilla_runs: int
+    mean: Estimate
+    spread: Estimate
+    ceiling: Estimate
+    noise: float
+    reliability: float
+    below: float
+    below_by_shift: float
+    source: str
+
+
+def restored_gain(mean: npt.ArrayLike, spread: npt.ArrayLike) -> Vector:
+    """Return the expected `max(0, -x)` of a normal x with this mean and standard deviation.
+
+    >>> round(float(restored_gain(0.0, 1.0)), 4)
+    0.3989
+    """
+    mean, spread = np.asarray(mean, dtype=np.float64), np.asarray(spread, dtype=np.float64)
+    scaled = mean / np.where(spread > 0, spread, 1.0)
+    uncertain = spread * norm.pdf(scaled) - mean * norm.cdf(-scaled)
+    return np.asarray(np.where(spread > 0, uncertain, np.maximum(-mean, 0.0)))
+
+
+def headroom(comparison: Comparison, *, seed: int = 0) -> Headroom:
+    """Estimate the headroom of a method from its runs and the vanilla runs that they are compared with.
+
+    The variance over classes of the mean effect, less the variance that noise gives such a mean, is that of the true
+    effects (a random-effects model, fitted by moments). Intervals are generalised confidence intervals: mean, total
+    variance and noise are drawn from the distributions that normal effects and noise give them.
+
+    Args:
+        comparison: Of at least three classes with test images.
+        seed: Of the draws and of the halves.
+
+    Raises:
+        ConfigError: There are fewer than three classes to compare.
+    """
+    tested = comparison.vanilla[0].total > 0
+    classes = int(tested.sum())
+    if classes < 3:
+        raise ConfigError(f"Expected at least 3 classes with test images for the headroom, but got {classes}")
+    partners = len({id(change.vanilla) for change in comparison.changes})
+    paired = len(comparison.changes) > 1 and partners == len(comparison.changes)
+    distilled = np.stack([change.distilled.class_accuracy[tested] for change in comparison.changes])
+    vanilla = np.stack([result.class_accuracy[tested] for result in comparison.vanilla])
+    deltas = np.stack([change.delta[tested] for change in comparison.changes])
+    noise, freedom, source = _noise(comparison, distilled, vanilla, deltas, tested, paired)
+    # Of unpaired runs either side has half of the noise of one pair.
+    share = 1.0 / len(deltas) if paired else 0.5 / len(distilled) + 0.5 / len(vanilla)
+    effects = deltas.mean(0) if paired else distilled.mean(0) - vanilla.mean(0)
+    mean, total = float(effects.mean()), float(effects.var(ddof=1))
+    spread = float(np.sqrt(max(0.0, total - share * noise)))
+
+    generator = np.random.default_rng(seed)
+    totals = total * (classes - 1) / generator.chisquare(classes - 1, _DRAWS)
+    noises = noise * freedom / generator.chisquare(freedom, _DRAWS)
+    spreads = np.sqrt(np.maximum(0.0, totals - share * noises))
+    means = mean + np.sqrt(totals / classes) * generator.standard_normal(_DRAWS)
+    noise_of_pair = float(np.sqrt(noise))
+    return Headroom(
+        classes=classes,
+        distilled_runs=len(distilled),
+        vanilla_runs=partners if paired else len(vanilla),
+        mean=_estimate(mean, means),
+        spread=_estimate(spread, spreads),
+        ceiling=_estimate(float(restored_gain(mean, spread)), restored_gain(means, spreads)),
+        noise=noise_of_pair,
+        reliability=_reliability(distilled, vanilla, deltas, paired, generator),
+        below=comparison.hurt_count.found.mean,
+        below_by_shift=classes * float(norm.cdf(-mean / noise_of_pair)) if noise else float(classes * (mean < 0)),
+        source=source,
+    )
+
+
+def _noise(
+    comparison: Comparison,
+    distilled: Vector,
+    vanilla: Vector,
+    deltas: Vector,
+    tested: npt.NDArray[np.bool_],
+    paired: bool,
+) -> tuple[float, int, str]:
+    """Return the variance of one pair's delta acc around the effect, its degrees of freedom, and where it is from."""
+    classes = deltas.shape[1]
+    if paired:
+        return _pooled_variance(deltas), (len(deltas) - 1) * classes, "seeds"
+    sides = [side for side in (distilled, vanilla) if len(side) > 1]
+    if sides:
+        # A side with one run counts as noisy as the other.
+        variances = [_pooled_variance(side) for side in sides]
+        freedom = sum((len(side) - 1) * classes for side in sides)
+        return 2.0 * float(np.mean(variances)), freedom, "seeds"
+    change = comparison.changes[0]
+    total = change.vanilla.total[tested].astype(np.float64)
+    if change.losses is not None and change.gains is not None:
+        changed = (change.losses + change.gains)[tested] / total
+        variance = (changed - deltas[0] ** 2) / total
+    else:
+        shares = np.stack([distilled[0], vanilla[0]])
+        variance = (shares * (1.0 - shares)).sum(0) / total
+    return float(variance.mean()), classes, "images"
+
+
+def _pooled_variance(values: Vector) -> float:
+    """Return the mean over classes of the variance over runs of (runs, C) values, what all classes share removed.
+
+    A run that is better on the whole moves its mean, not the classes against each other.
+    """
+    centred = values - values.mean(1, keepdims=True)
+    classes = values.shape[1]
+    return float(centred.var(0, ddof=1).mean()) * classes / (classes - 1)
+
+
+def _reliability(
+    distilled: Vector, vanilla: Vector, deltas: Vector, paired: bool, generator: np.random.Generator
+) -> float:
+    if min(len(distilled), len(deltas) if paired else len(vanilla)) < 2:
+        return float("nan")
+    found = []
+    for _ in range(_HALVES):
+        if paired:
+            first, second = _halves(deltas, generator)
+        else:
+            taught, plain = _halves(distilled, generator), _halves(vanilla, generator)
+            first, second = (one - other for one, other in zip(taught, plain, strict=True))
+        if first.std() > 0 and second.std() > 0:
+            found.append(np.corrcoef(first, second)[0, 1])
+    return float(np.mean(found)) if found else float("nan")
+
+
+def _halves(values: Vector, generator: np.random.Generator) -> tuple[Vector, Vector]:
+    order = generator.permutation(len(values))
+    middle = len(values) // 2
+    return values[order[:middle]].mean(0), values[order[middle:]].mean(0)
+
+
+def _estimate(value: float, draws: Vector) -> Estimate:
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Estimate(value, float(low), float(high))
+
+
+def as_rows(found: Sequence[tuple[str, Headroom]]) -> list[tuple[str, ...]]:
+    """Return one row of text per method for a table headed by `HEADING`, in points of accuracy."""
+    return [
+        (
+            label,
+            f"{item.distilled_runs} / {item.vanilla_runs}",
+            _points(item.mean, signed=True),
+            _points(item.spread),
+            "" if np.isnan(item.reliability) else f"{item.reliability:.2f}",
+            _points(item.ceiling),
+            f"{item.below:g} of {item.classes}",
+            f"{item.below_by_shift:.0f}",
+        )
+        for label, item in found
+    ]
+
+
+HEADING = (
+    "method",
+    "runs / vanilla",
+    "mean effect",
+    "spread of effects",
+    "split-half r",
+    "ceiling",
+    "classes below vanilla",
+    "by mean and noise alone",
+)
+
+
+def _points(estimate: Estimate, *, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    ends = f"{100 * estimate.low:{sign}.1f} to {100 * estimate.high:{sign}.1f}"
+    return f"{100 * estimate.value:{sign}.1f} ({ends})"

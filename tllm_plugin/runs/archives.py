@@ -1,0 +1,127 @@
+"""Zip archives of tensors and arrays whose damage is noticed before anything of them is used.
+
+`torch.save` and `numpy.savez` write uncompressed archives with a CRC-32 of every entry, which neither `torch.load` nor,
+for an array that got shorter, NumPy compares. Everything else (names, sizes, the CRCs themselves) has no checksum, so
+what we write has a SHA-256 of that in the archive's comment, which other readers skip. To hash the entries as well
+would take as long as half of all writing; their CRCs have been computed anyway, and notice any 32 neighbouring bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+_SEAL = b"tllm sha256 "
+_SEAL_BYTES = len(_SEAL) + 64
+_IS_SEAL = re.compile(re.escape(_SEAL) + rb"[0-9a-f]{64}")
+_ENTRY, _ENTRY_BYTES, _NAME_LENGTHS = b"PK\3\4", 30, struct.Struct("<26xHH")
+_END, _END_BYTES, _MOST_COMMENT_BYTES = b"PK\5\6", 22, 2**16 - 1
+_IS_FOLDER = 0x10
+_CHUNK_BYTES = 2**20
+
+
+def seal(archive: io.BytesIO) -> None:
+    """Add the digest to a complete archive that has no comment."""
+    archive.seek(-2, io.SEEK_END)
+    archive.write(struct.pack("<H", _SEAL_BYTES))
+    end = archive.tell()
+    digest = _digest(archive, end, check_entries=False)
+    archive.seek(end)
+    archive.write(_SEAL + digest)
+
+
+def is_archive(file: BinaryIO) -> bool:
+    """Tell whether a file is a zip archive or what is left of one."""
+    file.seek(0)
+    return file.read(len(_ENTRY)) == _ENTRY or zipfile.is_zipfile(file)
+
+
+def check_archive(file: BinaryIO) -> None:
+    """Compare an archive with its checksums: ours and those of its entries. Memory does not depend on its size.
+
+    What we did not write, or an earlier version did, has the CRCs of its entries only.
+
+    Raises:
+        ValueError, zipfile.BadZipFile: It is damaged, or no uncompressed archive.
+    """
+    end, comment = _end_of(file)
+    if comment and not _IS_SEAL.fullmatch(comment):
+        raise ValueError("its comment is no digest")
+    digest = _digest(file, end, check_entries=True)
+    if comment and _SEAL + digest != comment:
+        raise ValueError("its content does not match its digest")
+
+
+def _end_of(file: BinaryIO) -> tuple[int, bytes]:
+    """Return where an archive's comment begins, and the comment."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - _END_BYTES - _MOST_COMMENT_BYTES))
+    tail = file.read()
+    record = tail.rfind(_END)
+    if record < 0 or len(tail) < record + _END_BYTES:
+        raise ValueError("not a complete archive")
+    (length,) = struct.unpack_from("<20xH", tail, record)
+    comment = tail[record + _END_BYTES :]
+    if len(comment) != length:
+        raise ValueError("its end is not where it says")
+    return size - length, comment
+
+
+def _digest(file: BinaryIO, end: int, *, check_entries: bool) -> bytes:
+    """Return the hexadecimal SHA-256 of the bytes before `end` that belong to no entry's content."""
+    with zipfile.ZipFile(file) as archive:
+        entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
+    names = [entry.filename for entry in entries]
+    if len(set(names)) != len(names):
+        raise ValueError("two entries have one name")
+    digest, position = hashlib.sha256(), 0
+    for entry in entries:
+        # Entries that lie in one another are how small files pretend to hold much.
+        if entry.header_offset < position or (position == 0 and entry.header_offset > 0):
+            raise ValueError(f"`{entry.filename}` is not where it should be")
+        start = _content_of(file, entry)
+        stop = start + entry.file_size
+        if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size or stop > end:
+            raise ValueError(f"`{entry.filename}` is compressed or incomplete")
+        if entry.external_attr & _IS_FOLDER:  # PyTorch would leave its tensor without content.
+            raise ValueError(f"`{entry.filename}` is marked as a folder")
+        for chunk in _chunks(file, position, start):
+            digest.update(chunk)
+        if check_entries:
+            crc = 0
+            for chunk in _chunks(file, start, stop):
+                crc = zlib.crc32(chunk, crc)
+            if crc != entry.CRC:
+                raise ValueError(f"the checksum of `{entry.filename}` is wrong")
+        position = stop
+    for chunk in _chunks(file, position, end):
+        digest.update(chunk)
+    return digest.hexdigest().encode()
+
+
+def _content_of(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
+    """Return where an entry's content begins; its own header has to name it as the archive's directory does."""
+    file.seek(entry.header_offset)
+    header = file.read(_ENTRY_BYTES)
+    if len(header) < _ENTRY_BYTES or not header.startswith(_ENTRY):
+        raise ValueError(f"`{entry.filename}` is not where it should be")
+    name, extra = _NAME_LENGTHS.unpack(header)
+    if file.read(name) != entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437"):
+        raise ValueError(f"`{entry.filename}` has another name in its header")
+    return int(entry.header_offset + _ENTRY_BYTES + name + extra)
+
+
+def _chunks(file: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
+    file.seek(start)
+    while start < stop:
+        chunk = file.read(min(_CHUNK_BYTES, stop - start))
+        if not chunk:
+            raise ValueError("it ends too early")
+        yield chunk
+        start += len(chunk)

@@ -1,0 +1,145 @@
+"""Where the workers of a search meet: a journal or a database that Optuna writes, and no file that is anything else."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sqlite3
+import stat
+from contextlib import ExitStack, closing
+from pathlib import Path
+from urllib.parse import quote
+
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.runs.locks import held
+
+_JOURNAL = "journal:"
+#: Where a search of an earlier version has its study.
+_OLD_DATABASE = "study.db"
+# How every line begins that Optuna writes.
+_BEGINNING = b'{"op_code":'
+_SQLITE = re.compile(r"sqlite(\+\w+)?:///(?P<path>[^?]+)")
+_IS_LEFT = "and is left as it is; name another file"
+
+
+def open_storage(address: str, folder: Path) -> BaseStorage:
+    """Return the storage at an address; see `SharedStudy`.
+
+    Raises:
+        ConfigError: It cannot be opened.
+    """
+    try:
+        if not address and (folder / _OLD_DATABASE).exists():
+            return RDBStorage(f"sqlite:///{(folder / _OLD_DATABASE).resolve()}")
+        if not address or address.startswith(_JOURNAL):
+            return open_journal(Path(address.removeprefix(_JOURNAL)) if address else folder / "study.journal")
+        _check_database(address)
+        return RDBStorage(address)
+    except Exception as error:  # SQLAlchemy raises a dozen types, and there is OSError, or a driver that is missing.
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            "Expected `--storage` to be journal:FILE, sqlite:///FILE or another database address, but got "
+            f"{repr(address) if address else 'none, that is, a journal in the folder of the search'}: {cause}"
+        ) from error
+
+
+def open_journal(path: Path) -> JournalStorage:
+    """Open a journal.
+
+    Raises:
+        OSError: It cannot be opened.
+        ValueError: It is no journal, or damaged. Then it is as it was before, as is its folder.
+    """
+    _check_journal(path)
+    try:
+        return JournalStorage(JournalFileBackend(str(path), _JournalLock(path)))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _check_journal(path: Path) -> None:
+    """Refuse whatever is not a journal: Optuna would append to it, and cut off what looks like half a line."""
+    if not _is_regular_file(path):
+        return
+    with path.open("rb") as file:
+        beginning = file.read(len(_BEGINNING))
+        file.seek(0)
+        # Before a line is read: a foreign file may be one line of any length.
+        if beginning and not (beginning == _BEGINNING and all(map(_is_operation, file))):
+            raise ValueError(f"{path} is damaged or no journal of Optuna's, {_IS_LEFT}")
+
+
+def _is_operation(line: bytes) -> bool:
+    """Tell whether a line is Optuna's; half a line at the end, as a killed worker leaves one, passes for it."""
+    try:
+        content = json.loads(line)
+    except ValueError:
+        return not line.endswith(b"\n")
+    return isinstance(content, dict) and {"op_code", "worker_id"} <= set(content)
+
+
+def _check_database(address: str) -> None:
+    """Refuse an SQLite file that holds something else: Optuna would add its tables to it."""
+    found = _SQLITE.match(address)
+    if found is None or found["path"] == ":memory:" or found["path"].startswith("file:"):
+        return
+    path = Path(found["path"])
+    if not _is_regular_file(path) or not path.stat().st_size:
+        return
+    # Neither locked nor mended: a worker that died may have left it half written, which is SQLite's to mend.
+    with closing(sqlite3.connect(f"file:{quote(os.path.abspath(path))}?immutable=1", uri=True)) as database:
+        tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if tables and not tables >= {"studies", "trials", "version_info"}:
+        raise ValueError(f"{path} is a database of something else, {_IS_LEFT}")
+
+
+def _is_regular_file(path: Path) -> bool:
+    """Tell whether there is a file.
+
+    Raises:
+        ValueError: There is a folder, a pipe or a device.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path} is no regular file")
+    return True
+
+
+class _JournalLock(JournalFileOpenLock):
+    """A lock that the system releases when its process dies; Optuna's own would keep the others for half a minute.
+
+    Args:
+        journal: Whoever gets the lock finds it without half a line, as a killed worker or a full disk leaves one.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        super().__init__(str(journal))
+        self._journal = journal
+        self._held = ExitStack()
+
+    def acquire(self) -> bool:
+        with ExitStack() as stack:
+            stack.enter_context(held(self._journal.with_name(f"{self._journal.name}.lock")))
+            _remove_half_a_line(self._journal)
+            self._held = stack.pop_all()
+        return True
+
+    def release(self) -> None:
+        self._held.close()
+
+
+def _remove_half_a_line(journal: Path) -> None:
+    """Cut off what has no end: Optuna would append to it, and from then on refuse the whole file."""
+    with journal.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        if end and file.read() != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
