@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 from yacs.config import CfgNode
 
+from tllm_plugin.data.class_order import NATURAL
 from tllm_plugin.hosts.config_checks import lookup, merge_options
 from tllm_plugin.hosts.repdistiller.options import FLAGS
 from tllm_plugin.hosts.tllm_node import check_tllm, tllm_node
 
-_PATHS = ("path_t", "data_folder")
+_PATHS = ("path_t", "data_folder", "class_order")
 _HOST_EPOCHS = 240  # The host's default.
 
 
@@ -37,7 +38,8 @@ class StudentArguments:
 
     def words(self, *, absolute: bool) -> list[str]:
         """Return the arguments but for TLLM's flags, with absolute paths if asked for."""
-        named = [(name, os.path.abspath(path) if absolute else path) for name, path in self.paths]
+        # An order may be the name of one instead of a file.
+        named = [(name, os.path.abspath(path) if absolute and path != NATURAL else path) for name, path in self.paths]
         seed = [] if self.seed is None else ["--tllm_seed", str(self.seed)]
         return [*self.others, *(word for name, path in named for word in (f"--{name}", path)), *seed]
 
@@ -96,9 +98,7 @@ def _set_keys(cfg: CfgNode, values: dict[str, object]) -> list[str]:
     for flag in FLAGS:
         value = values[flag.name]
         if isinstance(value, list):
-            cfg.TLLM[flag.key.partition(".")[0]][flag.key.rpartition(".")[2]] = [
-                int(word) if str(word).isdigit() else word for word in value
-            ]
+            cfg.TLLM[flag.key.partition(".")[0]][flag.key.rpartition(".")[2]] = value
         elif value is not None:
             problems += merge_options(cfg, [f"TLLM.{flag.key}", str(value)])
     return problems
