@@ -12,6 +12,7 @@ from tllm_plugin.analysis.networks import ask
 from tllm_plugin.analysis.results import TestResult
 from tllm_plugin.analysis.timm_networks import PREFIX, score_timm
 from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.paths import expanded
 from tllm_plugin.data import load_data
 from tllm_plugin.hosts.embedded.networks import load_network
 from tllm_plugin.models import create_model, is_model
@@ -32,15 +33,15 @@ def load_named(name: str, data: str = "", image_size: int = 0) -> list[LoadedRun
         FileFormatError: A run or checkpoint that cannot be read.
     """
     label, found_label, rest = name.partition("=")
-    if not found_label or Path(name).exists():
+    if not found_label or Path(expanded(name)).exists():
         label, rest = "", name
     runs = []
-    for part in [rest] if Path(rest).exists() else rest.split(","):
+    for part in [rest] if Path(expanded(rest)).exists() else rest.split(","):
         if part.startswith(PREFIX):
             runs.append(score_timm(part, data))
             continue
         model, at, checkpoint = part.partition("@")
-        if at and is_model(model) and not Path(part).exists():
+        if at and is_model(model) and not Path(expanded(part)).exists():
             runs.append(_score_checkpoint(model, checkpoint, data, image_size))
         else:
             runs.append(load_run(part))
@@ -57,7 +58,7 @@ def _score_checkpoint(model: str, checkpoint: str, data: str, image_size: int) -
     bundle = load_data(kind, path, image_size=image_size)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = create_model(model, num_classes=bundle.num_classes, in_channels=bundle.in_channels)
-    network = load_network(network, checkpoint)
+    network = load_network(network, expanded(checkpoint))
     batches = bundle.eval_loader(None, batch_size=_BATCH_SIZE, device=device, split="test")
     answers = ask(network.to(device), batches, device, features=False)
     return LoadedRun(

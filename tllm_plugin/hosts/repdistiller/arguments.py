@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from yacs.config import CfgNode
 
+from tllm_plugin.core.paths import expanded
 from tllm_plugin.hosts.config_checks import lookup, merge_options
 from tllm_plugin.hosts.repdistiller.options import FLAGS
 from tllm_plugin.hosts.tllm_node import check_tllm, tllm_node
@@ -37,7 +38,7 @@ class StudentArguments:
 
     def words(self, *, absolute: bool) -> list[str]:
         """Return the arguments but for TLLM's flags, with absolute paths if asked for."""
-        named = [(name, os.path.abspath(path) if absolute else path) for name, path in self.paths]
+        named = [(name, os.path.abspath(expanded(path)) if absolute else path) for name, path in self.paths]
         seed = [] if self.seed is None else ["--tllm_seed", str(self.seed)]
         return [*self.others, *(word for name, path in named for word in (f"--{name}", path)), *seed]
 
@@ -71,7 +72,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[StudentArguments, list[st
     if not found.path_t:
         problems.append("Expected `--path_t` to name the teacher's checkpoint, but got none")
     if cfg.TLLM.DETECTOR.REFERENCE:
-        cfg.TLLM.DETECTOR.REFERENCE = os.path.abspath(cfg.TLLM.DETECTOR.REFERENCE)
+        cfg.TLLM.DETECTOR.REFERENCE = os.path.abspath(expanded(cfg.TLLM.DETECTOR.REFERENCE))
     paths = tuple((name, getattr(found, name)) for name in _PATHS if getattr(found, name))
     if found.epochs is not None:
         others += ["--epochs", str(found.epochs)]
