@@ -13,6 +13,7 @@ from tllm_plugin.analysis.results import TestResult
 from tllm_plugin.analysis.timm_networks import PREFIX, score_timm
 from tllm_plugin.core.data_identity import DataIdentity, normalisation_difference, shown_numbers
 from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.paths import expanded
 from tllm_plugin.data import DataBundle, load_data
 from tllm_plugin.hosts.embedded.networks import load_network
 from tllm_plugin.hosts.same_data import check_classes, data_of_checkpoint, tell_once, tell_unstated_order
@@ -53,10 +54,10 @@ def load_named(name: str, data: AskedData | None = None) -> list[LoadedRun]:
     """
     data = data or AskedData()
     label, found_label, rest = name.partition("=")
-    if not found_label or Path(name).exists():
+    if not found_label or Path(expanded(name)).exists():
         label, rest = "", name
     runs = []
-    for part in [rest] if Path(rest).exists() else rest.split(","):
+    for part in [rest] if Path(expanded(rest)).exists() else rest.split(","):
         if part.startswith(PREFIX):
             runs.append(
                 score_timm(
@@ -70,8 +71,8 @@ def load_named(name: str, data: AskedData | None = None) -> list[LoadedRun]:
             )
             continue
         model, at, checkpoint = part.partition("@")
-        if at and is_model(model) and not Path(part).exists():
-            runs.append(_score_checkpoint(model, checkpoint, data))
+        if at and is_model(model) and not Path(expanded(part)).exists():
+            runs.append(_score_checkpoint(model, expanded(checkpoint), data))
         else:
             runs.append(load_run(part))
     return [replace(run, method=label, grouped=True) for run in runs] if label else runs

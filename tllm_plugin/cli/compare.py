@@ -20,6 +20,7 @@ from tllm_plugin.analysis.study import Study, build_comparison, build_pairs
 from tllm_plugin.analysis.wording import counted, listed
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.escaping import markdown_text, visible
+from tllm_plugin.core.paths import expanded
 from tllm_plugin.hosts.console import PlainConsole, say, write_out
 from tllm_plugin.runs.atomic import write_text
 
@@ -71,7 +72,9 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--classes", type=int, default=10, metavar="N", help="classes to print, the worst first")
     for name, what in (("json", "everything"), ("csv", "one line per method and class"), ("markdown", "both tables")):
-        parser.add_argument(f"--{name}", default="", metavar="FILE", help=f"write {what}; - is standard output")
+        parser.add_argument(
+            f"--{name}", type=expanded, default="", metavar="FILE", help=f"write {what}; - is standard output"
+        )
     parser.set_defaults(run=run)
 
 

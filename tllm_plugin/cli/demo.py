@@ -17,6 +17,7 @@ from tllm_plugin.analysis.delta_accuracy import hurt_classes
 from tllm_plugin.cli.overrides import add_overrides
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.core.escaping import visible
+from tllm_plugin.core.paths import expanded
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.console import PlainConsole
 from tllm_plugin.hosts.embedded import job
@@ -39,7 +40,9 @@ def add_parser(commands: Any) -> None:
         epilog="Example: tllm demo --no-plant --out /tmp/demo",
     )
     parser.add_argument("--no-plant", action="store_true", help="an honest teacher: plant no undistillable classes")
-    parser.add_argument("--out", default="output", metavar="FOLDER", help="where run folders go (default: output)")
+    parser.add_argument(
+        "--out", type=expanded, default="output", metavar="FOLDER", help="where run folders go (default: output)"
+    )
     add_overrides(parser)
     parser.set_defaults(run=run)
 

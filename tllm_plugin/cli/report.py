@@ -7,6 +7,7 @@ from typing import Any
 
 from tllm_plugin.analysis.named_networks import load_named
 from tllm_plugin.analysis.representations import TSNE_POINTS
+from tllm_plugin.core.paths import expanded
 from tllm_plugin.hosts.console import say
 from tllm_plugin.report.page import write_report
 
@@ -28,7 +29,9 @@ def add_parser(commands: Any) -> None:
         metavar="RUN",
         help="log folder; runs that differ in their seed are recognised, LABEL=RUN,RUN groups others",
     )
-    parser.add_argument("--out", default=None, metavar="FILE", help="default: tllm/report.html of the last run")
+    parser.add_argument(
+        "--out", type=expanded, default=None, metavar="FILE", help="default: tllm/report.html of the last run"
+    )
     parser.add_argument("--no-networks", action="store_true", help="do not run the networks for CKA and t-SNE")
     parser.add_argument("--points", type=int, default=TSNE_POINTS, metavar="N", help="of a t-SNE at most")
     parser.set_defaults(run=run)

@@ -8,6 +8,7 @@ from typing import Any
 
 from tllm_plugin.analysis import tables
 from tllm_plugin.analysis.table_text import latex, markdown
+from tllm_plugin.core.paths import expanded
 from tllm_plugin.hosts.console import say, write_out
 from tllm_plugin.runs.atomic import write_text
 
@@ -23,12 +24,14 @@ def add_parser(commands: Any) -> None:
         ),
         epilog="Example: tllm tables output --latex tables.tex",
     )
-    parser.add_argument("folder", metavar="RUNS_DIR", help="searched with everything below it")
+    parser.add_argument("folder", type=expanded, metavar="RUNS_DIR", help="searched with everything below it")
     parser.add_argument(
         "--imagefolder-is", default="", choices=tables.DATA_SETS, help="data set of the runs on image folders"
     )
     for name in ("markdown", "latex", "json"):
-        parser.add_argument(f"--{name}", default="", metavar="FILE", help=f"write {name}; - is standard output")
+        parser.add_argument(
+            f"--{name}", type=expanded, default="", metavar="FILE", help=f"write {name}; - is standard output"
+        )
     parser.set_defaults(run=run)
 
 

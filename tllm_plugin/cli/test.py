@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from tllm_plugin.core.errors import ConfigError, TLLMError
+from tllm_plugin.core.paths import expanded
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.console import say
@@ -31,7 +32,9 @@ def add_parser(commands: Any) -> None:
         epilog="Example: tllm test output/digits/kd-digits_student-seed0",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="log folder of a run, or its tllm/ folder")
-    parser.add_argument("--path", default="", metavar="FOLDER", help="where the data are, if not where they were")
+    parser.add_argument(
+        "--path", type=expanded, default="", metavar="FOLDER", help="where the data are, if not where they were"
+    )
     parser.add_argument(
         "--device", default="", metavar="NAME", help="as RUNTIME.DEVICE, if not the one of the training"
     )

@@ -11,6 +11,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError, unknown_name
+from tllm_plugin.core.escaping import visible
 from tllm_plugin.hosts.yaml_text import MOST_CHARACTERS, Written, plain, read_yaml
 
 #: A rule returns what was expected, or None where the value is fine.
@@ -95,7 +96,7 @@ def check(cfg: CfgNode, rules: Mapping[str, Rule]) -> list[str]:
         value = lookup(cfg, key)
         expected = rule(value)
         if expected is not None:
-            problems.append(f"Expected `{key}` to be {expected}, but got {_shown(value)}")
+            problems.append(f"Expected `{key}` to be {expected}, but got {shown(value)}")
     return problems
 
 
@@ -107,13 +108,13 @@ def lookup(cfg: CfgNode, key: str) -> Any:
 
 
 def refuse(problems: list[str]) -> None:
-    """Raise all problems as one error.
+    """Raise all problems as one error, one line each.
 
     Raises:
         ConfigError: There are problems.
     """
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(map(visible, problems)))
 
 
 def number_in(low: float, high: float, *, open_low: bool = False, open_high: bool = False) -> Rule:
@@ -129,6 +130,11 @@ def number_in(low: float, high: float, *, open_low: bool = False, open_high: boo
         return f"in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
 
     return rule
+
+
+def count_in(low: int, high: int) -> Rule:
+    """Return a rule for counts; both ends are in."""
+    return lambda value: None if low <= value <= high else f"in [{low}, {high}]"
 
 
 def at_least(low: float) -> Rule:
@@ -157,7 +163,7 @@ def _merge(cfg: CfgNode, loaded: Mapping[Any, Any], prefix: str) -> list[str]:
             if isinstance(value, Mapping):
                 problems += _merge(cfg[key], value, f"{name}.")
             else:
-                problems.append(f"Expected `{name}` to hold keys and values, but got {_shown(value)}")
+                problems.append(f"Expected `{name}` to hold keys and values, but got {shown(value)}")
         else:
             try:
                 cfg[key] = _fit(value, cfg[key])
@@ -177,13 +183,13 @@ class _Unfit(Exception):
 
     def __init__(self, expected: str, value: Any, *, misread: bool = False) -> None:
         self.expected = expected
-        self.got = _shown(plain(value))
+        self.got = shown(plain(value))
         if misread and isinstance(value, Written) and value.text:
             read = "nothing" if value.value is None else self.got
             self.got = f"{value.text}, which YAML reads as {read}; put it in quotes to have it as it is written"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Return a value for an error message, shortened."""
     short = reprlib.Repr()
     short.maxlist = short.maxtuple = short.maxdict = 6

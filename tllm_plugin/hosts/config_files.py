@@ -7,6 +7,7 @@ import os
 from pathlib import Path, PurePath
 
 from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.paths import expanded
 
 _MOST_NEAR = 6
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -29,9 +30,10 @@ def find_config(path: str | os.PathLike[str]) -> Path:
         ConfigError: It is neither. The message lists configs with similar names, or what is in a folder of ours.
     """
     try:
-        if Path(path).is_file():
-            return Path(path)
-        problem = "that is a folder" if Path(path).is_dir() else "there is no such file"
+        named = Path(expanded(path))
+        if named.is_file():
+            return named
+        problem = "that is a folder" if named.is_dir() else "there is no such file"
     except (OSError, ValueError) as error:  # A name too long, a NUL character.
         problem = f"that cannot be looked at ({error})"
     name = PurePath(path).as_posix().removeprefix("configs/")

@@ -73,12 +73,26 @@ def check_tllm(cfg: CfgNode) -> list[str]:
             f"Expected `TLLM.DETECTOR.SCORE` to be one that a vanilla run has, too, for `{detector.TYPE}`, but got "
             "'agreement', and that has no teacher to agree with"
         )
+    problems += _without_teacher(cfg)
     if needed and detector.REFERENCE and not os.path.exists(detector.REFERENCE):
         problems.append(
             f"Expected `TLLM.DETECTOR.REFERENCE` to be a run folder or curves.npz, but {detector.REFERENCE} does not "
             "exist"
         )
     return problems
+
+
+def _without_teacher(cfg: CfgNode) -> list[str]:
+    """Return what a vanilla run cannot have, in a host whose configs say that a run is one."""
+    if "DISTILLER" not in cfg or cfg.DISTILLER.TYPE != "NONE" or cfg.SOLVER.TRAINER != "tllm":
+        return []
+    detector = cfg.TLLM.DETECTOR
+    kind = DETECTORS.get(detector.TYPE)
+    if kind is not None and kind.needs_teacher:
+        return [f"Expected a teacher for `TLLM.DETECTOR.TYPE` {detector.TYPE}, but `DISTILLER.TYPE` is NONE"]
+    if detector.SCORE == "agreement" and kind is not None and not kind.needs_reference:
+        return ["Expected a teacher for `TLLM.DETECTOR.SCORE` agreement, but `DISTILLER.TYPE` is NONE"]
+    return []
 
 
 def build_detector(

@@ -11,6 +11,7 @@ import numpy as np
 
 from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.errors import FileFormatError, TLLMError
+from tllm_plugin.core.paths import expanded
 from tllm_plugin.runs import (
     config_file,
     curves_file,
@@ -65,7 +66,7 @@ class RunFolder:
             FileFormatError: There is no run there.
         """
         try:
-            named = Path(path).resolve()
+            named = Path(expanded(path)).resolve()
             for folder in [named.parent] if named.is_file() else [named / NAME, named]:
                 if any((folder / name).is_file() for name in _RECORDS):
                     return cls(folder)
@@ -249,7 +250,7 @@ class RunFolder:
 
 def read_flags(path: str | os.PathLike[str]) -> FlagsRecord:
     """Read a `flags.json` that may lie anywhere; a `FileFormatError` says what is wrong with it."""
-    return read_record(Path(path), flags_file.KIND, flags_file.VERSION, FlagsRecord.from_json)
+    return read_record(Path(expanded(path)), flags_file.KIND, flags_file.VERSION, FlagsRecord.from_json)
 
 
 def write_search(path: Path, record: SearchRecord) -> None:
@@ -269,7 +270,7 @@ def find_curves(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         FileFormatError: There are none, or something is wrong with them.
     """
     if str(path).endswith(".npz"):
-        return curves_file.read_curves(path)
+        return curves_file.read_curves(expanded(path))
     return RunFolder.find(path).read_curves()
 
 

@@ -16,6 +16,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from tllm_plugin.core.errors import ConfigError, TLLMError
+from tllm_plugin.core.paths import expanded
 from tllm_plugin.runs.locks import held
 
 _JOURNAL = "journal:"
@@ -37,7 +38,8 @@ def open_storage(address: str, folder: Path) -> BaseStorage:
         if not address and (folder / _OLD_DATABASE).exists():
             return RDBStorage(f"sqlite:///{(folder / _OLD_DATABASE).resolve()}")
         if not address or address.startswith(_JOURNAL):
-            return open_journal(Path(address.removeprefix(_JOURNAL)) if address else folder / "study.journal")
+            return open_journal(Path(expanded(address.removeprefix(_JOURNAL))) if address else folder / "study.journal")
+        address = _with_home(address)
         _check_database(address)
         return RDBStorage(address)
     except Exception as error:  # SQLAlchemy raises a dozen types, and there is OSError, or a driver that is missing.
@@ -81,6 +83,13 @@ def _is_operation(line: bytes) -> bool:
     except ValueError:
         return not line.endswith(b"\n")
     return isinstance(content, dict) and {"op_code", "worker_id"} <= set(content)
+
+
+def _with_home(address: str) -> str:
+    found = _SQLITE.match(address)
+    if found is None:
+        return address
+    return f"{address[: found.start('path')]}{expanded(found['path'])}{address[found.end('path') :]}"
 
 
 def _check_database(address: str) -> None:

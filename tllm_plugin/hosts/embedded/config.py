@@ -17,6 +17,7 @@ from tllm_plugin.hosts.config_checks import (
     Rule,
     at_least,
     check,
+    count_in,
     merge_file,
     merge_options,
     more_than,
@@ -25,7 +26,9 @@ from tllm_plugin.hosts.config_checks import (
     refuse,
 )
 from tllm_plugin.hosts.config_files import find_config
+from tllm_plugin.hosts.config_values import check_names, check_values, expand_paths
 from tllm_plugin.hosts.embedded import job  # noqa: F401 (it registers the trainer and the distiller of TLLM)
+from tllm_plugin.hosts.embedded.buildable import buildable
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
 from tllm_plugin.hosts.embedded.networks import trained_model
@@ -37,6 +40,10 @@ from tllm_plugin.models import is_model, model_names
 SCHEDULES = ("step", "one_cycle")
 _NOT_INNER = {"TLLM", "NONE", "SFTN"}
 PRECISIONS = ("float32", "bfloat16")
+#: Far beyond what anybody trains; more is a slip, and would end in want of memory or not at all.
+MOST_EPOCHS, MOST_ROWS, MOST_WORKERS, LARGEST_IMAGE = 1_000_000, 2**31 - 1, 1024, 8192
+_LARGEST_PROBE = 1024
+_LARGEST_RATE = 3e38  # In float32.
 
 
 def load_config(path: str | os.PathLike[str], options: Sequence[str] = ()) -> CfgNode:
@@ -46,7 +53,7 @@ def load_config(path: str | os.PathLike[str], options: Sequence[str] = ()) -> Cf
         ConfigError: One line per problem.
     """
     cfg = default_config()
-    problems = merge_file(cfg, Path(find_config(os.fspath(path)))) + merge_options(cfg, options)
+    problems = merge_file(cfg, Path(find_config(os.fspath(path)))) + merge_options(cfg, options) + expand_paths(cfg)
     refuse(problems + check_config(cfg))
     cfg.freeze()
     return cfg
@@ -56,19 +63,19 @@ def check_config(cfg: CfgNode) -> list[str]:
     """Return every problem of a config, one sentence each, without reading data or training."""
     rules: dict[str, Rule] = {
         "DATASET.TYPE": one_of(DATA_SETS),
-        "DATASET.IMAGE_SIZE": at_least(0),
-        "DATASET.NUM_WORKERS": at_least(0),
-        "DATASET.TEST.BATCH_SIZE": at_least(1),
+        "DATASET.IMAGE_SIZE": count_in(0, LARGEST_IMAGE),
+        "DATASET.NUM_WORKERS": count_in(0, MOST_WORKERS),
+        "DATASET.TEST.BATCH_SIZE": count_in(1, MOST_ROWS),
         "DISTILLER.TYPE": one_of(distiller_dict),
         "DISTILLER.TEACHER": _model_name,
         "DISTILLER.STUDENT": _model_name,
         "DISTILLER.TEACHER_STAGE": one_of(["", "SFTN"]),
-        "DISTILLER.TEACHER_EPOCHS": at_least(0),
+        "DISTILLER.TEACHER_EPOCHS": count_in(0, MOST_EPOCHS),
         "DISTILLER.PLANT.STRENGTH": number_in(0, 1, open_low=True),
         "SOLVER.TRAINER": one_of(trainer_dict),
-        "SOLVER.BATCH_SIZE": at_least(1),
-        "SOLVER.ACCUMULATE": at_least(1),
-        "SOLVER.EPOCHS": at_least(1),
+        "SOLVER.BATCH_SIZE": count_in(1, MOST_ROWS),
+        "SOLVER.ACCUMULATE": count_in(1, MOST_ROWS),
+        "SOLVER.EPOCHS": count_in(1, MOST_EPOCHS),
         "SOLVER.TYPE": one_of(["SGD"]),
         "SOLVER.LR": more_than(0),
         "SOLVER.SCHEDULE": one_of(SCHEDULES),
@@ -122,7 +129,22 @@ def check_config(cfg: CfgNode) -> list[str]:
     checkpoint = cfg.DISTILLER.TEACHER_CHECKPOINT
     if checkpoint and not os.path.isfile(checkpoint):
         problems.append(f"Expected `DISTILLER.TEACHER_CHECKPOINT` to be a file, but {checkpoint} does not exist")
-    return problems
+    if not cfg.EXPERIMENT.PROJECT:
+        problems.append("Expected `EXPERIMENT.PROJECT` to be the name of a folder below LOG.PREFIX, but got ''")
+    problems += check_names(cfg, ("EXPERIMENT.PROJECT", "EXPERIMENT.NAME"))
+    problems += check_values(cfg, problems)
+    return problems or _rate_problems(cfg.SOLVER) or buildable(cfg)
+
+
+def _rate_problems(solver: CfgNode) -> list[str]:
+    """Return a sentence if the learning rate grows, stage by stage, beyond what can be computed with."""
+    growth = math.log(solver.LR) + max(0.0, math.log(solver.LR_DECAY_RATE)) * len(solver.LR_DECAY_STAGES)
+    if solver.SCHEDULE != "step" or growth <= math.log(_LARGEST_RATE):
+        return []
+    return [
+        f"Expected `SOLVER.LR_DECAY_RATE` to keep the learning rate below {_LARGEST_RATE:g} in all "
+        f"{len(solver.LR_DECAY_STAGES)} stages, but got {solver.LR_DECAY_RATE:g}"
+    ]
 
 
 def _data_problems(dataset: CfgNode) -> list[str]:
@@ -150,5 +172,5 @@ def _device_name(value: str) -> str | None:
 
 
 def _image_size(value: Sequence[object]) -> str | None:
-    fine = len(value) == 2 and all(type(side) is int and side > 0 for side in value)
-    return None if fine else "two positive whole numbers"
+    fine = len(value) == 2 and all(type(side) is int and 0 < side <= _LARGEST_PROBE for side in value)
+    return None if fine else f"two positive whole numbers, at most {_LARGEST_PROBE}"

@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.config_checks import merge_file, merge_options, refuse
 from tllm_plugin.hosts.config_files import find_config
+from tllm_plugin.hosts.config_values import expand_paths
 from tllm_plugin.hosts.mdistiller.configuration import check_config, prepare
 from tllm_plugin.hosts.mdistiller.mends import apply_mends
 
@@ -75,11 +76,12 @@ def load_config(config: str, options: Sequence[str] = ()) -> tuple[CfgNode, list
         return cfg, problems
     cfg.merge_from_file(str(path))
     cfg.merge_from_list(list(options))
+    problems = expand_paths(cfg)
     if cfg.TLLM.DETECTOR.REFERENCE:
-        return cfg, check_config(cfg)
+        return cfg, problems + check_config(cfg)
     checked = cfg.clone()
     checked.TLLM.DETECTOR.REFERENCE = str(path)  # A file that is there.
-    return cfg, check_config(checked)
+    return cfg, problems + check_config(checked)
 
 
 def _problems(cfg: CfgNode, config: Path, options: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from yacs.config import CfgNode
 
+from tllm_plugin.core.paths import expanded
 from tllm_plugin.data.class_order import NATURAL
 from tllm_plugin.hosts.config_checks import lookup, merge_options
 from tllm_plugin.hosts.repdistiller.options import FLAGS
@@ -39,7 +40,10 @@ class StudentArguments:
     def words(self, *, absolute: bool) -> list[str]:
         """Return the arguments but for TLLM's flags, with absolute paths if asked for."""
         # An order may be the name of one instead of a file.
-        named = [(name, os.path.abspath(path) if absolute and path != NATURAL else path) for name, path in self.paths]
+        named = [
+            (name, os.path.abspath(expanded(path)) if absolute and path != NATURAL else path)
+            for name, path in self.paths
+        ]
         seed = [] if self.seed is None else ["--tllm_seed", str(self.seed)]
         return [*self.others, *(word for name, path in named for word in (f"--{name}", path)), *seed]
 
@@ -73,7 +77,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[StudentArguments, list[st
     if not found.path_t:
         problems.append("Expected `--path_t` to name the teacher's checkpoint, but got none")
     if cfg.TLLM.DETECTOR.REFERENCE:
-        cfg.TLLM.DETECTOR.REFERENCE = os.path.abspath(cfg.TLLM.DETECTOR.REFERENCE)
+        cfg.TLLM.DETECTOR.REFERENCE = os.path.abspath(expanded(cfg.TLLM.DETECTOR.REFERENCE))
     paths = tuple((name, getattr(found, name)) for name in _PATHS if getattr(found, name))
     if found.epochs is not None:
         others += ["--epochs", str(found.epochs)]

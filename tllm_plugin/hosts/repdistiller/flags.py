@@ -9,6 +9,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from tllm_plugin.core.paths import expanded
 from tllm_plugin.hosts.config_checks import lookup
 
 
@@ -35,7 +36,9 @@ def add_flags(parser: argparse.ArgumentParser, flags: Iterable[Flag], defaults: 
             parser.add_argument(f"--{flag.name}", nargs="+", default=default, help=flag.help)
         else:
             described = f"{flag.help} (default: {default})" if default != "" else flag.help
-            kind = _truth if isinstance(default, bool) else type(default)
+            kind: Any = _truth if isinstance(default, bool) else type(default)
+            if flag.key == "DETECTOR.REFERENCE":
+                kind = expanded
             parser.add_argument(f"--{flag.name}", type=kind, default=default, help=described)
 
 

@@ -80,8 +80,15 @@ def _feature_channels(network: nn.Module, layer: int, input_size: tuple[int, int
     first = next(parameter for parameter in network.parameters() if parameter.dim() == 4)
     was_training = network.training
     # In evaluation mode, so that the probe moves no BatchNorm statistics (the hosts' probe does).
-    _, features = network.eval()(first.new_zeros(1, first.shape[1], *input_size))
-    network.train(was_training)
+    try:
+        _, features = network.eval()(first.new_zeros(1, first.shape[1], *input_size))
+    except RuntimeError as error:  # Too small for the network's strides and kernels.
+        raise ConfigError(
+            f"Expected `FITNET.INPUT_SIZE` to be a size that {type(network).__name__} takes, but got {input_size}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    finally:
+        network.train(was_training)
     maps = features["feats"]
     if not 0 <= layer < len(maps):
         raise ConfigError(f"Expected `FITNET.HINT_LAYER` to be in [0, {len(maps) - 1}], but got {layer}")
