@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 
 from tllm_plugin.analysis.loaded_run import LoadedRun, teacher_of
 from tllm_plugin.analysis.results import TestResult
-from tllm_plugin.core.data_identity import test_difference
+from tllm_plugin.core.data_identity import difference_in_test
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.class_lists import resolve_classes
@@ -55,7 +55,7 @@ def _predict_again(run: LoadedRun, bundles: dict[str, DataBundle]) -> TestResult
     key = f"{cfg.DATASET} {cfg.EXPERIMENT.SEED} {recorded.digest()}"
     if key not in bundles:
         bundles[key] = job.load_bundle(cfg, recorded)
-    difference = test_difference(recorded, bundles[key].identity)
+    difference = difference_in_test(recorded, bundles[key].identity)
     if difference:
         raise ConfigError(f"the test data are others by now: {difference}")
     found = TestResult.from_predictions(predict_test_set(run.folder, cfg, bundles[key]))
