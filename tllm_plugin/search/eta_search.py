@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import ConfigError, FileFormatError, TLLMError
 from tllm_plugin.runs.curves_file import to_state
-from tllm_plugin.runs.run_folder import RunFolder, write_search
+from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.runs.search_file import FlaggedClass, SearchRecord, TrialRecord
 from tllm_plugin.search.choice import NOISE_LEVEL, compare, estimate
 from tllm_plugin.search.host import Baselines, SearchHost, around_digest
@@ -120,7 +120,7 @@ def _searched(
     study.work(train)
     record = collect(host, space, study, baselines)
     path = host.folder / f"search-{study.name}.json"
-    write_search(path, record)
+    record.write(path)
     chosen = record.chosen
     if chosen is None:
         failed = "; ".join(trial.error for trial in record.trials if trial.error)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pydantic.dataclasses
 import torch
 from torch import Tensor
 from yacs.config import CfgNode
@@ -15,18 +16,29 @@ from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors import Detector
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.embedded.same_run import FREE_KEYS
-from tllm_plugin.runs.atomic import write_json
 from tllm_plugin.runs.curves_file import to_state
-from tllm_plugin.runs.fields import count, field, text
 from tllm_plugin.runs.flags_file import FlagsRecord
-from tllm_plugin.runs.run_folder import RunFolder, read_record
-from tllm_plugin.runs.stamps import stamped
+from tllm_plugin.runs.records import Count, Record, Text
+from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.follower import Follower, Followers, new_detector
-
-_KIND, _VERSION = "fork", 1
 
 #: Run and epoch -> whether all is there that the checkpoint of that epoch needs besides itself.
 Usable = Callable[[RunFolder, int], bool]
+
+
+@pydantic.dataclasses.dataclass(frozen=True)
+class ForkRecord(Record):
+    """`fork.json`: from where a run has its first epochs.
+
+    Args:
+        parent: Log folder of the other run, relative to the run's own.
+        shared_epochs: How many epochs it has from there.
+    """
+
+    KIND = "fork"
+
+    parent: Text
+    shared_epochs: Count
 
 
 @dataclass(frozen=True)
@@ -117,8 +129,7 @@ def replayed(cfg: CfgNode, shared: Parting, curves: Curves, epochs: Sequence[int
 def note_parting(run: RunFolder, shared: Parting) -> None:
     """Write down from where a run has its first epochs."""
     parent = os.path.relpath(shared.run.log_folder, run.log_folder)
-    content = {"parent": Path(parent).as_posix(), "shared_epochs": shared.epochs}
-    write_json(run.path / "fork.json", stamped(_KIND, _VERSION, content))
+    ForkRecord(Path(parent).as_posix(), shared.epochs).write(run.path / "fork.json")
 
 
 def shared_with(run: RunFolder) -> tuple[int, RunFolder | None]:
@@ -130,10 +141,8 @@ def shared_with(run: RunFolder) -> tuple[int, RunFolder | None]:
     path = run.path / "fork.json"
     if not path.exists():
         return 0, None
-    epochs, parent = read_record(
-        path, _KIND, _VERSION, lambda content: (field(content, "shared_epochs", count), field(content, "parent", text))
-    )
-    return epochs, RunFolder.inside(os.path.normpath(run.log_folder / parent))
+    record = ForkRecord.read(path)
+    return record.shared_epochs, RunFolder.inside(os.path.normpath(run.log_folder / record.parent))
 
 
 def _class_names(flags: FlagsRecord) -> tuple[str, ...]:
