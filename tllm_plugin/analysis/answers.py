@@ -11,7 +11,7 @@ import numpy as np
 from tllm_plugin.analysis.loaded_run import LoadedRun
 from tllm_plugin.analysis.networks import ask, embedded_config, student_network
 from tllm_plugin.analysis.results import TestResult
-from tllm_plugin.core.data_identity import DataIdentity, test_difference
+from tllm_plugin.core.data_identity import DataIdentity, difference_in_test
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import job
@@ -48,7 +48,7 @@ def _ask_again(run: LoadedRun, bundles: dict[str, DataBundle]) -> TestResult:
     if key not in bundles:
         bundles[key] = job.load_bundle(cfg, recorded)
     bundle, device = bundles[key], choose_device(cfg)
-    difference = test_difference(recorded, bundle.identity)
+    difference = difference_in_test(recorded, bundle.identity)
     if difference:
         raise ConfigError(f"the test data are others by now: {difference}")
     network = student_network(run, bundle, device)

@@ -6,7 +6,7 @@ from functools import partial
 
 from yacs.config import CfgNode
 
-from tllm_plugin.core.data_identity import DataIdentity, test_difference
+from tllm_plugin.core.data_identity import DataIdentity, difference_in_test
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts import processes
@@ -72,7 +72,7 @@ def _check_classes(run: RunFolder, recorded: DataIdentity, bundle: DataBundle) -
             f"Expected images of {recorded.image_size} pixels, as {run.log_folder} was trained on, but got "
             f"{bundle.image_size}; {remedy}"
         )
-    if difference := test_difference(recorded, bundle.identity):
+    if difference := difference_in_test(recorded, bundle.identity):
         tell_once(f"{run.log_folder}: its test data are others by now: {difference}")
     if run.flags_json.exists():
         names = tuple(item.name for item in run.read_flags().classes)

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.embedded.distillers.base import distiller_dict
 from tllm_plugin.hosts.embedded.distillers.pooling import to_smaller_size
 from tllm_plugin.methods.base import Distiller, Losses
@@ -29,23 +28,18 @@ def attention_map(features: Tensor, power: float) -> Tensor:
 def attention_loss(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor], power: float) -> Tensor:
     """Return the sum over stages of the mean squared difference of attention maps, 0-dim.
 
+    The first stages are compared, then the second ones, and so on; stages that only one network has are left out, as in
+    mdistiller and RepDistiller.
+
     Args:
         student_features: Per stage (n, channels, H, W).
         teacher_features: The same for the teacher; the larger map of a pair is average-pooled to the smaller.
         power: p of the maps.
 
-    Raises:
-        ConfigError: The networks have different numbers of stages.
-
     Source: Zagoruyko and Komodakis, "Paying More Attention to Attention" (ICLR 2017), equation 2.
     """
-    if len(student_features) != len(teacher_features):
-        raise ConfigError(
-            f"Expected a teacher with as many stages as the student for AT ({len(student_features)}), but got "
-            f"{len(teacher_features)}"
-        )
     total = student_features[0].new_zeros(())
-    for student, teacher in zip(student_features, teacher_features, strict=True):
+    for student, teacher in zip(student_features, teacher_features, strict=False):
         student, teacher = to_smaller_size(student, teacher)
         difference = attention_map(student, power) - attention_map(teacher, power)
         total = total + difference.pow(2).mean()
@@ -57,7 +51,7 @@ class AT(Distiller):
 
     Args:
         student: See `Distiller`.
-        teacher: See `Distiller`; as many stages as the student.
+        teacher: See `Distiller`.
         power: p of the attention maps.
         ce_weight: Weight of the cross-entropy with the labels.
         feature_weight: Weight of `attention_loss`.
