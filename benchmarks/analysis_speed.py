@@ -29,7 +29,7 @@ from tllm_plugin.analysis.representations import TSNE_POINTS, tsne
 from tllm_plugin.analysis.results import TestResult
 from tllm_plugin.models import create_model
 from tllm_plugin.report.page import write_report
-from tllm_plugin.runs.flags_file import ClassFlag, FlagsRecord
+from tllm_plugin.runs.flags_file import ClassFlag, DetectorChoice, FlagsRecord
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -135,9 +135,10 @@ def _write_run(log_folder: Path, method: str, detector: str, seed: int) -> Path:
     counts = (tuple(correct.tolist()), tuple(total.tolist()))
     run.write_metrics(MetricsRecord(float(right.mean()), *counts, (1.0,) * EPOCHS, None, EPOCHS, True))
     classes = tuple(
-        ClassFlag(c, f"n{c:08d}, a class", c % 10 == 0 and detector == "x", 40) for c in range(REPORT_CLASSES)
+        ClassFlag(c, f"n{c:08d}, a class", c % 10 == 0 and detector == "x", 40, None, None, None, 0, 0)
+        for c in range(REPORT_CLASSES)
     )
-    run.write_flags(FlagsRecord(detector, EPOCHS, REPORT_CLASSES, classes))
+    run.write_flags(FlagsRecord(DetectorChoice(detector, {}), EPOCHS, REPORT_CLASSES, "", classes))
     holdout = torch.arange(REPORT_CLASSES).repeat_interleave(HOLDOUT)
     curves = Curves(holdout, REPORT_CLASSES, torch.arange(len(holdout)))
     for epoch in range(1, EPOCHS + 1):

@@ -129,7 +129,7 @@ def train_seed(seed: int, base: list[str], options: argparse.Namespace) -> dict[
         cfg = load_config(options.cfg, [*base, *checkpoint, *named, *more])
         taught = runs.get(("kd", seed))
         shares = taught is not None and method not in OTHER_LOSSES
-        runs[method, seed] = run_sharing(taught, cfg, bundle) if shares else job.ensure_trained(cfg, bundle)
+        runs[method, seed] = run_sharing([taught], cfg, bundle) if shares else job.ensure_trained(cfg, bundle)
     return runs
 
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from tllm_plugin import Curves, Predictions
-from tllm_plugin.runs.flags_file import ClassFlag, FlagsRecord
+from tllm_plugin.runs.flags_file import ClassFlag, DetectorChoice, FlagsRecord
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -66,7 +66,7 @@ def write_run(
         for i, name in enumerate(names)
     ]
     reason = "" if len(flagged) else "no class had evidence enough"
-    folder.write_flags(FlagsRecord(detector, epochs, classes, tuple(evidence), {"ETA": 0.05}, reason))
+    folder.write_flags(FlagsRecord(DetectorChoice(detector, {"ETA": 0.05}), epochs, classes, reason, tuple(evidence)))
     folder.write_curves(_curves(generator, level, epochs, method != "NONE").state_dict())
     config: dict[str, Any] = {
         "DATASET": {"TYPE": data_set},

@@ -182,4 +182,4 @@ def test_nothing_is_shared_with_a_run_on_other_data(images: Path) -> None:
     (images / "train" / "n3" / "000.png").rename(images / "train" / "n3" / "999.png")
     trial = config(images, *options, "TLLM.DETECTOR.TYPE", "after", "EXPERIMENT.NAME", "trial")
     with pytest.raises(ConfigError, match="names or sizes of training files are others"):
-        run_sharing(base, trial)
+        run_sharing([base], trial)

@@ -27,7 +27,7 @@ from tllm_plugin.hosts.tllm_node import build_detector
 from tllm_plugin.runs import data_file
 from tllm_plugin.runs.atomic import save_torch, write_link
 from tllm_plugin.runs.finite import check_finite
-from tllm_plugin.runs.flags_file import ClassFlag, FlagsRecord
+from tllm_plugin.runs.flags_file import ClassFlag, DetectorChoice, FlagsRecord
 from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.runs.split_file import SplitRecord
@@ -337,10 +337,9 @@ def flags_record(detector: Detector, node: CfgNode, class_names: Sequence[str], 
     )
     options = {key: value for key, value in node.DETECTOR.items() if key != "TYPE"}
     return FlagsRecord(
-        detector=node.DETECTOR.TYPE,
+        detector=DetectorChoice(node.DETECTOR.TYPE, options),
         epochs=epochs,
         num_classes=len(class_names),
-        classes=classes,
-        detector_options=options,
         reason="" if bool(detector.flags.any()) else detector.reason(),
+        classes=classes,
     )
