@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 
 from tllm_plugin.analysis.loaded_run import LoadedRun, teacher_of
 from tllm_plugin.analysis.results import TestResult
-from tllm_plugin.core.data_identity import difference_in_test
+from tllm_plugin.core.data_identity import difference_in_test, training_difference
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.class_lists import resolve_classes
@@ -25,6 +25,7 @@ from tllm_plugin.hosts.embedded.networks import load_network, show_as_recorded, 
 from tllm_plugin.hosts.embedded.planting import PlantedTeacher
 from tllm_plugin.hosts.same_data import data_of_checkpoint
 from tllm_plugin.models import create_model
+from tllm_plugin.runs.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -152,9 +153,14 @@ def teacher_checkpoint(run: LoadedRun) -> Path | None:
     needed = job.needed_teacher(cfg)
     if run.folder is None or needed is None:
         return None
-    name = job.log_folder(needed).name
-    beside = (folder / name / "student_latest" for folder in list(run.folder.log_folder.parents)[:2])
-    return next((path for path in beside if path.is_file()), None)
+    # A teacher whose name was taken by one that was trained on other data has more after it.
+    name, data = job.log_folder(needed).name, run.folder.read_data()
+    beside = (path for folder in list(run.folder.log_folder.parents)[:2] for path in sorted(folder.glob(f"{name}*")))
+    for folder in beside:
+        checkpoint = folder / "student_latest"
+        if checkpoint.is_file() and not training_difference(RunFolder.inside(folder).read_data(), data):
+            return checkpoint
+    return None
 
 
 def _load(name: str, checkpoint: Path, bundle: DataBundle, device: torch.device) -> nn.Module:
