@@ -59,7 +59,7 @@ class Likeness:
         images: How many test images they were run over.
         teacher_accuracy: (C,) of the teacher that the students met.
         cka: By method: (C,) CKA of teacher and first student.
-        agreement: By method: (C,) share of images with the same answer as the teacher.
+        agreement: By method: (C,) share of images with the same prediction as the teacher.
         pictures: Of the vanilla student, and of the first method's.
     """
 
