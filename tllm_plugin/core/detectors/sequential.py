@@ -28,7 +28,8 @@ from tllm_plugin.core.evidence import (
     sampling_variance,
 )
 from tllm_plugin.core.options import INSIDE, SHARE, Option, count_in, number_in, one_of
-from tllm_plugin.core.scores import SCORES, SampleScores, class_means
+from tllm_plugin.core.predictions import Predictions, class_means
+from tllm_plugin.core.scores import SCORES
 
 _MAX_MARGIN = 0.95
 
@@ -68,7 +69,7 @@ class SequentialDetector(Detector):
         super().__init__(num_classes, **options)
         self.total_epochs = whole_number("total_epochs", total_epochs, 1)
 
-    def scores(self, samples: SampleScores) -> Tensor:
+    def scores(self, samples: Predictions) -> Tensor:
         """Return what the samples are judged by, (n,) float32."""
         return SCORES[self.score](samples)
 
@@ -84,7 +85,7 @@ class SequentialDetector(Detector):
         epoch: int,
         differences: Tensor,
         before: Tensor,
-        samples: SampleScores,
+        samples: Predictions,
         *,
         choices: int = 1,
     ) -> tuple[Tensor, Evidence]:
