@@ -12,7 +12,7 @@ from tests.hosts.test_other_data import config
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.class_lists import list_problems, resolve_classes
 from tllm_plugin.hosts.embedded import job
-from tllm_plugin.hosts.options import tllm_node
+from tllm_plugin.hosts.tllm_node import tllm_node
 from tllm_plugin.runs.flags_file import ClassFlag, DetectorChoice, FlagsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 

@@ -17,8 +17,8 @@ from tests.hosts.test_results import Data
 from tllm_plugin.analysis.named_networks import AskedData, load_named
 from tllm_plugin.core.errors import FileFormatError
 from tllm_plugin.hosts.embedded.distillers import KD
-from tllm_plugin.hosts.options import tllm_node
 from tllm_plugin.hosts.teaching import Teaching
+from tllm_plugin.hosts.tllm_node import tllm_node
 from tllm_plugin.models import create_model
 from tllm_plugin.runs.finite import check_finite
 

@@ -16,7 +16,7 @@ from tests.distiller_cases import IMAGE_SIZE, NUM_CLASSES, TwoView, networks
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.adapter import Host, make_distiller_factory, make_trainer_factory
 from tllm_plugin.hosts.loader_data import LoaderData
-from tllm_plugin.hosts.options import tllm_node
+from tllm_plugin.hosts.tllm_node import tllm_node
 from tllm_plugin.runs.run_folder import RunFolder
 
 PER_CLASS = 40

@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 from tllm_plugin.analysis.loaded_run import load_run
 from tllm_plugin.hosts.adapter import Host, make_trainer_factory
 from tllm_plugin.hosts.embedded.distillers import KD
-from tllm_plugin.hosts.options import tllm_node
+from tllm_plugin.hosts.tllm_node import tllm_node
 from tllm_plugin.models import create_model
 
 CLASSES, PER_CLASS = 4, 20

@@ -101,11 +101,6 @@ def arguments(options: Iterable[Option], node: CfgNode) -> dict[str, Any]:
     return {option.name: lookup(node, option.key, option.default) for option in options}
 
 
-def tllm_node() -> CfgNode:
-    """Return the `TLLM` node with its defaults."""
-    return as_node(table()).TLLM
-
-
 def complement(value: Any) -> Any:
     """Return 1 minus a number, in decimal; what is no number comes back as it is.
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.hosts.options import tllm_node
 from tllm_plugin.hosts.repdistiller import parse_student, parse_teacher, suffix
 from tllm_plugin.hosts.repdistiller.flags import tllm_options
 from tllm_plugin.hosts.repdistiller.networks import EXTRA_MODELS, PHOTOGRAPH_MODELS, create_listed
 from tllm_plugin.hosts.repdistiller.options import errors_name_flags, node_of
+from tllm_plugin.hosts.tllm_node import tllm_node
 from tllm_plugin.models import create_model
 
 

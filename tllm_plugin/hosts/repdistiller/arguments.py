@@ -12,9 +12,9 @@ from yacs.config import CfgNode
 from tllm_plugin.core.paths import expanded
 from tllm_plugin.data.class_order import NATURAL
 from tllm_plugin.hosts.config_checks import lookup, merge_options
-from tllm_plugin.hosts.options import CONFIDENCE, OLD_FLAG, accept_confidence, settle_fdr, tllm_node
+from tllm_plugin.hosts.options import CONFIDENCE, OLD_FLAG, accept_confidence, settle_fdr
 from tllm_plugin.hosts.repdistiller.flags import name_flags, tllm_options
-from tllm_plugin.hosts.tllm_node import check_tllm
+from tllm_plugin.hosts.tllm_node import check_tllm, tllm_node
 
 _PATHS = ("path_t", "data_folder", "class_order")
 _HOST_EPOCHS = 240  # The host's default.
