@@ -16,6 +16,7 @@ import numpy as np
 from tllm_plugin.analysis.results import TestResult
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.hosts.options import renamed
 from tllm_plugin.hosts.yaml_text import plain, read_yaml
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.flags_file import FlagsRecord
@@ -176,7 +177,7 @@ def read_config(folder: RunFolder) -> dict[str, Any]:
         raise FileFormatError(f"Expected {folder.config_yaml} to be the YAML of a config, but {error}") from error
     if not isinstance(content, dict):
         raise FileFormatError(f"Expected {folder.config_yaml} to hold keys and values, but it does not")
-    return content
+    return renamed(content)
 
 
 def method_of(config: Mapping[str, Any]) -> str:

@@ -18,11 +18,9 @@ from tllm_plugin.analysis.loaded_run import load_run
 from tllm_plugin.analysis.results import change_between
 from tllm_plugin.cli import main
 from tllm_plugin.core.errors import ConfigError, FileFormatError
-from tllm_plugin.hosts.config_checks import lookup
 from tllm_plugin.hosts.repdistiller import Run
+from tllm_plugin.hosts.repdistiller.flags import tllm_options
 from tllm_plugin.hosts.repdistiller.images import FolderImages
-from tllm_plugin.hosts.repdistiller.options import FLAGS
-from tllm_plugin.hosts.tllm_node import tllm_node
 from tllm_plugin.runs.run_folder import RunFolder
 
 CLASSES, PER_CLASS = 6, 12
@@ -45,7 +43,7 @@ def loaders(kind: str) -> tuple[Any, Any]:
 
 
 def prepared(folder: Path, kind: str = "crd", **changes: Any) -> tuple[Lists, Any]:
-    defaults = {flag.name: lookup(tllm_node(), flag.key) for flag in FLAGS}
+    defaults = {str(option.flag): option.default for option in tllm_options().values()}
     torch.manual_seed(0)
     np.random.seed(0)
     options = {"tllm": True, "tllm_resume": False, "tllm_seed": None, "epochs": 2, "save_folder": str(folder)}
