@@ -113,7 +113,8 @@ def fork(
     scored = carried["curves"]["epochs"].tolist()
     detector = replayed(cfg, best, curves, scored)
     carried["detector"] = detector.state_dict()
-    state["model"]["undistillable"] = detector.flags
+    state["model"].pop("undistillable", None)  # Of an earlier version.
+    state["model"]["teaching_weights"] = (~detector.flags).float()
     state["config"] = dumped = cfg.dump()
     run = RunFolder.inside(job.log_folder(cfg)).create()
     whole = best.epochs == cfg.SOLVER.EPOCHS
