@@ -27,7 +27,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from tllm_plugin.analysis.delta_accuracy import delta_accuracy
+from tllm_plugin.analysis.results import TestResult, change_between
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors import DETECTORS, ImitationDetector, ReferenceDetector, create_detector, options_for
 from tllm_plugin.hosts.embedded import job
@@ -147,7 +147,7 @@ def _run_seed(seed: int, options: argparse.Namespace, folder: Path) -> SeedResul
     train("second vanilla", *untaught)
     train("honest", *checkpoint, *watched)
     train("planted", *checkpoint, *plant, *watched)
-    vanilla = runs["vanilla"].read_metrics()
+    vanilla = TestResult.from_metrics(runs["vanilla"].read_metrics())
     curves = {name: Curves.from_state(to_state(run.read_curves())) for name, run in runs.items()}
     for rule in RULES:
         for name in ("planted", "honest", "second vanilla"):
@@ -177,7 +177,7 @@ def _run_seed(seed: int, options: argparse.Namespace, folder: Path) -> SeedResul
         metrics = run.read_metrics()
         assert metrics.test_accuracy is not None
         result.accuracy[name] = metrics.test_accuracy
-        result.delta[name] = delta_accuracy(metrics, vanilla)
+        result.delta[name] = change_between(vanilla, TestResult.from_metrics(metrics)).delta
         right = sum(metrics.class_correct[c] for c in classes)
         result.planted_accuracy[name] = right / max(sum(metrics.class_total[c] for c in classes), 1)
     return result

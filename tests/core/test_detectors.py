@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tllm_plugin import DETECTORS, ConfigError, Curves, Detector, Evidence, SampleScores, create_detector, options_for
+from tllm_plugin import DETECTORS, ConfigError, Curves, Detector, Evidence, Predictions, create_detector, options_for
 from tllm_plugin.core.detectors.sequential import SequentialDetector
 from tllm_plugin.core.evidence import robust_deviation
 
@@ -19,7 +19,7 @@ CLASSES, PER_CLASS, EPOCHS = 20, 20, 30
 LABELS = torch.arange(CLASSES).repeat_interleave(PER_CLASS)
 
 
-def outcome(accuracy: Tensor, generator: torch.Generator, difficulty: Tensor) -> SampleScores:
+def outcome(accuracy: Tensor, generator: torch.Generator, difficulty: Tensor) -> Predictions:
     """Samples that are right with their class's probability; half of the luck is the sample's, half the epoch's."""
     luck = 0.5 * difficulty + 0.5 * torch.rand(LABELS.numel(), generator=generator)
     # The sum of two halves is triangular; its distribution function turns it into a uniform number again.
@@ -27,7 +27,7 @@ def outcome(accuracy: Tensor, generator: torch.Generator, difficulty: Tensor) ->
     right = uniform < accuracy[LABELS]
     prediction = torch.where(right, LABELS, (LABELS + 1) % CLASSES)
     rank = torch.where(right, 1, 2).to(torch.uint8)
-    return SampleScores(LABELS, rank, right.float() * 0.6 + 0.2, prediction, right)
+    return Predictions(LABELS, prediction, CLASSES, rank, right.float() * 0.6 + 0.2, right)
 
 
 def simulate(
@@ -39,7 +39,7 @@ def simulate(
     reference = Curves(LABELS, CLASSES, torch.arange(LABELS.numel()))
     base = 0.7 + 0.25 * torch.rand(CLASSES, generator=generator)
     learned = torch.linspace(0.3, 1.0, epochs)
-    runs: list[SampleScores] = []
+    runs: list[Predictions] = []
     for epoch in range(1, epochs + 1):
         accuracy = base * learned[epoch - 1]
         reference.append(epoch, outcome(accuracy, generator, difficulty))
@@ -228,7 +228,7 @@ def test_classes_must_stand_out_from_how_runs_differ_anyway() -> None:
                     accuracy = (0.5 + 0.15 * torch.randn(classes, generator=generator)).clamp(0, 1)[labels]
                     right = torch.rand(labels.numel(), generator=generator) < accuracy
                     rank = torch.where(right, 1, 2).to(torch.uint8)
-                    both.append(SampleScores(labels, rank, right.float(), torch.where(right, labels, -1), None))
+                    both.append(Predictions(labels, torch.where(right, labels, -1), classes, rank, right.float()))
                 reference.append(epoch, both[0])
                 runs.append(both[1])
             detector = create_detector("reference", classes, total_epochs=10, reference=reference, warmup_epochs=3)
@@ -249,7 +249,7 @@ def test_sampling_alone_is_no_spread() -> None:
     assert spread(drops + 0.5 * torch.randn(CLASSES, generator=torch.Generator().manual_seed(1)).sign(), variance) > 0.4
 
 
-def some_samples() -> SampleScores:
+def some_samples() -> Predictions:
     return outcome(torch.full((CLASSES,), 0.5), torch.Generator().manual_seed(0), torch.rand(LABELS.numel()))
 
 
@@ -286,7 +286,7 @@ def test_a_detector_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
             super().__init__(num_classes)
             self.score = score
 
-        def judge(self, epoch: int, samples: SampleScores) -> tuple[Tensor, Evidence]:
+        def judge(self, epoch: int, samples: Predictions) -> tuple[Tensor, Evidence]:
             return torch.arange(self.num_classes) % 2 == 1, Evidence.none(self.num_classes)
 
     detector = create_detector(
@@ -310,7 +310,7 @@ def test_a_detector_of_the_users_own_that_takes_any_option(monkeypatch: pytest.M
             super().__init__(num_classes)
             self.given = {"bound": bound, **others}
 
-        def judge(self, epoch: int, samples: SampleScores) -> Any:
+        def judge(self, epoch: int, samples: Predictions) -> Any:
             return [1, 2], Evidence.none(self.num_classes)
 
     options = {"bound": 1.0, "eta": 0.3}

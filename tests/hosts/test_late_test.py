@@ -125,7 +125,7 @@ def test_a_tested_run_of_another_host_is_left_alone(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = RunFolder.inside(shutil.copytree(trained.vanilla.log_folder, tmp_path / "run"))
-    run.predictions_npz.unlink()  # RepDistiller's keep counts.
+    run.predictions_npz.unlink()  # RepDistiller's of earlier versions kept counts.
     run.write_config("host: {name: repdistiller}\noptions: {}\n")
     before = contents(run)
     assert main(["test", str(run.log_folder)]) == 0
@@ -163,7 +163,7 @@ def test_results_that_are_lost_or_damaged_are_made_again(
     run = RunFolder.inside(shutil.copytree(trained.vanilla.log_folder, folder))
     kept = run.metrics_json.read_bytes(), run.predictions_npz.read_bytes()
     record = run.read_predictions()
-    wrong = replace(record, predictions=(record.predictions + 1) % 10)
+    wrong = replace(record, prediction=(record.prediction + 1) % 10)
 
     def spoil(how: str) -> None:
         if how == "deleted":

@@ -25,9 +25,11 @@ from tests.runs.test_damaged_files import plain
 from tllm_plugin import FileFormatError
 from tllm_plugin.runs.atomic import save_torch, write_npz
 from tllm_plugin.runs.curves_file import to_state
+from tllm_plugin.runs.flags_file import FlagsRecord
 from tllm_plugin.runs.reading import check_torch, load_torch, read_json, read_npz, read_text
-from tllm_plugin.runs.run_folder import RunFolder, read_flags, read_search, write_search
-from tllm_plugin.search.parting import Parting, note_parting, shared_with
+from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.runs.search_file import SearchRecord
+from tllm_plugin.search.forking import read_fork, write_fork
 
 EARLIER = Path(__file__).parent / "earlier"
 # File in the log folder -> how it is read.
@@ -35,8 +37,8 @@ READERS: dict[str, Callable[[RunFolder], Any]] = {
     "tllm/split.json": RunFolder.read_split,
     "tllm/flags.json": RunFolder.read_flags,
     "tllm/metrics.json": RunFolder.read_metrics,
-    "tllm/fork.json": lambda run: [str(item) for item in shared_with(run)],
-    "search-0.json": lambda run: read_search(run.log_folder / "search-0.json"),
+    "tllm/fork.json": lambda run: [str(item) for item in read_fork(run)],
+    "search-0.json": lambda run: SearchRecord.read(run.log_folder / "search-0.json"),
     "tllm/curves.npz": RunFolder.read_curves,
     "tllm/predictions.npz": lambda run: vars(run.read_predictions()),
     "latest": lambda run: load_torch(run.log_folder / "latest", "a checkpoint"),
@@ -60,10 +62,10 @@ def written(earlier: RunFolder, tmp_path: Path) -> RunFolder:
     run.write_metrics(earlier.read_metrics())
     run.write_curves(to_state(earlier.read_curves()))
     run.write_predictions(earlier.read_predictions())
-    epochs, parent = shared_with(earlier)
+    epochs, parent = read_fork(earlier)
     assert parent is not None
-    note_parting(run, Parting(parent, epochs, None, None))  # type: ignore[arg-type]
-    write_search(run.log_folder / "search-0.json", READERS["search-0.json"](earlier))
+    write_fork(run, parent, epochs)
+    READERS["search-0.json"](earlier).write(run.log_folder / "search-0.json")
     save_torch(run.log_folder / "latest", READERS["latest"](earlier))
     return run
 
@@ -160,7 +162,7 @@ def test_what_earlier_versions_wrote_is_read(earlier: RunFolder, caplog: pytest.
     assert earlier.has_results() and earlier.read_metrics().seconds_per_epoch == (1.5, 2.25, 2.0)
     assert earlier.read_curves()["epochs"].tolist() == [1, 2, 3]
     assert READERS["search-0.json"](earlier).chosen.score == 0.75
-    assert shared_with(earlier)[0] == 2
+    assert read_fork(earlier)[0] == 2
     state = READERS["latest"](earlier)
     assert state["epoch"] == 3 and not caplog.records
     old = load_torch(earlier.log_folder / "before_1_6.pth", "a checkpoint")
@@ -220,7 +222,7 @@ def test_what_is_no_file_is_not_opened(kind: str, linked: bool, tmp_path: Path, 
         lambda: read_json(path, "flags", 1),
         lambda: read_npz(path, "curves", 1),
         lambda: read_text(path, "a config"),
-        lambda: read_flags(path),
+        lambda: FlagsRecord.read(path),
     ):
         with pytest.raises(FileFormatError, match=rf"^Expected {path} to be a .*, but it cannot be read \(.*\); check"):
             reader()

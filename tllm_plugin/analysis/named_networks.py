@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from tllm_plugin.analysis.loaded_run import LoadedRun, load_run
-from tllm_plugin.analysis.networks import ask
 from tllm_plugin.analysis.results import TestResult
 from tllm_plugin.analysis.timm_networks import PREFIX, score_timm
 from tllm_plugin.core.data_identity import DataIdentity, normalisation_difference, shown_numbers
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.paths import expanded
+from tllm_plugin.core.predictions import predict
 from tllm_plugin.data import DataBundle, load_data
 from tllm_plugin.hosts.embedded.networks import load_network
 from tllm_plugin.hosts.same_data import check_classes, data_of_checkpoint, tell_once, tell_unstated_order
@@ -99,7 +99,7 @@ def _score_checkpoint(model: str, checkpoint: str, data: AskedData) -> LoadedRun
     network = create_model(model, num_classes=bundle.num_classes, in_channels=bundle.in_channels)
     network = load_network(network, checkpoint)
     batches = bundle.eval_loader(None, batch_size=_BATCH_SIZE, device=device, split="test")
-    answers = ask(network.to(device), batches, device, features=False)
+    predictions = predict(network.to(device), batches, device=device)
     return LoadedRun(
         name=f"{model}@{checkpoint}",
         method=f"{model}@{Path(checkpoint).parent.name}/{Path(checkpoint).name}",
@@ -107,7 +107,7 @@ def _score_checkpoint(model: str, checkpoint: str, data: AskedData) -> LoadedRun
         teacher="",
         seed=None,
         class_names=bundle.class_names,
-        result=TestResult.from_predictions(answers.labels, answers.predictions, bundle.num_classes),
+        result=TestResult.from_predictions(predictions),
     )
 
 

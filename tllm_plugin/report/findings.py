@@ -37,7 +37,7 @@ def findings(study: Study) -> list[str]:
             if flags is not None:
                 sentences.append(
                     f"{method.label}: {len(flags.flagged)} of {flags.num_classes} classes flagged by "
-                    f"`{flags.detector}`. There is no vanilla run of the same student to compare with."
+                    f"`{flags.detector.name}`. There is no vanilla run of the same student to compare with."
                 )
             continue
         sentences.append(f"{_accuracy(study, method, method.comparison)} {_hurt(study, method, method.comparison)}")

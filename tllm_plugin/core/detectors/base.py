@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tllm_plugin.core.arguments import as_flags, whole_number
 from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.predictions import Predictions, class_sums
 from tllm_plugin.core.registry import Registry
-from tllm_plugin.core.scores import SampleScores, class_sums
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ class Detector(ABC):
         self.memory: dict[str, Tensor] = {}
 
     @abstractmethod
-    def judge(self, epoch: int, samples: SampleScores) -> tuple[Tensor, Evidence]:
+    def judge(self, epoch: int, samples: Predictions) -> tuple[Tensor, Evidence]:
         """Return the classes to flag after `epoch`, (C,) bool, and the evidence about every class."""
 
     def reason(self) -> str:
         """Say in one sentence why a class that is not flagged is not."""
         return "no class met the rule"
 
-    def update(self, epoch: int, samples: SampleScores) -> Tensor:
+    def update(self, epoch: int, samples: Predictions) -> Tensor:
         """Judge all classes after an epoch.
 
         Args:

@@ -11,7 +11,7 @@ from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors.base import DETECTORS, Evidence
 from tllm_plugin.core.detectors.sequential import SequentialDetector
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.core.scores import SampleScores
+from tllm_plugin.core.predictions import Predictions
 
 
 @DETECTORS.register("reference")
@@ -72,7 +72,7 @@ class ReferenceDetector(SequentialDetector):
         # Once: a long history takes a while to digest, and every checkpoint names it.
         self._digest = reference.digest()
 
-    def judge(self, epoch: int, samples: SampleScores) -> tuple[Tensor, Evidence]:
+    def judge(self, epoch: int, samples: Predictions) -> tuple[Tensor, Evidence]:
         if not samples.labels.equal(self.reference.labels):
             raise ConfigError("Expected the reference run to be scored on the same hold-out, but the samples differ")
         vanilla = self.reference.samples_at(epoch)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from tllm_plugin.core.arguments import as_indices, number_in, whole_number
 from tllm_plugin.core.detectors.base import DETECTORS, Detector, Evidence
-from tllm_plugin.core.scores import SampleScores
+from tllm_plugin.core.predictions import Predictions
 
 
 class _Scheduled(Detector):
-    def judge(self, epoch: int, samples: SampleScores) -> tuple[Tensor, Evidence]:
+    def judge(self, epoch: int, samples: Predictions) -> tuple[Tensor, Evidence]:
         return self.due(epoch), Evidence.none(self.num_classes)
 
     def due(self, epoch: int) -> Tensor:

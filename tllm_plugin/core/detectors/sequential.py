@@ -25,7 +25,8 @@ from tllm_plugin.core.evidence import (
     robust_deviation,
     sampling_variance,
 )
-from tllm_plugin.core.scores import SCORES, SampleScores, Score, class_means
+from tllm_plugin.core.predictions import Predictions, class_means
+from tllm_plugin.core.scores import SCORES, Score
 
 _MAX_MARGIN = 0.95
 
@@ -83,7 +84,7 @@ class SequentialDetector(Detector):
         epoch: int,
         differences: Tensor,
         before: Tensor,
-        samples: SampleScores,
+        samples: Predictions,
         *,
         choices: int = 1,
     ) -> tuple[Tensor, Evidence]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tllm_plugin.hosts.at_chance import tell_if_at_chance
 from tllm_plugin.hosts.embedded.loss_guard import LossGuard
 from tllm_plugin.hosts.ported_methods import build_cid, build_sftn, build_srrl
 from tllm_plugin.hosts.repdistiller.contracts import as_featured, as_listed
@@ -124,6 +125,6 @@ class TeacherStage:
         options = rest[-1]
         if self._epoch < options.epochs:
             return host_validate(loader, network, *rest)
-        result, watched = watched_validation(host_validate, loader, network, *rest)
-        watched.tell_if_at_chance("trained", options.save_folder)
+        result, predictions = watched_validation(host_validate, loader, network, *rest)
+        tell_if_at_chance("trained", options.save_folder, predictions, "test images")
         return result
