@@ -36,13 +36,9 @@ class TeacherRow:
 
 def planted_names(run: LoadedRun) -> tuple[str, ...]:
     """Return the names of the classes that the teacher of a run was made wrong on (`DISTILLER.PLANT`)."""
-    section = (run.config or {}).get("DISTILLER") if run.teacher else None
-    plant = section.get("PLANT") if isinstance(section, dict) else None
-    classes = plant.get("CLASSES") if isinstance(plant, dict) else None
+    classes = run.spec.get("DISTILLER.PLANT.CLASSES") if run.teacher else None
     known = range(len(run.class_names))
-    return tuple(
-        run.class_names[index] for index in (classes if isinstance(classes, (list, tuple)) else ()) if index in known
-    )
+    return tuple(run.class_names[index] for index in (classes if isinstance(classes, list) else ()) if index in known)
 
 
 def named(classes: Sequence[str]) -> str:

@@ -19,9 +19,6 @@ from tllm_plugin.hosts.same_data import check_same_data
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.run_folder import RunFolder, find_curves
 
-#: What is done with flagged classes. Like the detector's keys, these have no effect before the first flag.
-TREATMENT = ("TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.BALANCE", "TLLM.MIN_ROWS")
-
 
 def tllm_node() -> CfgNode:
     """Return the node with its defaults."""

@@ -9,8 +9,8 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors import DETECTORS, Detector
-from tllm_plugin.hosts.embedded.checkpoint import changed_keys
-from tllm_plugin.hosts.tllm_node import TREATMENT, build_detector
+from tllm_plugin.hosts.run_spec import Mark, RunSpec
+from tllm_plugin.hosts.tllm_node import build_detector
 from tllm_plugin.runs.run_folder import RunFolder
 
 #: More are not remembered: each has a reference in memory.
@@ -59,13 +59,13 @@ class Followers:
         self._known: dict[tuple[str, str], Follower] = {}
 
     def of(
-        self, run: RunFolder, old: CfgNode, cfg: CfgNode, *, class_names: Sequence[str], holdout: Curves
+        self, run: RunFolder, old: RunSpec, cfg: CfgNode, *, class_names: Sequence[str], holdout: Curves
     ) -> Follower:
         """Return the follower of `run` that has the detector of `cfg`.
 
         Args:
             run: What is watched.
-            old: Its config.
+            old: What it was told.
             cfg: Of the trial, its reference named; the trial is known by its name.
             class_names: Length C.
             holdout: The run's curves.
@@ -75,7 +75,7 @@ class Followers:
             while len(self._known) >= _MOST_REMEMBERED:
                 self._known.pop(next(iter(self._known)))
             detector = new_detector(cfg, class_names, holdout)
-            self._known[key] = Follower(detector, treated_alike=treated_alike(old, cfg))
+            self._known[key] = Follower(detector, treated_alike=treated_alike(old, RunSpec.of(cfg)))
         return self._known[key]
 
 
@@ -90,7 +90,7 @@ def new_detector(cfg: CfgNode, class_names: Sequence[str], holdout: Curves) -> D
     )
 
 
-def treated_alike(one: CfgNode, other: CfgNode) -> bool:
-    """Tell whether runs of two configs do the same with flagged classes."""
-    smooths = {DETECTORS[cfg.TLLM.DETECTOR.TYPE].smooths_labels for cfg in (one, other)}
-    return len(smooths) == 1 and not any(key in TREATMENT for key in changed_keys(one, other))
+def treated_alike(one: RunSpec, other: RunSpec) -> bool:
+    """Tell whether two runs do the same with flagged classes."""
+    smooths = {DETECTORS[spec.value("TLLM.DETECTOR.TYPE")].smooths_labels for spec in (one, other)}
+    return len(smooths) == 1 and not one.differing(other, frozenset({Mark.TREATMENT}))

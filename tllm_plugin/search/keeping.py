@@ -10,6 +10,7 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors import Detector
+from tllm_plugin.hosts.run_spec import RunSpec
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.follower import Follower, Followers
 
@@ -43,7 +44,7 @@ class Keeping:
         followers: Followers,
         seconds: float | None = SECONDS,
     ) -> None:
-        self._of = partial(followers.of, run, cfg, class_names=class_names)
+        self._of = partial(followers.of, run, RunSpec.of(cfg), class_names=class_names)
         self._waiting = waiting
         self._watching: list[Follower] | None = None
         self._seconds = seconds

@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors import Detector
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.hosts.embedded.same_run import FREE_KEYS
+from tllm_plugin.hosts.run_spec import ONE_BEGINNING, RunSpec
 from tllm_plugin.runs.atomic import write_json
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.fields import count, field, text
@@ -47,7 +47,7 @@ class Parting:
 
 
 def latest_parting(
-    recorded: Sequence[tuple[RunFolder, CfgNode]],
+    recorded: Sequence[tuple[RunFolder, RunSpec]],
     cfg: CfgNode,
     followers: Followers | None = None,
     usable: Usable = lambda run, epoch: True,
@@ -55,7 +55,7 @@ def latest_parting(
     """Return the parting from the run that shares the most epochs, the first of equals; None without runs.
 
     Args:
-        recorded: Runs and their configs; see `parting`.
+        recorded: Runs and what they were told; see `parting`.
         cfg: As in `parting`.
         followers: Those that have watched the runs already.
         usable: See `Usable`.
@@ -71,12 +71,12 @@ def latest_parting(
     return best
 
 
-def parting(run: RunFolder, old: CfgNode, cfg: CfgNode, followers: Followers, usable: Usable) -> Parting:
+def parting(run: RunFolder, old: RunSpec, cfg: CfgNode, followers: Followers, usable: Usable) -> Parting:
     """Return where the run of `cfg` parts from a recorded one; nothing is written.
 
     Args:
         run: Finished; its checkpoints are named `epoch_N` and `latest`.
-        old: Its config, which differs from `cfg` in nothing but `FREE_KEYS`.
+        old: What it was told; with `cfg` it has `ONE_BEGINNING`.
         cfg: Checked and frozen, its reference named.
         followers: Those that have watched the run already.
         usable: See `Usable`.
@@ -94,9 +94,9 @@ def parting(run: RunFolder, old: CfgNode, cfg: CfgNode, followers: Followers, us
     return Parting(run, epochs, checkpoint, follower)
 
 
-def refuse_other_run(run: RunFolder, changed: Sequence[str]) -> None:
-    """Raise a `ConfigError` if among the keys that differ is one that matters before the first flag."""
-    differing = [key for key in changed if not key.startswith(FREE_KEYS)]
+def refuse_other_run(run: RunFolder, old: RunSpec, cfg: CfgNode) -> None:
+    """Raise a `ConfigError` if a run was told otherwise than `cfg` says in what matters before the first flag."""
+    differing = old.differing(RunSpec.of(cfg), ONE_BEGINNING)
     if differing:
         raise ConfigError(
             f"Expected {run.log_folder} to be the same run but for its detector, but these keys differ: "

@@ -22,8 +22,7 @@ from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.detectors import Detector
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import job
-from tllm_plugin.hosts.embedded.checkpoint import changed_keys, read_state
-from tllm_plugin.hosts.embedded.same_run import config_of
+from tllm_plugin.hosts.embedded.checkpoint import read_state, spec_of
 from tllm_plugin.hosts.embedded.worklog import copy_until
 from tllm_plugin.hosts.same_data import check_same_data
 from tllm_plugin.hosts.teaching import flags_record
@@ -103,7 +102,9 @@ def fork(
     for other in (base, *others):
         if other is not None and data is not None:
             check_same_data(other.log_folder, other.read_data(), data, "set EXPERIMENT.NAME to search anew")
-    recorded = [(run, _config_but_for_its_detector(run, cfg)) for run in (base, *others) if run]
+    recorded = [(run, spec_of(run)) for run in (base, *others) if run]
+    for run, spec in recorded:
+        refuse_other_run(run, spec, cfg)
     best = latest_parting(recorded, cfg, followers, _has_best_student)
     if best is None or best.checkpoint is None:
         return 0
@@ -160,13 +161,6 @@ def _state_of(checkpoint: Path) -> dict[str, Any]:
 @lru_cache(maxsize=1)  # The trials of a search part from one run, most of them from one checkpoint.
 def _read_once(checkpoint: Path, *which: int) -> Mapping[str, Any]:
     return read_state(checkpoint)
-
-
-def _config_but_for_its_detector(run: RunFolder, cfg: CfgNode) -> CfgNode:
-    """Return the config of a recorded run; a `ConfigError` says in what else it differs from `cfg`."""
-    old = config_of(run)
-    refuse_other_run(run, changed_keys(old, cfg))
-    return old
 
 
 def _finish(run: RunFolder, other: RunFolder, cfg: CfgNode, dumped: str, detector: Detector) -> None:
