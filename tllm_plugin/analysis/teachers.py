@@ -37,10 +37,8 @@ class TeacherRow:
 
 def planted_names(run: LoadedRun) -> tuple[str, ...]:
     """Return the names of the classes that the teacher of a run was made wrong on (`DISTILLER.PLANT`)."""
-    section = (run.config or {}).get("DISTILLER") if run.teacher else None
-    plant = section.get("PLANT") if isinstance(section, dict) else None
-    classes = plant.get("CLASSES") if isinstance(plant, dict) else None
-    if not isinstance(classes, (list, tuple)):
+    classes = run.spec.get("DISTILLER.PLANT.CLASSES") if run.teacher else None
+    if not isinstance(classes, list):
         return ()
     try:
         indices = resolve_classes("DISTILLER.PLANT.CLASSES", classes, run.class_names, recorded=True)
