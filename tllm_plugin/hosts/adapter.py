@@ -150,9 +150,7 @@ class _TLLMTrainer:
         self._catch_up(self.cfg.SOLVER.EPOCHS)
         if not self.writes_results and self.teaching.run is not None:
             metrics = MetricsRecord(
-                test_accuracy=None,
-                class_correct=(),
-                class_total=(),
+                *(None, (), ()),  # Test results: see `write_results`.
                 seconds_per_epoch=(),
                 peak_memory_bytes=None,
                 epochs_done=self.cfg.SOLVER.EPOCHS,

@@ -164,9 +164,7 @@ class Run:
         self.best_acc = max(self.best_acc, float(result[0]))
         done = len(self._seconds)
         metrics = MetricsRecord(
-            test_accuracy=None,
-            class_correct=(),
-            class_total=(),
+            *(None, (), ()),  # Test results: see `write_results`.
             seconds_per_epoch=tuple(self._seconds),
             peak_memory_bytes=peak_memory_bytes(self.device),
             epochs_done=done,
