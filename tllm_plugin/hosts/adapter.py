@@ -182,4 +182,11 @@ class _TLLMTrainer:
         self.teaching.catch_up(epoch, self._predict, self.tf_writer)
 
     def _predict(self, batches: Batches) -> Predictions:
-        return predict(self.distiller, batches, keyword="image", device=self.tllm_device, autocast=self.autocast)
+        return predict(
+            self.distiller,
+            batches,
+            keyword="image",
+            num_classes=len(self.teaching.class_names),
+            device=self.tllm_device,
+            autocast=self.autocast,
+        )

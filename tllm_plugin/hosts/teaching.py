@@ -307,7 +307,7 @@ class Teaching:
             was_training = teacher.training
             # A host's loader leaves the images on the CPU.
             device = next(teacher.parameters()).device
-            predictions = predict(teacher, self.holdout_loader, device=device)
+            predictions = predict(teacher, self.holdout_loader, num_classes=len(self.class_names), device=device)
             teacher.train(was_training)
             tell_if_at_chance("teacher", "the teacher", predictions, "hold-out images")
             self._teacher_prediction = predictions.prediction

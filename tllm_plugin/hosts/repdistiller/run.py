@@ -151,7 +151,10 @@ class Run:
         )
         if self.teaching is None:
             return result.accuracy_percent, result.loss
-        predict_student = partial(predict, self.teaching.wrapper, keyword="image", device=self.device)
+        classes = len(self.teaching.class_names)
+        predict_student = partial(
+            predict, self.teaching.wrapper, keyword="image", num_classes=classes, device=self.device
+        )
         self.teaching.catch_up(epoch, predict_student, self.writer)
         self._seconds.append(time.time() - start)
         return result.accuracy_percent, result.loss
@@ -160,7 +163,8 @@ class Run:
         """Return what the host's `validate` does, and record what the student predicted meanwhile."""
         if self.teaching is None:
             return host_validate(loader, student, *arguments)
-        result, predictions = watched_validation(host_validate, loader, student, *arguments)
+        classes = len(self.teaching.class_names)
+        result, predictions = watched_validation(host_validate, loader, student, *arguments, num_classes=classes)
         self.best_acc = max(self.best_acc, float(result[0]))
         done = len(self._seconds)
         metrics = MetricsRecord(
