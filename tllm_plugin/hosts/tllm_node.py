@@ -12,6 +12,7 @@ from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.detectors import DETECTORS, Detector, create_detector, options_for
 from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.policies import POLICIES, Decision, PolicyOptions, is_level
 from tllm_plugin.core.scores import SCORES
 from tllm_plugin.hosts.class_lists import list_problems, resolve_classes
 from tllm_plugin.hosts.config_checks import Rule, at_least, check, number_in, one_of
@@ -21,6 +22,9 @@ from tllm_plugin.runs.run_folder import RunFolder, find_curves
 
 #: What is done with flagged classes. Like the detector's keys, these have no effect before the first flag.
 TREATMENT = ("TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.BALANCE", "TLLM.MIN_ROWS")
+
+#: The policy that leaves everything to the detector.
+WITHDRAWAL = "withdrawal"
 
 
 def tllm_node() -> CfgNode:
@@ -32,6 +36,8 @@ def tllm_node() -> CfgNode:
     node.CE_WEIGHT = 1.0
     node.BALANCE = True  # multiply CE_WEIGHT by what the inner losses weigh
     node.MIN_ROWS = 4
+    node.POLICY = ""  # teaching weights from the teacher alone; the detector's flags come on top of them
+    node.POLICY_OPTIONS = CfgNode({"LEVEL": "mean", "SEED": 0})
     node.HOLDOUT = CfgNode({"FRACTION": 0.05, "SEARCH_FRACTION": 0.0, "SEED": 0})
     node.DETECTOR = CfgNode()
     node.DETECTOR.TYPE = "reference"
@@ -52,6 +58,9 @@ def check_tllm(cfg: CfgNode) -> list[str]:
         "TLLM.LABEL_SMOOTHING": number_in(0, 1, open_high=True),
         "TLLM.CE_WEIGHT": at_least(0),
         "TLLM.MIN_ROWS": at_least(1),
+        "TLLM.POLICY": one_of(["", WITHDRAWAL, *POLICIES]),
+        "TLLM.POLICY_OPTIONS.LEVEL": lambda value: None if is_level(value) else "mean, max or a number in (0, 1)",
+        "TLLM.POLICY_OPTIONS.SEED": at_least(0),
         "TLLM.HOLDOUT.FRACTION": number_in(0, 1, open_low=True, open_high=True),
         "TLLM.HOLDOUT.SEARCH_FRACTION": number_in(0, 1, open_high=True),
         "TLLM.DETECTOR.TYPE": one_of(DETECTORS),
@@ -86,6 +95,8 @@ def _without_teacher(cfg: CfgNode) -> list[str]:
     """Return what a vanilla run cannot have, in a host whose configs say that a run is one."""
     if "DISTILLER" not in cfg or cfg.DISTILLER.TYPE != "NONE" or cfg.SOLVER.TRAINER != "tllm":
         return []
+    if cfg.TLLM.POLICY in POLICIES:
+        return [f"Expected a teacher for `TLLM.POLICY` {cfg.TLLM.POLICY}, but `DISTILLER.TYPE` is NONE"]
     detector = cfg.TLLM.DETECTOR
     kind = DETECTORS.get(detector.TYPE)
     if kind is not None and kind.needs_teacher:
@@ -138,6 +149,19 @@ def build_detector(
     if node.DETECTOR.TYPE == "fixed":
         options["classes"] = resolve_classes("TLLM.DETECTOR.CLASSES", node.DETECTOR.CLASSES, class_names, files=True)
     return create_detector(node.DETECTOR.TYPE, len(class_names), **options_for(node.DETECTOR.TYPE, options))
+
+
+def build_decision(node: CfgNode, num_classes: int, *, has_teacher: bool) -> Decision | None:
+    """Return what the policy of a `TLLM` node is to decide; None where everything is left to the detector.
+
+    Raises:
+        ConfigError: There is no teacher.
+    """
+    if node.POLICY in ("", WITHDRAWAL):
+        return None
+    if not has_teacher:
+        raise ConfigError(f"Expected a teacher for `TLLM.POLICY` {node.POLICY}, but the distiller has none")
+    return Decision(node.POLICY, num_classes, PolicyOptions(node.POLICY_OPTIONS.LEVEL, node.POLICY_OPTIONS.SEED))
 
 
 def read_reference(path: str, holdout: Curves, data: DataIdentity | None = None) -> Curves:

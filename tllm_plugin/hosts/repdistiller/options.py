@@ -16,6 +16,7 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.detectors import DETECTORS
 from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.core.policies import POLICIES
 from tllm_plugin.hosts.config_checks import lookup, refuse
 from tllm_plugin.hosts.plain_errors import say_errors_plainly
 from tllm_plugin.hosts.ported_methods import ported_nodes
@@ -47,6 +48,9 @@ FLAGS = (
         "for the detector fixed: all class indices, all names, or a flags.json",
     ),
     Flag("tllm_after", "DETECTOR.AFTER_FRACTION", "for the detector after: share of the epochs that are taught"),
+    Flag("tllm_policy", "POLICY", f"teaching weights from the teacher alone: {', '.join(POLICIES)}"),
+    Flag("tllm_policy_level", "POLICY_OPTIONS.LEVEL", "strength of equal_strength: mean, max or a number"),
+    Flag("tllm_policy_seed", "POLICY_OPTIONS.SEED", "of the policy permuted"),
     Flag("tllm_smoothing", "LABEL_SMOOTHING", "label smoothing of undistillable classes"),
     Flag("tllm_ce_weight", "CE_WEIGHT", "weight of the cross-entropy of undistillable classes"),
     Flag("tllm_balance", "BALANCE", "True: multiply that weight by what the distillation losses weigh"),
