@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tllm_plugin import Curves, SampleScores
+from tllm_plugin import Curves, Predictions
 from tllm_plugin.runs.flags_file import ClassFlag, DetectorChoice, FlagsRecord
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.run_folder import RunFolder
@@ -44,11 +44,12 @@ def curves() -> Curves:
         rank = torch.randint(1, 4, (12,), generator=generator, dtype=torch.uint8)
         history.append(
             epoch,
-            SampleScores(
+            Predictions(
                 labels=labels,
+                prediction=torch.where(rank == 1, labels, -1),
+                num_classes=history.num_classes,
                 rank=rank,
                 true_prob=torch.rand(12, generator=generator),
-                prediction=torch.where(rank == 1, labels, -1),
                 agree=torch.rand(12, generator=generator) < 0.5,
             ),
         )

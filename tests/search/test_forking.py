@@ -12,7 +12,7 @@ from tests.hosts.digits_runs import make_config
 from tests.search.staged import epochs_trained  # noqa: F401  (fixture)
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors import create_detector
-from tllm_plugin.core.scores import SampleScores
+from tllm_plugin.core.predictions import Predictions
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.run_folder import RunFolder
@@ -123,7 +123,7 @@ def scored(*right: int) -> Curves:
     curves = Curves(labels, 2, torch.arange(20))
     for epoch, count in enumerate(right, start=1):
         rank = torch.where(torch.arange(20) < count, 1, 2).to(torch.uint8)
-        curves.append(epoch, SampleScores(labels, rank, torch.zeros(20), torch.zeros(20, dtype=torch.int64)))
+        curves.append(epoch, Predictions(labels, torch.where(rank == 1, labels, -1), 2, rank, torch.zeros(20)))
     return curves
 
 
@@ -143,7 +143,7 @@ def test_a_replay_watches_every_epoch_once_and_stops_where_they_part() -> None:
     seen = []
 
     class Recording(type(create_detector("none", 2))):  # type: ignore[misc]
-        def judge(self, epoch: int, samples: SampleScores) -> object:
+        def judge(self, epoch: int, samples: Predictions) -> object:
             seen.append(epoch)
             flags, evidence = super().judge(epoch, samples)
             return flags if epoch < 3 else ~flags, evidence

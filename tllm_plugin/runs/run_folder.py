@@ -12,12 +12,12 @@ import numpy as np
 from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.errors import FileFormatError, TLLMError
 from tllm_plugin.core.paths import expanded
+from tllm_plugin.core.predictions import Predictions
 from tllm_plugin.runs import config_file, curves_file, predictions_file
 from tllm_plugin.runs.atomic import remove_temporaries
 from tllm_plugin.runs.data_file import DataRecord, record_of
 from tllm_plugin.runs.flags_file import FlagsRecord
 from tllm_plugin.runs.metrics_file import MetricsRecord
-from tllm_plugin.runs.predictions_file import PredictionsRecord
 from tllm_plugin.runs.split_file import SplitRecord
 
 NAME = "tllm"
@@ -121,7 +121,7 @@ class RunFolder:
 
     @property
     def predictions_npz(self) -> Path:
-        """Answers on the test images; `PredictionsRecord`. Runs of earlier versions have none."""
+        """Predictions for the test images; runs of earlier versions may have none."""
         return self.path / "predictions.npz"
 
     @property
@@ -204,16 +204,17 @@ class RunFolder:
     def has_results(self) -> bool:
         """Tell whether test results per class and per image are there, are readable and agree."""
         try:
-            metrics, (correct, total) = self.read_metrics(), self.read_predictions().counts()
+            metrics, predictions = self.read_metrics(), self.read_predictions()
         except FileFormatError:
             return False
-        return (tuple(correct.tolist()), tuple(total.tolist())) == (metrics.class_correct, metrics.class_total)
+        counts = (predictions.class_correct, predictions.class_total)
+        return tuple(tuple(values.tolist()) for values in counts) == (metrics.class_correct, metrics.class_total)
 
-    def write_predictions(self, record: PredictionsRecord) -> None:
+    def write_predictions(self, predictions: Predictions) -> None:
         """Write `predictions.npz`."""
-        predictions_file.write_predictions(self.predictions_npz, record)
+        predictions_file.write_predictions(self.predictions_npz, predictions)
 
-    def read_predictions(self) -> PredictionsRecord:
+    def read_predictions(self) -> Predictions:
         """Read `predictions.npz`; a `FileFormatError` says what is wrong with it."""
         return predictions_file.read_predictions(self.predictions_npz)
 

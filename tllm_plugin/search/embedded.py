@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.defaults import default_config
+from tllm_plugin.hosts.options import as_named
 from tllm_plugin.runs.locks import each_under_its_lock, held
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.forking import MOST_TRIALS, SECONDS, CheckpointKeeper, Replays
@@ -168,9 +169,7 @@ class EmbeddedSearch:
 
     def _digest(self) -> str:
         """Digest everything that a result depends on but what is searched."""
-        default = default_config()
-        plain = self.cfg.clone()
-        plain.defrost()
+        default, plain = as_named(default_config()), as_named(self.cfg)
         # As before there was a choice, so that what was searched then is found.
         plain.LOG = CfgNode({key: value for key, value in default.LOG.items() if key != "SAVE_SECONDS"})
         if plain.RUNTIME.DETERMINISTIC:

@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.hosts.embedded.checkpoint import changed_keys
+from tllm_plugin.hosts.options import as_named, renamed
 from tllm_plugin.hosts.yaml_text import plain, read_yaml
 from tllm_plugin.runs.atomic import save_torch, write_text
 from tllm_plugin.runs.curves_file import to_state
@@ -107,7 +108,7 @@ class MdistillerSearch(ProcessSearch):
         logger.info("%s shares %d epochs with %s", wanted.name, point.epochs, point.run.log_folder.name)
 
     def _config_of(self, run: RunFolder, cfg: CfgNode) -> CfgNode:
-        old = CfgNode(plain(read_yaml(run.read_config())))
+        old = CfgNode(renamed(plain(read_yaml(run.read_config()))))
         changed = changed_keys(old, cfg)
         check_same_but_detector(run, [key for key in changed if not key.startswith("EXPERIMENT.")])
         return old
@@ -119,8 +120,7 @@ class MdistillerSearch(ProcessSearch):
 
 def _digest_of(cfg: CfgNode) -> str:
     """Digest everything that a result depends on but what is searched."""
-    plain = cfg.clone()
-    plain.defrost()
+    plain = as_named(cfg)
     for name in _NO_EFFECT:
         plain.pop(name)
     plain.TLLM = CfgNode({name: plain.TLLM[name] for name in ("DISTILLER", "TRAINER", "HOLDOUT")})

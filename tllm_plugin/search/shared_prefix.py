@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
@@ -103,7 +104,9 @@ def fork(
     scored = carried["curves"]["epochs"].tolist()
     detector = point.detector_after(scored, cfg, curves)
     carried["detector"] = detector.state_dict()
-    state["model"]["undistillable"] = detector.flags
+    taught = carried["policy"]["weights"] if "policy" in carried else torch.ones(len(detector.flags))
+    state["model"].pop("undistillable", None)  # Of an earlier version.
+    state["model"]["teaching_weights"] = taught.masked_fill(detector.flags, 0.0)
     state["config"] = cfg.dump()
     student = _best_student(parent, point.epochs)
     if student.exists():
