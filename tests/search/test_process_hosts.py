@@ -22,7 +22,8 @@ from tllm_plugin.core.errors import NonFiniteLossError, TLLMError
 from tllm_plugin.hosts.repdistiller.arguments import split_arguments
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.locks import held, is_held
-from tllm_plugin.runs.run_folder import RunFolder, read_search
+from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.runs.search_file import SearchRecord
 from tllm_plugin.search import process
 from tllm_plugin.search.eta_search import search
 from tllm_plugin.search.host import Baselines, Hopeless
@@ -72,7 +73,9 @@ def test_trials_share_their_beginning_and_equal_one_alone_that_was_stopped_and_w
     host = Miniature(configured(tmp_path / "whole"), SPACE, words=("--cfg", "mine.yaml"))
     outcome = search(host, SPACE)
     record = outcome.record
-    assert read_search(outcome.path) == record and [item.title for item in record.baselines] == ["taught to the end"]
+    assert SearchRecord.read(outcome.path) == record and [item.title for item in record.baselines] == [
+        "taught to the end"
+    ]
     assert [trial.values for trial in record.trials] == [{AFTER: 0.67}, {AFTER: 0.34}]
     assert [trial.shared_epochs for trial in record.trials] == [2, 1]
     assert {trial.parent for trial in record.trials} == {record.baselines[0].run}

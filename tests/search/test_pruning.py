@@ -12,7 +12,7 @@ from optuna.trial import Trial, TrialState
 
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.core.scores import SampleScores
+from tllm_plugin.core.predictions import Predictions
 from tllm_plugin.search.host import Hopeless
 from tllm_plugin.search.pruning import PRUNERS, make_pruner, reporter
 from tllm_plugin.search.space import Dimension
@@ -29,7 +29,7 @@ def curves(*right: int) -> Curves:
     result = Curves(LABELS, 2, torch.arange(20))
     for epoch, count in enumerate(right, start=1):
         rank = torch.where(torch.arange(20) < count, 1, 2).to(torch.uint8)
-        result.append(epoch, SampleScores(LABELS, rank, torch.zeros(20), torch.zeros(20, dtype=torch.int64)))
+        result.append(epoch, Predictions(LABELS, torch.where(rank == 1, LABELS, -1), 2, rank, torch.zeros(20)))
     return result
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from tllm_plugin.analysis.results import TestResult
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.hosts.options import renamed
 from tllm_plugin.hosts.yaml_text import plain, read_yaml
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.flags_file import FlagsRecord
@@ -138,7 +139,7 @@ def load_run(path: str | os.PathLike[str]) -> LoadedRun:
 
 
 def read_result(folder: RunFolder) -> TestResult:
-    """Read test results: answers per image where the run kept them, counts per class otherwise.
+    """Read test results: predictions per image where the run kept them, counts per class otherwise.
 
     Raises:
         FileFormatError: A file is missing or damaged, or the two disagree.
@@ -150,11 +151,10 @@ def read_result(folder: RunFolder) -> TestResult:
         raise ConfigError(f"Expected {folder.log_folder} to be a run that was tested, but it has no test results{how}")
     if not metrics.finished:
         logger.warning("%s: not finished; its results are those after epoch %d", folder.path, metrics.epochs_done)
-    counts = TestResult(np.asarray(metrics.class_correct), np.asarray(metrics.class_total))
+    counts = TestResult.from_metrics(metrics)
     if not (metrics.finished and folder.predictions_npz.exists()):
         return counts
-    record = folder.read_predictions()
-    result = TestResult.from_predictions(record.labels, record.predictions, record.num_classes)
+    result = TestResult.from_predictions(folder.read_predictions())
     if not (np.array_equal(result.correct, counts.correct) and np.array_equal(result.total, counts.total)):
         raise FileFormatError(
             f"Expected predictions.npz and metrics.json in {folder.path} to agree, but they do not; run again what "
@@ -177,7 +177,7 @@ def read_config(folder: RunFolder) -> dict[str, Any]:
         raise FileFormatError(f"Expected {folder.config_yaml} to be the YAML of a config, but {error}") from error
     if not isinstance(content, dict):
         raise FileFormatError(f"Expected {folder.config_yaml} to hold keys and values, but it does not")
-    return content
+    return renamed(content)
 
 
 def method_of(config: Mapping[str, Any]) -> str:

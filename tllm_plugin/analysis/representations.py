@@ -1,11 +1,11 @@
-"""How alike two networks are, class by class: centred kernel alignment, agreement, and a picture of the features."""
+"""How alike two networks' features are, class by class: centred kernel alignment, and a picture of them."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from tllm_plugin.analysis.results import Counts, Vector, per_image
+from tllm_plugin.analysis.results import Counts, Vector
 
 Matrix = npt.NDArray[np.floating]
 
@@ -59,19 +59,6 @@ def class_cka(first: Matrix, second: Matrix, labels: Counts, num_classes: int) -
     order = np.argsort(labels, kind="stable")
     groups = np.split(order, np.cumsum(np.bincount(labels, minlength=num_classes))[:-1])
     return np.array([linear_cka(first[rows], second[rows]) for rows in groups])
-
-
-def class_agreement(first: Counts, second: Counts, labels: Counts, num_classes: int) -> Vector:
-    """Return (C,) share of each class's images on which two networks give the same answer; NaN without images.
-
-    Args:
-        first: (n,) answers.
-        second: (n,) answers to the same images.
-        labels: (n,) their classes.
-        num_classes: C.
-    """
-    same = np.bincount(labels[first == second], minlength=num_classes)
-    return per_image(same, np.bincount(labels, minlength=num_classes))
 
 
 def tsne(features: Matrix, *, seed: int = 0) -> npt.NDArray[np.float32]:

@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
     if writes:
         has_teacher = job.needed_teacher(cfg) is not None or bool(cfg.DISTILLER.TEACHER_CHECKPOINT)
         taught = cfg.DISTILLER.TYPE != "NONE"
-        _print_results(folder, taught=taught, teacher=_teacher(cfg) if taught and has_teacher else "")
+        _print_results(folder, taught=taught, teacher=_teacher(cfg, folder) if taught and has_teacher else "")
 
 
 def _command(options: argparse.Namespace, *, resume: bool) -> str:
@@ -109,9 +109,9 @@ def _print_results(folder: RunFolder, *, taught: bool, teacher: str) -> None:
         say(f"next          tllm show {shlex.quote(str(folder.log_folder))}")
 
 
-def _teacher(cfg: CfgNode) -> str:
+def _teacher(cfg: CfgNode, student: RunFolder) -> str:
     """Return what is known of the teacher's test accuracy, and whether it was made wrong on purpose."""
-    needed = job.needed_teacher(cfg)
+    needed = job.needed_teacher(cfg, student.read_data())
     place = job.log_folder(needed) if needed is not None else Path(cfg.DISTILLER.TEACHER_CHECKPOINT).parent
     try:
         accuracy = RunFolder.find(place).read_metrics().test_accuracy

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tllm_plugin.core.scores import class_means, class_sums
+from tllm_plugin.core.predictions import class_means, class_sums
 
 # Stakes between "hardly anything" and "nearly all", as fractions of the largest stake that cannot lose everything.
 _STAKES = torch.linspace(0.05, 0.95, 10, dtype=torch.float64)

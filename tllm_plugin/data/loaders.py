@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from tllm_plugin.core.errors import ConfigError
@@ -131,6 +132,19 @@ class EvalLoader(ABC):
     def restrict(self, shard: Shard) -> None:
         """Yield only the batches of one shard from now on."""
         self.shard = shard
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Return (N, ...) values of all rows in order, the same in every process; each has to call it with its own.
+
+        Args:
+            values: (n, ...) on the CPU, of any type but bool, one for each row that is yielded, in order.
+        """
+        if self.shard.count == 1:
+            return values
+        # Each place is filled by one process and zero in the others, so that the sum is exact for numbers of any kind.
+        everywhere = self.in_place(values)
+        dist.all_reduce(everywhere)
+        return everywhere
 
     def in_place(self, values: Tensor) -> Tensor:
         """Return (N, ...) `values` of the rows that are yielded, at their places among all rows, and zeros elsewhere.

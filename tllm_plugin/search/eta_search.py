@@ -14,11 +14,11 @@ from yacs.config import CfgNode
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import ConfigError, FileFormatError, TLLMError
 from tllm_plugin.runs.curves_file import to_state
-from tllm_plugin.runs.run_folder import RunFolder, write_search
+from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.runs.search_file import FlaggedClass, SearchRecord, TrialRecord
 from tllm_plugin.search.choice import NOISE_LEVEL, compare, estimate
+from tllm_plugin.search.forking import read_fork
 from tllm_plugin.search.host import Baselines, SearchHost, around_digest
-from tllm_plugin.search.parting import shared_with
 from tllm_plugin.search.space import Dimension, Values
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _searched(
     study.work(train)
     record = collect(host, space, study, baselines)
     path = host.folder / f"search-{study.name}.json"
-    write_search(path, record)
+    record.write(path)
     chosen = record.chosen
     if chosen is None:
         failed = "; ".join(trial.error for trial in record.trials if trial.error)
@@ -236,7 +236,7 @@ def _describe(
     # Some hosts write their metrics only in the end.
     seconds = run.read_metrics().seconds_per_epoch if run.metrics_json.exists() else ()
     flags = run.read_flags()
-    shared_epochs, parent = shared_with(run)
+    shared_epochs, parent = read_fork(run)
     epochs = curves.epochs[-1]
     until = [epochs if item.epoch_flagged is None else item.epoch_flagged for item in flags.classes]
     return TrialRecord(

@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import TLLMError
+from tllm_plugin.hosts.options import as_named
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.space import Dimension, Values, with_values
 
@@ -113,7 +114,7 @@ def tllm_digest(cfg: CfgNode) -> str:
     if cfg.TLLM.DETECTOR.REFERENCE:
         with suppress(TLLMError, OSError):  # Whoever trains will say that it is missing.
             content = digest(RunFolder.find(cfg.TLLM.DETECTOR.REFERENCE).curves_npz.read_bytes())
-    return digest(cfg.TLLM.dump() + content)
+    return digest(as_named(cfg).TLLM.dump() + content)
 
 
 def around_digest(cfg: CfgNode, space: Sequence[Dimension]) -> str:

@@ -12,13 +12,14 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.hosts.embedded.checkpoint import changed_keys
+from tllm_plugin.hosts.options import as_named, renamed
 from tllm_plugin.hosts.yaml_text import plain, read_yaml
 from tllm_plugin.runs.atomic import save_torch, write_text
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.search.forking import check_same_but_detector, latest_fork_point, write_fork
 from tllm_plugin.search.host import SEARCH_FRACTION, digest, override_words
-from tllm_plugin.search.parting import latest_parting, note_parting, refuse_other_run, replayed
 from tllm_plugin.search.process import ProcessSearch, Wanted
 from tllm_plugin.search.space import Dimension, Values, with_values
 
@@ -94,22 +95,22 @@ class MdistillerSearch(ProcessSearch):
     def begin(self, wanted: Wanted, recorded: Sequence[RunFolder]) -> None:
         """Write the checkpoint from which a trial is to be resumed, if it shares epochs with a recorded run."""
         cfg, run = self.config(wanted), self.run_named(wanted.name)
-        best = latest_parting([(other, self._config_of(other, cfg)) for other in recorded], cfg)
-        if best is None or best.checkpoint is None:
+        point = latest_fork_point([(other, self._config_of(other, cfg)) for other in recorded], cfg)
+        if point is None:
             return
-        state: Any = load_torch(best.checkpoint, "a checkpoint of mdistiller")
+        state: Any = load_torch(point.checkpoint, "a checkpoint of mdistiller")
         carried = next(value for name, value in state["model"].items() if name.endswith("_extra_state"))["carried"]
-        curves = Curves.from_state(to_state(best.run.read_curves()))
-        watched = carried["curves"]["epochs"].tolist()
-        carried["detector"] = replayed(cfg, best, curves, watched).state_dict()
-        note_parting(run.create(), best)
+        curves = Curves.from_state(to_state(point.run.read_curves()))
+        scored = carried["curves"]["epochs"].tolist()
+        carried["detector"] = point.detector_after(scored, cfg, curves).state_dict()
+        write_fork(run.create(), point.run, point.epochs)
         save_torch(run.log_folder / "latest", state)
-        logger.info("%s shares %d epochs with %s", wanted.name, best.epochs, best.run.log_folder.name)
+        logger.info("%s shares %d epochs with %s", wanted.name, point.epochs, point.run.log_folder.name)
 
     def _config_of(self, run: RunFolder, cfg: CfgNode) -> CfgNode:
-        old = CfgNode(plain(read_yaml(run.read_config())))
+        old = CfgNode(renamed(plain(read_yaml(run.read_config()))))
         changed = changed_keys(old, cfg)
-        refuse_other_run(run, [key for key in changed if not key.startswith("EXPERIMENT.")])
+        check_same_but_detector(run, [key for key in changed if not key.startswith("EXPERIMENT.")])
         return old
 
     def next_command(self, values: Values) -> str:
@@ -119,8 +120,7 @@ class MdistillerSearch(ProcessSearch):
 
 def _digest_of(cfg: CfgNode) -> str:
     """Digest everything that a result depends on but what is searched."""
-    plain = cfg.clone()
-    plain.defrost()
+    plain = as_named(cfg)
     for name in _NO_EFFECT:
         plain.pop(name)
     plain.TLLM = CfgNode({name: plain.TLLM[name] for name in ("DISTILLER", "TRAINER", "HOLDOUT")})

@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.embedded.defaults import default_config
+from tllm_plugin.hosts.options import renamed
 from tllm_plugin.hosts.yaml_text import plain, read_yaml
 from tllm_plugin.runs.finite import check_finite
 from tllm_plugin.runs.reading import load_torch
@@ -69,7 +70,7 @@ def recorded_config(text: str) -> CfgNode:
         raise ConfigError("Expected sections with keys, but there are none")
     recorded = default_config()
     recorded.TLLM.BALANCE = False
-    _update(recorded, CfgNode(content))
+    _update(recorded, CfgNode(renamed(content)))
     recorded.freeze()
     return recorded
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.hosts.options import renamed
 from tllm_plugin.runs.finite import check_finite
 from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
@@ -49,7 +50,7 @@ def read_state(folder: RunFolder, options: Mapping[str, Any]) -> Mapping[str, An
             "something else; start the run anew"
         )
     check_finite({name: state[name] for name in ("wrapper", "optimizer")}, folder.state)
-    before, now = _set(state["options"]), _set(options)
+    before, now = _set(renamed(state["options"])), _set(options)
     changed = sorted(name for name in set(before) | set(now) if before.get(name, now) != now.get(name, before))
     if changed:
         names = ", ".join(f"--{name}" for name in changed)

@@ -22,6 +22,7 @@ class ListedDistiller(nn.Module):
         module_list: `[student, modules of the method ..., teacher]`, as the host orders them.
         criterion_list: `[cross-entropy, KL divergence, the method's criterion]`.
         learnable: Parameters that the optimizer trains.
+        temperature: Of the host's divergence.
 
     Raises:
         ConfigError: A parameter is in none of the lists.
@@ -31,9 +32,14 @@ class ListedDistiller(nn.Module):
     call: EpochCall | None = None
 
     def __init__(
-        self, module_list: nn.ModuleList, criterion_list: nn.ModuleList, learnable: Iterable[nn.Parameter]
+        self,
+        module_list: nn.ModuleList,
+        criterion_list: nn.ModuleList,
+        learnable: Iterable[nn.Parameter],
+        temperature: float = 4.0,
     ) -> None:
         super().__init__()
+        self._temperature = temperature
         self.module_list = module_list
         self.criterion_list = criterion_list
         wanted = {id(parameter) for parameter in learnable}
@@ -54,6 +60,11 @@ class ListedDistiller(nn.Module):
     def teacher(self) -> nn.Module:
         """The host's teacher; it stays in evaluation mode."""
         return self.module_list[-1]
+
+    @property
+    def temperature(self) -> float:
+        """The temperature of the host's divergence."""
+        return self._temperature
 
     def train(self, mode: bool = True) -> ListedDistiller:
         super().train(mode)

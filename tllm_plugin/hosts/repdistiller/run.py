@@ -7,6 +7,7 @@ import platform
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ import torchvision
 import yaml
 from torch import nn
 
+from tllm_plugin.core.predictions import predict
 from tllm_plugin.hosts.checkouts import source_of
-from tllm_plugin.hosts.embedded.evaluation import peak_memory_bytes
 from tllm_plugin.hosts.embedded.loss_guard import LossGuard
 from tllm_plugin.hosts.loader_data import LoaderData
 from tllm_plugin.hosts.optimizers import spare_from_decay, use_nesterov
@@ -29,8 +30,9 @@ from tllm_plugin.hosts.repdistiller.loop_source import returned_names
 from tllm_plugin.hosts.repdistiller.options import errors_name_flags, node_of
 from tllm_plugin.hosts.repdistiller.probe import check_loop
 from tllm_plugin.hosts.repdistiller.watched import watched_validation
+from tllm_plugin.hosts.results import peak_memory_bytes, write_results
 from tllm_plugin.hosts.same_data import CarriedData, check_named_teacher
-from tllm_plugin.hosts.teaching import Teaching, cut, student_predictor
+from tllm_plugin.hosts.teaching import Teaching, cut
 from tllm_plugin.methods import Distiller
 from tllm_plugin.runs.atomic import save_torch
 from tllm_plugin.runs.finite import check_finite
@@ -114,7 +116,8 @@ class Run:
             if getattr(self.options, weight, 0) is None:
                 setattr(self.options, weight, 0.0)  # Left out, it counts as nothing.
         learnable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        distiller = self._method or ListedDistiller(module_list, criterion_list, learnable)
+        temperature = float(getattr(self.options, "kd_T", 4))
+        distiller = self._method or ListedDistiller(module_list, criterion_list, learnable, temperature)
         self.writer = logger if hasattr(logger, "add_histogram") else None
         self._lists = distiller if isinstance(distiller, ListedDistiller) else None
         with errors_name_flags():
@@ -181,33 +184,29 @@ class Run:
         found = result.shaped(returned_names(host_train))
         if self.teaching is None:
             return found
-        predict = student_predictor(self.teaching.wrapper)
-        self.teaching.catch_up(epoch, lambda image: predict(image.to(self.device)), self.writer)
+        predict_student = partial(predict, self.teaching.wrapper, keyword="image", device=self.device)
+        self.teaching.catch_up(epoch, predict_student, self.writer)
         self._seconds.append(time.time() - start)
         return found
 
     def validate(self, host_validate: Callable[..., Any], loader: Any, student: nn.Module, *arguments: Any) -> Any:
-        """Return what the host's `validate` does, and record per class what it saw."""
+        """Return what the host's `validate` does, and record what the student predicted meanwhile."""
         if self.teaching is None:
             return host_validate(loader, student, *arguments)
-        result, watched = watched_validation(host_validate, loader, student, *arguments)
-        if len(self._seconds) == self.options.epochs:
-            watched.tell_if_at_chance("trained", self.options.save_folder)
+        result, predictions = watched_validation(host_validate, loader, student, *arguments)
         self.best_acc = max(self.best_acc, float(result[0]))
-        self.folder.write_metrics(self._metrics(*watched.per_class()))
-        return result
-
-    def _metrics(self, correct: tuple[int, ...], count: tuple[int, ...]) -> MetricsRecord:
         done = len(self._seconds)
-        return MetricsRecord(
-            test_accuracy=sum(correct) / sum(count),
-            class_correct=correct,
-            class_total=count,
+        metrics = MetricsRecord(
+            test_accuracy=None,
+            class_correct=(),
+            class_total=(),
             seconds_per_epoch=tuple(self._seconds),
             peak_memory_bytes=peak_memory_bytes(self.device),
             epochs_done=done,
             finished=done == self.options.epochs,
         )
+        write_results(self.folder, metrics, predictions)
+        return result
 
     def _save(self, teaching: Teaching) -> None:
         optimizer = self.optimizer.state_dict()
