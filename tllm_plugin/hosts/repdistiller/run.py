@@ -25,7 +25,10 @@ from tllm_plugin.hosts.repdistiller.checkpoint import STATE_VERSION, read_state
 from tllm_plugin.hosts.repdistiller.distiller import ListedDistiller
 from tllm_plugin.hosts.repdistiller.epoch import train_epoch
 from tllm_plugin.hosts.repdistiller.images import DATASETS
+from tllm_plugin.hosts.repdistiller.loop import EpochCall
+from tllm_plugin.hosts.repdistiller.loop_source import returned_names
 from tllm_plugin.hosts.repdistiller.options import errors_name_flags, node_of
+from tllm_plugin.hosts.repdistiller.probe import check_loop
 from tllm_plugin.hosts.repdistiller.watched import watched_validation
 from tllm_plugin.hosts.results import peak_memory_bytes, write_results
 from tllm_plugin.hosts.same_data import CarriedData, check_named_teacher
@@ -59,6 +62,8 @@ class Run:
         self.best_acc: float = 0
         self.teaching: Teaching | None = None
         self._method: nn.Module | None = None
+        self._lists: ListedDistiller | None = None
+        self._checked = False
         self._done = 0
         self._seconds: list[float] = []
         if options.tllm or getattr(options, "dataset", "") in DATASETS:
@@ -107,9 +112,14 @@ class Run:
             use_nesterov(optimizer)
         if not self.options.tllm:
             return self.best_acc
+        for weight in ("alpha", "beta"):
+            if getattr(self.options, weight, 0) is None:
+                setattr(self.options, weight, 0.0)  # Left out, it counts as nothing.
         learnable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        distiller = self._method or ListedDistiller(module_list, criterion_list, self.options, learnable)
+        temperature = float(getattr(self.options, "kd_T", 4))
+        distiller = self._method or ListedDistiller(module_list, criterion_list, learnable, temperature)
         self.writer = logger if hasattr(logger, "add_histogram") else None
+        self._lists = distiller if isinstance(distiller, ListedDistiller) else None
         with errors_name_flags():
             self.teaching = Teaching(node_of(self.options), distiller, self._data, self.options.epochs)
         self.teaching.wrapper.to(self.device)
@@ -134,12 +144,34 @@ class Run:
         if self.teaching is not None:
             print(f"next: tllm show {shlex.quote(self.options.save_folder)}")
 
-    def train(self, host_train: Callable[..., Any], epoch: int, loader: Any, *arguments: Any) -> Any:
-        """Return training accuracy in percent and mean loss of an epoch, and score the hold-out after it."""
+    def train(self, host_train: Callable[..., Any], epoch: int, *arguments: Any) -> Any:
+        """Train an epoch, score the hold-out after it, and return what the host's function would.
+
+        Args:
+            host_train: The host's epoch function.
+            epoch: Counted from 1.
+            arguments: The host's: its loader, the lists that `start` was given, the optimizer, options.
+
+        Raises:
+            ConfigError: Before the first step: the host's function cannot be asked for the loss of one batch.
+        """
         distiller = self._method if self.teaching is None else self.teaching.wrapper
         if distiller is None:
-            return host_train(epoch, loader, *arguments)
+            return host_train(epoch, *arguments)
         start = time.time()
+        loader = next((argument for argument in arguments if argument is self.train_loader), arguments[0])
+        if self._lists is not None:
+            self._lists.call = EpochCall(
+                host_train,
+                (epoch, *arguments),
+                loader,
+                self._lists.module_list,
+                self._lists.criterion_list,
+                self.optimizer,
+            )
+            if not self._checked:
+                check_loop(self._lists, loader, rows_are_taken=self.options.tllm_detector != "none")
+                self._checked = True
         every = max(1, self.options.print_freq)
         result = train_epoch(
             epoch,
@@ -149,12 +181,13 @@ class Run:
             print_freq=every,
             guard=LossGuard(every, "--learning_rate"),
         )
+        found = result.shaped(returned_names(host_train))
         if self.teaching is None:
-            return result.accuracy_percent, result.loss
+            return found
         predict_student = partial(predict, self.teaching.wrapper, keyword="image", device=self.device)
         self.teaching.catch_up(epoch, predict_student, self.writer)
         self._seconds.append(time.time() - start)
-        return result.accuracy_percent, result.loss
+        return found
 
     def validate(self, host_validate: Callable[..., Any], loader: Any, student: nn.Module, *arguments: Any) -> Any:
         """Return what the host's `validate` does, and record what the student predicted meanwhile."""
