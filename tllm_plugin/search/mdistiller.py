@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.hosts.embedded.checkpoint import changed_keys
+from tllm_plugin.hosts.extensions import import_words
 from tllm_plugin.hosts.options import as_named, renamed
 from tllm_plugin.hosts.yaml_text import plain, read_yaml
 from tllm_plugin.runs.atomic import save_torch, write_text
@@ -115,7 +116,8 @@ class MdistillerSearch(ProcessSearch):
 
     def next_command(self, values: Values) -> str:
         """Return the shell command that trains the chosen values."""
-        return shlex.join(["tllm", "train", "--host", "mdistiller", *self.words, *override_words(values, self._given)])
+        words = [*self.words, *override_words(values, self._given)]
+        return shlex.join(["tllm", "train", *import_words(), "--host", "mdistiller", *words])
 
 
 def _digest_of(cfg: CfgNode) -> str:
