@@ -14,6 +14,7 @@ from tllm_plugin.core.detectors import DETECTORS
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.options import INSIDE, SHARE, Option, at_least, count_in, one_of
 from tllm_plugin.hosts.config_checks import lookup, shown
+from tllm_plugin.hosts.extensions import load_extensions
 from tllm_plugin.methods import METHODS
 
 #: Of `TLLMWrapper`: what is done with flagged classes.
@@ -46,6 +47,7 @@ def table() -> dict[str, Option]:
     Raises:
         ConfigError: Two of them have one key and are not the same.
     """
+    load_extensions()
     found: dict[str, Option] = {}
     for prefix, options, _ in _declared():
         for key, option in under(prefix, options).items():

@@ -11,6 +11,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
+from tllm_plugin.hosts.extensions import import_words
 from tllm_plugin.hosts.run_spec import MARKS_OF_OTHER_HOSTS, RunSpec
 from tllm_plugin.runs.atomic import save_torch, write_text
 from tllm_plugin.runs.curves_file import to_state
@@ -108,4 +109,5 @@ class MdistillerSearch(ProcessSearch):
 
     def next_command(self, values: Values) -> str:
         """Return the shell command that trains the chosen values."""
-        return shlex.join(["tllm", "train", "--host", "mdistiller", *self.words, *override_words(values, self._given)])
+        words = [*self.words, *override_words(values, self._given)]
+        return shlex.join(["tllm", "train", *import_words(), "--host", "mdistiller", *words])
