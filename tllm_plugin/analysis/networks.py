@@ -134,6 +134,10 @@ def teacher_checkpoint(run: LoadedRun) -> Path | None:
     """Return where the weights of a run's teacher lie; None where they are not to be found.
 
     A run whose config names none had its teacher trained first, beside it; a run of a search, beside the search.
+
+    Raises:
+        ConfigError: The run is not one of the embedded host.
+        FileFormatError: A record of the data that a run was trained on is damaged.
     """
     found = teacher_of(run)
     if found is not None:
