@@ -88,6 +88,9 @@ _YOUNGER: dict[str, Any] = {
     "DATASET.CLASS_ORDER": "",
     "DATASET.MEAN": [],
     "DATASET.STD": [],
+    "TLLM.POLICY": "",
+    "TLLM.POLICY_OPTIONS.LEVEL": "mean",
+    "TLLM.POLICY_OPTIONS.SEED": 0,
 }
 _BEFORE = {**_OLDER_THAN_SEARCHES, **_YOUNGER}
 

@@ -110,6 +110,8 @@ def fork(
     if student.exists():
         write_link(run.student_best_holdout, student)
     copy_until(point.epochs, parent.log_folder, run.log_folder)
+    if parent.policy_json.exists():
+        write_link(run.policy_json, parent.policy_json)
     write_fork(run, parent, point.epochs)
     # The student first: whoever finds `latest` finds its student as well.
     weights = parent.log_folder / f"student_{point.checkpoint.name.removeprefix('epoch_')}"

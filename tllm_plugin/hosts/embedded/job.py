@@ -437,7 +437,7 @@ def _remove_results(folder: Path) -> None:
     """Remove what would pass for results of the run that is about to start."""
     run_folder = RunFolder.inside(folder)
     results = (
-        *(run_folder.metrics_json, run_folder.predictions_npz, run_folder.flags_json),
+        *(run_folder.metrics_json, run_folder.predictions_npz, run_folder.flags_json, run_folder.policy_json),
         *(run_folder.curves_npz, run_folder.search_curves_npz, run_folder.report_html, run_folder.data_json),
     )
     for path in (folder / "latest", *results):

@@ -130,6 +130,7 @@ class Run:
             self._restore(read_state(self.folder, self.options))
         else:
             self.folder.state.unlink(missing_ok=True)
+        self.teaching.decide()
         self.teaching.open(self.options.save_folder)
         self.folder.write_config(_description(self.options))
         return self.best_acc
