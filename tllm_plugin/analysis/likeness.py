@@ -59,7 +59,7 @@ class Likeness:
         images: How many test images they were run over.
         teacher_accuracy: (C,) of the teacher that the students met.
         cka: By method: (C,) CKA of teacher and first student.
-        agreement: By method: (C,) share of images with the same answer as the teacher.
+        agreement: By method: (C,) share of images with the same prediction as the teacher.
         pictures: Of the vanilla student, and of the first method's.
     """
 
@@ -119,7 +119,7 @@ def _run(
         if checkpoint is None:
             logger.info("%s: its teacher's checkpoint is not to be found", method.label)
             continue
-        key = (checkpoint, str((method.runs[0].config or {}).get("DISTILLER", {}).get("PLANT")))
+        key = (checkpoint, str(embedded_config(method.runs[0]).DISTILLER.PLANT))
         if key not in taught_by:
             taught_by[key] = predictions_of(method.runs[0], checkpoint)
         teacher, student = taught_by[key], students[method.label]

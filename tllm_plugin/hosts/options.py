@@ -151,23 +151,21 @@ def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
     return known
 
 
-def as_named(cfg: CfgNode) -> CfgNode:
-    """Return a copy of a config to name runs after: as it was spelled at first, so that what is there is found.
+def first_spelling(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by full key as they were spelled at first, so that runs that are named after them are found.
 
     Options that users' own detectors and methods declare are left out at their defaults: a run does not get another
     name because something was installed.
     """
-    plain = cfg.clone()
-    plain.defrost()
-    plain.TLLM.DETECTOR.CONFIDENCE = complement(plain.TLLM.DETECTOR.pop("FDR"))
     ours = {key for prefix, options, is_ours in _declared() if is_ours for key in under(prefix, options)}
-    for key, option in table().items():
-        node, _, last = key.rpartition(".")
-        if key not in ours and lookup(plain, key, None) == option.default:
-            lookup(plain, node).pop(last)
-    for name in [name for name in METHODS if name in plain and not plain[name]]:
-        plain.pop(name)
-    return plain
+    of_users = {key: option.default for key, option in table().items() if key not in ours}
+    spelled = {}
+    for key, value in values.items():
+        if key == FDR:
+            spelled[CONFIDENCE] = complement(value)
+        elif not (key in of_users and of_users[key] == value) and not (key in METHODS and not value):
+            spelled[key] = value
+    return spelled
 
 
 #: In RepDistiller these are flags of the host's own.

@@ -13,13 +13,10 @@ from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.detectors import DETECTORS, Detector, create_detector, detector_options, options_for
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.class_lists import list_problems, resolve_classes
-from tllm_plugin.hosts.options import WRAPPER, arguments, as_node, check_options, table, under
+from tllm_plugin.hosts.options import arguments, as_node, check_options, table
 from tllm_plugin.hosts.same_data import check_same_data
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.run_folder import RunFolder, find_curves
-
-#: What is done with flagged classes. Like the detector's keys, these have no effect before the first flag.
-TREATMENT = tuple(under("TLLM", WRAPPER))
 
 
 def tllm_node() -> CfgNode:

@@ -38,8 +38,8 @@ def write_report(
     Args:
         runs: From `load_run`, at least one.
         target: The file; `tllm/report.html` of the last run if None.
-        networks: Whether to run teacher and students over test images: for CKA, agreement and t-SNE, and for answers
-            that runs did not keep.
+        networks: Whether to run teacher and students over test images: for CKA, agreement and t-SNE, and where a run
+            kept no predictions.
         points: Of a t-SNE at most.
 
     Returns:

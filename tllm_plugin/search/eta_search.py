@@ -153,6 +153,8 @@ def check_space(space: Sequence[Dimension], trials: int | None) -> list[str]:
 
 def collect(host: SearchHost, space: Sequence[Dimension], study: SharedStudy, baselines: Baselines) -> SearchRecord:
     """Read what the trials left behind and choose among them."""
+    from optuna.trial import TrialState
+
     trials = []
     for trial in study.finished():
         title, run = f"trial {trial.number}", host.run_of(trial.params)
@@ -160,7 +162,7 @@ def collect(host: SearchHost, space: Sequence[Dimension], study: SharedStudy, ba
             place = os.path.relpath(run.log_folder, host.folder)
             trials.append(TrialRecord(trial.number, title, dict(trial.params), place, error=trial.user_attrs["error"]))
         else:
-            pruned_after = int(trial.user_attrs.get("pruned_after", 0))
+            pruned_after = trial.last_step or 0 if trial.state == TrialState.PRUNED else 0
             trials.append(_describe(host, run, trial.number, title, dict(trial.params), pruned_after))
     others = []
     if baselines.vanilla is not None:

@@ -12,8 +12,8 @@ from yacs.config import CfgNode
 from tllm_plugin.hosts.checkouts import source_of
 from tllm_plugin.hosts.extensions import import_words
 from tllm_plugin.hosts.repdistiller.arguments import StudentArguments, flags_of
+from tllm_plugin.hosts.run_spec import digest
 from tllm_plugin.runs.run_folder import RunFolder
-from tllm_plugin.search.host import digest
 from tllm_plugin.search.process import ProcessSearch, Wanted
 from tllm_plugin.search.space import Dimension, Values, with_values
 

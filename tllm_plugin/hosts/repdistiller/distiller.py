@@ -72,6 +72,11 @@ class ListedDistiller(nn.Module):
         """The host's teacher; it stays in evaluation mode."""
         return self.part("teacher")
 
+    @property
+    def temperature(self) -> float:
+        """The temperature of the host's divergence."""
+        return float(self.options.kd_T)
+
     def part(self, name: str) -> nn.Module:
         """Return a module by the name that the method's table gives it."""
         return self.module_list[self._place[name]]

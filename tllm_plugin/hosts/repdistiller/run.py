@@ -21,7 +21,7 @@ from tllm_plugin.hosts.embedded.loss_guard import LossGuard
 from tllm_plugin.hosts.loader_data import LoaderData
 from tllm_plugin.hosts.optimizers import spare_from_decay, use_nesterov
 from tllm_plugin.hosts.random_state import RandomState
-from tllm_plugin.hosts.repdistiller.checkpoint import STATE_VERSION, read_state, relevant_options
+from tllm_plugin.hosts.repdistiller.checkpoint import STATE_VERSION, read_state
 from tllm_plugin.hosts.repdistiller.distiller import ListedDistiller
 from tllm_plugin.hosts.repdistiller.epoch import train_epoch
 from tllm_plugin.hosts.repdistiller.images import DATASETS
@@ -117,7 +117,7 @@ class Run:
         self.folder = RunFolder.inside(self.options.save_folder)
         self.teaching.wrapper.carry("data", CarriedData(self.teaching.data, self.options.save_folder))
         if self.options.tllm_resume:
-            self._restore(read_state(self.folder, relevant_options(self.options)))
+            self._restore(read_state(self.folder, self.options))
         else:
             self.folder.state.unlink(missing_ok=True)
         self.teaching.open(self.options.save_folder)
@@ -184,7 +184,7 @@ class Run:
             "epoch": self._done,
             "best_acc": self.best_acc,
             "seconds": self._seconds,
-            "options": relevant_options(self.options),
+            "options": vars(self.options),
             "wrapper": teaching.wrapper.state_dict(),
             "optimizer": optimizer,
         }
