@@ -96,7 +96,7 @@ class RunSpec:
     """What a run was told: the config of the embedded host or of mdistiller, or the options of RepDistiller.
 
     Args:
-        values: By dotted key, tuples as lists; empty where a host wrote nothing down.
+        values: By dotted key; empty where a host wrote nothing down.
         marks: Of the host's keys.
     """
 
@@ -159,7 +159,9 @@ class RunSpec:
     def differing(self, other: RunSpec, marks: frozenset[Mark]) -> list[str]:
         """Return the keys with one of `marks` in which two runs differ, sorted."""
         keys = {*self.values, *other.values}
-        return sorted(key for key in keys if self.mark(key) in marks and self.value(key) != other.value(key))
+        return sorted(
+            key for key in keys if self.mark(key) in marks and _listed(self.value(key)) != _listed(other.value(key))
+        )
 
     def reads(self, key: str) -> bool:
         """Tell whether a run of this kind looks at a key: without a teacher, or without a detector, not at all."""
@@ -236,6 +238,7 @@ def digest(text: str | bytes) -> str:
 
 
 def _digest_of(values: Mapping[str, Any], prefix: str = "", added: str = "") -> str:
+    # Of the values themselves: YAML writes one object that stands in two places as an anchor and an alias.
     kept = {key: value for key, value in values.items() if not _as_before(f"{prefix}{key}", value, _YOUNGER)}
     return digest(yaml.safe_dump(_nested(kept)) + added)
 
@@ -267,7 +270,7 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", {} if isinstance(value, Mapping) else _listed(value)
+            yield f"{prefix}{name}", {} if isinstance(value, Mapping) else value
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
