@@ -111,7 +111,9 @@ def fork_config(values: Mapping[str, Any]) -> CfgNode:
     cfg.DISTILLER = CfgNode({"TYPE": "MLKD", "TEACHER": "a", "STUDENT": "b", "TEACHER_CHECKPOINT": ""})
     cfg.SOLVER = CfgNode({"EPOCHS": 3, "TRAINER": "tllm", "LR": 0.05, "LR_DECAY_STAGES": [150, 180]})
     cfg.LOG = CfgNode({"PREFIX": "output", "TENSORBOARD_FREQ": 500, "SAVE_CHECKPOINT_FREQ": 40, "WANDB": False})
-    cfg.MLKD = CfgNode({"WEIGHT": 1.0, "VIEWS": (2, 3)})
+    size = (32, 32)  # One object in two places is written as an anchor and an alias.
+    cfg.MLKD = CfgNode({"WEIGHT": 1.0, "SIZE": size})
+    cfg.HINT = CfgNode({"SIZE": size, "EMPTY": CfgNode()})
     cfg.TLLM = tllm_node()
     return with_values(cfg, values)
 

@@ -36,7 +36,7 @@ from tllm_plugin.hosts.embedded.networks import load_network, make_network, show
 from tllm_plugin.hosts.embedded.planting import PlantedTeacher
 from tllm_plugin.hosts.embedded.reproducible import reproducible
 from tllm_plugin.hosts.embedded.trainer import trainer_dict
-from tllm_plugin.hosts.run_spec import RunSpec, digest
+from tllm_plugin.hosts.run_spec import RunSpec
 from tllm_plugin.hosts.same_data import check_same_data, check_teacher, data_of_checkpoint, tell_unstated_order
 from tllm_plugin.runs import data_file
 from tllm_plugin.runs.run_folder import RunFolder
@@ -45,7 +45,6 @@ from tllm_plugin.version import __version__
 logger = logging.getLogger(__name__)
 
 _WITHOUT_TEACHER = ("NONE", "SFTN")
-_KIND = ("DISTILLER.TYPE", "TLLM.DETECTOR.TYPE")
 #: About as many of the training images show whether a teacher knows anything.
 _IMAGES_FOR_A_TEACHER = 500
 
@@ -278,29 +277,16 @@ def prerequisite(cfg: CfgNode, model: str, epochs: int, role: str, *, branches_o
         role: Begins the run's name.
         branches_of: Name of a student, or nothing.
     """
-    # Otherwise the defaults: keys that such a run does not read must not keep an interrupted one from being resumed.
-    vanilla = {**RunSpec.of(default_config()).values, "DISTILLER.TYPE": "NONE", "TLLM.DETECTOR.TYPE": "none"}
-    kind = RunSpec(vanilla)
-    read = {key: value for key, value in RunSpec.of(cfg).values.items() if kind.reads(key) and key not in _KIND}
-    values = {**vanilla, **read, "DISTILLER.STUDENT": model, "SOLVER.EPOCHS": epochs}
+    kind = RunSpec({"DISTILLER.TYPE": "NONE", "TLLM.DETECTOR.TYPE": "none"})
+    asked, defaults = RunSpec.of(cfg).values, RunSpec.of(default_config()).values
+    # Keys that such a run does not read have their defaults: they must not keep an interrupted one from being resumed.
+    values = {**defaults, **{key: value for key, value in asked.items() if kind.reads(key)}, **kind.values}
+    values |= {"DISTILLER.STUDENT": model, "SOLVER.EPOCHS": epochs}
     if branches_of:
+        values |= {key: value for key, value in asked.items() if key.startswith("SFTN.")}
         values |= {"DISTILLER.TYPE": "SFTN", "DISTILLER.TEACHER": model, "DISTILLER.STUDENT": branches_of}
-        values |= {key: value for key, value in RunSpec.of(cfg).values.items() if key.startswith("SFTN.")}
-    needed = RunSpec(values)
-    depends_on = {
-        "data": dict(needed.named("DATASET")),
-        "solver": needed.named("SOLVER"),
-        "runtime": needed.named("RUNTIME"),
-        "holdout": needed.named("TLLM.HOLDOUT"),
-        "trainer": values["TLLM.TRAINER"],
-        "model": model,
-        "seed": values["EXPERIMENT.SEED"],
-    }
-    if values["DISTILLER.PRETRAINED"]:
-        depends_on["pretrained"] = True
-    if branches_of:
-        depends_on["sftn"] = {"student": branches_of, "node": needed.named("SFTN")}
-    return RunSpec({**values, "EXPERIMENT.NAME": f"{role}-{model}-{digest(str(depends_on))}"}).config()
+    name = f"{role}-{model}-{RunSpec(values).prerequisite_digest(model)}"
+    return RunSpec({**values, "EXPERIMENT.NAME": name}).config()
 
 
 def ensure_trained(
