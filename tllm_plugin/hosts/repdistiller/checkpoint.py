@@ -23,7 +23,22 @@ _WITHOUT_EFFECT = frozenset(
 
 def relevant_options(options: argparse.Namespace) -> dict[str, Any]:
     """Return the options that results depend on, as plain values."""
-    return {name: value for name, value in sorted(vars(options).items()) if name not in _WITHOUT_EFFECT}
+    return {name: value for name, value in plain_options(options).items() if name not in _WITHOUT_EFFECT}
+
+
+def plain_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return all options, sorted by name; what a file cannot hold is named by its kind."""
+    return {name: _plain(value) for name, value in sorted(vars(options).items())}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return f"<{type(value).__module__}.{type(value).__qualname__}>"
 
 
 def _set(options: Mapping[str, Any]) -> dict[str, Any]:
