@@ -17,7 +17,9 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError, unknown_name
 from tllm_plugin.core.predictions import Predictions, predict
+from tllm_plugin.hosts.config_checks import refuse
 from tllm_plugin.hosts.optimizers import spare_from_decay, use_nesterov
+from tllm_plugin.hosts.options import settle_fdr
 from tllm_plugin.hosts.random_state import RandomState
 from tllm_plugin.hosts.results import write_results
 from tllm_plugin.hosts.same_data import CarriedData, check_named_teacher
@@ -54,6 +56,7 @@ def make_trainer_factory(host: Host) -> Callable[..., Any]:
     def tllm_trainer(
         experiment_name: str, distiller: nn.Module, train_loader: Any, val_loader: Any, cfg: CfgNode
     ) -> Any:
+        refuse(settle_fdr(cfg.TLLM))
         name = host.inner_trainer(cfg)
         if name not in host.trainers or name == "tllm":
             known = sorted(set(host.trainers) - {"tllm"})

@@ -84,7 +84,7 @@ def next_steps(study: Study) -> list[str]:
             steps.append(
                 f"{method.label} did not flag {counted(int(missed.sum()), 'class', 'classes')} that it surely hurts: a "
                 f"hold-out of {images} images per class shows large drops only. Raise TLLM.HOLDOUT.FRACTION, or choose "
-                f"TLLM.DETECTOR.ETA and CONFIDENCE by `tllm search`, on a second hold-out. {_NO_CHOICE}"
+                f"TLLM.DETECTOR.ETA and FDR by `tllm search`, on a second hold-out. {_NO_CHOICE}"
             )
     if study.compared and not any(m.comparison is not None and m.comparison.surely_hurt.any() for m in study.compared):
         steps.append(

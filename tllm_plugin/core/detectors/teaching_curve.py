@@ -21,7 +21,7 @@ class TeachingCurveDetector(SequentialDetector):
     """
 
     def judge(self, epoch: int, samples: Predictions) -> tuple[Tensor, Evidence]:
-        smoothed = self.smooth("smoothed", self.score(samples))
+        smoothed = self.smooth("smoothed", self.scores(samples))
         curve = class_means(smoothed, samples.labels, self.num_classes)
         best = self.memory.get("best", torch.full((self.num_classes,), -1.0, dtype=torch.float64))
         improved = curve > best
