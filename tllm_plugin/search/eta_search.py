@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import ConfigError, FileFormatError, TLLMError
+from tllm_plugin.hosts.switch import is_on
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.run_folder import RunFolder, write_search
 from tllm_plugin.runs.search_file import FlaggedClass, SearchRecord, TrialRecord
@@ -131,7 +132,7 @@ def _searched(
 def check_config(cfg: CfgNode) -> list[str]:
     """Return what keeps a config with mdistiller's nodes from being searched, one sentence each."""
     problems = []
-    if cfg.SOLVER.TRAINER != "tllm":
+    if not is_on(cfg):
         problems.append(f"Expected `SOLVER.TRAINER` to be tllm for a search, but got {cfg.SOLVER.TRAINER!r}")
     if cfg.DISTILLER.TYPE == "NONE":
         problems.append("Expected `DISTILLER.TYPE` to be a distiller for a search, but got 'NONE'")

@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.hosts.embedded.checkpoint import changed_keys
+from tllm_plugin.hosts.switch import TRAINER, named_trainer, resolve
 from tllm_plugin.hosts.yaml_text import plain, read_yaml
 from tllm_plugin.runs.atomic import save_torch, write_text
 from tllm_plugin.runs.curves_file import to_state
@@ -83,8 +84,8 @@ class MdistillerSearch(ProcessSearch):
             values["LOG.SAVE_CHECKPOINT_FREQ"] = self.checkpoint_every
         if wanted.vanilla:
             values["DISTILLER.TYPE"] = "NONE"
-            if self.cfg.TLLM.TRAINER in _LOOPS_OF_DISTILLERS:
-                values["TLLM.TRAINER"] = "base"
+            if named_trainer(self.cfg) in _LOOPS_OF_DISTILLERS:
+                values["TLLM.TRAINER" if self.cfg.SOLVER.TRAINER == TRAINER else "SOLVER.TRAINER"] = "base"
         return with_values(self.cfg, values)
 
     def can_resume(self, run: RunFolder) -> bool:
@@ -108,6 +109,7 @@ class MdistillerSearch(ProcessSearch):
 
     def _config_of(self, run: RunFolder, cfg: CfgNode) -> CfgNode:
         old = CfgNode(plain(read_yaml(run.read_config())))
+        resolve(old)
         changed = changed_keys(old, cfg)
         refuse_other_run(run, [key for key in changed if not key.startswith("EXPERIMENT.")])
         return old
@@ -123,5 +125,9 @@ def _digest_of(cfg: CfgNode) -> str:
     plain.defrost()
     for name in _NO_EFFECT:
         plain.pop(name)
+    # Under the names of the first versions, so that their searches are found again.
     plain.TLLM = CfgNode({name: plain.TLLM[name] for name in ("DISTILLER", "TRAINER", "HOLDOUT")})
+    trainer, plain.SOLVER.TRAINER = named_trainer(plain), TRAINER
+    if named_trainer(plain) != trainer:
+        plain.TLLM.TRAINER = trainer
     return digest(plain.dump())
