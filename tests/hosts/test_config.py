@@ -67,6 +67,8 @@ def test_importing_the_config_alone_is_enough() -> None:
         ("TLLM.DETECTOR.ETA", "true", "Expected `TLLM.DETECTOR.ETA` to be a number, but got True"),
         ("TLLM.DETECTOR.ETA", "9" * 400, "Expected `TLLM.DETECTOR.ETA` to be a number, but got 999"),
         ("TLLM.DETECTOR.CONFIDENCE", "1", "Expected `TLLM.DETECTOR.CONFIDENCE` to be in [0, 1), but got 1.0"),
+        ("TLLM.DETECTOR.CONFIDENCE", "high", "Expected `TLLM.DETECTOR.CONFIDENCE` to be a number, but got 'high'"),
+        ("TLLM.DETECTOR.FDR", "0", "Expected `TLLM.DETECTOR.FDR` to be in (0, 1], but got 0.0"),
         ("TLLM.HOLDOUT.FRACTION", "0", "Expected `TLLM.HOLDOUT.FRACTION` to be in (0, 1), but got 0.0"),
         ("TLLM.MIN_ROWS", "0", "Expected `TLLM.MIN_ROWS` to be at least 1, but got 0"),
         (

@@ -15,9 +15,9 @@ import pytest
 
 from tests.analysis.planted_runs import write_run
 from tllm_plugin.analysis.comparison import Count, Spread
-from tllm_plugin.analysis.likeness import Likeness
 from tllm_plugin.analysis.loaded_run import load_run
 from tllm_plugin.analysis.nulls import NullCount
+from tllm_plugin.analysis.similarity import Similarity
 from tllm_plugin.analysis.study import build_study
 from tllm_plugin.cli import main
 from tllm_plugin.report.findings import against_null, findings, next_steps
@@ -26,6 +26,7 @@ from tllm_plugin.report.page import write_report, write_report_if_possible
 from tllm_plugin.report.payload import payload
 
 HURT = (3, 8)
+PLANT = "DISTILLER.PLANT.CLASSES"
 
 
 def content_of(page: Path) -> dict[str, Any]:
@@ -211,7 +212,7 @@ def test_next_steps(runs: list[dict[str, Any]], expected: str, tmp_path: Path) -
 
 def test_a_teacher_that_was_made_wrong_on_purpose_is_called_so_everywhere(tmp_path: Path) -> None:
     teacher = write_run(tmp_path / "teacher", student="resnet20", accuracy=0.9)
-    checkpoint, settings = teacher / "student_latest", {"DISTILLER.PLANT.CLASSES": list(HURT)}
+    checkpoint, settings = teacher / "student_latest", {PLANT: list(HURT)}
     runs = [write_run(tmp_path / "vanilla")]
     for name, planted in (("planted", settings), ("honest", {})):
         runs.append(write_run(tmp_path / name, method="KD", teacher_checkpoint=checkpoint, settings=planted, hurt=HURT))
@@ -226,8 +227,8 @@ def test_a_teacher_that_was_made_wrong_on_purpose_is_called_so_everywhere(tmp_pa
     # As the students met it, it does worse, and the classes that were planted are among those that are hard for it.
     met = np.full(12, 0.9)
     met[list(HURT)] = 0.0
-    likeness = Likeness(600, met, {}, {}, ())
-    content = payload(build_study([load_run(run) for run in (*runs[:2], teacher)]), likeness)
+    similarity = Similarity(600, met, {}, {}, ())
+    content = payload(build_study([load_run(run) for run in (*runs[:2], teacher)]), similarity)
     assert content["rows"][-1]["label"] == "the same, wrong on class 0003, class 0008"
     assert content["rows"][-1]["accuracy"]["mean"] == pytest.approx(met.mean())
     assert content["teacher"]["column"] == "teacher, made wrong"
@@ -239,6 +240,14 @@ def test_a_teacher_that_was_made_wrong_on_purpose_is_called_so_everywhere(tmp_pa
     assert len([text for text in both["findings"] if "on purpose" in text]) == 1
     honest = content_of(write_report([load_run(runs[i]) for i in (0, 2)], tmp_path / "page.html", networks=False))
     assert "on purpose" not in json.dumps(honest)
+
+
+@pytest.mark.parametrize("classes", [["3", "8"], ["class 0003", "class 0008"], ["index:3", "index:8"]])
+def test_planted_classes_are_named_however_the_config_lists_them(classes: list[str], tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "vanilla"), write_run(tmp_path / "kd", method="KD", settings={PLANT: classes})]
+    told = content_of(write_report([load_run(run) for run in runs], tmp_path / "page.html", networks=False))
+    assert "on purpose on 2 classes (class 0003, class 0008)" in told["findings"][0]
+    assert told["rows"][-1]["label"].endswith("its students met it made wrong on class 0003, class 0008")
 
 
 def test_teachers_of_several_seeds_are_one_row(tmp_path: Path) -> None:

@@ -14,21 +14,25 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError, TLLMError, unknown_name
+from tllm_plugin.core.predictions import Predictions, predict
 from tllm_plugin.hosts import processes
+from tllm_plugin.hosts.config_checks import refuse
 from tllm_plugin.hosts.loader_data import whole
 from tllm_plugin.hosts.optimizers import spare_from_decay, use_nesterov
+from tllm_plugin.hosts.options import settle_fdr
 from tllm_plugin.hosts.random_state import RandomState
-from tllm_plugin.hosts.results import write_test_results
+from tllm_plugin.hosts.results import write_results
 from tllm_plugin.hosts.same_data import CarriedData, check_named_teacher
-from tllm_plugin.hosts.switch import is_on
-from tllm_plugin.hosts.teaching import Teaching, TrainingData, student_predictor
+from tllm_plugin.hosts.switch import is_on, spelled_at_first
+from tllm_plugin.hosts.teaching import Batches, Teaching, TrainingData
+from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.reading import check_torch
 
 
@@ -200,6 +204,7 @@ class _TLLMTrainer:
         distiller, cfg, val_loader = call["distiller"], call["cfg"], call["val_loader"]
         parallel = distiller if isinstance(distiller, nn.DataParallel | DistributedDataParallel) else None
         inner: nn.Module = distiller if parallel is None else parallel.module
+        refuse(settle_fdr(cfg.TLLM))
         data = self.tllm_host.training_data(call["train_loader"], val_loader, cfg)
         self.teaching = Teaching(cfg.TLLM, inner, data, cfg.SOLVER.EPOCHS)
         wrapped: nn.Module = self.teaching.wrapper
@@ -232,7 +237,7 @@ class _TLLMTrainer:
         self.writes_results = hasattr(self, "write_metrics")
         if not self.writes_results and processes.is_main():
             run.metrics_json.unlink(missing_ok=True)  # Of an earlier run in this folder.
-            run.write_config(cfg.dump())
+            run.write_config(spelled_at_first(cfg).dump())
         #: The last epoch that this process has trained, or has begun to train; None before the first.
         self.tllm_epoch: int | None = None
 
@@ -257,6 +262,7 @@ class _TLLMTrainer:
     def train_epoch(self, *given: Any, **named: Any) -> Any:
         step = super().train_epoch  # type: ignore[misc]
         epoch = _epoch_in(step, given, named)
+        self.teaching.decide()
         self._catch_up(epoch - 1)
         self.tllm_epoch = epoch
         result = step(*given, **named)
@@ -277,13 +283,16 @@ class _TLLMTrainer:
         last = self.tllm_cfg.SOLVER.EPOCHS if self.tllm_epoch is None else self.tllm_epoch
         self._catch_up(last)
         if not self.writes_results and self.teaching.run is not None:
-            write_test_results(
-                self.teaching.run,
-                self._predictor(),
-                whole(self.test_batches),
-                num_classes=len(self.teaching.class_names),
+            metrics = MetricsRecord(
+                test_accuracy=None,
+                class_correct=(),
+                class_total=(),
+                seconds_per_epoch=(),
+                peak_memory_bytes=None,
                 epochs_done=last,
+                finished=True,
             )
+            write_results(self.teaching.run, metrics, self._predict(whole(self.test_batches)))
         return result
 
     def _why_not_resumed(self, error: FileNotFoundError) -> str:
@@ -296,7 +305,7 @@ class _TLLMTrainer:
 
     def score_holdout(self, epoch: int) -> None:
         # A host that has such a method calls it before it saves; then its checkpoints hold the scores.
-        self.teaching.score(epoch, self._predictor(), self._writer())
+        self.teaching.score(epoch, self._predict, self._writer())
 
     def save_epoch(self, epoch: int, *, kept: bool) -> None:
         # A host that has such a method calls it when files are to be written.
@@ -320,16 +329,10 @@ class _TLLMTrainer:
     def _catch_up(self, epoch: int) -> None:
         if self.tllm_several and epoch and epoch not in self.teaching.curves.epochs:
             processes.share_buffers(self.tllm_network)
-        self.teaching.catch_up(epoch, self._predictor(), self._writer())
+        self.teaching.catch_up(epoch, self._predict, self._writer())
 
-    def _predictor(self) -> Callable[[Tensor], Tensor]:
-        predict = student_predictor(self.tllm_network)
-
-        def in_precision(image: Tensor) -> Tensor:
-            with self.autocast():
-                return predict(image.to(self.tllm_device, non_blocking=True))
-
-        return in_precision
+    def _predict(self, batches: Batches) -> Predictions:
+        return predict(self.tllm_network, batches, keyword="image", device=self.tllm_device, autocast=self.autocast)
 
 
 class _ByIterations(_TLLMTrainer):
@@ -339,6 +342,7 @@ class _ByIterations(_TLLMTrainer):
         step = super().train_iter  # type: ignore[misc]
         epoch = _epoch_in(step, given, named)
         if epoch != self.tllm_epoch:
+            self.teaching.decide()
             self._catch_up(epoch - 1)
             self.tllm_epoch = epoch
             self.tllm_network.train()

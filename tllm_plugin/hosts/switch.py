@@ -35,3 +35,16 @@ def resolve(cfg: CfgNode) -> None:
     cfg.TLLM.ON = True
     if frozen:
         cfg.freeze()
+
+
+def spelled_at_first(cfg: CfgNode) -> CfgNode:
+    """Return a copy in the spelling of the first versions, so that what they recorded can be compared with it."""
+    copy = cfg.clone()
+    if not is_on(copy) or "TRAINER" not in copy.SOLVER:
+        return copy
+    copy.defrost()
+    trainer, copy.SOLVER.TRAINER = named_trainer(copy), TRAINER
+    copy.TLLM.pop("ON", None)
+    if named_trainer(copy) != trainer:
+        copy.TLLM.TRAINER = trainer
+    return copy

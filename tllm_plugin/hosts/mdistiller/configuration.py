@@ -9,13 +9,14 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.detectors import DETECTORS
 from tllm_plugin.hosts import config_files
-from tllm_plugin.hosts.config_checks import check, check_file, refuse
+from tllm_plugin.hosts.config_checks import check_file, refuse
 from tllm_plugin.hosts.config_values import check_names, check_values
 from tllm_plugin.hosts.mdistiller.merging import settle
 from tllm_plugin.hosts.mdistiller.registration import find_trainers
 from tllm_plugin.hosts.mdistiller.teachers import choose_teacher
+from tllm_plugin.hosts.options import settle_fdr
 from tllm_plugin.hosts.plain_errors import say_errors_plainly
-from tllm_plugin.hosts.ported_methods import check_sftn, ported_rules
+from tllm_plugin.hosts.ported_methods import check_methods, check_sftn
 from tllm_plugin.hosts.switch import is_on, named_trainer
 from tllm_plugin.hosts.tllm_node import check_tllm
 
@@ -42,7 +43,7 @@ def prepare(cfg: CfgNode) -> None:
         ConfigError: One line per problem.
     """
     say_errors_plainly()
-    refuse(settle(cfg) + check_config(cfg) + _missing_images(cfg))
+    refuse(settle_fdr(cfg.TLLM) + settle(cfg) + check_config(cfg) + _missing_images(cfg))
     choose_teacher(cfg)
 
 
@@ -60,7 +61,7 @@ def check_config(cfg: CfgNode) -> list[str]:
         if is_on(cfg) and trainer == cfg.TLLM.TRAINER:
             key = "TLLM.TRAINER"
         problems.append(f"Expected `{key}` to be one of {known}, but got {trainer!r}")
-    problems += check(cfg, ported_rules())
+    problems += check_methods(cfg)
     problems += check_names(cfg, ("EXPERIMENT.PROJECT", "EXPERIMENT.NAME", "EXPERIMENT.TAG"))
     problems += check_values(cfg, problems)
     checkpoint = cfg.DISTILLER.TEACHER_CHECKPOINT

@@ -15,6 +15,8 @@ from tllm_plugin.hosts.config_files import find_config
 from tllm_plugin.hosts.mdistiller.configuration import check_config, prepare
 from tllm_plugin.hosts.mdistiller.mends import apply_mends
 from tllm_plugin.hosts.mdistiller.merging import settle
+from tllm_plugin.hosts.options import settle_fdr
+from tllm_plugin.hosts.switch import spelled_at_first
 
 SCRIPT = "tools/train.py"
 
@@ -84,7 +86,8 @@ def load_config(config: str, options: Sequence[str] = ()) -> tuple[CfgNode, list
     cfg, problems = _merged(CFG, path, options)
     if problems:
         return cfg, problems
-    problems = settle(cfg)
+    problems = settle_fdr(cfg.TLLM) + settle(cfg)
+    cfg = spelled_at_first(cfg)
     if cfg.TLLM.DETECTOR.REFERENCE:
         return cfg, problems + check_config(cfg)
     checked = cfg.clone()
@@ -99,6 +102,7 @@ def _merged(cfg: CfgNode, config: Path, options: Sequence[str]) -> tuple[CfgNode
     """
     ours, theirs = cfg.clone(), cfg.clone()
     problems = [] if cfg.is_new_allowed() else merge_file(ours, config) + merge_options(ours, options)
+    problems = problems or settle_fdr(ours.TLLM)
     if problems:
         return theirs, problems
     try:

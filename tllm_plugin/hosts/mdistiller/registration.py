@@ -18,9 +18,10 @@ from tllm_plugin.hosts.adapter import Host, make_distiller_factory, put_tllm_int
 from tllm_plugin.hosts.loader_data import LoaderData
 from tllm_plugin.hosts.mdistiller.cub200 import offer_cub200
 from tllm_plugin.hosts.mdistiller.merging import settle_merges
-from tllm_plugin.hosts.ported_methods import build_cid, build_sftn, build_srrl, ported_nodes
+from tllm_plugin.hosts.options import accept_confidence, as_node, table
+from tllm_plugin.hosts.ported_methods import builder
 from tllm_plugin.hosts.switch import resolve
-from tllm_plugin.hosts.tllm_node import tllm_node
+from tllm_plugin.methods import METHODS
 from tllm_plugin.models import create_model, load_pretrained
 
 # Models of the paper's tables, and a teacher of CID's, that the host does not have, and those of CIFAR that it lacks
@@ -38,16 +39,17 @@ def register() -> None:
     engine, distillers, models, cfg_module = (
         _import(f"mdistiller.{name}") for name in ("engine", "distillers", "models", "engine.cfg")
     )
-    cfg = cfg_module.CFG
+    cfg, defaults = cfg_module.CFG, as_node(table())
     if "TLLM" not in cfg:
-        cfg.TLLM = tllm_node()
+        cfg.TLLM = defaults.TLLM
+        accept_confidence(cfg.TLLM)
         cfg.TLLM.ON = False  # the trainer that SOLVER.TRAINER names trains with TLLM
     for node, name, value in (
         (cfg.DISTILLER, "TEACHER_CHECKPOINT", ""),  # instead of the file that the host expects for a teacher
         (cfg.DISTILLER, "PRETRAINED", False),  # students named tv_... start from torchvision's weights
         (cfg.SOLVER, "NESTEROV", False),
         (cfg.DATASET, "PATH", ""),  # read for cub200, which the host lacks
-        *((cfg, name, node) for name, node in ported_nodes().items()),
+        *((cfg, name, defaults[name]) for name in METHODS if name in defaults),
     ):
         node.setdefault(name, value)
     settle_merges(cfg)
@@ -67,8 +69,8 @@ def register() -> None:
         # For a config whose trainer was set behind the back of `merge_from_...`.
         engine.trainer_dict.setdefault("tllm", _resolved_trainer)
     distiller_dict.setdefault("TLLM", make_distiller_factory(host))
-    for name, build in (("SRRL", build_srrl), ("CID", build_cid), ("SFTN", build_sftn)):
-        distiller_dict.setdefault(name, build)
+    for name in METHODS:
+        distiller_dict.setdefault(name, builder(name))
     offer_cub200(_import("mdistiller.dataset"))
     tables = model_tables(models)
     small = tables.get("cifar_model_dict", {})
@@ -77,9 +79,9 @@ def register() -> None:
     for name in _EXTRA_MODELS if small else ():
         small.setdefault(name, (partial(_create, name), None))
     if "tiny_imagenet_model_dict" in tables:
-        for name, (builder, _) in small.items():
+        for name, (create, _) in small.items():
             # A checkpoint of the CIFAR model would not fit the other number of classes.
-            tables["tiny_imagenet_model_dict"].setdefault(name, (builder, None))
+            tables["tiny_imagenet_model_dict"].setdefault(name, (create, None))
 
 
 def find_trainers() -> dict[str, type]:

@@ -1,0 +1,250 @@
+"""An Optuna study that several workers share, and in which the trials of a worker that died are taken over."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna import TrialPruned
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import BasePruner
+from optuna.samplers import TPESampler
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from tllm_plugin.core.errors import FileFormatError, NonFiniteLossError
+from tllm_plugin.runs.locks import held, is_held
+from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.search.space import Dimension, Values, grid
+from tllm_plugin.search.storage import open_storage
+
+logger = logging.getLogger(__name__)
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+#: How many workers may die on a trial, without one more epoch being written, before it counts as failed.
+MAX_TAKEOVERS = 3
+# What a trial that was queued again knows: after which one, how many workers died on it, how many epochs it had then.
+_AFTER, _TAKEOVERS, _EPOCHS = "after", "takeovers", "epochs"
+_POLL_SECONDS = 0.5
+
+
+class SharedStudy:
+    """The trials of a search, shared by all workers that name the same storage and folder.
+
+    A worker holds the lock of a file for as long as it lives. A trial that is under way by a worker whose lock is free
+    was abandoned: the next worker that looks for work queues it again, and it is continued from its last checkpoint. So
+    is one that was interrupted, or whose worker met an error that is not the trial's, and one whose run is gone.
+
+    Args:
+        storage: `journal:FILE`, `sqlite:///FILE` or any other database address that Optuna takes; empty for a journal
+            in the folder.
+        folder: Of the search; the same for all workers.
+        space: What is searched. Another space is another study.
+        trials: How many trials TPE makes; None for the grid of all choices.
+        seed: Of TPE.
+        pruner: Judges a trial after every epoch. Without one nothing is pruned, and what an earlier search has pruned
+            is queued again, to be continued.
+        run_of: Values -> the run of a trial.
+        around: What else a trial's result depends on and the folder's name does not say. Another one is another study.
+
+    Raises:
+        ConfigError: The storage cannot be opened.
+    """
+
+    def __init__(
+        self,
+        storage: str,
+        folder: Path,
+        space: Sequence[Dimension],
+        trials: int | None = None,
+        seed: int = 0,
+        pruner: BasePruner | None = None,
+        run_of: Callable[[Values], RunFolder] | None = None,
+        around: str = "",
+    ) -> None:
+        self.folder = folder
+        self.run_of = run_of
+        self.space = tuple(space)
+        self.trials = trials
+        self.seed = seed
+        self.worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        described = f"{folder.name} {around} {'grid' if trials is None else 'tpe'} {' '.join(map(str, self.space))}"
+        self.name = hashlib.sha256(described.encode()).hexdigest()[:8]
+        folder.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            self.study = optuna.create_study(
+                storage=open_storage(storage, folder),
+                study_name=f"tllm-{self.name}",
+                direction="maximize",
+                pruner=pruner or optuna.pruners.NopPruner(),
+                load_if_exists=True,
+            )
+            if trials is None:
+                for values in grid(self.space):
+                    self.study.enqueue_trial(values, skip_if_exists=True)
+            if pruner is None:
+                for trial in self.finished():
+                    if trial.state == TrialState.PRUNED and not self._newer(trial):
+                        logger.info("trial %d, which was pruned, is queued again", trial.number)
+                        self._queue_again(trial)
+            for trial in self.finished():
+                if run_of is not None and trial.state == TrialState.COMPLETE and not run_of(trial.params).is_finished():
+                    logger.info("trial %d, whose run is gone, is queued again", trial.number)
+                    self._queue_again(trial)
+
+    def work(self, train: Callable[[Values, Trial], float]) -> None:
+        """Run trials until none is left, neither waiting nor under way by another worker.
+
+        Args:
+            train: Values -> score; a `NonFiniteLossError` fails the trial and not the search, `TrialPruned` prunes it.
+        """
+        own = self._worker_file(self.worker)
+        with held(own):
+            while True:
+                trial = self._begin()
+                if trial is not None:
+                    self._finish(trial, train)
+                elif self._under_way():
+                    time.sleep(_POLL_SECONDS)
+                else:
+                    break
+        own.unlink(missing_ok=True)
+
+    def finished(self) -> list[FrozenTrial]:
+        """Return the trials that have a score, failed by themselves or were pruned, in the order of their numbers.
+
+        Of a pruned trial that was continued only the continuation is there; one whose run was gone is not.
+        """
+        done = self._in_state(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+        numbers, again = {trial.number for trial in done}, self._queued_again()
+        return [
+            trial
+            for trial in done
+            if (trial.state == TrialState.COMPLETE and trial.number not in again)
+            or "error" in trial.user_attrs
+            or (trial.state == TrialState.PRUNED and not any(new.number in numbers for new in self._newer(trial)))
+        ]
+
+    def scored(self) -> list[FrozenTrial]:
+        """Return the trials that were trained to the end and whose runs are there."""
+        return [trial for trial in self.finished() if trial.state == TrialState.COMPLETE]
+
+    def _queue_again(self, trial: FrozenTrial, takeovers: int = 0) -> None:
+        """Queue the values of a trial, once. Only inside the lock."""
+        if trial.number not in self._queued_again():
+            params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+            attributes = {_AFTER: trial.number, _TAKEOVERS: takeovers, _EPOCHS: self._epochs_written(trial)}
+            self.study.enqueue_trial(params, user_attrs=attributes)
+
+    def _queued_again(self) -> set[int]:
+        """Return the numbers of the trials whose values were queued again."""
+        attributes = [trial.user_attrs for trial in self.study.get_trials(deepcopy=False)]
+        return {known[_AFTER] for known in attributes if _AFTER in known}
+
+    def _epochs_written(self, trial: FrozenTrial) -> int:
+        """Return how many epochs the trial's run has written; 0 if that is not known."""
+        if self.run_of is None or not trial.params:
+            return 0
+        try:
+            return len(self.run_of(trial.params).read_curves()["epochs"])
+        except FileFormatError:  # None yet, or damaged.
+            return 0
+
+    def _newer(self, trial: FrozenTrial) -> list[FrozenTrial]:
+        """Return what was queued with the same values after a trial."""
+        return [
+            other
+            for other in self.study.get_trials(deepcopy=False)
+            if other.number > trial.number
+            and (other.params or other.system_attrs.get("fixed_params")) == trial.params
+            and (other.state != TrialState.FAIL or "error" in other.user_attrs)
+        ]
+
+    def _alone(self) -> Any:
+        return held(self.folder / "locks" / "study")
+
+    def _worker_file(self, worker: str) -> Path:
+        return self.folder / "workers" / worker
+
+    def _begin(self) -> Trial | None:
+        """Draw the next trial, or return None where none is to be begun now."""
+        with self._alone():
+            self._take_over()
+            waiting = bool(self._in_state(TrialState.WAITING))
+            if not waiting and (self.trials is None or len(self.finished()) + len(self._under_way()) >= self.trials):
+                return None
+            # Seeded by the number of the trial: neither workers nor a continued search draw the same numbers again.
+            drawn = len(self.study.get_trials(deepcopy=False))
+            startup = max(3, (self.trials or 0) // 3)
+            self.study.sampler = TPESampler(
+                seed=self.seed * 100_003 + drawn, n_startup_trials=min(10, startup), constant_liar=True
+            )
+            trial = self.study.ask({item.key: distribution(item) for item in self.space})
+            trial.set_user_attr("worker", self.worker)
+            return trial
+
+    def _finish(self, trial: Trial, train: Callable[[Values, Trial], float]) -> None:
+        values = dict(trial.params)
+        shown = ", ".join(f"{key.rpartition('.')[2]} {_short(value)}" for key, value in values.items())
+        logger.info("trial %d: %s", trial.number, shown)
+        try:
+            score = train(values, trial)
+        except NonFiniteLossError as error:
+            logger.warning("trial %d failed: %s", trial.number, error)
+            trial.set_user_attr("error", str(error))
+            self.study.tell(trial, state=TrialState.FAIL)
+        except TrialPruned as pruned:
+            logger.info("trial %d: %s", trial.number, pruned)
+            self.study.tell(trial, state=TrialState.PRUNED)
+        except BaseException:  # Ctrl-C, a full disk, a wrong config: not the trial's fault, nor its worker's death.
+            with self._alone():
+                frozen = self.study.get_trials(deepcopy=False)[trial.number]
+                self._queue_again(frozen, int(frozen.user_attrs.get(_TAKEOVERS, 0)))
+                self.study.tell(trial, state=TrialState.FAIL)
+            raise
+        else:
+            self.study.tell(trial, score)
+
+    def _take_over(self) -> None:
+        """Queue again what dead workers left behind. Only inside the lock: others have no trial without a name then."""
+        for trial in self._under_way():
+            worker = trial.user_attrs.get("worker")
+            if worker == self.worker or (worker is not None and is_held(self._worker_file(worker))):
+                continue
+            grew = self._epochs_written(trial) > trial.user_attrs.get(_EPOCHS, 0)
+            takeovers = 1 if grew else int(trial.user_attrs.get(_TAKEOVERS, 0)) + 1
+            if takeovers > MAX_TAKEOVERS:
+                message = f"given up: {takeovers} workers died on it"
+                Trial(self.study, trial._trial_id).set_user_attr("error", message)
+            else:
+                logger.info("trial %d was abandoned by its worker and is taken over", trial.number)
+                self._queue_again(trial, takeovers)
+            self.study.tell(trial.number, state=TrialState.FAIL)
+            if worker is not None:
+                self._worker_file(worker).unlink(missing_ok=True)
+
+    def _under_way(self) -> list[FrozenTrial]:
+        return self._in_state(TrialState.RUNNING)
+
+    def _in_state(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states)
+
+
+def distribution(item: Dimension) -> BaseDistribution:
+    """Return what Optuna draws the values of a dimension from."""
+    if item.choices:
+        return CategoricalDistribution(item.choices)
+    if item.whole:
+        return IntDistribution(int(item.low), int(item.high), log=item.log)
+    return FloatDistribution(item.low, item.high, log=item.log)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
