@@ -284,9 +284,7 @@ class _TLLMTrainer:
         self._catch_up(last)
         if not self.writes_results and self.teaching.run is not None:
             metrics = MetricsRecord(
-                test_accuracy=None,
-                class_correct=(),
-                class_total=(),
+                *(None, (), ()),  # Test results: see `write_results`.
                 seconds_per_epoch=(),
                 peak_memory_bytes=None,
                 epochs_done=last,
@@ -332,7 +330,14 @@ class _TLLMTrainer:
         self.teaching.catch_up(epoch, self._predict, self._writer())
 
     def _predict(self, batches: Batches) -> Predictions:
-        return predict(self.tllm_network, batches, keyword="image", device=self.tllm_device, autocast=self.autocast)
+        return predict(
+            self.tllm_network,
+            batches,
+            keyword="image",
+            num_classes=len(self.teaching.class_names),
+            device=self.tllm_device,
+            autocast=self.autocast,
+        )
 
 
 class _ByIterations(_TLLMTrainer):
