@@ -22,17 +22,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tllm_plugin import Curves, SampleScores
+from tllm_plugin import Curves, Predictions, predict
 from tllm_plugin.analysis.comparison import compare
 from tllm_plugin.analysis.loaded_run import load_run
-from tllm_plugin.analysis.networks import ask
 from tllm_plugin.analysis.representations import TSNE_POINTS, tsne
 from tllm_plugin.analysis.results import TestResult
 from tllm_plugin.models import create_model
 from tllm_plugin.report.page import write_report
-from tllm_plugin.runs.flags_file import ClassFlag, FlagsRecord
+from tllm_plugin.runs.flags_file import ClassFlag, DetectorChoice, FlagsRecord
 from tllm_plugin.runs.metrics_file import MetricsRecord
-from tllm_plugin.runs.predictions_file import PredictionsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 
 CLASSES, BATCH = 100, 500
@@ -89,8 +87,7 @@ def comparison(count: int, repeats: int) -> dict[str, float]:
             torch.cuda.synchronize()
 
     def whole() -> None:
-        answers = [ask(network, batches, device, features=False) for network in networks]
-        results = [TestResult.from_predictions(a.labels, a.predictions, CLASSES) for a in answers]
+        results = [TestResult.from_predictions(predict(network, batches)) for network in networks]
         found = compare([(0, results[0])], [(0, results[1])])
         assert len(found.interval[0]) == len(found.q_value) == CLASSES
         assert found.hurt_count.found.n == found.surely_hurt_count.found.n == 1
@@ -134,18 +131,20 @@ def _write_run(log_folder: Path, method: str, detector: str, seed: int) -> Path:
     answers = np.where(right, labels, (labels + 1) % REPORT_CLASSES)
     correct, total = (np.bincount(x, minlength=REPORT_CLASSES) for x in (labels[right], labels))
     run = RunFolder.inside(log_folder).create()
-    run.write_predictions(PredictionsRecord(labels, answers, REPORT_CLASSES))
+    run.write_predictions(Predictions(torch.from_numpy(labels), torch.from_numpy(answers), REPORT_CLASSES))
     counts = (tuple(correct.tolist()), tuple(total.tolist()))
     run.write_metrics(MetricsRecord(float(right.mean()), *counts, (1.0,) * EPOCHS, None, EPOCHS, True))
     classes = tuple(
-        ClassFlag(c, f"n{c:08d}, a class", c % 10 == 0 and detector == "x", 40) for c in range(REPORT_CLASSES)
+        ClassFlag(c, f"n{c:08d}, a class", c % 10 == 0 and detector == "x", 40, None, None, None, 0, 0)
+        for c in range(REPORT_CLASSES)
     )
-    run.write_flags(FlagsRecord(detector, EPOCHS, REPORT_CLASSES, classes))
+    run.write_flags(FlagsRecord(DetectorChoice(detector, {}), EPOCHS, REPORT_CLASSES, "", classes))
     holdout = torch.arange(REPORT_CLASSES).repeat_interleave(HOLDOUT)
     curves = Curves(holdout, REPORT_CLASSES, torch.arange(len(holdout)))
     for epoch in range(1, EPOCHS + 1):
         rank = torch.from_numpy(generator.integers(1, 4, len(holdout), dtype=np.uint8))
-        curves.append(epoch, SampleScores(holdout, rank, torch.rand(len(holdout)), torch.where(rank == 1, holdout, -1)))
+        predicted = torch.where(rank == 1, holdout, -1)
+        curves.append(epoch, Predictions(holdout, predicted, REPORT_CLASSES, rank, torch.rand(len(holdout))))
     run.write_curves(curves.state_dict())
     run.write_config(
         f"DISTILLER: {{TYPE: {method}, STUDENT: resnet18, TEACHER: resnet34}}\n"

@@ -27,7 +27,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from tllm_plugin.analysis.delta_accuracy import delta_accuracy
+from tllm_plugin.analysis.results import TestResult, change_between
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors import DETECTORS, ImitationDetector, ReferenceDetector, create_detector, options_for
 from tllm_plugin.hosts.embedded import job
@@ -56,7 +56,7 @@ class PlainReference(ReferenceDetector):
 class Rule:
     detector: str
     score: str
-    confidence: float
+    fdr: float
     options: tuple[tuple[str, float], ...] = ()
 
     @property
@@ -65,12 +65,12 @@ class Rule:
 
 
 RULES = [
-    *(Rule(detector, score, 0.95) for detector in ("reference", "teaching_curve") for score in SCORES),
-    *(Rule("reference_plain", score, 0.95) for score in SCORES),
-    *(Rule(detector, "accuracy", 0.95) for detector in ("imitation", "imitation_plain")),
-    *(Rule(detector, "accuracy", 0.0) for detector in ("reference", "teaching_curve", "imitation")),
+    *(Rule(detector, score, 0.05) for detector in ("reference", "teaching_curve") for score in SCORES),
+    *(Rule("reference_plain", score, 0.05) for score in SCORES),
+    *(Rule(detector, "accuracy", 0.05) for detector in ("imitation", "imitation_plain")),
+    *(Rule(detector, "accuracy", 1.0) for detector in ("reference", "teaching_curve", "imitation")),
 ]
-ONLINE = [Rule("reference", "accuracy", 0.95), Rule("imitation", "accuracy", 0.95)]
+ONLINE = [Rule("reference", "accuracy", 0.05), Rule("imitation", "accuracy", 0.05)]
 
 
 @dataclass
@@ -147,7 +147,7 @@ def _run_seed(seed: int, options: argparse.Namespace, folder: Path) -> SeedResul
     train("second vanilla", *untaught)
     train("honest", *checkpoint, *watched)
     train("planted", *checkpoint, *plant, *watched)
-    vanilla = runs["vanilla"].read_metrics()
+    vanilla = TestResult.from_metrics(runs["vanilla"].read_metrics())
     curves = {name: Curves.from_state(to_state(run.read_curves())) for name, run in runs.items()}
     for rule in RULES:
         for name in ("planted", "honest", "second vanilla"):
@@ -177,7 +177,7 @@ def _run_seed(seed: int, options: argparse.Namespace, folder: Path) -> SeedResul
         metrics = run.read_metrics()
         assert metrics.test_accuracy is not None
         result.accuracy[name] = metrics.test_accuracy
-        result.delta[name] = delta_accuracy(metrics, vanilla)
+        result.delta[name] = change_between(vanilla, TestResult.from_metrics(metrics)).delta
         right = sum(metrics.class_correct[c] for c in classes)
         result.planted_accuracy[name] = right / max(sum(metrics.class_total[c] for c in classes), 1)
     return result
@@ -189,7 +189,7 @@ def replay(rule: Rule, curves: Curves, reference: Curves, epochs: int, common: o
     options = {
         "total_epochs": epochs,
         "score": rule.score,
-        "confidence": rule.confidence,
+        "fdr": rule.fdr,
         "eta": node.ETA,
         "warmup_epochs": node.WARMUP_EPOCHS,
         "smoothing": node.SMOOTHING,
@@ -223,7 +223,7 @@ def report(results: Sequence[SeedResult], options: argparse.Namespace) -> None:
         if values:
             print(f"| {title} | {np.mean(values):+.3f} | {min(values):+.3f} | {max(values):+.3f} |")
     print(
-        "\n| detector | score | confidence | precision | recall | F1 | epoch of flag | "
+        "\n| detector | score | FDR | precision | recall | F1 | epoch of flag | "
         "false flags, honest teacher (runs with any) | false flags, vanilla (runs with any) |\n"
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     )
@@ -233,7 +233,7 @@ def report(results: Sequence[SeedResult], options: argparse.Namespace) -> None:
         found = [quality(result.flagged[rule, "planted"], result.planted) for result in results]
         epochs = [epoch for result in results for epoch in result.epochs[rule]]
         variant = "".join(f" {name} {value:g}" for name, value in rule.options)
-        cells = [rule.detector + variant, rule.score, f"{rule.confidence:g}"]
+        cells = [rule.detector + variant, rule.score, f"{rule.fdr:g}"]
         cells += [spread(column) for column in zip(*found, strict=True)]
         cells.append(f"{statistics.mean(epochs):.0f}" if epochs else "never")
         for name in ("honest", "second vanilla"):

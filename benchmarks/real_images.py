@@ -24,7 +24,7 @@ import torch
 from scipy.stats import spearmanr
 from yacs.config import CfgNode
 
-from tllm_plugin.analysis.delta_accuracy import delta_accuracy, hurt_classes
+from tllm_plugin.analysis.results import TestResult, change_between
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.config import load_config
 from tllm_plugin.runs.run_folder import RunFolder
@@ -129,7 +129,7 @@ def train_seed(seed: int, base: list[str], options: argparse.Namespace) -> dict[
         cfg = load_config(options.cfg, [*base, *checkpoint, *named, *more])
         taught = runs.get(("kd", seed))
         shares = taught is not None and method not in OTHER_LOSSES
-        runs[method, seed] = run_sharing(taught, cfg, bundle) if shares else job.ensure_trained(cfg, bundle)
+        runs[method, seed] = run_sharing([taught], cfg, bundle) if shares else job.ensure_trained(cfg, bundle)
     return runs
 
 
@@ -143,6 +143,7 @@ def taught_share(run: RunFolder, epochs: int) -> float:
 def report(runs: dict[tuple[str, int], RunFolder], options: argparse.Namespace) -> None:
     """Print accuracies, hurt classes with their null, costs, flags, and whether the per-class changes repeat."""
     metrics = {key: run.read_metrics() for key, run in runs.items()}
+    results = {key: TestResult.from_metrics(record) for key, record in metrics.items()}
     seeds = sorted(seed for method, seed in runs if method == "vanilla")
     print(
         f"\n{' '.join([options.cfg, *options.opts])}: {len(metrics['vanilla', 0].class_total)} classes, "
@@ -156,11 +157,15 @@ def report(runs: dict[tuple[str, int], RunFolder], options: argparse.Namespace) 
     for (method, seed), record in metrics.items():
         cells = [method, str(seed), f"{record.test_accuracy:.1%}", "", "", "", ""]
         if method in METHODS:
-            hurt = hurt_classes(record, metrics["vanilla", seed])
-            null = hurt_classes(metrics["vanilla", seeds[(seed + 1) % len(seeds)]], metrics["vanilla", seed])
+            change = change_between(results["vanilla", seed], results[method, seed])
+            null = change_between(results["vanilla", seed], results["vanilla", seeds[(seed + 1) % len(seeds)]])
             flags = runs[method, seed].read_flags()
             share = taught_share(runs[method, seed], record.epochs_done)
-            cells[3:] = [f"{hurt.count} ({null.count})", f"{hurt.large} ({null.large})", str(len(flags.flagged))]
+            cells[3:] = [
+                f"{change.hurt.sum()} ({null.hurt.sum()})",
+                f"{change.largely_hurt.sum()} ({null.largely_hurt.sum()})",
+                str(len(flags.flagged)),
+            ]
             cells.append(f"{share:.0%}")
         seconds = statistics.median(record.seconds_per_epoch)
         cells += [f"{seconds:.1f}", f"{(record.peak_memory_bytes or 0) / 2**20:.0f}"]
@@ -174,7 +179,7 @@ def report(runs: dict[tuple[str, int], RunFolder], options: argparse.Namespace) 
     for (method, seed), run in runs.items():
         if method not in METHODS:
             continue
-        delta = delta_accuracy(metrics[method, seed], metrics["vanilla", seed])
+        delta = change_between(results["vanilla", seed], results[method, seed]).delta
         order = np.argsort(delta)
         worst = ", ".join(f"{names[c]} {delta[c]:+.2f}" for c in order[:5])
         best = ", ".join(f"{names[c]} {delta[c]:+.2f}" for c in order[:-6:-1])
@@ -192,7 +197,7 @@ def report(runs: dict[tuple[str, int], RunFolder], options: argparse.Namespace) 
         print("\nRank correlation of the per-class delta acc of two seeds, each against its own vanilla student:")
         for method in METHODS:
             if (method, 0) in runs and (method, 1) in runs:
-                first, second = (delta_accuracy(metrics[method, s], metrics["vanilla", s]) for s in (0, 1))
+                first, second = (change_between(results["vanilla", s], results[method, s]).delta for s in (0, 1))
                 print(f"  {method} {spearmanr(first, second).statistic:.2f}")
 
 

@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tllm_plugin.analysis.delta_accuracy import hurt_classes
+from tllm_plugin.analysis.results import TestResult, change_between
 from tllm_plugin.runs.run_folder import RunFolder
 
 VANILLA = "_kd_r:1.0_a:0.0_b:0.0_"
@@ -45,14 +45,15 @@ def main() -> None:
 def _row(run: RunFolder, vanilla: RunFolder) -> dict[str, Any]:
     metrics, flags = run.read_metrics(), run.read_flags()
     assert metrics.test_accuracy is not None and metrics.finished, f"{run.log_folder} is not finished"
-    hurt = None if run is vanilla else hurt_classes(metrics, vanilla.read_metrics())
+    results = (TestResult.from_metrics(record) for record in (vanilla.read_metrics(), metrics))
+    change = None if run is vanilla else change_between(*results)
     return {
         "run": re.sub(r"^S:", "", run.log_folder.name),
         "epochs": metrics.epochs_done,
         "accuracy": metrics.test_accuracy,
         "seconds_per_epoch": sum(metrics.seconds_per_epoch) / len(metrics.seconds_per_epoch),
-        "hurt": hurt and hurt.count,
-        "hurt_much": "" if hurt is None else hurt.large,
+        "hurt": change and int(change.hurt.sum()),
+        "hurt_much": "" if change is None else int(change.largely_hurt.sum()),
         "flagged": [(item.name, item.epoch_flagged) for item in flags.classes if item.flagged],
     }
 

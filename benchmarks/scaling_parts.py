@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from tllm_plugin import Curves, SampleScores, create_detector, score_samples
+from tllm_plugin import Curves, Predictions, create_detector, predict
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.config import load_config
 from tllm_plugin.hosts.embedded.defaults import default_config
@@ -65,7 +65,7 @@ def epoch_cost(classes: int, per_class: int, epochs: int, repeats: int) -> Epoch
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(classes).repeat_interleave(per_class)
     samples = len(labels)
-    pool = [_random_scores(labels, generator) for _ in range(4)]
+    pool = [_random_scores(labels, classes, generator) for _ in range(4)]
     reference, curves = (Curves(labels, classes, torch.arange(samples)) for _ in range(2))
     for epoch in range(1, epochs + 1):
         reference.append(epoch, pool[(epoch + 1) % len(pool)])
@@ -87,7 +87,7 @@ def epoch_cost(classes: int, per_class: int, epochs: int, repeats: int) -> Epoch
     head = torch.randn(FEATURES, classes, generator=generator)
     shown = labels[torch.randperm(samples, generator=generator)[: 4 * BATCH]]
     batches = [(torch.randn(len(y), FEATURES, generator=generator) @ head, y) for y in shown.split(BATCH)]
-    score_seconds = cpu_seconds(lambda: score_samples(lambda logits: logits, batches), repeats)
+    score_seconds = cpu_seconds(lambda: predict(lambda logits: logits, batches), repeats)
     return EpochCost(
         classes=classes,
         samples=samples,
@@ -120,14 +120,15 @@ def nbytes(state: Any) -> int:
     return sum(map(nbytes, state.values())) if isinstance(state, dict) else 0
 
 
-def _random_scores(labels: Tensor, generator: torch.Generator) -> SampleScores:
+def _random_scores(labels: Tensor, classes: int, generator: torch.Generator) -> Predictions:
     rank = torch.randint(2, 8, labels.shape, generator=generator).to(torch.uint8)
     rank[torch.rand(labels.shape, generator=generator) < 0.75] = 1
-    return SampleScores(
+    return Predictions(
         labels=labels,
+        prediction=torch.where(rank == 1, labels, -1),
+        num_classes=classes,
         rank=rank,
         true_prob=torch.rand(labels.shape, generator=generator),
-        prediction=torch.where(rank == 1, labels, -1),
         agree=torch.rand(labels.shape, generator=generator) < 0.8,
     )
 
@@ -179,10 +180,15 @@ def _rank(rank: int, ranks: int, classes: int, per_class: int, repeats: int, fol
 
     def scored(indices: Tensor) -> Tensor:
         batches = [(features[i], labels[i]) for i in indices.split(BATCH)]
-        found = score_samples(lambda image: image @ head, batches).beside((labels[indices] + 1) % classes)
+        found = predict(lambda image: image @ head, batches).beside((labels[indices] + 1) % classes)
         assert found.agree is not None
         return torch.stack(
-            [found.rank, (found.true_prob * 255).round().to(torch.uint8), found.agree.to(torch.uint8)], 1
+            [
+                found.kept("rank"),
+                (found.kept("true_prob") * 255).round().to(torch.uint8),
+                found.agree.to(torch.uint8),
+            ],
+            1,
         )
 
     part = torch.zeros(rows, BYTES_PER_SAMPLE, dtype=torch.uint8)

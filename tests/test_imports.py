@@ -45,7 +45,7 @@ THIRD_PARTIES = {
     "methods": {"torch"},
     "models": {"torch", "torchvision"},
     "data": {"torch", "torchvision", "numpy", "sklearn", "PIL"},
-    "runs": {"torch", "numpy"},
+    "runs": {"torch", "numpy", "pydantic"},
     "__init__": set(),
     "__main__": set(),
 }

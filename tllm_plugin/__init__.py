@@ -17,7 +17,8 @@ from tllm_plugin.core.detectors import (
 )
 from tllm_plugin.core.errors import ConfigError, DataError, FileFormatError, NonFiniteLossError, TLLMError
 from tllm_plugin.core.holdout import Split, split
-from tllm_plugin.core.scores import SCORES, SampleScores, score_samples
+from tllm_plugin.core.predictions import Predictions, predict
+from tllm_plugin.core.scores import SCORES
 from tllm_plugin.core.wrapper import TLLMWrapper
 from tllm_plugin.version import __version__
 
@@ -37,7 +38,7 @@ __all__ = [
     "NonFiniteLossError",
     "NoneDetector",
     "ReferenceDetector",
-    "SampleScores",
+    "Predictions",
     "Split",
     "TLLMError",
     "TLLMWrapper",
@@ -45,6 +46,6 @@ __all__ = [
     "__version__",
     "create_detector",
     "options_for",
-    "score_samples",
+    "predict",
     "split",
 ]

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 import yaml
 
-from tllm_plugin import Curves, SampleScores
-from tllm_plugin.runs.flags_file import ClassFlag, FlagsRecord
+from tllm_plugin import Curves, Predictions
+from tllm_plugin.runs.flags_file import ClassFlag, DetectorChoice, FlagsRecord
 from tllm_plugin.runs.metrics_file import MetricsRecord
-from tllm_plugin.runs.predictions_file import PredictionsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 
 HOLDOUT_PER_CLASS = 20
@@ -60,14 +59,14 @@ def write_run(
     results = (share, tuple(correct.tolist()), tuple(total.tolist())) if tested else (None, (), ())
     folder.write_metrics(MetricsRecord(*results, (1.0,), None, epochs, True))
     if answers and tested:
-        folder.write_predictions(PredictionsRecord(labels, predictions, classes))
+        folder.write_predictions(Predictions(torch.from_numpy(labels), torch.from_numpy(predictions), classes))
     names = names or [f"class {index:04d}" for index in range(classes)]
     evidence = [
         ClassFlag(i, name, i in flagged, epochs // 2 if i in flagged else None, 0.1, 0.02, 30.0, HOLDOUT_PER_CLASS, 12)
         for i, name in enumerate(names)
     ]
     reason = "" if len(flagged) else "no class had evidence enough"
-    folder.write_flags(FlagsRecord(detector, epochs, classes, tuple(evidence), {"ETA": 0.05}, reason))
+    folder.write_flags(FlagsRecord(DetectorChoice(detector, {"ETA": 0.05}), epochs, classes, reason, tuple(evidence)))
     folder.write_curves(_curves(generator, level, epochs, method != "NONE").state_dict())
     config: dict[str, Any] = {
         "DATASET": {"TYPE": data_set},
@@ -98,11 +97,12 @@ def _curves(generator: np.random.Generator, level: np.ndarray, epochs: int, taug
         right = torch.from_numpy(generator.random(len(labels)) < grown[labels.numpy()])
         curves.append(
             epoch,
-            SampleScores(
+            Predictions(
                 labels=labels,
+                prediction=torch.where(right, labels, -1),
+                num_classes=curves.num_classes,
                 rank=torch.where(right, 1, 3).to(torch.uint8),
                 true_prob=torch.where(right, 0.8, 0.1),
-                prediction=torch.where(right, labels, -1),
                 agree=right if taught else None,
             ),
         )

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from tllm_plugin.analysis.comparison import compare
 from tllm_plugin.analysis.results import TestResult, change_between
 from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.predictions import Predictions
 
 CLASSES, PER_CLASS = 40, 100
 PLANTED = (3, 17, 30)
 LABELS = np.repeat(np.arange(CLASSES), PER_CLASS)
+
+
+def result_of(labels: np.ndarray, predicted: np.ndarray) -> TestResult:
+    return TestResult.from_predictions(Predictions(*map(torch.tensor, (labels, predicted)), CLASSES))
 
 
 def answers(seed: int, accuracy: np.ndarray) -> TestResult:
@@ -19,13 +25,18 @@ def answers(seed: int, accuracy: np.ndarray) -> TestResult:
     difficulty = np.random.default_rng(99).random(LABELS.size)
     noise = np.random.default_rng(seed).normal(0.0, 0.1, size=LABELS.size)
     right = difficulty + noise < accuracy[LABELS]
-    return TestResult.from_predictions(LABELS, np.where(right, LABELS, (LABELS + 1) % CLASSES), CLASSES)
+    return result_of(LABELS, np.where(right, LABELS, (LABELS + 1) % CLASSES))
 
 
 def level(drop: float = 0.0) -> np.ndarray:
     accuracy = np.full(CLASSES, 0.7)
     accuracy[list(PLANTED)] -= drop
     return accuracy
+
+
+def predicted(result: TestResult) -> np.ndarray:
+    assert result.predictions is not None
+    return result.predictions.prediction.numpy()
 
 
 def counts_only(result: TestResult) -> TestResult:
@@ -36,14 +47,14 @@ def test_change_by_loops() -> None:
     before, now = answers(0, level()), answers(1, level(0.3))
     change = change_between(before, now)
     losses, gains = np.zeros(CLASSES, dtype=int), np.zeros(CLASSES, dtype=int)
-    for label, first, second in zip(LABELS, before.predictions, now.predictions, strict=True):
+    for label, first, second in zip(LABELS, predicted(before), predicted(now), strict=True):
         losses[label] += first == label and second != label
         gains[label] += first != label and second == label
     np.testing.assert_array_equal(change.losses, losses)
     np.testing.assert_array_equal(change.gains, gains)
     np.testing.assert_allclose(change.delta, (gains - losses) / PER_CLASS)
     np.testing.assert_allclose(change.delta, now.class_accuracy - before.class_accuracy)
-    assert before.accuracy == pytest.approx((before.predictions == LABELS).mean())
+    assert before.accuracy == pytest.approx((predicted(before) == LABELS).mean())
 
 
 @pytest.mark.parametrize("known", [answers, lambda *given: counts_only(answers(*given))])
@@ -106,10 +117,7 @@ def test_seeds() -> None:
 
 def test_a_class_without_test_images() -> None:
     kept = LABELS != 5
-    first, second = (
-        TestResult.from_predictions(LABELS[kept], r.predictions[kept], CLASSES)
-        for r in (answers(0, level()), answers(1, level(0.3)))
-    )
+    first, second = (result_of(LABELS[kept], predicted(r)[kept]) for r in (answers(0, level()), answers(1, level(0.3))))
     found = compare([(None, first)], [(None, second)])
     assert np.isnan(found.delta[5]) and not found.hurt[5] and not found.surely_hurt[5]
     assert (found.interval[0][5], found.interval[1][5]) == (-1.0, 1.0)
@@ -119,8 +127,8 @@ def test_a_class_without_test_images() -> None:
 def test_other_images() -> None:
     one = answers(0, level())
     with pytest.raises(ConfigError, match="same images, but their numbers per class differ"):
-        change_between(one, TestResult.from_predictions(LABELS[1:], LABELS[1:], CLASSES))
+        change_between(one, result_of(LABELS[1:], LABELS[1:]))
     with pytest.raises(ConfigError, match="in the same order, but their labels differ"):
-        change_between(one, TestResult.from_predictions(LABELS[::-1], LABELS[::-1], CLASSES))
+        change_between(one, result_of(LABELS[::-1].copy(), LABELS[::-1].copy()))
     with pytest.raises(ValueError, match="at least one vanilla and one distilled run"):
         compare([], [(0, one)])

@@ -11,7 +11,8 @@ from scipy.stats import ortho_group
 from sklearn.manifold import trustworthiness
 
 from tllm_plugin.analysis.networks import balanced_rows
-from tllm_plugin.analysis.representations import class_agreement, class_cka, linear_cka, tsne
+from tllm_plugin.analysis.representations import class_cka, linear_cka, tsne
+from tllm_plugin.core.predictions import Predictions, class_means
 
 
 def hsic_over_quadruples(first: np.ndarray, second: np.ndarray) -> float:
@@ -58,10 +59,12 @@ def test_per_class() -> None:
         assert found[index] == pytest.approx(linear_cka(first[labels == index], second[labels == index]))
     assert found[1] > 0.7 > found[0] and np.isnan(found[2]) and np.isnan(found[3])
     answers = generator.integers(0, 4, size=(2, 24))
-    agreed = class_agreement(*answers, labels, 4)
+    agree = Predictions(*map(torch.from_numpy, (labels, answers[0])), 4).beside(torch.from_numpy(answers[1])).agree
+    assert agree is not None
+    agreed = class_means(agree, torch.from_numpy(labels), 4)
     for index in (0, 1, 3):
         assert agreed[index] == pytest.approx((answers[0] == answers[1])[labels == index].mean())
-    assert np.isnan(agreed[2])
+    assert agreed[2].isnan()
 
 
 def test_tsne_keeps_neighbours() -> None:

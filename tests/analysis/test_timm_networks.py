@@ -55,8 +55,10 @@ def test_answers_are_those_of_the_model(key: str, prefix: str, folder: Path, tmp
     files = [folder / "val" / f"n{label}" / f"{n}.png" for label in range(CLASSES) for n in range(PER_CLASS)]
     with torch.no_grad():
         expected = network(torch.stack([transform(Image.open(file)) for file in files])).argmax(1).numpy()
-    np.testing.assert_array_equal(found.result.predictions, expected)
-    np.testing.assert_array_equal(found.result.labels, np.repeat(np.arange(CLASSES), PER_CLASS))
+    predictions = found.result.predictions
+    assert predictions is not None
+    np.testing.assert_array_equal(predictions.prediction, expected)
+    np.testing.assert_array_equal(predictions.labels, np.repeat(np.arange(CLASSES), PER_CLASS))
     assert found.class_names == ("English setter", "weasel", "maillot")
 
 
@@ -139,7 +141,8 @@ def test_two_heads_answer_by_their_mean(tiny: tuple[str, str], folder: Path, tmp
         tokens = network.forward_features(torch.stack([transform(Image.open(file)) for file in files]))
         heads = network.head(tokens[:, 0]), network.head_dist(tokens[:, 1])
     assert not heads[0].argmax(1).equal(heads[1].argmax(1))
-    np.testing.assert_array_equal(found.result.predictions, (heads[0] + heads[1]).argmax(1).numpy())
+    assert found.result.predictions is not None
+    assert found.result.predictions.prediction.equal((heads[0] + heads[1]).argmax(1))
 
 
 def test_the_command_of_table_7(tiny: tuple[str, str], folder: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tllm_plugin import DETECTORS, ConfigError, Curves, Detector, Evidence, SampleScores, create_detector, options_for
+from tllm_plugin import DETECTORS, ConfigError, Curves, Detector, Evidence, Predictions, create_detector, options_for
 from tllm_plugin.core.detectors.sequential import SequentialDetector
 from tllm_plugin.core.evidence import robust_deviation
 
@@ -19,7 +19,7 @@ CLASSES, PER_CLASS, EPOCHS = 20, 20, 30
 LABELS = torch.arange(CLASSES).repeat_interleave(PER_CLASS)
 
 
-def outcome(accuracy: Tensor, generator: torch.Generator, difficulty: Tensor) -> SampleScores:
+def outcome(accuracy: Tensor, generator: torch.Generator, difficulty: Tensor) -> Predictions:
     """Samples that are right with their class's probability; half of the luck is the sample's, half the epoch's."""
     luck = 0.5 * difficulty + 0.5 * torch.rand(LABELS.numel(), generator=generator)
     # The sum of two halves is triangular; its distribution function turns it into a uniform number again.
@@ -27,7 +27,7 @@ def outcome(accuracy: Tensor, generator: torch.Generator, difficulty: Tensor) ->
     right = uniform < accuracy[LABELS]
     prediction = torch.where(right, LABELS, (LABELS + 1) % CLASSES)
     rank = torch.where(right, 1, 2).to(torch.uint8)
-    return SampleScores(LABELS, rank, right.float() * 0.6 + 0.2, prediction, right)
+    return Predictions(LABELS, prediction, CLASSES, rank, right.float() * 0.6 + 0.2, right)
 
 
 def simulate(
@@ -39,7 +39,7 @@ def simulate(
     reference = Curves(LABELS, CLASSES, torch.arange(LABELS.numel()))
     base = 0.7 + 0.25 * torch.rand(CLASSES, generator=generator)
     learned = torch.linspace(0.3, 1.0, epochs)
-    runs: list[SampleScores] = []
+    runs: list[Predictions] = []
     for epoch in range(1, epochs + 1):
         accuracy = base * learned[epoch - 1]
         reference.append(epoch, outcome(accuracy, generator, difficulty))
@@ -63,28 +63,25 @@ def test_reference_finds_what_is_hurt_and_nothing_else() -> None:
     assert sum(found) >= 18
 
 
-@pytest.mark.parametrize("confidence", [0.5, 0.95])
-def test_looking_every_epoch_keeps_the_false_discovery_rate(confidence: float) -> None:
+@pytest.mark.parametrize("fdr", [0.5, 0.05])
+def test_looking_every_epoch_keeps_the_false_discovery_rate(fdr: float) -> None:
     """Two runs of one truth, looked at after each of 30 epochs: a flag is a false discovery."""
     runs = 40
-    wrong = sum(
-        bool(simulate(100 + seed, [], confidence=confidence, warmup_epochs=0)[0].flags.any()) for seed in range(runs)
-    )
+    wrong = sum(bool(simulate(100 + seed, [], fdr=fdr, warmup_epochs=0)[0].flags.any()) for seed in range(runs))
     # With nothing to find, the false discovery rate is the share of runs that flag anything. Slack: 3 standard errors.
-    level = 1 - confidence
-    assert wrong / runs <= level + 3 * (level * (1 - level) / runs) ** 0.5
+    assert wrong / runs <= fdr + 3 * (fdr * (1 - fdr) / runs) ** 0.5
 
 
 def test_without_evidence_looking_every_epoch_flags_by_chance() -> None:
     """The naive rule, which the evidence replaces, does flag classes that are not hurt."""
-    flagged = [int(simulate(seed, [], confidence=0.0, warmup_epochs=0, eta=0.05)[0].flags.sum()) for seed in range(5)]
+    flagged = [int(simulate(seed, [], fdr=1.0, warmup_epochs=0, eta=0.05)[0].flags.sum()) for seed in range(5)]
     assert sum(flagged) / (5 * CLASSES) > 0.2
 
 
 def test_false_discovery_rate_with_some_classes_hurt() -> None:
     shares = []
     for seed in range(20):
-        detector, _ = simulate(200 + seed, hurt=[0, 1, 2, 3], size=0.6, confidence=0.9, warmup_epochs=0)
+        detector, _ = simulate(200 + seed, hurt=[0, 1, 2, 3], size=0.6, fdr=0.1, warmup_epochs=0)
         flagged = detector.flags.nonzero().squeeze(1).tolist()
         shares.append(len([c for c in flagged if c > 3]) / max(len(flagged), 1))
     assert sum(shares) / len(shares) <= 0.1
@@ -121,7 +118,7 @@ def test_resume_in_the_middle_changes_nothing() -> None:
     reference: Curves = first.reference  # type: ignore[attr-defined]
     generator = torch.Generator().manual_seed(77)
     samples = [outcome(torch.full((CLASSES,), 0.4), generator, torch.rand(LABELS.numel())) for _ in range(EPOCHS)]
-    options: dict[str, Any] = {"total_epochs": EPOCHS, "reference": reference, "warmup_epochs": 2, "confidence": 0.5}
+    options: dict[str, Any] = {"total_epochs": EPOCHS, "reference": reference, "warmup_epochs": 2, "fdr": 0.5}
     alone, before, after = (create_detector("reference", CLASSES, **options) for _ in range(3))
     for epoch in range(1, EPOCHS + 1):
         alone.update(epoch, samples[epoch - 1])
@@ -139,7 +136,7 @@ def test_resume_in_the_middle_changes_nothing() -> None:
 def test_teaching_curve_finds_a_class_that_collapses() -> None:
     generator = torch.Generator().manual_seed(0)
     difficulty = torch.rand(LABELS.numel(), generator=generator)
-    options: dict[str, Any] = {"score": "accuracy", "warmup_epochs": 2, "confidence": 0.8}
+    options: dict[str, Any] = {"score": "accuracy", "warmup_epochs": 2, "fdr": 0.2}
     detector = create_detector("teaching_curve", CLASSES, total_epochs=40, **options)
     for epoch in range(1, 41):
         accuracy = torch.full((CLASSES,), min(0.95, 0.2 + epoch * 0.05))
@@ -202,8 +199,8 @@ def test_imitation_needs_a_teacher() -> None:
 @pytest.mark.parametrize("forced", [1, 10, 18])
 def test_forced_flags_do_not_make_other_classes_look_worse(forced: int) -> None:
     """No cascade: what a class is judged by hardly depends on which others are flagged."""
-    free, _ = simulate(3, [], warmup_epochs=0, confidence=0.99)
-    detector, _ = simulate(3, [], warmup_epochs=0, confidence=0.99, forced=list(range(forced)))
+    free, _ = simulate(3, [], warmup_epochs=0, fdr=0.01)
+    detector, _ = simulate(3, [], warmup_epochs=0, fdr=0.01, forced=list(range(forced)))
     others = torch.arange(forced, CLASSES)
     assert not detector.flags[others].any() and not free.flags.any()
     worse = detector.evidence.drop[others] - free.evidence.drop[others]
@@ -228,7 +225,7 @@ def test_classes_must_stand_out_from_how_runs_differ_anyway() -> None:
                     accuracy = (0.5 + 0.15 * torch.randn(classes, generator=generator)).clamp(0, 1)[labels]
                     right = torch.rand(labels.numel(), generator=generator) < accuracy
                     rank = torch.where(right, 1, 2).to(torch.uint8)
-                    both.append(SampleScores(labels, rank, right.float(), torch.where(right, labels, -1), None))
+                    both.append(Predictions(labels, torch.where(right, labels, -1), classes, rank, right.float()))
                 reference.append(epoch, both[0])
                 runs.append(both[1])
             detector = create_detector("reference", classes, total_epochs=10, reference=reference, warmup_epochs=3)
@@ -249,7 +246,7 @@ def test_sampling_alone_is_no_spread() -> None:
     assert spread(drops + 0.5 * torch.randn(CLASSES, generator=torch.Generator().manual_seed(1)).sign(), variance) > 0.4
 
 
-def some_samples() -> SampleScores:
+def some_samples() -> Predictions:
     return outcome(torch.full((CLASSES,), 0.5), torch.Generator().manual_seed(0), torch.rand(LABELS.numel()))
 
 
@@ -286,7 +283,7 @@ def test_a_detector_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
             super().__init__(num_classes)
             self.score = score
 
-        def judge(self, epoch: int, samples: SampleScores) -> tuple[Tensor, Evidence]:
+        def judge(self, epoch: int, samples: Predictions) -> tuple[Tensor, Evidence]:
             return torch.arange(self.num_classes) % 2 == 1, Evidence.none(self.num_classes)
 
     detector = create_detector(
@@ -310,7 +307,7 @@ def test_a_detector_of_the_users_own_that_takes_any_option(monkeypatch: pytest.M
             super().__init__(num_classes)
             self.given = {"bound": bound, **others}
 
-        def judge(self, epoch: int, samples: SampleScores) -> Any:
+        def judge(self, epoch: int, samples: Predictions) -> Any:
             return [1, 2], Evidence.none(self.num_classes)
 
     options = {"bound": 1.0, "eta": 0.3}
@@ -327,14 +324,14 @@ def test_a_detector_of_the_users_own_that_takes_any_option(monkeypatch: pytest.M
     [
         ({"eta": 0.0}, r"Expected `eta` to be in \(0, 1\), but got 0.0"),
         ({"eta": 1.5}, r"Expected `eta` to be in \(0, 1\), but got 1.5"),
-        ({"confidence": 1.0}, r"Expected `confidence` to be in \[0, 1\), but got 1.0"),
+        ({"fdr": 0.0}, r"Expected `fdr` to be in \(0, 1\], but got 0.0"),
         ({"smoothing": 1.0}, r"Expected `smoothing` to be in \[0, 1\), but got 1.0"),
-        ({"warmup_epochs": -1}, r"Expected `warmup_epochs` to be a whole number of at least 0, but got -1"),
+        ({"warmup_epochs": -1}, r"Expected `warmup_epochs` to be at least 0, but got -1"),
         ({"total_epochs": 0}, r"Expected `total_epochs` to be a whole number of at least 1, but got 0"),
         ({"eta": "0.05"}, r"Expected `eta` to be in \(0, 1\), but got '0.05'"),
         ({"smoothing": True}, r"Expected `smoothing` to be in \[0, 1\), but got True"),
         ({"total_epochs": 5.0}, r"Expected `total_epochs` to be a whole number .* but got 5.0"),
-        ({"etta": 0.1}, "options of the detector `teaching_curve` to be among .*eta, score.*, but got etta$"),
+        ({"etta": 0.1}, "options of the detector `teaching_curve` to be among .*eta, fdr, score.*, but got etta$"),
         ({"reference": None, "classes": [1]}, "to be among .* but got reference, classes$"),
         ({"score": "acuracy"}, r"Expected `score` to be one of accuracy, agreement, .*, but got 'acuracy'"),
     ],

@@ -7,21 +7,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from tllm_plugin import SCORES, ConfigError, Curves, FileFormatError, SampleScores, score_samples
-from tllm_plugin.core.scores import class_means, true_class_rank
+from tllm_plugin import SCORES, ConfigError, Curves, FileFormatError, Predictions, predict
+from tllm_plugin.core.predictions import class_means, true_class_rank
 
 CLASSES = 5
 
 
 def scored(
     seed: int = 0, n: int = 40, teacher: Tensor | None = None, batch_size: int = 7
-) -> tuple[SampleScores, Tensor, Tensor]:
+) -> tuple[Predictions, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(n, CLASSES, generator=generator)
     labels = torch.arange(n) % CLASSES
     # The "images" are row numbers, the "network" looks the logits up.
     batches = [(torch.arange(n)[i : i + batch_size], labels[i : i + batch_size]) for i in range(0, n, batch_size)]
-    samples = score_samples(lambda rows: logits[rows], batches)
+    samples = predict(lambda rows: logits[rows], batches)
     return samples if teacher is None else samples.beside(teacher), logits, labels
 
 
@@ -53,14 +53,14 @@ def test_rank_ties_and_nan() -> None:
 
 
 def test_a_diverged_network_is_never_right() -> None:
-    samples = score_samples(lambda rows: torch.full((4, 3), math.nan), [(torch.zeros(4), torch.arange(4) % 3)])
+    samples = predict(lambda rows: torch.full((4, 3), math.nan), [(torch.zeros(4), torch.arange(4) % 3)])
     assert not samples.correct.any()
     assert SCORES["true_prob"](samples).tolist() == [0.0] * 4
 
 
 def test_many_classes_clip_the_rank() -> None:
     logits = torch.arange(1000.0)[None]
-    samples = score_samples(lambda rows: logits, [(torch.zeros(1), torch.tensor([0]))])
+    samples = predict(lambda rows: logits, [(torch.zeros(1), torch.tensor([0]))])
     assert samples.rank.item() == 255
 
 
@@ -114,7 +114,8 @@ def _pairs(a: Curves, b: Curves) -> list[tuple[object, object]]:
 def test_a_thousand_classes_cost_megabytes() -> None:
     labels = torch.arange(26_000) % 1000
     curves = Curves(labels, 1000, torch.arange(26_000))
-    samples = SampleScores(labels, torch.ones(26_000, dtype=torch.uint8), torch.ones(26_000), labels, labels > 0)
+    ranks = torch.ones(26_000, dtype=torch.uint8)
+    samples = Predictions(labels, labels, 1000, ranks, torch.ones(26_000), labels > 0)
     curves.append(1, samples)
     per_epoch = sum(curves.state_dict()[key].nbytes for key in ("rank", "true_prob", "agree"))
     assert per_epoch * 300 < 25e6
@@ -146,7 +147,7 @@ def test_epochs_with_and_without_a_teacher_do_not_mix() -> None:
 def test_scores_of_the_wrong_form_are_refused_by_name() -> None:
     labels = torch.arange(4) % 3
     good = [(torch.zeros(4), labels)]
-    for predict, batches, message in (
+    for network, batches, message in (
         (lambda rows: (torch.zeros(4, 3), None), good, r"logits \(4, C\), but got tuple"),
         (lambda rows: torch.zeros(3, 3), good, r"logits \(4, C\), but got shape \(3, 3\)"),
         (lambda rows: torch.zeros(4, 3), [(torch.zeros(4), labels.float())], "but got torch.float32"),
@@ -154,13 +155,13 @@ def test_scores_of_the_wrong_form_are_refused_by_name() -> None:
         (lambda rows: torch.zeros(4, 3), [], "at least one, but got none"),
     ):
         with pytest.raises(ConfigError, match=message):
-            score_samples(predict, batches)  # type: ignore[arg-type]
-    samples = score_samples(lambda rows: torch.eye(4, 3), [(torch.zeros(4), labels.to(torch.int32))])
+            predict(lambda image, network=network: network(image), batches, keyword="image")  # type: ignore[misc]
+    samples = predict(lambda rows: torch.eye(4, 3), [(torch.zeros(4), labels.to(torch.int32))])
     assert samples.labels.dtype == torch.int64
     with pytest.raises(ConfigError, match=r"`rank` to be a tensor with one value per sample, but got shape \(2,\)"):
-        SampleScores(labels, labels[:2], labels.float(), labels)
+        Predictions(labels, labels, 3, labels[:2], labels.float())
     with pytest.raises(ConfigError, match="`agree` .* but got list"):
-        SampleScores(labels, labels, labels.float(), labels, [True] * 4)  # type: ignore[arg-type]
+        Predictions(labels, labels, 3, labels, labels.float(), [True] * 4)  # type: ignore[arg-type]
 
 
 def test_curves_refuse_what_does_not_belong() -> None:

@@ -356,6 +356,15 @@ def test_other_numbers_of_classes_are_refused_at_the_first_call() -> None:
         TLLMWrapper(Pieces(*networks()), NUM_CLASSES + 1).train()(**KEYWORDS)
 
 
+def test_a_network_may_have_more_outputs_than_there_are_classes() -> None:
+    fewer = {**KEYWORDS, "target": KEYWORDS["target"] % (NUM_CLASSES - 1)}
+    expected, _ = Pieces(*networks()).train()(**fewer)
+    wrapper = TLLMWrapper(Pieces(*networks()), NUM_CLASSES - 1).train()
+    assert torch.equal(wrapper(**fewer)[0], expected)
+    wrapper.set_undistillable(torch.arange(NUM_CLASSES - 1) == 0)
+    assert wrapper(**fewer)[0].shape == (len(fewer["target"]), NUM_CLASSES)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -11,8 +11,13 @@ import pytest
 from PIL import Image
 
 from tests.data.conftest import MakeFolder
-from tllm_plugin.core.data_identity import DataIdentity, class_difference, normalisation_difference, training_difference
-from tllm_plugin.core.data_identity import test_difference as difference_of_tests
+from tllm_plugin.core.data_identity import (
+    DataIdentity,
+    class_difference,
+    difference_in_test,
+    normalisation_difference,
+    training_difference,
+)
 from tllm_plugin.data import load_data
 
 IN_MEMORY, STREAMED = 0, 72
@@ -87,7 +92,7 @@ def test_pixels_in_memory_count(make_folder: MakeFolder) -> None:
     before = identity(root)
     Image.fromarray(np.full((16, 16, 3), 7, dtype=np.uint8)).save(root / "train/cat/1.bmp")
     assert "training images are others" in training_difference(before, identity(root))
-    assert difference_of_tests(before, identity(root)) == ""
+    assert difference_in_test(before, identity(root)) == ""
 
 
 def test_a_test_part_is_told_apart(make_folder: MakeFolder) -> None:
@@ -95,7 +100,7 @@ def test_a_test_part_is_told_apart(make_folder: MakeFolder) -> None:
     before = identity(root)
     (root / "val/cat/0.png").unlink()
     assert training_difference(before, identity(root)) == ""
-    assert difference_of_tests(before, identity(root)) == "1 test image was removed, the first in class 'cat'"
+    assert difference_in_test(before, identity(root)) == "1 test image was removed, the first in class 'cat'"
 
 
 def test_digits_are_the_digits() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from tllm_plugin.core.errors import ConfigError
@@ -77,11 +78,8 @@ def test_in_place_keeps_the_dtype_and_further_dimensions(digits: DataBundle) -> 
 
 
 def test_batch_rows_are_those_of_all_shards(digits: DataBundle) -> None:
-    for drop_last, expected in ((False, [7, 7, 2]), (True, [7, 7])):
-        loader = digits.train_loader(
-            torch.arange(16), batch_size=7, seed=0, device="cpu", drop_last=drop_last, shard=Shard(1, 2)
-        )
-        assert loader.batch_rows == expected and loader.num_samples == 16
+    loader = digits.train_loader(torch.arange(16), batch_size=7, seed=0, device="cpu", shard=Shard(1, 2))
+    assert loader.batch_rows == [7, 7, 2] and loader.num_samples == 16
     assert digits.train_loader(torch.arange(3), batch_size=7, seed=0, device="cpu").batch_rows == [3]
 
 
@@ -135,3 +133,16 @@ def test_a_batch_with_fewer_rows_than_shards_is_refused(digits: DataBundle) -> N
 def test_a_shard_that_there_is_not_is_refused(number: int, count: int) -> None:
     with pytest.raises(ConfigError, match="Expected `number` to be from 0 to"):
         Shard(number, count)
+
+
+def test_gather_adds_what_the_other_processes_have(digits: DataBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real processes are in `tests/hosts/test_processes.py`."""
+    rows = torch.arange(5)
+    how = {"batch_size": 2, "device": "cpu", "split": "test"}
+    loaders = [digits.eval_loader(rows, **how, shard=Shard(number, 2)) for number in range(2)]
+    values = torch.arange(10, 15, dtype=torch.uint8)
+    others = loaders[1].in_place(values[2:4])
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor.add_(others))
+    assert torch.equal(loaders[0].gather(values[[0, 1, 4]]), values)
+    alone = digits.eval_loader(rows, **how)
+    assert alone.gather(values) is values

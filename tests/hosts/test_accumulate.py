@@ -66,7 +66,7 @@ def test_more_parts_than_rows(tmp_path: Path) -> None:
 
 
 def test_zero_parts_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="`SOLVER.ACCUMULATE` to be at least 1, but got 0"):
+    with pytest.raises(ConfigError, match="`SOLVER.ACCUMULATE` to be in .1, 2147483647., but got 0"):
         make_config(tmp_path, "SOLVER.ACCUMULATE", "0")
 
 

@@ -17,14 +17,16 @@ from tests.hosts.repdistiller.test_run import CLASSES, PER_CLASS, prepared, vali
 from tests.hosts.repdistiller.test_run import train as train_repdistiller
 from tests.hosts.test_single_rows import Rows
 from tllm_plugin.core.errors import DataError
+from tllm_plugin.core.predictions import predict
 from tllm_plugin.data import DataBundle, ImageSet
 from tllm_plugin.data.in_memory import in_memory_bundle
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.late_test import ensure_tested
 from tllm_plugin.hosts.loader_data import LoaderData
 from tllm_plugin.hosts.repdistiller import TeacherStage
-from tllm_plugin.hosts.results import write_test_results
+from tllm_plugin.hosts.results import write_results
 from tllm_plugin.models import create_model
+from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 
 #: A learning rate at which nothing is learned.
@@ -94,11 +96,12 @@ def test_nothing_is_said_of_networks_that_have_learned(
 def test_a_host_whose_results_are_written_for_it(knows: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     labels = torch.arange(4).repeat(25)
 
-    def predict(image: Tensor) -> Tensor:
+    def network(image: Tensor) -> Tensor:
         return nn.functional.one_hot(image.long() if knows else torch.zeros_like(image).long(), 4).float()
 
     run = RunFolder.inside(tmp_path).create()
-    write_test_results(run, predict, [(labels.float(), labels)], num_classes=4, epochs_done=1)
+    metrics = MetricsRecord(None, (), (), (), None, epochs_done=1, finished=True)
+    write_results(run, metrics, predict(network, [(labels.float(), labels)]))
     assert len(told(caplog)) == (not knows)
 
 

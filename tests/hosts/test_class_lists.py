@@ -13,7 +13,7 @@ from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.class_lists import list_problems, resolve_classes
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.tllm_node import tllm_node
-from tllm_plugin.runs.flags_file import ClassFlag, FlagsRecord
+from tllm_plugin.runs.flags_file import ClassFlag, DetectorChoice, FlagsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 
 ANIMALS = ("ant", "bee", "cat", "dog")
@@ -86,8 +86,10 @@ def test_flags_of_other_classes(tmp_path: Path) -> None:
     run = RunFolder(tmp_path).create()
 
     def write(names: tuple[str, ...]) -> str:
-        flags = tuple(ClassFlag(i, name, i == 1, 1 if i == 1 else None) for i, name in enumerate(names))
-        run.write_flags(FlagsRecord("fixed", 1, len(names), flags, {}, ""))
+        flags = tuple(
+            ClassFlag(i, name, i == 1, 1 if i == 1 else None, None, None, None, 0, 0) for i, name in enumerate(names)
+        )
+        run.write_flags(FlagsRecord(DetectorChoice("fixed", {}), 1, len(names), "", flags))
         return str(run.flags_json)
 
     assert resolve([write(ANIMALS)], ANIMALS, files=True) == [1]

@@ -14,7 +14,7 @@ from tests.hosts.digits_runs import train
 from tests.hosts.repdistiller.test_run import prepared
 from tests.hosts.repdistiller.test_run import train as train_repdistiller
 from tests.hosts.test_results import Data
-from tllm_plugin.analysis.named_networks import load_named
+from tllm_plugin.analysis.named_networks import EvaluationData, load_named
 from tllm_plugin.core.errors import FileFormatError
 from tllm_plugin.hosts.embedded.distillers import KD
 from tllm_plugin.hosts.teaching import Teaching
@@ -59,10 +59,10 @@ def test_the_embedded_hosts_teacher(value: float, teacher: Path, tmp_path: Path)
 
 
 def test_a_checkpoint_that_is_compared(teacher: Path) -> None:
-    assert load_named(f"digits_teacher@{teacher}", "digits")
+    assert load_named(f"digits_teacher@{teacher}", EvaluationData("digits"))
     name = spoil(teacher, "model")
     with pytest.raises(FileFormatError, match=expected(teacher, name)):
-        load_named(f"digits_teacher@{teacher}", "digits")
+        load_named(f"digits_teacher@{teacher}", EvaluationData("digits"))
 
 
 def test_a_buffer_counts_too(teacher: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_buffer_counts_too(teacher: Path) -> None:
     state["model"][name][0] = float("inf")
     torch.save(state, teacher)
     with pytest.raises(FileFormatError, match=expected(teacher, name)):
-        load_named(f"digits_teacher@{teacher}", "digits")
+        load_named(f"digits_teacher@{teacher}", EvaluationData("digits"))
 
 
 @pytest.mark.parametrize("keys", [("model",), ("optimizer", "state", 0)], ids=["weights", "momentum"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import pytest
 from tests.hosts.conftest import Trained
 from tests.hosts.digits_runs import assert_same_run, make_config, train
 from tllm_plugin.analysis.loaded_run import load_run
+from tllm_plugin.analysis.networks import with_predictions
 from tllm_plugin.cli import main
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.hosts.embedded import job, trainer
@@ -57,7 +59,10 @@ def nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
         ("SOLVER.TRAINER", "base"),
     ],
 )
-def test_results_are_those_of_a_run_that_looked(options: tuple[str, ...], trained: Trained, tmp_path: Path) -> None:
+def test_results_are_those_of_a_run_that_looked(
+    options: tuple[str, ...], trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     looked = train(tmp_path, *trained.detecting, *options)
     later = without_tests(looked, tmp_path / "some where" / "else")
     before = contents(later)
@@ -68,6 +73,19 @@ def test_results_are_those_of_a_run_that_looked(options: tuple[str, ...], traine
     assert after.pop(later.predictions_npz) == looked.predictions_npz.read_bytes()
     assert after.pop(later.metrics_json) == looked.metrics_json.read_bytes() != before.pop(later.metrics_json)
     assert after == before, "nothing else has changed, the cost of the training least of all"
+    # What `compare --answers` finds again is the same, image by image, and is believed only where it is.
+    kept = later.read_predictions()
+    later.predictions_npz.unlink()
+    (again,) = with_predictions([load_run(later.log_folder)])
+    assert again.result.predictions is not None
+    assert again.result.predictions.labels.equal(kept.labels)
+    assert again.result.predictions.prediction.equal(kept.prediction)
+    most, *_, least = kept.class_correct.argsort(descending=True).tolist()
+    moved = [count - (c == most) + (c == least) for c, count in enumerate(metrics.class_correct)]
+    later.write_metrics(replace(metrics, class_correct=tuple(moved)))
+    (refused,) = with_predictions([load_run(later.log_folder)])
+    assert refused.result.predictions is None
+    assert "with other weights or on another device" in caplog.text
 
 
 def test_the_command_that_a_refusal_quotes(
@@ -126,7 +144,7 @@ def test_a_tested_run_of_another_host_is_left_alone(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = RunFolder.inside(shutil.copytree(trained.vanilla.log_folder, tmp_path / "run"))
-    run.predictions_npz.unlink()  # RepDistiller's keep counts.
+    run.predictions_npz.unlink()  # RepDistiller's of earlier versions kept counts.
     run.write_config("host: {name: repdistiller}\noptions: {}\n")
     before = contents(run)
     assert main(["test", str(run.log_folder)]) == 0
@@ -164,7 +182,7 @@ def test_results_that_are_lost_or_damaged_are_made_again(
     run = RunFolder.inside(shutil.copytree(trained.vanilla.log_folder, folder))
     kept = run.metrics_json.read_bytes(), run.predictions_npz.read_bytes()
     record = run.read_predictions()
-    wrong = replace(record, predictions=(record.predictions + 1) % 10)
+    wrong = replace(record, prediction=(record.prediction + 1) % 10)
 
     def spoil(how: str) -> None:
         if how == "deleted":

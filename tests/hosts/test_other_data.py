@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,11 @@ import torch
 from yacs.config import CfgNode
 
 from tests.hosts.small_images import make_images
-from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.analysis.loaded_run import load_run
+from tllm_plugin.analysis.networks import teacher_checkpoint
+from tllm_plugin.analysis.teachers import teacher_run
+from tllm_plugin.cli import main
+from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts import same_data
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.config import load_config
@@ -115,6 +120,27 @@ def test_a_renamed_class_gets_another_teacher_and_reference(images: Path) -> Non
     assert trained("") == known
 
 
+def test_summaries_are_of_the_teacher_that_the_run_had(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("DISTILLER.TYPE", "KD", "TLLM.DETECTOR.TYPE", "none")
+    job.run(config(images, *options, "EXPERIMENT.NAME", "kd"))
+    (first,) = (images.parent / "out" / "digits").glob("teacher-*")
+    record = RunFolder.inside(first).read_metrics()
+    none_right = replace(record, test_accuracy=0.0, class_correct=(0,) * len(record.class_total))
+    RunFolder.inside(first).write_metrics(none_right)
+    rename_last(images)
+    words = [*BASE, "DATASET.PATH", str(images), "LOG.PREFIX", str(images.parent / "out"), *options]
+    assert main(["train", "--cfg", str(CONFIG), *words, "EXPERIMENT.NAME", "again"]) == 0
+    (second,) = (images.parent / "out" / "digits").glob(f"{first.name}-*")
+    accuracy = RunFolder.inside(second).read_metrics().test_accuracy
+    assert accuracy and f"test accuracy {accuracy:.2%}\n" in capsys.readouterr().out.partition("teacher  ")[2]
+    for name, teacher in (("kd", first), ("again", second)):
+        run = load_run(images.parent / "out" / "digits" / name)
+        assert teacher_checkpoint(run) == teacher / "student_latest"
+    RunFolder.inside(second).data_json.write_text("{")
+    with pytest.raises(FileFormatError, match=r"data\.json"):
+        teacher_run(run)
+
+
 def test_runs_of_earlier_versions(images: Path, caplog: pytest.LogCaptureFixture) -> None:
     cfg = config(images, *VANILLA)
     run = job.run(cfg)
@@ -182,4 +208,4 @@ def test_nothing_is_shared_with_a_run_on_other_data(images: Path) -> None:
     (images / "train" / "n3" / "000.png").rename(images / "train" / "n3" / "999.png")
     trial = config(images, *options, "TLLM.DETECTOR.TYPE", "after", "EXPERIMENT.NAME", "trial")
     with pytest.raises(ConfigError, match="names or sizes of training files are others"):
-        run_sharing(base, trial)
+        run_sharing([base], trial)

@@ -88,7 +88,7 @@ def test_runs_are_trained_and_tested_so(
         return call
 
     monkeypatch.setattr(BaseTrainer, "train_iter", noted("train", BaseTrainer.train_iter))
-    monkeypatch.setattr(late_test, "score_test_set", noted("test", late_test.score_test_set))
+    monkeypatch.setattr(late_test, "predict", noted("test", late_test.predict))
     options = (*trained.taught, "RUNTIME.DEVICE", "cpu", "TLLM.DETECTOR.TYPE", "none", "SOLVER.EPOCHS", "1")
     cfg = make_config(tmp_path, *options, "LOG.TEST_FREQ", "-1")
     run = job.run(cfg)

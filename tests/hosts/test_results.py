@@ -70,7 +70,8 @@ def test_results_are_written(tmp_path: Path) -> None:
     run = load_run(tmp_path / "run")
     with torch.no_grad():
         expected = torch.cat([student.eval()(image)[0].argmax(1) for image, _ in tests]).numpy()
-    np.testing.assert_array_equal(run.result.predictions, expected)
+    assert run.result.predictions is not None
+    np.testing.assert_array_equal(run.result.predictions.prediction, expected)
     assert run.result.accuracy == pytest.approx((expected == LABELS.numpy()).mean())
     assert (run.method, run.pair, run.class_names) == ("KD", "digits_teacher/digits_student", Data.class_names)
     assert run.flags is not None and run.curves is not None and run.curves.epochs == [1, 2]

@@ -74,8 +74,8 @@ def test_fewer_looks_at_test_data_change_nothing(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = []
-    original = trainer.score_test_set
-    monkeypatch.setattr(trainer, "score_test_set", lambda *args: (looks.append(1), original(*args))[1])
+    original = trainer.predict
+    monkeypatch.setattr(trainer, "predict", lambda *given, **how: (looks.append(1), original(*given, **how))[1])
     never = train(tmp_path / "never", *VANILLA, "LOG.TEST_FREQ", "0")
     assert len(looks) == 1, "after the last epoch"
     log = (never.log_folder / "worklog.txt").read_text()

@@ -119,6 +119,14 @@ def test_drawing(classes: int, tmp_path: Path) -> None:
     assert (np.abs(both.astype(int) - [184, 67, 0]).sum(2) < 30).sum() > 30 * min(classes, MOST_CURVES)
 
 
+@pytest.mark.filterwarnings("error")
+def test_signs_that_the_font_lacks_are_written_out(tmp_path: Path) -> None:
+    run = curves_of(RunFolder.find(write_run(tmp_path / "run", classes=3, per_class=5, epochs=4)))
+    for lacking, written in (("\u4e2d", "\\u4e2d"), ("caf\u00e9 \U000737f9", "caf\u00e9 \\U000737f9")):
+        images = [draw_curves(run, None, range(3), [name, "b", "c"]) for name in (lacking, written)]
+        assert np.array_equal(*images)
+
+
 def test_worst_tenth() -> None:
     values = torch.rand(30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert worst_tenth(values) == pytest.approx(np.sort(values.numpy())[:3].mean())

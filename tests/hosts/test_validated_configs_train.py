@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.hosts.digits_runs import CONFIG
+from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.errors import ConfigError, DataError, NonFiniteLossError, TLLMError
 from tllm_plugin.data import load_data
 from tllm_plugin.hosts import tllm_node
@@ -101,6 +102,7 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     bundle = load_data("digits")
     monkeypatch.setattr(job, "ensure_trained", lambda cfg, bundle: RunFolder.inside(tmp_path))
     monkeypatch.setattr(job, "load_network", lambda network, path: network)
+    monkeypatch.setattr(job, "data_of_checkpoint", lambda path: DataIdentity())
     monkeypatch.setattr(tllm_node, "read_reference", lambda path, holdout: holdout)
 
     def prepare(cfg: Any) -> nn.Module:

@@ -118,6 +118,17 @@ def single_precision(folder: Path, prefix: str) -> None:
     job.run(shared_config(folder / prefix, *given, "SOLVER.LR", "0.05", "EXPERIMENT.NAME", "single"))
 
 
+#: Class -> teaching weight below 1.
+UNTAUGHT: dict[str, dict[int, float]] = {
+    "none": {},
+    "one": dict.fromkeys([3], 0),
+    "two": dict.fromkeys([3, 8], 0),
+    "all": dict.fromkeys(range(10), 0),
+    "less": {3: 0.4, 5: 0.9},
+    "less and two": {2: 0.2, 3: 0, 5: 0.9, 8: 0},
+}
+
+
 class Network(nn.Module):
     """No BatchNorm."""
 
@@ -129,13 +140,19 @@ class Network(nn.Module):
         return self.layers(image), {}
 
 
-def steps(folder: Path, accumulate: int, flagged: list[int]) -> dict[str, Tensor]:
-    """Return a student's weights after three steps with momentum; the second half of every batch is of class 3."""
-    cfg = make_config(folder / f"steps-{accumulate}-{len(flagged)}", "SOLVER.ACCUMULATE", str(accumulate))
+def steps(folder: Path, accumulate: int, untaught: dict[int, float]) -> dict[str, Tensor]:
+    """Return a student's weights after three steps with momentum; the second half of every batch is of class 3.
+
+    Args:
+        folder: To write into.
+        accumulate: Parts of a batch.
+        untaught: Class -> teaching weight below 1.
+    """
+    cfg = make_config(folder / f"steps-{accumulate}-{len(untaught)}", "SOLVER.ACCUMULATE", str(accumulate))
     torch.manual_seed(0)
     student, teacher = Network(8), Network(16).eval()
     wrapper = TLLMWrapper(distiller_dict["KD"](student, teacher, cfg), 10, ce_weight=2.0, min_rows=1)
-    wrapper.set_undistillable(torch.isin(torch.arange(10), torch.tensor(flagged, dtype=torch.int64)))
+    wrapper.set_teaching_weights([float(untaught.get(index, 1.0)) for index in range(10)])
     trainer = BaseTrainer("x/y", wrapper, [0] * 3, [], cfg)
     wrapper.train()
     generator = torch.Generator().manual_seed(1)
@@ -158,10 +175,12 @@ def method_steps(name: str) -> dict[str, Any]:
     begin_epoch(wrapper, 0, 5)
     generator = torch.Generator().manual_seed(processes.number())
     # Of all rows, of none here or there, of one row (fewer than `min_rows`), and of some.
-    for flagged in ([], [0], [1], list(range(2, NUM_CLASSES)), [0, 5]):
-        wrapper.set_undistillable(torch.isin(torch.arange(NUM_CLASSES), torch.tensor(flagged, dtype=torch.int64)))
+    less = dict.fromkeys([0, 1], 0.5) if wrapper.teacher is not None else {}
+    flags: list[dict[int, float]] = [dict.fromkeys(f, 0.0) for f in ([], [0], [1], range(2, NUM_CLASSES), [0, 5])]
+    for untaught in (*flags, less):
+        wrapper.set_teaching_weights([untaught.get(index, 1.0) for index in range(NUM_CLASSES)])
         target = torch.full((6,), processes.number())
-        target[-1 if len(flagged) > 3 else 6 :] = 2
+        target[-1 if len(untaught) > 3 else 6 :] = 2
         parallel.begin_batch(12)
         optimizer.zero_grad()
         _, losses = parallel(image=torch.randn(6, 1, 8, 8, generator=generator), target=target, epoch=5)
@@ -229,9 +248,9 @@ def everything(folder: Path) -> None:
     found["held"] = held_steps(folder / "together")
     found["disagreements"] = [disagreement(7, number), disagreement(7, 8)]
     found["steps"] = {
-        (parts, len(flagged)): steps(folder / "together", parts, flagged)
+        (parts, name): steps(folder / "together", parts, untaught)
         for parts in (1, 4)
-        for flagged in ([], [3], [3, 8], list(range(10)))
+        for name, untaught in UNTAUGHT.items()
     }
     single_precision(folder, "together")
     with doubles():

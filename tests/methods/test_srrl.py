@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 from tests import distiller_cases
 from tests.methods.references import OneMap, cross_entropy, norm_relu
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.hosts.ported_methods import build_srrl, ported_nodes
+from tllm_plugin.hosts.ported_methods import builder
 from tllm_plugin.methods import SRRL, find_map
 from tllm_plugin.methods.student_map import read_map
 from tllm_plugin.models import create_model, head_name
@@ -106,7 +106,7 @@ CHANNELS = {"MobileNetV2": 1280, "tv_mobilenet_v2": 1280, "ShuffleV2": 1024, "wr
 def srrl(student: nn.Module) -> Any:
     """Return SRRL with a teacher of 48 features, made as hosts make it."""
     teacher = create_model("digits_teacher", num_classes=3)
-    return build_srrl(student, teacher, CfgNode({"SRRL": ported_nodes()["SRRL"]}))
+    return builder("SRRL")(student, teacher, CfgNode())
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -10,30 +10,30 @@ import numpy as np
 import pytest
 import torch
 
-from tllm_plugin.analysis.answers import with_answers
 from tllm_plugin.analysis.likeness import likeness_of
 from tllm_plugin.analysis.loaded_run import load_run
-from tllm_plugin.analysis.networks import ask, embedded_config, student_network
+from tllm_plugin.analysis.networks import embedded_config, student_network, with_predictions
 from tllm_plugin.analysis.representations import linear_cka
 from tllm_plugin.analysis.study import build_study
 from tllm_plugin.cli import main
+from tllm_plugin.core.predictions import predict
 from tllm_plugin.hosts.embedded import job
-from tllm_plugin.hosts.embedded.evaluation import batches_of_test_set
+from tllm_plugin.hosts.embedded.late_test import batches_of_test_set
 from tllm_plugin.models import create_model
 from tllm_plugin.runs.atomic import save_torch
 
 
-def test_answers_are_those_of_the_run(digits: dict[str, Path]) -> None:
+def test_predictions_are_those_of_the_run(digits: dict[str, Path]) -> None:
     run = load_run(digits["kd"])
     cfg, device = embedded_config(run), torch.device("cpu")
     bundle = job.load_bundle(cfg)
     network = student_network(run, bundle, device)
-    answers = ask(network, batches_of_test_set(bundle, cfg, device), device, features=True)
-    np.testing.assert_array_equal(answers.labels, run.result.labels)
-    np.testing.assert_array_equal(answers.predictions, run.result.predictions)
+    found, kept = predict(network, batches_of_test_set(bundle, cfg, device), features=True), run.result.predictions
+    assert kept is not None and found.features is not None
+    assert found.labels.equal(kept.labels) and found.prediction.equal(kept.prediction)
     # What is kept as features is what the last layer reads.
-    logits = answers.features @ network.fc.weight.detach().numpy().T + network.fc.bias.detach().numpy()
-    assert (logits.argmax(1) == answers.predictions).mean() > 0.999
+    logits = network.fc(found.features)
+    assert (logits.argmax(1) == found.prediction).float().mean() > 0.999
 
 
 def test_likeness(digits: dict[str, Path]) -> None:
@@ -51,20 +51,20 @@ def test_likeness(digits: dict[str, Path]) -> None:
     cfg, device = embedded_config(run), torch.device("cpu")
     bundle = job.load_bundle(cfg)
     features = [
-        ask(network, batches_of_test_set(bundle, cfg, device), device, features=True)
+        predict(network, batches_of_test_set(bundle, cfg, device), features=True)
         for network in (
             student_network(load_run(digits["teacher"]), bundle, device),
             student_network(run, bundle, device),
         )
     ]
-    zero = features[0].labels == 0
-    assert found.cka["KD"][0] == pytest.approx(linear_cka(*(one.features[zero] for one in features)), abs=1e-4)
+    of_zero = [one.kept("features")[features[0].labels == 0].numpy() for one in features]
+    assert found.cka["KD"][0] == pytest.approx(linear_cka(*of_zero), abs=1e-4)
     assert found.cka["KD"].shape == found.agreement["KD"].shape == (10,)
     assert [picture.title for picture in found.pictures] == ["vanilla", "KD"]
     assert all(np.bincount(picture.labels).tolist() == [6] * 10 for picture in found.pictures)
 
 
-def test_answers_of_a_run_that_kept_counts_only(
+def test_predictions_of_a_run_that_kept_counts_only(
     digits: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -72,11 +72,12 @@ def test_answers_of_a_run_that_kept_counts_only(
     copy = shutil.copytree(digits["vanilla"], tmp_path / "vanilla")
     (copy / "tllm" / "predictions.npz").unlink()
     assert load_run(copy).result.predictions is None
-    (again,) = with_answers([load_run(copy)])
-    np.testing.assert_array_equal(again.result.predictions, kept.result.predictions)
+    (again,) = with_predictions([load_run(copy)])
+    assert again.result.predictions is not None and kept.result.predictions is not None
+    assert again.result.predictions.prediction.equal(kept.result.predictions.prediction)
     # Weights of another network would compare something else.
     save_torch(copy / "student_latest", {"model": create_model("digits_student", 10, 1).state_dict()})
-    (same,) = with_answers([load_run(copy)])
+    (same,) = with_predictions([load_run(copy)])
     assert same.result.predictions is None and "its checkpoint gives" in caplog.text
     shutil.copy(digits["vanilla"] / "student_latest", copy)
     assert main(["compare", str(copy), str(digits["kd"]), "--answers", "--json", str(tmp_path / "out")]) == 0

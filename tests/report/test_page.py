@@ -26,6 +26,7 @@ from tllm_plugin.report.page import write_report, write_report_if_possible
 from tllm_plugin.report.payload import payload
 
 HURT = (3, 8)
+PLANT = "DISTILLER.PLANT.CLASSES"
 
 
 def content_of(page: Path) -> dict[str, Any]:
@@ -211,7 +212,7 @@ def test_next_steps(runs: list[dict[str, Any]], expected: str, tmp_path: Path) -
 
 def test_a_teacher_that_was_made_wrong_on_purpose_is_called_so_everywhere(tmp_path: Path) -> None:
     teacher = write_run(tmp_path / "teacher", student="resnet20", accuracy=0.9)
-    checkpoint, settings = teacher / "student_latest", {"DISTILLER.PLANT.CLASSES": list(HURT)}
+    checkpoint, settings = teacher / "student_latest", {PLANT: list(HURT)}
     runs = [write_run(tmp_path / "vanilla")]
     for name, planted in (("planted", settings), ("honest", {})):
         runs.append(write_run(tmp_path / name, method="KD", teacher_checkpoint=checkpoint, settings=planted, hurt=HURT))
@@ -239,6 +240,14 @@ def test_a_teacher_that_was_made_wrong_on_purpose_is_called_so_everywhere(tmp_pa
     assert len([text for text in both["findings"] if "on purpose" in text]) == 1
     honest = content_of(write_report([load_run(runs[i]) for i in (0, 2)], tmp_path / "page.html", networks=False))
     assert "on purpose" not in json.dumps(honest)
+
+
+@pytest.mark.parametrize("classes", [["3", "8"], ["class 0003", "class 0008"], ["index:3", "index:8"]])
+def test_planted_classes_are_named_however_the_config_lists_them(classes: list[str], tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "vanilla"), write_run(tmp_path / "kd", method="KD", settings={PLANT: classes})]
+    told = content_of(write_report([load_run(run) for run in runs], tmp_path / "page.html", networks=False))
+    assert "on purpose on 2 classes (class 0003, class 0008)" in told["findings"][0]
+    assert told["rows"][-1]["label"].endswith("its students met it made wrong on class 0003, class 0008")
 
 
 def test_teachers_of_several_seeds_are_one_row(tmp_path: Path) -> None:

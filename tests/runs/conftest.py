@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tllm_plugin import Curves, SampleScores
-from tllm_plugin.runs.flags_file import ClassFlag, FlagsRecord
+from tllm_plugin import Curves, Predictions
+from tllm_plugin.runs.flags_file import ClassFlag, DetectorChoice, FlagsRecord
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.runs.split_file import SplitRecord
@@ -22,12 +22,12 @@ def split_record() -> SplitRecord:
 @pytest.fixture
 def flags_record() -> FlagsRecord:
     classes = (
-        ClassFlag(0, "apple"),
+        ClassFlag(0, "apple", False, None, None, None, None, 0, 0),
         # Folder names need not be UTF-8; Python reads such bytes as lone surrogates.
         ClassFlag(1, "caf\udce9", True, 7, 0.05, 1 / 3, 81.5, 26, 20),
         ClassFlag(2, 'a "b"\n\u2603', False, None, -0.1, 1.0, 0.0, 26, 26),
     )
-    return FlagsRecord("reference", 9, 3, classes, {"margin": 0.05, "baseline": "a/b"}, "")
+    return FlagsRecord(DetectorChoice("reference", {"margin": 0.05, "baseline": "a/b"}), 9, 3, "", classes)
 
 
 @pytest.fixture
@@ -44,11 +44,12 @@ def curves() -> Curves:
         rank = torch.randint(1, 4, (12,), generator=generator, dtype=torch.uint8)
         history.append(
             epoch,
-            SampleScores(
+            Predictions(
                 labels=labels,
+                prediction=torch.where(rank == 1, labels, -1),
+                num_classes=history.num_classes,
                 rank=rank,
                 true_prob=torch.rand(12, generator=generator),
-                prediction=torch.where(rank == 1, labels, -1),
                 agree=torch.rand(12, generator=generator) < 0.5,
             ),
         )

@@ -1,28 +1,31 @@
-"""Answers per image: what is written comes back, and what does not fit together is refused."""
+"""Predictions per image: what is written comes back, and what does not fit together is refused."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
 
-from tllm_plugin.core.errors import FileFormatError
+from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.core.predictions import Predictions
+from tllm_plugin.core.scores import SCORES
 from tllm_plugin.runs.atomic import write_npz
-from tllm_plugin.runs.predictions_file import PredictionsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 
 
 @pytest.mark.parametrize("classes", [1, 10, 256, 257, 100_000])
 def test_round_trip(classes: int, tmp_path: Path) -> None:
-    generator = np.random.default_rng(classes)
-    record = PredictionsRecord(*generator.integers(0, classes, size=(2, 50)), classes)
+    generator = torch.Generator().manual_seed(classes)
+    written = Predictions(*torch.randint(classes, (2, 50), generator=generator), classes)
     folder = RunFolder(tmp_path)
-    folder.write_predictions(record)
+    folder.write_predictions(written)
     back = folder.read_predictions()
-    assert back.num_classes == classes and back.labels.dtype == back.predictions.dtype == np.int64
-    np.testing.assert_array_equal(back.labels, record.labels)
-    np.testing.assert_array_equal(back.predictions, record.predictions)
+    assert back.num_classes == classes and back.labels.dtype == back.prediction.dtype == torch.int64
+    assert back.labels.equal(written.labels) and back.prediction.equal(written.prediction)
+    assert back.class_correct.equal(written.class_correct)
+    with pytest.raises(ConfigError, match="with the `rank` of every sample, but got predictions without"):
+        SCORES["reciprocal_rank"](back)
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from tllm_plugin import Curves, FileFormatError, TLLMError
 from tllm_plugin.core.data_identity import DataIdentity, DataPart
 from tllm_plugin.runs import data_file
 from tllm_plugin.runs.curves_file import to_state, write_curves
-from tllm_plugin.runs.flags_file import FlagsRecord
+from tllm_plugin.runs.flags_file import DetectorChoice, FlagsRecord
 from tllm_plugin.runs.metrics_file import MetricsRecord
-from tllm_plugin.runs.run_folder import RunFolder, find_curves, read_flags
+from tllm_plugin.runs.run_folder import RunFolder, find_curves
 from tllm_plugin.runs.split_file import SplitRecord
 
 
@@ -26,13 +26,14 @@ def test_records_round_trip(
     run: RunFolder, split_record: SplitRecord, flags_record: FlagsRecord, metrics_record: MetricsRecord
 ) -> None:
     assert run.read_split() == split_record
-    assert run.read_flags() == flags_record == read_flags(str(run.flags_json))
+    assert run.read_flags() == flags_record == FlagsRecord.read(str(run.flags_json))
     assert run.read_metrics() == metrics_record
     assert flags_record.flagged == (1,)
 
 
 def test_records_before_anything_happened_round_trip(run: RunFolder) -> None:
-    split, flags = SplitRecord((), (), 0, 0.0, 0), FlagsRecord("none", 0, 0, (), reason="nothing ran yet")
+    split = SplitRecord((), (), 0, 0.0, 0)
+    flags = FlagsRecord(DetectorChoice("none", {}), 0, 0, "nothing ran yet", ())
     metrics = MetricsRecord(None, (), (), (), None, 0, False)
     run.write_split(split)
     run.write_flags(flags)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tllm_plugin.core.detectors import DETECTORS, Detector, Evidence
-from tllm_plugin.core.scores import SampleScores
+from tllm_plugin.core.predictions import Predictions
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
 
 SAVING = ("LOG.SAVE_CHECKPOINT_FREQ", "1")
@@ -21,7 +21,7 @@ class StagedDetector(Detector):
         super().__init__(num_classes)
         self.second = round(10 * eta)
 
-    def judge(self, epoch: int, samples: SampleScores) -> tuple[Tensor, Evidence]:
+    def judge(self, epoch: int, samples: Predictions) -> tuple[Tensor, Evidence]:
         flags = torch.zeros(self.num_classes, dtype=torch.bool)
         flags[3], flags[8] = epoch >= 1, epoch >= self.second
         return flags, Evidence.none(self.num_classes)

@@ -29,7 +29,7 @@ from tllm_plugin.hosts.embedded.device import choose_device
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
 from tllm_plugin.hosts.run_spec import RunSpec
 from tllm_plugin.models import create_model
-from tllm_plugin.runs.run_folder import RunFolder, read_search
+from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.runs.search_file import SearchRecord
 from tllm_plugin.search import pruning
 
@@ -45,7 +45,7 @@ def words(trained: Trained, prefix: Path, *more: str) -> list[str]:  # noqa: F81
 
 def load(prefix: Path) -> tuple[Path, SearchRecord]:
     (path,) = prefix.glob("digits/*-search-*/search-*.json")
-    return path.parent, read_search(path)
+    return path.parent, SearchRecord.read(path)
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +212,9 @@ def test_other_keys_make_another_search_that_shares_what_is_equal(
     folder, record = load(tmp_path)
     assert main([*words(trained, tmp_path, "--eta", *ETAS), "TLLM.LABEL_SMOOTHING", "0.3"]) == 0
     assert epochs_trained == [2, 3, 3], "the student that is taught to the end is there"
-    (other,) = (found for found in map(read_search, folder.glob("search-*.json")) if found.trials != record.trials)
+    (other,) = (
+        found for found in map(SearchRecord.read, folder.glob("search-*.json")) if found.trials != record.trials
+    )
     for search, smoothing in ((record, 0.1), (other, 0.3)):
         configs = [RunSpec.read(RunFolder.inside(folder / trial.run)).config() for trial in search.trials]
         assert {cfg.TLLM.LABEL_SMOOTHING for cfg in configs} == {smoothing}
@@ -360,7 +362,7 @@ def test_a_result_from_before_pruning_is_read(searched: Path, tmp_path: Path) ->
     assert '"pruned_after": 0' in text
     # Nor was there a digest.
     old.write_text(re.sub(r',\s*("pruned_after": 0|"digest": "\w+")', "", text))
-    assert read_search(old) == read_search(path)
+    assert SearchRecord.read(old) == SearchRecord.read(path)
 
 
 def test_a_damaged_result_is_refused(searched: Path, tmp_path: Path) -> None:
@@ -374,4 +376,4 @@ def test_a_damaged_result_is_refused(searched: Path, tmp_path: Path) -> None:
     ):
         damaged.write_text(content)
         with pytest.raises(FileFormatError, match=message):
-            read_search(damaged)
+            SearchRecord.read(damaged)

@@ -19,7 +19,7 @@ from tllm_plugin.hosts.embedded.checkpoint import read_state
 from tllm_plugin.runs.atomic import save_torch
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search import shared_prefix
-from tllm_plugin.search.parting import shared_with
+from tllm_plugin.search.forking import read_fork
 from tllm_plugin.search.shared_prefix import fork, run_sharing
 
 
@@ -54,7 +54,7 @@ def test_equals_the_run_alone(
     alone = train(tmp_path / "alone", *options)
     first = min((item.epoch_flagged or EPOCHS) for item in alone.read_flags().classes)
     epochs_trained.clear()
-    shared = run_sharing(base, make_config(tmp_path / "shared", *options))
+    shared = run_sharing([base], make_config(tmp_path / "shared", *options))
     assert epochs_trained == list(range(first + 1, EPOCHS + 1))
     assert_same_run(alone, shared)
     if rule == "reference":
@@ -75,8 +75,8 @@ def test_killed_before_a_shared_run_was_whole(
     with monkeypatch.context() as patch:
         patch.setattr(shared_prefix, "_finish", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            run_sharing(base, cfg)
-    assert_same_run(train(tmp_path / "alone", *after(trained, "1.0")), run_sharing(base, cfg))
+            run_sharing([base], cfg)
+    assert_same_run(train(tmp_path / "alone", *after(trained, "1.0")), run_sharing([base], cfg))
 
 
 @pytest.mark.parametrize(("missing", "own"), [("[12]", [1, 2, 3]), ("2", [2, 3])])
@@ -92,13 +92,13 @@ def test_without_its_best_student_a_checkpoint_is_not_shared(
     old = RunFolder.inside(shutil.copytree(base.log_folder, tmp_path / "old"))
     for path in old.path.glob(f"student_best_holdout_{missing}"):
         path.unlink()
-    shared = run_sharing(old, make_config(tmp_path / "shared", *after(trained, "0.67")))
+    shared = run_sharing([old], make_config(tmp_path / "shared", *after(trained, "0.67")))
     assert epochs_trained == own
     assert_same_run(train(tmp_path / "alone", *after(trained, "0.67")), shared)
 
 
 def test_what_flags_before_training_shares_nothing(trained: Trained, base: RunFolder, tmp_path: Path) -> None:  # noqa: F811
-    assert fork(base, make_config(tmp_path, *trained.taught, "TLLM.DETECTOR.TYPE", "all")) == 0
+    assert fork([base], make_config(tmp_path, *trained.taught, "TLLM.DETECTOR.TYPE", "all")) == 0
     assert not list(tmp_path.rglob("latest"))
 
 
@@ -118,7 +118,7 @@ def test_a_checkpoint_is_read_once_and_again_when_it_has_changed(
     parent = RunFolder.inside(shutil.copytree(base.log_folder, tmp_path / "parent"))
     trials = [make_config(tmp_path / str(number), *after(trained, "0.67")) for number in range(3)]
     for cfg in trials[:2]:
-        assert fork(parent, cfg) == 2
+        assert fork([parent], cfg) == 2
     assert read == ["epoch_2"]
     before = [torch.load(job.log_folder(cfg) / "latest", weights_only=True) for cfg in trials[:2]]
     assert_equal(*({key: value for key, value in state.items() if key != "config"} for state in before))
@@ -127,7 +127,7 @@ def test_a_checkpoint_is_read_once_and_again_when_it_has_changed(
     state = torch.load(path, weights_only=True)
     state["model"]["distiller.student.conv1.weight"] += 1
     save_torch(path, state)
-    assert fork(parent, trials[2]) == 2 and read == ["epoch_2", "epoch_2"]
+    assert fork([parent], trials[2]) == 2 and read == ["epoch_2", "epoch_2"]
     again = torch.load(job.log_folder(trials[2]) / "latest", weights_only=True)["model"]
     assert torch.equal(
         again["distiller.student.conv1.weight"], before[0]["model"]["distiller.student.conv1.weight"] + 1
@@ -139,14 +139,14 @@ def test_a_checkpoint_is_read_once_and_again_when_it_has_changed(
 
 def test_another_run_is_refused(trained: Trained, base: RunFolder, tmp_path: Path) -> None:  # noqa: F811
     with pytest.raises(ConfigError, match=r"these keys differ: SOLVER\.LR$"):
-        fork(base, make_config(tmp_path, *after(trained, "0.67"), "SOLVER.LR", "0.3"))
+        fork([base], make_config(tmp_path, *after(trained, "0.67"), "SOLVER.LR", "0.3"))
     assert not list(tmp_path.rglob("latest"))
 
 
 @pytest.fixture(scope="module")
 def earlier(trained: Trained, base: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:  # noqa: F811
     """A trial that flags class 3 after epoch 1 and nothing else, forked from the base."""
-    return run_sharing(base, make_config(tmp_path_factory.mktemp("earlier"), *staged(trained, "0.9")))
+    return run_sharing([base], make_config(tmp_path_factory.mktemp("earlier"), *staged(trained, "0.9")))
 
 
 def test_begins_where_it_parts_from_an_earlier_trial(
@@ -163,13 +163,13 @@ def test_begins_where_it_parts_from_an_earlier_trial(
     epochs_trained.clear()
     caplog.set_level(logging.INFO)
     caplog.clear()
-    shared = run_sharing(base, make_config(tmp_path / "shared", *options), others=[earlier])
+    shared = run_sharing([base, earlier], make_config(tmp_path / "shared", *options))
     assert epochs_trained == [3], "the base shares one epoch, the earlier trial two"
     told = [record.getMessage() for record in caplog.records if "no teacher from now on" in record.getMessage()]
     assert told == ["epoch 2: no teacher from now on for 8"], "class 3 was flagged before"
     assert_same_run(alone, shared)
     assert_equal(*(torch.load(run.student_best_holdout, weights_only=True) for run in (alone, shared)))
-    epochs, parent = shared_with(shared)
+    epochs, parent = read_fork(shared)
     assert epochs == 2 and parent is not None and parent.path.samefile(earlier.path)
 
 
@@ -181,19 +181,19 @@ def test_flagging_the_same_is_the_same_run(
     epochs_trained: list[int],  # noqa: F811
 ) -> None:
     options = staged(trained, "0.8")
-    shared = run_sharing(base, make_config(tmp_path / "shared", *options), others=[earlier])
+    shared = run_sharing([base, earlier], make_config(tmp_path / "shared", *options))
     assert epochs_trained == []
     alone = train(tmp_path / "alone", *options)
     assert_same_run(alone, shared)
 
     never = make_config(tmp_path / "untested", *options, "LOG.TEST_FREQ", "-1")
-    untested = run_sharing(base, never, others=[earlier])
+    untested = run_sharing([base, earlier], never)
     assert_same_run(alone, untested, untested=True)
     (untested.log_folder / "latest").unlink()
     files = {path: path.read_bytes() for path in untested.log_folder.rglob("*") if path.is_file()}
-    assert run_sharing(base, never, others=[earlier]).path == untested.path, "finished, whatever else was removed"
+    assert run_sharing([base, earlier], never).path == untested.path, "finished, whatever else was removed"
     assert files == {path: path.read_bytes() for path in untested.log_folder.rglob("*") if path.is_file()}
-    another = run_sharing(base, make_config(tmp_path / "another", *options), others=[untested])
+    another = run_sharing([base, untested], make_config(tmp_path / "another", *options))
     assert_same_run(alone, another)
 
 
@@ -205,6 +205,6 @@ def test_another_treatment_parts_at_the_first_flag(
     epochs_trained: list[int],  # noqa: F811
 ) -> None:
     options = staged(trained, "0.9", "TLLM.CE_WEIGHT", "2.0")
-    shared = run_sharing(base, make_config(tmp_path / "shared", *options), others=[earlier])
+    shared = run_sharing([base, earlier], make_config(tmp_path / "shared", *options))
     assert epochs_trained == [2, 3]
     assert_same_run(train(tmp_path / "alone", *options), shared)

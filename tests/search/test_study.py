@@ -274,7 +274,7 @@ def test_a_journal_that_cannot_be_mended_does_not_stay_locked(tmp_path: Path, mo
     study = SharedStudy("", tmp_path, GRID)
     with monkeypatch.context() as patch:
         patch.setattr(storage_module, "_remove_half_a_line", lambda journal: (_ for _ in ()).throw(OSError("no")))
-        with pytest.raises(OSError, match="no"):
+        with pytest.raises(TLLMError, match="study.journal: no"):
             study.study.set_user_attr("a", 1)
     assert not is_held(tmp_path / "study.journal.lock")
     study.study.set_user_attr("a", 2)

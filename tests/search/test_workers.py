@@ -16,7 +16,7 @@ from tests.hosts.conftest import Trained, trained  # noqa: F401  (fixture)
 from tests.hosts.digits_runs import BASE, CONFIG, assert_same_run, make_config, train
 from tests.search.staged import SAVING
 from tllm_plugin.cli.search import parse_space
-from tllm_plugin.runs.run_folder import read_search
+from tllm_plugin.runs.search_file import SearchRecord
 from tllm_plugin.search.embedded import EmbeddedSearch
 from tllm_plugin.search.host import around_digest
 from tllm_plugin.search.study import SharedStudy
@@ -75,7 +75,7 @@ def test_a_killed_worker_is_made_up_for(trained: Trained, tmp_path: Path) -> Non
     assert [trial.state for trial in done] == [TrialState.COMPLETE] * 3
     assert sum(trial.user_attrs.get("takeovers", 0) for trial in done) == 1
     assert len({trial.user_attrs["worker"] for trial in done}) <= 2
-    record = read_search(plan.folder / f"search-{study.name}.json")
+    record = SearchRecord.read(plan.folder / f"search-{study.name}.json")
     assert [trial.score for trial in record.trials] == [trial.value for trial in done]
     taken_over = next(trial for trial in done if trial.user_attrs.get("takeovers"))
     fraction = str(taken_over.params["TLLM.DETECTOR.AFTER_FRACTION"])

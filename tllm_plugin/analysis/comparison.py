@@ -11,15 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tllm_plugin.analysis import nulls
-from tllm_plugin.analysis.delta_accuracy import LARGE
 from tllm_plugin.analysis.nulls import NullCount
-from tllm_plugin.analysis.results import Change, TestResult, change_between
+from tllm_plugin.analysis.results import LARGE, SLACK, Change, TestResult, change_between
 from tllm_plugin.analysis.significance import LEVEL, merged_p_value, q_values
 
 Vector = npt.NDArray[np.float64]
-
-# Far less than one image, so that a drop of exactly 5 points does not hang on the last bit of a division.
-_SLACK = 1e-9
 
 
 @dataclass(frozen=True)
@@ -117,7 +113,7 @@ class Comparison:
     @property
     def hurt(self) -> npt.NDArray[np.bool_]:
         """(C,) delta acc < 0, the paper's undistillable classes."""
-        return np.asarray(self.delta < -_SLACK)
+        return np.asarray(self.delta < -SLACK)
 
     @property
     def surely_hurt(self) -> npt.NDArray[np.bool_]:
@@ -147,7 +143,7 @@ class Comparison:
         """Classes with delta acc < -5 points."""
         found = Spread.of([_largely_hurt(change) for change in self.changes])
         null = _vanilla_null(self.vanilla, _largely_hurt)
-        return Count(found, null or _mean_null([nulls.null_count(_chance(x, LARGE + _SLACK)) for x in self.changes]))
+        return Count(found, null or _mean_null([nulls.null_count(_chance(x, LARGE + SLACK)) for x in self.changes]))
 
 
 def compare(
@@ -180,11 +176,11 @@ def compare(
 
 
 def _hurt(change: Change) -> int:
-    return int((change.delta < -_SLACK).sum())
+    return int(change.hurt.sum())
 
 
 def _largely_hurt(change: Change) -> int:
-    return int((change.delta < -LARGE - _SLACK).sum())
+    return int(change.largely_hurt.sum())
 
 
 def _surely_hurt(change: Change) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +13,22 @@ import torch
 
 from tllm_plugin.analysis.loaded_run import LoadedRun
 from tllm_plugin.analysis.networks import (
-    Answers,
-    ask,
     balanced_rows,
     embedded_config,
     student_network,
     teacher_checkpoint,
     teacher_network,
 )
-from tllm_plugin.analysis.representations import TSNE_POINTS, class_agreement, class_cka, tsne
-from tllm_plugin.analysis.results import Counts, Vector, per_image
+from tllm_plugin.analysis.representations import TSNE_POINTS, class_cka, tsne
+from tllm_plugin.analysis.results import Counts, TestResult, Vector
 from tllm_plugin.analysis.study import Method, Study
 from tllm_plugin.core.data_identity import DataIdentity, class_difference
 from tllm_plugin.core.errors import TLLMError
+from tllm_plugin.core.predictions import Predictions, class_means, predict
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import job
-from tllm_plugin.hosts.embedded.device import choose_device
-from tllm_plugin.hosts.embedded.evaluation import batches_of_test_set
+from tllm_plugin.hosts.embedded.device import autocast, choose_device
+from tllm_plugin.hosts.embedded.late_test import batches_of_test_set
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Likeness:
         images: How many test images they were run over.
         teacher_accuracy: (C,) of the teacher that the students met.
         cka: By method: (C,) CKA of teacher and first student.
-        agreement: By method: (C,) share of images with the same answer as the teacher.
+        agreement: By method: (C,) share of images with the same prediction as the teacher.
         pictures: Of the vanilla student, and of the first method's.
     """
 
@@ -101,17 +101,19 @@ def likeness_of(study: Study, *, points: int = TSNE_POINTS) -> Likeness | None:
 def _run(
     study: Study, methods: list[Method], bundle: DataBundle, device: torch.device, rows: torch.Tensor, points: int
 ) -> Likeness:
-    def answers_of(run: LoadedRun, checkpoint: Path | None = None) -> Answers:
+    def predictions_of(run: LoadedRun, checkpoint: Path | None = None) -> Predictions:
         network = (
             student_network(run, bundle, device)
             if checkpoint is None
             else teacher_network(run, checkpoint, bundle, device)
         )
-        return ask(network, batches_of_test_set(bundle, embedded_config(run), device, rows), device, features=True)
+        cfg = embedded_config(run)
+        batches = batches_of_test_set(bundle, cfg, device, rows)
+        return predict(network, batches, autocast=partial(autocast, cfg, device), features=True)
 
     cka, agreement, classes = {}, {}, len(study.class_names)
     teacher_accuracy, taught_by = None, {}
-    students = {method.label: answers_of(method.runs[0]) for method in methods}
+    students = {method.label: predictions_of(method.runs[0]) for method in methods}
     for method in methods:
         checkpoint = teacher_checkpoint(method.runs[0])
         if checkpoint is None:
@@ -119,18 +121,19 @@ def _run(
             continue
         key = (checkpoint, str(embedded_config(method.runs[0]).DISTILLER.PLANT))
         if key not in taught_by:
-            taught_by[key] = answers_of(method.runs[0], checkpoint)
+            taught_by[key] = predictions_of(method.runs[0], checkpoint)
         teacher, student = taught_by[key], students[method.label]
-        cka[method.label] = class_cka(teacher.features, student.features, teacher.labels, classes)
-        agreement[method.label] = class_agreement(teacher.predictions, student.predictions, teacher.labels, classes)
+        theirs, ours = (one.kept("features").numpy() for one in (teacher, student))
+        cka[method.label] = class_cka(theirs, ours, teacher.labels.numpy(), classes)
+        agrees = student.prediction == teacher.prediction
+        agreement[method.label] = class_means(agrees, teacher.labels, classes).numpy()
         if teacher_accuracy is None:
-            total = np.bincount(teacher.labels, minlength=classes)
-            right = np.bincount(teacher.labels[teacher.labels == teacher.predictions], minlength=classes)
-            teacher_accuracy = per_image(right, total)
+            teacher_accuracy = TestResult.from_predictions(teacher).class_accuracy
     pictures = []
     if points >= 4:
-        shown = [("vanilla", answers_of(methods[0].vanilla[0])), (methods[0].label, students[methods[0].label])]
-        for title, answers in shown:
-            kept = balanced_rows(torch.from_numpy(answers.labels), points).numpy()
-            pictures.append(Picture(title, answers.labels[kept], tsne(answers.features[kept]).astype(np.float64)))
+        shown = [("vanilla", predictions_of(methods[0].vanilla[0])), (methods[0].label, students[methods[0].label])]
+        for title, predictions in shown:
+            kept = balanced_rows(predictions.labels, points)
+            positions = tsne(predictions.kept("features")[kept].numpy()).astype(np.float64)
+            pictures.append(Picture(title, predictions.labels[kept].numpy(), positions))
     return Likeness(len(rows), teacher_accuracy, cka, agreement, tuple(pictures))

@@ -115,7 +115,7 @@ def load_run(path: str | os.PathLike[str]) -> LoadedRun:
 
 
 def read_result(folder: RunFolder) -> TestResult:
-    """Read test results: answers per image where the run kept them, counts per class otherwise.
+    """Read test results: predictions per image where the run kept them, counts per class otherwise.
 
     Raises:
         FileFormatError: A file is missing or damaged, or the two disagree.
@@ -127,11 +127,10 @@ def read_result(folder: RunFolder) -> TestResult:
         raise ConfigError(f"Expected {folder.log_folder} to be a run that was tested, but it has no test results{how}")
     if not metrics.finished:
         logger.warning("%s: not finished; its results are those after epoch %d", folder.path, metrics.epochs_done)
-    counts = TestResult(np.asarray(metrics.class_correct), np.asarray(metrics.class_total))
+    counts = TestResult.from_metrics(metrics)
     if not (metrics.finished and folder.predictions_npz.exists()):
         return counts
-    record = folder.read_predictions()
-    result = TestResult.from_predictions(record.labels, record.predictions, record.num_classes)
+    result = TestResult.from_predictions(folder.read_predictions())
     if not (np.array_equal(result.correct, counts.correct) and np.array_equal(result.total, counts.total)):
         raise FileFormatError(
             f"Expected predictions.npz and metrics.json in {folder.path} to agree, but they do not; run again what "

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from tllm_plugin.analysis.loaded_run import LoadedRun, load_run
-from tllm_plugin.analysis.networks import ask
 from tllm_plugin.analysis.results import TestResult
 from tllm_plugin.analysis.timm_networks import PREFIX, score_timm
 from tllm_plugin.core.data_identity import DataIdentity, normalisation_difference, shown_numbers
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.paths import expanded
+from tllm_plugin.core.predictions import predict
 from tllm_plugin.data import DataBundle, load_data
 from tllm_plugin.hosts.embedded.networks import load_network
 from tllm_plugin.hosts.same_data import check_classes, data_of_checkpoint, tell_once, tell_unstated_order
@@ -23,8 +23,8 @@ _BATCH_SIZE = 500
 
 
 @dataclass(frozen=True)
-class AskedData:
-    """The images that bare checkpoints are asked about; what a checkpoint says of its data holds unless it is stated.
+class EvaluationData:
+    """The images that bare checkpoints are run over; what a checkpoint says of its data holds unless it is stated.
 
     Args:
         name: `TYPE` or `TYPE=PATH`; empty if there is none.
@@ -41,7 +41,7 @@ class AskedData:
     std: tuple[float, ...] = ()
 
 
-def load_named(name: str, data: AskedData | None = None) -> list[LoadedRun]:
+def load_named(name: str, data: EvaluationData | None = None) -> list[LoadedRun]:
     """Return what `name` stands for.
 
     Args:
@@ -52,7 +52,7 @@ def load_named(name: str, data: AskedData | None = None) -> list[LoadedRun]:
         ConfigError: A checkpoint without data or of an unknown model.
         FileFormatError: A run or checkpoint that cannot be read.
     """
-    data = data or AskedData()
+    data = data or EvaluationData()
     label, found_label, rest = name.partition("=")
     if not found_label or Path(expanded(name)).exists():
         label, rest = "", name
@@ -78,7 +78,7 @@ def load_named(name: str, data: AskedData | None = None) -> list[LoadedRun]:
     return [replace(run, method=label, grouped=True) for run in runs] if label else runs
 
 
-def _score_checkpoint(model: str, checkpoint: str, data: AskedData) -> LoadedRun:
+def _score_checkpoint(model: str, checkpoint: str, data: EvaluationData) -> LoadedRun:
     if not data.name:
         raise ConfigError(
             f"Expected `--data` to name the test data for {model}@{checkpoint}, but got none; for example "
@@ -99,7 +99,7 @@ def _score_checkpoint(model: str, checkpoint: str, data: AskedData) -> LoadedRun
     network = create_model(model, num_classes=bundle.num_classes, in_channels=bundle.in_channels)
     network = load_network(network, checkpoint)
     batches = bundle.eval_loader(None, batch_size=_BATCH_SIZE, device=device, split="test")
-    answers = ask(network.to(device), batches, device, features=False)
+    predictions = predict(network.to(device), batches, device=device)
     return LoadedRun(
         name=f"{model}@{checkpoint}",
         method=f"{model}@{Path(checkpoint).parent.name}/{Path(checkpoint).name}",
@@ -107,11 +107,11 @@ def _score_checkpoint(model: str, checkpoint: str, data: AskedData) -> LoadedRun
         teacher="",
         seed=None,
         class_names=bundle.class_names,
-        result=TestResult.from_predictions(answers.labels, answers.predictions, bundle.num_classes),
+        result=TestResult.from_predictions(predictions),
     )
 
 
-def _tell(checkpoint: str, recorded: DataIdentity, bundle: DataBundle, data: AskedData) -> None:
+def _tell(checkpoint: str, recorded: DataIdentity, bundle: DataBundle, data: EvaluationData) -> None:
     """Refuse data of other classes; tell what is stated against the checkpoint, and what nobody has stated."""
     check_classes(checkpoint, recorded, bundle.identity, "`--class-order` states the order of class folders")
     if difference := normalisation_difference(recorded, bundle.identity):

@@ -1,83 +1,84 @@
-"""Running finished networks over test images: answers, and the features that their last layer reads."""
+"""The networks of finished runs, and what they predict for test images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from tllm_plugin.analysis.loaded_run import LoadedRun, teacher_of
-from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.analysis.results import TestResult
+from tllm_plugin.core.data_identity import difference_in_test, training_difference
+from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.class_lists import resolve_classes
 from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded.late_test import predict_test_set
 from tllm_plugin.hosts.embedded.networks import load_network, show_as_recorded, trained_model
 from tllm_plugin.hosts.embedded.planting import PlantedTeacher
 from tllm_plugin.hosts.same_data import data_of_checkpoint
 from tllm_plugin.models import create_model
+from tllm_plugin.runs.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
-class Answers:
-    """What a network said about `n` test images.
+def with_predictions(runs: Sequence[LoadedRun]) -> list[LoadedRun]:
+    """Run the students of runs without predictions over their test data, and return all runs with predictions.
 
-    Args:
-        labels: (n,) true classes.
-        predictions: (n,) answers.
-        features: (n, D) float32, what the last layer reads; (n, 0) where they were not asked for.
+    A run for which that is not possible, or whose checkpoint does not give exactly the accuracies that the run
+    reported, is returned as it is; the log says why.
     """
-
-    labels: npt.NDArray[np.int64]
-    predictions: npt.NDArray[np.int64]
-    features: npt.NDArray[np.float32]
-
-
-@torch.no_grad()
-def ask(
-    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, *, features: bool
-) -> Answers:
-    """Run a network over batches `(image, label)`; all results stay on the device until the end.
-
-    Args:
-        network: Image batch -> logits, or (logits, a dict with `pooled_feat`). Put into evaluation mode.
-        batches: In the order in which results are wanted.
-        device: Where the network is.
-        features: Whether to keep the pooled features.
-    """
-    network.eval()
-    labels, predictions, pooled = [], [], []
-    for image, label in batches:
-        output = network(image.to(device, non_blocking=True))
-        logits, extra = output if isinstance(output, tuple) else (output, {})
-        predictions.append(logits.argmax(1))
-        labels.append(label)
-        if features:
-            if "pooled_feat" not in extra:
-                raise ConfigError(f"Expected {type(network).__name__} to return its pooled features, but it does not")
-            pooled.append(extra["pooled_feat"].float())
-        # Feature maps of all stages: kept during the next pass, they would take memory twice and time as well.
-        del output, logits, extra
-    stacked = torch.cat(pooled).cpu().numpy() if pooled else np.zeros((sum(map(len, labels)), 0), dtype=np.float32)
-    return Answers(torch.cat(labels).cpu().numpy(), torch.cat(predictions).cpu().numpy(), stacked)
+    bundles: dict[str, DataBundle] = {}
+    result = []
+    for run in runs:
+        if run.result.predictions is None:
+            try:
+                run = replace(run, result=_predict_again(run, bundles))
+            except (TLLMError, OSError) as error:
+                logger.info("%s is compared by its counts per class: %s", run.name, error)
+        result.append(run)
+    return result
 
 
-def balanced_rows(labels: Tensor, most: int, seed: int = 0) -> Tensor:
+def _predict_again(run: LoadedRun, bundles: dict[str, DataBundle]) -> TestResult:
+    cfg = embedded_config(run)
+    if run.folder is None:
+        raise ConfigError(f"Expected {run.name} to be a run, but it has no folder")
+    recorded = run.folder.read_data()
+    key = f"{cfg.DATASET} {cfg.EXPERIMENT.SEED} {recorded.digest()}"
+    if key not in bundles:
+        bundles[key] = job.load_bundle(cfg, recorded)
+    difference = difference_in_test(recorded, bundles[key].identity)
+    if difference:
+        raise ConfigError(f"the test data are others by now: {difference}")
+    found = TestResult.from_predictions(predict_test_set(run.folder, cfg, bundles[key]))
+    if not np.array_equal(found.total, run.result.total):
+        raise ConfigError("the test data are others by now")
+    if not np.array_equal(found.correct, run.result.correct):
+        raise ConfigError(
+            f"its checkpoint gives {found.accuracy:.2%} test accuracy, but the run reported {run.result.accuracy:.2%}, "
+            "with other weights or on another device"
+        )
+    return found
+
+
+def balanced_rows(labels: Tensor, most: int) -> Tensor:
     """Return (k,) int64 at most `most` positions, ascending, the same number of every class as far as they go.
 
     Args:
         labels: (n,) int64.
         most: At least 1.
-        seed: Of the choice.
     """
     if len(labels) <= most:
         return torch.arange(len(labels))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(labels), generator=generator)
     # Place of every image among those of its class, in random order; the first places of all classes come first.
     by_class = order[torch.argsort(labels[order], stable=True)]
@@ -133,6 +134,10 @@ def teacher_checkpoint(run: LoadedRun) -> Path | None:
     """Return where the weights of a run's teacher lie; None where they are not to be found.
 
     A run whose config names none had its teacher trained first, beside it; a run of a search, beside the search.
+
+    Raises:
+        ConfigError: The run is not one of the embedded host.
+        FileFormatError: A record of the data that a run was trained on is damaged.
     """
     found = teacher_of(run)
     if found is not None:
@@ -144,9 +149,14 @@ def teacher_checkpoint(run: LoadedRun) -> Path | None:
     needed = job.needed_teacher(cfg)
     if run.folder is None or needed is None:
         return None
-    name = job.log_folder(needed).name
-    beside = (folder / name / "student_latest" for folder in list(run.folder.log_folder.parents)[:2])
-    return next((path for path in beside if path.is_file()), None)
+    # A teacher whose name was taken by one that was trained on other data has more after it.
+    name, data = job.log_folder(needed).name, run.folder.read_data()
+    beside = (path for folder in list(run.folder.log_folder.parents)[:2] for path in sorted(folder.glob(f"{name}*")))
+    for folder in beside:
+        checkpoint = folder / "student_latest"
+        if checkpoint.is_file() and not training_difference(RunFolder.inside(folder).read_data(), data):
+            return checkpoint
+    return None
 
 
 def _load(name: str, checkpoint: Path, bundle: DataBundle, device: torch.device) -> nn.Module:

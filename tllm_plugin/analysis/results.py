@@ -11,10 +11,16 @@ import numpy.typing as npt
 from tllm_plugin.analysis.intervals import paired_interval, unpaired_interval
 from tllm_plugin.analysis.significance import paired_p_value, unpaired_p_value
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.runs.predictions_file import PredictionsRecord
+from tllm_plugin.core.predictions import Predictions
+from tllm_plugin.runs.metrics_file import MetricsRecord
 
 Counts = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float64]
+
+#: A drop that is worth a column of its own: 5 points.
+LARGE = 0.05
+#: Far less than one image, so that a drop of exactly 5 points does not hang on the last bit of a division.
+SLACK = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,22 +30,24 @@ class TestResult:
     Args:
         correct: (C,) right answers per class.
         total: (C,) test images per class.
-        labels: (n,) true class of every test image, in order; None where only the counts are known.
-        predictions: (n,) answers; None likewise.
+        predictions: For every test image, in order; None where only the counts are known.
     """
 
     __test__ = False  # Not a test, whatever pytest thinks of the name.
 
     correct: Counts
     total: Counts
-    labels: Counts | None = None
-    predictions: Counts | None = None
+    predictions: Predictions | None = None
 
     @classmethod
-    def from_predictions(cls, labels: Counts, predictions: Counts, num_classes: int) -> TestResult:
-        """Count right answers per class."""
-        correct, total = PredictionsRecord(labels, predictions, num_classes).counts()
-        return cls(correct, total, labels, predictions)
+    def from_predictions(cls, predictions: Predictions) -> TestResult:
+        """Count correct predictions per class."""
+        return cls(predictions.class_correct.numpy(), predictions.class_total.numpy(), predictions)
+
+    @classmethod
+    def from_metrics(cls, metrics: MetricsRecord) -> TestResult:
+        """Return the counts that a run has written."""
+        return cls(np.asarray(metrics.class_correct), np.asarray(metrics.class_total))
 
     @property
     def accuracy(self) -> float:
@@ -78,6 +86,19 @@ class Change:
         """(C,) delta acc, a fraction; NaN for a class without test images."""
         return per_image(self.distilled.correct - self.vanilla.correct, self.vanilla.total)
 
+    @property
+    def hurt(self) -> npt.NDArray[np.bool_]:
+        """(C,) delta acc < 0, as the paper counts.
+
+        The count means little by itself: two vanilla runs with different seeds "hurt" about half of the classes.
+        """
+        return np.asarray(self.delta < -SLACK)
+
+    @property
+    def largely_hurt(self) -> npt.NDArray[np.bool_]:
+        """(C,) delta acc < -`LARGE`."""
+        return np.asarray(self.delta < -LARGE - SLACK)
+
     def interval(self, level: float = 0.95) -> tuple[Vector, Vector]:
         """Return (low, high), (C,) each: exact intervals of delta acc; [-1, 1] for a class without test images."""
         if self.losses is None or self.gains is None:
@@ -100,18 +121,14 @@ def change_between(vanilla: TestResult, distilled: TestResult) -> Change:
     """
     if not np.array_equal(vanilla.total, distilled.total) or not vanilla.total.sum():
         raise ConfigError("Expected two runs tested on the same images, but their numbers per class differ")
-    if vanilla.labels is None or distilled.labels is None or vanilla.predictions is None:
+    if vanilla.predictions is None or distilled.predictions is None:
         return Change(vanilla, distilled)
-    if not np.array_equal(vanilla.labels, distilled.labels):
+    labels = vanilla.predictions.labels
+    if not labels.equal(distilled.predictions.labels):
         raise ConfigError("Expected two runs tested on the same images in the same order, but their labels differ")
-    labels, classes = vanilla.labels, vanilla.total.size
-    before, now = vanilla.predictions == labels, distilled.predictions == labels
-    return Change(
-        vanilla,
-        distilled,
-        losses=np.bincount(labels[before & ~now], minlength=classes),
-        gains=np.bincount(labels[~before & now], minlength=classes),
-    )
+    before, now = vanilla.predictions.correct, distilled.predictions.correct
+    losses, gains = (labels[rows].bincount(minlength=vanilla.total.size) for rows in (before & ~now, ~before & now))
+    return Change(vanilla, distilled, losses=losses.numpy(), gains=gains.numpy())
 
 
 def per_image(counts: Counts, total: Counts) -> Vector:

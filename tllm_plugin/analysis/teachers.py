@@ -11,7 +11,8 @@ from tllm_plugin.analysis.loaded_run import LoadedRun, load_run, teacher_of
 from tllm_plugin.analysis.networks import teacher_checkpoint
 from tllm_plugin.analysis.study import Study
 from tllm_plugin.analysis.wording import listed
-from tllm_plugin.core.errors import TLLMError
+from tllm_plugin.core.errors import ConfigError, TLLMError
+from tllm_plugin.hosts.class_lists import resolve_classes
 from tllm_plugin.runs.run_folder import RunFolder
 
 _NAMED = 5
@@ -37,8 +38,13 @@ class TeacherRow:
 def planted_names(run: LoadedRun) -> tuple[str, ...]:
     """Return the names of the classes that the teacher of a run was made wrong on (`DISTILLER.PLANT`)."""
     classes = run.spec.get("DISTILLER.PLANT.CLASSES") if run.teacher else None
-    known = range(len(run.class_names))
-    return tuple(run.class_names[index] for index in (classes if isinstance(classes, list) else ()) if index in known)
+    if not isinstance(classes, list):
+        return ()
+    try:
+        indices = resolve_classes("DISTILLER.PLANT.CLASSES", classes, run.class_names, recorded=True)
+    except ConfigError:  # A config that was edited by hand. That something was planted is not to be kept quiet.
+        return tuple(map(str, classes))
+    return tuple(run.class_names[index] for index in indices)
 
 
 def named(classes: Sequence[str]) -> str:
@@ -77,14 +83,21 @@ def teacher_rows(study: Study) -> list[TeacherRow]:
 
 
 def teacher_run(run: LoadedRun) -> Path | None:
-    """Return where the run lies that trained a run's teacher, named or not; None where it is not to be found."""
+    """Return where the run lies that trained a run's teacher, named or not; None where it is not to be found.
+
+    Raises:
+        FileFormatError: The record of the data that either was trained on is damaged.
+    """
     place = teacher_of(run)
     if place is not None or not run.teacher:
         return place
     try:
         checkpoint = teacher_checkpoint(run)
+    except ConfigError:  # Of another host.
+        return None
+    try:
         return None if checkpoint is None else RunFolder.find(checkpoint.parent).log_folder
-    except TLLMError:  # Of another host, or a checkpoint from elsewhere.
+    except TLLMError:  # A checkpoint from elsewhere.
         return None
 
 

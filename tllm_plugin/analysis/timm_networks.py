@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from tllm_plugin.analysis.loaded_run import LoadedRun
-from tllm_plugin.analysis.networks import ask
 from tllm_plugin.analysis.results import TestResult
 from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.core.predictions import predict
 from tllm_plugin.data.class_order import in_order, ordered
 from tllm_plugin.data.decode import read_rgb
 from tllm_plugin.data.folder import TEST_FOLDERS, FolderPart, readable_names, scan_part
@@ -77,7 +77,7 @@ def score_timm(
     images = _Images(part, timm.data.create_transform(**config, is_training=False))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batches = DataLoader(images, batch_size=_BATCH_SIZE, num_workers=workers, pin_memory=device.type == "cuda")
-    answers = ask(network.to(device), batches, device, features=False)
+    predictions = predict(network.to(device), batches, device=device)
     return LoadedRun(
         name=name,
         method=f"{model}@{Path(checkpoint).name}" if checkpoint else model,
@@ -85,7 +85,7 @@ def score_timm(
         teacher="",
         seed=None,
         class_names=class_names,
-        result=TestResult.from_predictions(answers.labels, answers.predictions, len(part.classes)),
+        result=TestResult.from_predictions(predictions),
     )
 
 

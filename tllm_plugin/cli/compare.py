@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tllm_plugin.analysis import records
-from tllm_plugin.analysis.answers import with_answers
 from tllm_plugin.analysis.loaded_run import LoadedRun
-from tllm_plugin.analysis.named_networks import AskedData, load_named
+from tllm_plugin.analysis.named_networks import EvaluationData, load_named
+from tllm_plugin.analysis.networks import with_predictions
 from tllm_plugin.analysis.records import Markup
 from tllm_plugin.analysis.study import Study, build_comparison, build_pairs
 from tllm_plugin.analysis.wording import counted, listed
@@ -131,9 +131,9 @@ def _paired(options: argparse.Namespace) -> Study:
 def _load(names: Sequence[str], options: argparse.Namespace) -> list[list[LoadedRun]]:
     if bool(options.mean) != bool(options.std):
         raise ConfigError("Expected `--mean` and `--std` together, but got one of them alone")
-    data = AskedData(options.data, options.image_size, options.class_order, options.mean, options.std)
+    data = EvaluationData(options.data, options.image_size, options.class_order, options.mean, options.std)
     loaded = [load_named(name, data) for name in names]
-    return [with_answers(runs) for runs in loaded] if options.answers else loaded
+    return [with_predictions(runs) for runs in loaded] if options.answers else loaded
 
 
 def show(study: Study, most: int, console: Console) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 from yacs.config import CfgNode
 
-from tllm_plugin.analysis.delta_accuracy import hurt_classes
+from tllm_plugin.analysis.results import TestResult, change_between
 from tllm_plugin.cli.overrides import add_overrides
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.core.escaping import visible
@@ -108,7 +108,8 @@ def print_results(
     """Print what came out, what it means, and what to do next."""
     metrics = {name: folder.read_metrics() for name, folder in runs.items()}
     flags = runs["tllm"].read_flags()
-    null = hurt_classes(metrics["vanilla-2"], metrics["vanilla"])
+    results = {name: TestResult.from_metrics(record) for name, record in metrics.items()}
+    hurt = {name: int(change_between(results["vanilla"], result).hurt.sum()) for name, result in results.items()}
     images = sum(metrics["vanilla"].class_total)
     table = Table(title=f"{data}, {images:,} test images", title_justify="left")
     table.add_column("run", overflow="fold")
@@ -126,7 +127,6 @@ def print_results(
     }
     for name, title in names.items():
         compared = name in ("kd", "tllm")
-        hurt = hurt_classes(metrics[name], metrics["vanilla"])
         flagged = (
             ", ".join(f"{visible(item.name)} ({item.epoch_flagged})" for item in flags.classes if item.flagged)
             or "none"
@@ -135,7 +135,7 @@ def print_results(
         if planted:
             right = sum(metrics[name].class_correct[index] for index in planted)
             cells.append(f"{right / sum(metrics[name].class_total[index] for index in planted):.1%}")
-        cells.append(f"{hurt.count} ({null.count})" if compared else "")
+        cells.append(f"{hurt[name]} ({hurt['vanilla-2']})" if compared else "")
         cells.append(flagged if name == "tllm" else "")
         table.add_row(*cells)
     console = PlainConsole()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
-from tllm_plugin.hosts import checkouts
+from tllm_plugin.core.errors import TLLMError
+from tllm_plugin.hosts import checkouts, host_check
 from tllm_plugin.hosts.console import say
 
 
@@ -35,6 +37,16 @@ def add_parser(commands: Any) -> None:
         epilog="Example: tllm host status",
     )
     status.set_defaults(run=run_status)
+    check = actions.add_parser(
+        "check",
+        help="what of any checkout, a fork's or an edited one, works with TLLM",
+        description="Try every method of a checkout of mdistiller, RepDistiller or a descendant on small random "
+        "images, in a process of its own, and say what works with TLLM, what does not, and why. Nothing in the "
+        "checkout is changed.",
+        epilog="Example: tllm host check ~/code/my-fork",
+    )
+    check.add_argument("path", metavar="PATH", type=Path, help="root of the checkout")
+    check.set_defaults(run=run_check)
 
 
 def run_install(options: argparse.Namespace) -> None:
@@ -58,3 +70,11 @@ def run_status(options: argparse.Namespace) -> None:
             say(f"  commit   {checkouts.source_of(name).commit}")
             say(f"  patches  {', '.join(status.patches) or 'none'}")
             say(f"  state    {problem or 'as installed, imports'}")
+
+
+def run_check(options: argparse.Namespace) -> None:
+    """Print what works in a checkout; fail if nothing could be tried."""
+    result = host_check.check_checkout(options.path)
+    say(host_check.report(options.path.expanduser().resolve(), result))
+    if result.problem:
+        raise TLLMError(f"no method of {options.path} could be tried")

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
     console.print(table(flags, curves, options.score, console.width))
     if flags.reason:
         console.print(f"nothing flagged: {flags.reason}")
-    console.print(f"{len(flags.flagged)} of {flags.num_classes} classes flagged by `{flags.detector}`")
+    console.print(f"{len(flags.flagged)} of {flags.num_classes} classes flagged by `{flags.detector.name}`")
 
 
 def table(flags: FlagsRecord, curves: Curves, score: str, width: int) -> Table:

@@ -17,6 +17,7 @@ from tllm_plugin.hosts.checkouts import locate, make_importable
 from tllm_plugin.hosts.console import say
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.config import load_config
+from tllm_plugin.hosts.extensions import import_words
 from tllm_plugin.hosts.plain_errors import ending_plainly
 from tllm_plugin.hosts.repdistiller import launch as repdistiller
 from tllm_plugin.report.page import write_report_if_possible
@@ -80,11 +81,11 @@ def run(options: argparse.Namespace) -> None:
     if writes:
         has_teacher = job.needed_teacher(cfg) is not None or bool(cfg.DISTILLER.TEACHER_CHECKPOINT)
         taught = cfg.DISTILLER.TYPE != "NONE"
-        _print_results(folder, taught=taught, teacher=_teacher(cfg) if taught and has_teacher else "")
+        _print_results(folder, taught=taught, teacher=_teacher(cfg, folder) if taught and has_teacher else "")
 
 
 def _command(options: argparse.Namespace, *, resume: bool) -> str:
-    words = ["train", "--cfg", options.cfg, *(["--resume"] if resume else []), *options.opts]
+    words = ["train", *import_words(), "--cfg", options.cfg, *(["--resume"] if resume else []), *options.opts]
     if not processes.were_started():
         return shlex.join(["tllm", *words])
     started_here = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
@@ -109,9 +110,9 @@ def _print_results(folder: RunFolder, *, taught: bool, teacher: str) -> None:
         say(f"next          tllm show {shlex.quote(str(folder.log_folder))}")
 
 
-def _teacher(cfg: CfgNode) -> str:
+def _teacher(cfg: CfgNode, student: RunFolder) -> str:
     """Return what is known of the teacher's test accuracy, and whether it was made wrong on purpose."""
-    needed = job.needed_teacher(cfg)
+    needed = job.needed_teacher(cfg, student.read_data())
     place = job.log_folder(needed) if needed is not None else Path(cfg.DISTILLER.TEACHER_CHECKPOINT).parent
     try:
         accuracy = RunFolder.find(place).read_metrics().test_accuracy
@@ -130,5 +131,5 @@ def _run_repdistiller(options: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         if "--tllm" not in options.opts:
             raise
-        words = ["tllm", "train", "--host", "repdistiller", "--resume", "--", *options.opts]
+        words = ["tllm", "train", *import_words(), "--host", "repdistiller", "--resume", "--", *options.opts]
         raise TLLMError(f"interrupted; continue with: {shlex.join(words)}") from None

@@ -68,6 +68,24 @@ def as_flags(name: str, values: Any, num_classes: int) -> Tensor:
     return flags
 
 
+def as_weights(name: str, values: Any, num_classes: int) -> Tensor:
+    """Return numbers in [0, 1] as (num_classes,) float32.
+
+    Raises:
+        ConfigError: They are of another number or type, or one is outside or NaN.
+    """
+    wanted = f"Expected `{name}` to be {num_classes} numbers in [0, 1], one per class"
+    weights = _as_tensor(wanted, _plain(values))
+    if weights.shape != (num_classes,) or not weights.is_floating_point():
+        raise ConfigError(f"{wanted}, but got {weights.dtype} of shape {tuple(weights.shape)}")
+    weights = weights.to("cpu", torch.float32)
+    outside = ~((weights >= 0) & (weights <= 1))
+    if bool(outside.any()):
+        place = int(outside.nonzero()[0])
+        raise ConfigError(f"{wanted}, but got {float(weights[place]):g} in place {place}")
+    return weights
+
+
 def whole_number(name: str, value: Any, least: int) -> int:
     """Return a whole number of at least `least`.
 

@@ -103,7 +103,9 @@ def check_target(target: Any, rows: int | None, num_classes: int) -> None:
 
 
 def check_result(result: Any, rows: int, num_classes: int, *, trains: bool) -> None:
-    """Check what a training call of the distiller returned: `(logits (rows, C), losses)`.
+    """Check what a training call of the distiller returned: `(logits (rows, at least C), losses)`.
+
+    A network may have more outputs than there are classes, as the hosts' networks have for a part of a data set.
 
     Args:
         result: Of the call.
@@ -119,7 +121,8 @@ def check_result(result: Any, rows: int, num_classes: int, *, trains: bool) -> N
         raise ConfigError(f"Expected `forward` of the distiller to return (logits, losses) in training, but got {got}")
     logits, losses = result
     shape = f"{logits.dtype} of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-    if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.shape != (rows, num_classes):
+    fits = isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == rows and logits.shape[1] >= num_classes
+    if not fits or not logits.is_floating_point():
         raise ConfigError(
             f"Expected the distiller's logits to be floats of shape ({rows}, {num_classes}), but got {shape}"
         )

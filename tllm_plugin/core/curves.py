@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tllm_plugin.core.arguments import as_indices, whole_number
 from tllm_plugin.core.errors import ConfigError, FileFormatError
-from tllm_plugin.core.scores import SCORES, SampleScores, class_means
+from tllm_plugin.core.predictions import Predictions, class_means
+from tllm_plugin.core.scores import SCORES
 
 # One byte per sample, epoch and quantity: 1,000 classes x 26 samples x 300 epochs are 16 MB at most.
 _PER_SAMPLE = ("rank", "true_prob", "agree")
@@ -57,7 +58,7 @@ class Curves:
         """(C,) int64, hold-out samples per class."""
         return torch.bincount(self.labels, minlength=self.num_classes)
 
-    def append(self, epoch: int, samples: SampleScores) -> None:
+    def append(self, epoch: int, samples: Predictions) -> None:
         """Add one epoch.
 
         Raises:
@@ -71,12 +72,12 @@ class Curves:
         if self.epochs and (samples.agree is None) == bool(self._rows["agree"]):
             raise ConfigError("Expected every epoch to say whether the teacher agrees, or none, but this one differs")
         self.epochs.append(epoch)
-        self._rows["rank"].append(samples.rank)
-        self._rows["true_prob"].append((samples.true_prob * 255).round().to(torch.uint8))
+        self._rows["rank"].append(samples.kept("rank"))
+        self._rows["true_prob"].append((samples.kept("true_prob") * 255).round().to(torch.uint8))
         if samples.agree is not None:
             self._rows["agree"].append(samples.agree)
 
-    def samples_at(self, epoch: int) -> SampleScores:
+    def samples_at(self, epoch: int) -> Predictions:
         """Return the scores of `epoch`; the prediction of a wrong sample is not kept and given as -1.
 
         Raises:
@@ -87,11 +88,12 @@ class Curves:
             raise ConfigError(f"Expected an `epoch` that was recorded ({known}), but got {epoch}")
         row = self.epochs.index(epoch)
         rank = self._rows["rank"][row]
-        return SampleScores(
+        return Predictions(
             labels=self.labels,
+            prediction=torch.where(rank == 1, self.labels, -1),
+            num_classes=self.num_classes,
             rank=rank,
             true_prob=self._rows["true_prob"][row].float() / 255,
-            prediction=torch.where(rank == 1, self.labels, -1),
             agree=self._rows["agree"][row] if self._rows["agree"] else None,
         )
 
@@ -108,8 +110,7 @@ class Curves:
         Raises:
             ConfigError: That epoch was not recorded.
         """
-        correct = self.samples_at(epoch).correct.float()
-        return float(class_means(correct, self.labels, self.num_classes).nanmean())
+        return float(self.samples_at(epoch).class_accuracy.nanmean())
 
     def same_holdout(self, other: Curves) -> bool:
         """Tell whether both histories are of the same samples in the same order."""

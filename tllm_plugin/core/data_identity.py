@@ -98,7 +98,7 @@ def training_difference(recorded: DataIdentity, now: DataIdentity) -> str:
     )
 
 
-def test_difference(recorded: DataIdentity, now: DataIdentity) -> str:
+def difference_in_test(recorded: DataIdentity, now: DataIdentity) -> str:
     """Return how two data sets differ for a network that is tested on them; empty if they do not."""
     return class_difference(recorded, now) or _part_difference(recorded.test, now.test, "test", now.class_names)
 

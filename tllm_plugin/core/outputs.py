@@ -82,7 +82,20 @@ def logits_of(output: Any) -> Tensor:
     return logits
 
 
-def find_logits(output: Any, rows: int, num_classes: int) -> Tensor:
+def named_logits(output: Any) -> Iterator[Tensor]:
+    """Yield the tensors that mappings in `output` hold under a name that ends in `logits`."""
+    if isinstance(output, Mapping):
+        for name, item in output.items():
+            if isinstance(item, Tensor) and str(name).endswith("logits"):
+                yield item
+            else:
+                yield from named_logits(item)
+    elif isinstance(output, (tuple, list)):
+        for item in output:
+            yield from named_logits(item)
+
+
+def find_logits(output: Any, rows: int, num_classes: int, *, network: str = "student") -> Tensor:
     """Return the logits of a network's output by their shape; of several, the only one that is not nested.
 
     Raises:
@@ -95,6 +108,6 @@ def find_logits(output: Any, rows: int, num_classes: int) -> Tensor:
     if len(found) != 1:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(output)) or "no tensor"
         raise ConfigError(
-            f"Expected the student to return one tensor of logits, of shape ({rows}, {num_classes}), but got {shapes}"
+            f"Expected the {network} to return one tensor of logits, of shape ({rows}, {num_classes}), but got {shapes}"
         )
     return found[0]

@@ -1,5 +1,7 @@
 """Row routing: an inner distiller sees only the distillable rows while its student runs once on the whole batch.
 
+Teaching weights between 0 and 1 act here, too, on what teacher and student return.
+
 Forward hooks, registered once per network, read a thread-local route that is active only inside the wrapper's
 `forward`. Hooks that are added and removed per call would be shared by `DataParallel` replicas, whose modules have one
 hook dictionary in common.
@@ -16,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.mixing import RowWeights
 from tllm_plugin.core.outputs import has_rows, slice_rows, tensors_in
 from tllm_plugin.core.watch import Watch
 
@@ -43,6 +46,7 @@ class Route:
         student: The student; a deep copy of it obeys, too, but its outputs are not the student's.
         batch_rows: n, the rows of the whole batch.
         rows: (n_d,) int64, the distillable rows in ascending order; None: all of them, nothing is sliced.
+        weights: Of these rows, where some are between 0 and 1; None: all of them are 1.
         watch: Looks for rows that are combined and will not fit.
         cut: End the call with this call of the student, counted from 0; a teacher must not be called before.
     """
@@ -51,6 +55,7 @@ class Route:
     student: nn.Module
     batch_rows: int
     rows: Tensor | None = None
+    weights: RowWeights | None = None
     watch: Watch | None = None
     cut: int | None = None
     #: (what the distiller was given, what the student returned), one pair per call of the student.
@@ -234,6 +239,8 @@ class _StudentHook(_Hook):
                 raise Cut(output)
         given = route.slice(output)
         if own:
+            if route.weights is not None:
+                given = route.weights.scale(given)
             route.student_outputs.append((given, output))
         if route.watch is not None:
             route.watch.leave(tensors_in(given))
@@ -241,10 +248,14 @@ class _StudentHook(_Hook):
 
 
 class _TeacherHook(_Hook):
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         route = self.route()
-        if route is not None and route.watch is not None:
-            route.watch.leave(tensors_in(output))
+        if route is None:
+            return None
+        given = output if route.weights is None else route.weights.mix(output)
+        if route.watch is not None:
+            route.watch.leave(tensors_in(given))
+        return given
 
 
 def _check_rows(output: Any, batch_rows: int) -> None:

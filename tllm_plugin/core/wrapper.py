@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tllm_plugin.core import contract
-from tllm_plugin.core.arguments import as_flags, number_in, whole_number
+from tllm_plugin.core.arguments import as_flags, as_weights, number_in, whole_number
 from tllm_plugin.core.balance import Balance
 from tllm_plugin.core.contract import ONE_LOSS, Losses, named_losses
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.known import Known
+from tllm_plugin.core.mixing import RowWeights, check_temperature, temperature_of
 from tllm_plugin.core.outputs import find_logits, tensors_in
 from tllm_plugin.core.routing import Cut, Route, attach_hooks, routed
 from tllm_plugin.core.watch import Watch, can_watch
@@ -36,10 +37,15 @@ class HasState(Protocol):
 class TLLMWrapper(nn.Module):
     """Stands in for a distiller; undistillable rows get label-smoothed cross-entropy instead of the teacher.
 
-    Until a class is flagged every call goes to the inner distiller untouched. From then on, in a batch of `n` rows of
-    which `n_d` are distillable, the student runs once on all rows, the teacher and the inner losses see the `n_d` rows
-    only and are scaled by `n_d / n`; the others add `ce_weight * CE(label_smoothing)` times their share to `loss_ce`
-    (or `ce`, or a new key `loss_tllm`). With `balance`, `ce_weight` counts in units of what the inner losses weigh.
+    Every class has a teaching weight: 1 the teacher as it is, 0 undistillable (flagged). Until one is below 1, every
+    call goes to the inner distiller untouched. Once a class is flagged, in a batch of `n` rows of which `n_d` are
+    distillable, the student runs once on all rows, the teacher and the inner losses see the `n_d` rows only and are
+    scaled by `n_d / n`; the others add `ce_weight * CE(label_smoothing)` times their share to `loss_ce` (or `ce`, or a
+    new key `loss_tllm`). With `balance`, `ce_weight` counts in units of what the inner losses weigh.
+
+    For a class of weight w in between, the teacher's logits are replaced, where they leave the teacher, by those of the
+    mixture of its prediction (w) and the label (1 - w) at the distiller's temperature, and gradients through the
+    student's features are multiplied by w, row by row: exact for losses that are sums or means over rows.
 
     Args:
         distiller: The inner distiller. It has `student`, `teacher` (unless it is a vanilla one) and, in training,
@@ -53,6 +59,8 @@ class TLLMWrapper(nn.Module):
         balance: Multiply `ce_weight` by what the inner losses weigh (`Balance`), unless every class is flagged.
         min_rows: With fewer distillable rows than this (but some), these get plain cross-entropy for the step:
             relations need several rows, and BatchNorm inside a distiller fails on one.
+        temperature: At which the teacher's predictions and labels are mixed; by default the distiller's attribute of
+            that name (or `T`, `kd_T`, `tau`), in every step anew, or 1 without one.
 
     Raises:
         ConfigError: An argument is out of range.
@@ -61,7 +69,7 @@ class TLLMWrapper(nn.Module):
         label smoothing 0.1 takes its place.
     """
 
-    undistillable: Tensor
+    teaching_weights: Tensor
 
     def __init__(
         self,
@@ -72,6 +80,7 @@ class TLLMWrapper(nn.Module):
         ce_weight: float = 1.0,
         balance: bool = False,
         min_rows: int = 4,
+        temperature: float | None = None,
     ) -> None:
         super().__init__()
         num_classes = whole_number("num_classes", num_classes, 1)
@@ -85,8 +94,9 @@ class TLLMWrapper(nn.Module):
         self.ce_weight = ce_weight
         self.balance = Balance(label_smoothing) if balance else None
         self.min_rows = min_rows
-        self.register_buffer("undistillable", torch.zeros(num_classes, dtype=torch.bool))
-        self._any_flagged = self._all_flagged = False
+        self._temperature = check_temperature(temperature)
+        self.register_buffer("teaching_weights", torch.ones(num_classes))
+        self._note_weights()
         self._known = Known.told_by(distiller)
         self._carried: dict[str, HasState] = {}
         self._waiting_state: dict[str, Mapping[str, Any]] = {}
@@ -104,6 +114,16 @@ class TLLMWrapper(nn.Module):
     def teacher(self) -> nn.Module | None:
         """The inner distiller's teacher, or None where it has none."""
         return getattr(self.distiller, "teacher", None)
+
+    @property
+    def undistillable(self) -> Tensor:
+        """Flags (C,) bool: the classes of teaching weight 0."""
+        return self.teaching_weights == 0
+
+    @property
+    def mixing_temperature(self) -> float:
+        """The temperature at which teacher and label are mixed for teaching weights between 0 and 1."""
+        return temperature_of(self.distiller) if self._temperature is None else self._temperature
 
     @property
     def few_rows_steps(self) -> int:
@@ -136,7 +156,7 @@ class TLLMWrapper(nn.Module):
         return contract.extra_parameters(self.get_learnable_parameters(), self.student)
 
     def set_undistillable(self, flags: Tensor | Sequence[bool]) -> None:
-        """Replace the flags.
+        """Set the teaching weights of flagged classes to 0, and all others to 1.
 
         Args:
             flags: (C,) truth values, True where a class is undistillable: a bool tensor or array, or a list of bool.
@@ -144,9 +164,32 @@ class TLLMWrapper(nn.Module):
         Raises:
             ConfigError: Wrong length or type; class indices, too, are refused.
         """
-        values = as_flags("flags", flags, self.num_classes)
-        self.undistillable.copy_(values)
-        self._any_flagged, self._all_flagged = bool(values.any()), bool(values.all())
+        self.set_teaching_weights((~as_flags("flags", flags, self.num_classes)).float())
+
+    def set_teaching_weights(self, weights: Tensor | Sequence[float]) -> None:
+        """Replace the teaching weights.
+
+        Args:
+            weights: (C,) floats in [0, 1]: 1 the teacher as it is, 0 undistillable.
+
+        Raises:
+            ConfigError: Wrong length or type, a number outside or NaN; or one between 0 and 1 without a teacher.
+        """
+        values = as_weights("weights", weights, self.num_classes)
+        between = ((values > 0) & (values < 1)).nonzero().squeeze(1)
+        if self.teacher is None and len(between):
+            raise ConfigError(
+                f"Expected `weights` to be 0 or 1 for a distiller without a teacher, but got "
+                f"{float(values[between[0]]):g} in place {int(between[0])}"
+            )
+        self.teaching_weights.copy_(values)
+        self._note_weights()
+
+    def _note_weights(self) -> None:
+        """Take note of what kinds of weights there are, so that no step waits for the device to find out."""
+        weights = self.teaching_weights
+        self._any_flagged, self._all_flagged = bool((weights == 0).any()), bool((weights == 0).all())
+        self._any_between = bool(((weights > 0) & (weights < 1)).any())
 
     def carry(self, name: str, holder: HasState) -> None:
         """Let the state of `holder` travel in this module's checkpoint under `name`.
@@ -180,13 +223,15 @@ class TLLMWrapper(nn.Module):
             return self.distiller(**kwargs)
         if not self._known.checked:
             contract.check_call(self.distiller, kwargs, self.num_classes)
-        if not self._any_flagged:
+        if not (self._any_flagged or self._any_between):
             return self.distiller(**kwargs) if self._known.checked else self._inner(kwargs)[0]
         if "target" not in kwargs:
             raise ConfigError(f"Expected a training call to give `target`, but got {', '.join(kwargs) or 'nothing'}")
+        if not self._any_flagged:
+            return self._inner(kwargs)[0]
         target = kwargs["target"].long()
         # Unlike indexing, this takes no negative label for a class counted from the end.
-        flagged = self.undistillable.index_select(0, target)
+        flagged = self.teaching_weights.index_select(0, target) == 0
         rows = (~flagged).nonzero().squeeze(1)
         if rows.numel() == target.shape[0]:
             return self._all_rows(kwargs, rows)
@@ -198,7 +243,7 @@ class TLLMWrapper(nn.Module):
 
     def _inner(self, kwargs: Mapping[str, Any], rows: Tensor | None = None) -> tuple[Any, Route]:
         """Call the inner distiller; return what it returns, and the route with what its student returned."""
-        route = Route(self._owner, self.student, kwargs["target"].shape[0], rows)
+        route = Route(self._owner, self.student, kwargs["target"].shape[0], rows, self._row_weights(kwargs, rows))
         # The student needs every image; the teacher's hook slices them for the teacher.
         given = {name: value if name.startswith("image") else route.slice(value) for name, value in kwargs.items()}
         if self._known.checked:
@@ -216,6 +261,15 @@ class TLLMWrapper(nn.Module):
             result = self.distiller(**given)
         self._learn(kwargs, result, route)
         return result, route
+
+    def _row_weights(self, kwargs: Mapping[str, Any], rows: Tensor | None) -> RowWeights | None:
+        """Return the teaching weights of `rows`, unless no class has one between 0 and 1."""
+        if not self._any_between:
+            return None
+        target = kwargs["target"].long()
+        target = target if rows is None else target.index_select(0, rows)
+        weights = self.teaching_weights.index_select(0, target)
+        return RowWeights(weights, target, self.num_classes, self.mixing_temperature, self._known.leaf)
 
     def _learn(self, kwargs: Mapping[str, Any], result: Any, route: Route) -> None:
         """Check the first call of the inner distiller, and take note of what later ones need to know."""
@@ -320,10 +374,12 @@ class TLLMWrapper(nn.Module):
             else:
                 self._waiting_state[name] = carried
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._any_flagged = bool(self.undistillable.any())
-        self._all_flagged = bool(self.undistillable.all())
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        flags = state_dict.pop(f"{prefix}undistillable", None)
+        if flags is not None:  # Of an earlier version.
+            state_dict[f"{prefix}teaching_weights"] = (~flags).float()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._note_weights()
 
 
 def _ce_name(losses: Mapping[str, Tensor]) -> str:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from tllm_plugin.core.errors import ConfigError
@@ -28,31 +29,24 @@ class TrainLoader(ABC):
         rows: (N,) int64 on the CPU, positions in the training set. A position that occurs twice is seen twice.
         batch_size: Images per batch, at least 1; of all shards together.
         seed: Any integer.
-        drop_last: Leave out the last batch of an epoch if it is smaller than the others.
 
     Attributes:
-        num_samples: Number of rows of all shards together, those that `drop_last` leaves out included.
+        num_samples: Number of rows of all shards together.
 
     Raises:
-        ConfigError: There would be no batch at all.
+        ConfigError: There are no rows.
     """
 
-    def __init__(self, rows: Tensor, *, batch_size: int, seed: int, drop_last: bool) -> None:
+    def __init__(self, rows: Tensor, *, batch_size: int, seed: int) -> None:
         self.num_samples = len(rows)
         self._rows = rows
         self._batch_size = batch_size
         self._seed = seed
-        self._drop_last = drop_last
         self._epoch = 0
         self._shard = WHOLE
         self._least_rows = 1
         if self.num_samples == 0:
             raise ConfigError("Expected `indices` to name at least one training image, but got none")
-        if len(self) == 0:
-            raise ConfigError(
-                f"Expected `batch_size` to be at most {self.num_samples}, the number of training images, "
-                f"because the last smaller batch is dropped, but got {batch_size}"
-            )
 
     def __len__(self) -> int:
         return len(self.batch_rows)
@@ -62,7 +56,7 @@ class TrainLoader(ABC):
         """Rows of every batch of an epoch, those of all shards together."""
         full, rest = divmod(self.num_samples, self._batch_size)
         sizes = [self._batch_size] * full
-        if rest and not self._drop_last:
+        if rest:
             if full and rest < self._least_rows:
                 sizes[-1] += rest
             else:
@@ -96,7 +90,7 @@ class TrainLoader(ABC):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         generator = derived_generator(self._seed, self._epoch, "order")
         sizes = self.batch_rows
-        order = torch.randperm(self.num_samples, generator=generator)[: sum(sizes)]
+        order = torch.randperm(self.num_samples, generator=generator)
         return self._batches(self._shard.rows_of(self._rows[order].split(sizes)), self._epoch)
 
     @abstractmethod
@@ -131,6 +125,19 @@ class EvalLoader(ABC):
     def restrict(self, shard: Shard) -> None:
         """Yield only the batches of one shard from now on."""
         self.shard = shard
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Return (N, ...) values of all rows in order, the same in every process; each has to call it with its own.
+
+        Args:
+            values: (n, ...) on the CPU, of any type but bool, one for each row that is yielded, in order.
+        """
+        if self.shard.count == 1:
+            return values
+        # Each place is filled by one process and zero in the others, so that the sum is exact for numbers of any kind.
+        everywhere = self.in_place(values)
+        dist.all_reduce(everywhere)
+        return everywhere
 
     def in_place(self, values: Tensor) -> Tensor:
         """Return (N, ...) `values` of the rows that are yielded, at their places among all rows, and zeros elsewhere.

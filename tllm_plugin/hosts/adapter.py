@@ -12,15 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError, unknown_name
+from tllm_plugin.core.predictions import Predictions, predict
+from tllm_plugin.hosts.config_checks import refuse
 from tllm_plugin.hosts.optimizers import spare_from_decay, use_nesterov
+from tllm_plugin.hosts.options import settle_fdr
 from tllm_plugin.hosts.random_state import RandomState
-from tllm_plugin.hosts.results import write_test_results
+from tllm_plugin.hosts.results import write_results
 from tllm_plugin.hosts.same_data import CarriedData, check_named_teacher
-from tllm_plugin.hosts.teaching import Teaching, TrainingData, student_predictor
+from tllm_plugin.hosts.teaching import Batches, Teaching, TrainingData
+from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.reading import check_torch
 
 
@@ -52,6 +56,7 @@ def make_trainer_factory(host: Host) -> Callable[..., Any]:
     def tllm_trainer(
         experiment_name: str, distiller: nn.Module, train_loader: Any, val_loader: Any, cfg: CfgNode
     ) -> Any:
+        refuse(settle_fdr(cfg.TLLM))
         name = host.inner_trainer(cfg)
         if name not in host.trainers or name == "tllm":
             known = sorted(set(host.trainers) - {"tllm"})
@@ -144,17 +149,20 @@ class _TLLMTrainer:
         super().train(resume=resume)  # type: ignore[misc]
         self._catch_up(self.cfg.SOLVER.EPOCHS)
         if not self.writes_results and self.teaching.run is not None:
-            write_test_results(
-                self.teaching.run,
-                self._predictor(),
-                self.test_batches,
-                num_classes=len(self.teaching.class_names),
+            metrics = MetricsRecord(
+                test_accuracy=None,
+                class_correct=(),
+                class_total=(),
+                seconds_per_epoch=(),
+                peak_memory_bytes=None,
                 epochs_done=self.cfg.SOLVER.EPOCHS,
+                finished=True,
             )
+            write_results(self.teaching.run, metrics, self._predict(self.test_batches))
 
     def score_holdout(self, epoch: int) -> None:
         # A host that has such a method calls it before it saves; then its checkpoints hold the scores.
-        self.teaching.score(epoch, self._predictor(), self.tf_writer)
+        self.teaching.score(epoch, self._predict, self.tf_writer)
 
     def save_epoch(self, epoch: int, *, kept: bool) -> None:
         # A host that has such a method calls it when files are to be written.
@@ -173,13 +181,7 @@ class _TLLMTrainer:
             self.teaching.tell_if_at_chance(self.log_path)
 
     def _catch_up(self, epoch: int) -> None:
-        self.teaching.catch_up(epoch, self._predictor(), self.tf_writer)
+        self.teaching.catch_up(epoch, self._predict, self.tf_writer)
 
-    def _predictor(self) -> Callable[[Tensor], Tensor]:
-        predict = student_predictor(self.distiller)
-
-        def in_precision(image: Tensor) -> Tensor:
-            with self.autocast():
-                return predict(image.to(self.tllm_device, non_blocking=True))
-
-        return in_precision
+    def _predict(self, batches: Batches) -> Predictions:
+        return predict(self.distiller, batches, keyword="image", device=self.tllm_device, autocast=self.autocast)

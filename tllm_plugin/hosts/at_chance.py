@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from torch import Tensor
-
 from tllm_plugin.core.chance import against_chance
+from tllm_plugin.core.predictions import Predictions
 from tllm_plugin.hosts import processes
 
 logger = logging.getLogger(__name__)
@@ -20,19 +19,18 @@ _REMEDY = {
 }
 
 
-def tell_if_at_chance(role: str, name: str, labels: Tensor, predictions: Tensor, images: str) -> bool:
-    """Warn if the answers of a network cannot be told from chance; return whether they can not.
+def tell_if_at_chance(role: str, name: str, predictions: Predictions, images: str) -> bool:
+    """Warn if the predictions of a network cannot be told from chance; return whether they cannot.
 
     Args:
         role: "teacher" for one that was loaded, "trained" for what a run has trained.
         name: Of the network or its run.
-        labels: (n,) int64; none: nothing is said.
-        predictions: (n,) int64.
-        images: What they are of: "test images", "hold-out images".
+        predictions: Of the network; for no samples, nothing is said.
+        images: What they are for: "test images", "hold-out images".
     """
-    if not len(labels):
+    if not len(predictions.labels):
         return False
-    found = against_chance(labels, predictions)
+    found = against_chance(predictions.labels, predictions.prediction)
     at_chance = found.p_value > LEVEL
     if at_chance and processes.is_main():
         logger.warning(

@@ -7,7 +7,8 @@ from typing import Any
 
 from tllm_plugin.core.data_identity import DataIdentity, class_difference
 from tllm_plugin.core.errors import ConfigError, unknown_name
-from tllm_plugin.runs.run_folder import read_flags
+from tllm_plugin.core.paths import expanded
+from tllm_plugin.runs.flags_file import FlagsRecord
 
 #: Put before every item, they say how the list is meant where it could be either.
 _PREFIXES = ("index:", "name:")
@@ -88,7 +89,7 @@ def _place(text: str, class_names: Sequence[str]) -> int | None:
 
 
 def _flagged_in(path: str, class_names: Sequence[str]) -> list[int]:
-    record = read_flags(path)
+    record = FlagsRecord.read(expanded(path))
     if record.num_classes != len(class_names):
         raise ConfigError(f"Expected {path} to be of {len(class_names)} classes, but it is of {record.num_classes}")
     names = tuple(item.name for item in record.classes)

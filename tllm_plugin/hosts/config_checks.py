@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,6 @@ from yacs.config import CfgNode
 from tllm_plugin.core.errors import ConfigError, unknown_name
 from tllm_plugin.core.escaping import visible
 from tllm_plugin.hosts.yaml_text import MOST_CHARACTERS, Written, plain, read_yaml
-
-#: A rule returns what was expected, or None where the value is fine.
-Rule = Callable[[Any], str | None]
 
 
 def merge_file(cfg: CfgNode, path: Path) -> list[str]:
@@ -89,20 +86,11 @@ def merge_options(cfg: CfgNode, options: Iterable[str]) -> list[str]:
     return problems
 
 
-def check(cfg: CfgNode, rules: Mapping[str, Rule]) -> list[str]:
-    """Return a sentence for every key of `rules` whose value its rule refuses."""
-    problems = []
-    for key, rule in rules.items():
-        value = lookup(cfg, key)
-        expected = rule(value)
-        if expected is not None:
-            problems.append(f"Expected `{key}` to be {expected}, but got {shown(value)}")
-    return problems
-
-
-def lookup(cfg: CfgNode, key: str) -> Any:
-    """Return the value of a dotted key."""
+def lookup(cfg: CfgNode, key: str, *default: Any) -> Any:
+    """Return the value of a dotted key; of a key that is not there the default, if there is one."""
     for part in key.split("."):
+        if default and part not in cfg:
+            return default[0]
         cfg = cfg[part]
     return cfg
 
@@ -115,42 +103,6 @@ def refuse(problems: list[str]) -> None:
     """
     if problems:
         raise ConfigError("\n".join(map(visible, problems)))
-
-
-def number_in(low: float, high: float, *, open_low: bool = False, open_high: bool = False) -> Rule:
-    """Return a rule for numbers in an interval; infinite ends are left out of the message."""
-
-    def rule(value: Any) -> str | None:
-        above = value > low if open_low else value >= low
-        below = value < high if open_high else value <= high
-        if above and below and not math.isnan(value):
-            return None
-        if math.isinf(high):
-            return f"{'more than' if open_low else 'at least'} {low:g}"
-        return f"in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
-
-    return rule
-
-
-def count_in(low: int, high: int) -> Rule:
-    """Return a rule for counts; both ends are in."""
-    return lambda value: None if low <= value <= high else f"in [{low}, {high}]"
-
-
-def at_least(low: float) -> Rule:
-    """Return a rule for finite numbers not below `low`."""
-    return number_in(low, math.inf, open_high=True)
-
-
-def more_than(low: float) -> Rule:
-    """Return a rule for finite numbers above `low`."""
-    return number_in(low, math.inf, open_low=True, open_high=True)
-
-
-def one_of(known: Iterable[str]) -> Rule:
-    """Return a rule for names; the message lists the known ones."""
-    names = sorted(known)
-    return lambda value: None if value in names else f"one of {', '.join(names)}"
 
 
 def _merge(cfg: CfgNode, loaded: Mapping[Any, Any], prefix: str) -> list[str]:

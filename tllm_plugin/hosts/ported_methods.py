@@ -1,17 +1,18 @@
-"""SRRL, CID and SFTN in a host with yacs configs: their nodes, rules and builders."""
+"""Making methods of `METHODS` for a host's networks, SRRL, CID and SFTN among them."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from functools import partial
-from typing import TypeVar
+from functools import cache, partial
+from typing import Any, TypeVar
 
 from torch import nn
 from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError, unknown_name
-from tllm_plugin.hosts.config_checks import Rule, at_least, more_than
-from tllm_plugin.methods import CID, SFTN, SRRL, Branch, find_map
+from tllm_plugin.hosts.options import arguments, check_options, table
+from tllm_plugin.methods import METHODS, SFTN, Branch, find_map
 from tllm_plugin.models import FeatureNet, Tail, create_model, head, head_name, is_model, map_shapes, model_names
 
 # Of CIFAR, Tiny ImageNet and ImageNet. Some networks of the hosts take images of one size only.
@@ -19,26 +20,9 @@ _IMAGE_SIZES = (32, 64, 224)
 _Answer = TypeVar("_Answer")
 
 
-def ported_nodes() -> dict[str, CfgNode]:
-    """Return the nodes with their defaults, which are those of the methods' papers for CIFAR-100."""
-    srrl = CfgNode()
-    srrl.LOSS = CfgNode({"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1.0, "REGRESSION_WEIGHT": 1.0})
-    cid = CfgNode({"TEMPERATURE": 4.0, "WARMUP_EPOCHS": 20})
-    cid.LOSS = CfgNode({"KD_WEIGHT": 1.0, "SAMPLE_WEIGHT": 10.0, "CLASS_WEIGHT": 1.0})
-    sftn = CfgNode({"TEMPERATURE": 1.0})
-    sftn.LOSS = CfgNode({"CE_WEIGHT": 1.0, "KL_WEIGHT": 3.0, "BRANCH_CE_WEIGHT": 1.0})
-    return {"SRRL": srrl, "CID": cid, "SFTN": sftn}
-
-
-def ported_rules() -> dict[str, Rule]:
-    """Return the rules for the values of the nodes."""
-    weights = {f"{name}.LOSS.{key}": at_least(0) for name, node in ported_nodes().items() for key in node.LOSS}
-    return {
-        **weights,
-        "CID.TEMPERATURE": more_than(0),
-        "CID.WARMUP_EPOCHS": at_least(1),
-        "SFTN.TEMPERATURE": more_than(0),
-    }
+def check_methods(cfg: CfgNode) -> list[str]:
+    """Return a sentence for every option of a method that a config has with a value that is refused."""
+    return check_options(cfg, {key: item for key, item in table().items() if key.partition(".")[0] in METHODS})
 
 
 def check_sftn(cfg: CfgNode) -> list[str]:
@@ -54,64 +38,50 @@ def check_sftn(cfg: CfgNode) -> list[str]:
     return problems
 
 
-def build_srrl(student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> SRRL:
-    """Make `SRRL` from the config node of that name."""
-    loss = cfg.SRRL.LOSS
-    if isinstance(student, FeatureNet):
-        student_map, channels = "pooled_map", head(student).in_features
-    else:
-        student_map, channels = _for_any_size(partial(find_map, student))
-    return SRRL(
-        student,
-        teacher,
-        student_channels=channels,
-        teacher_dim=head(teacher).in_features,
-        teacher_head=head_name(teacher),
-        student_map=student_map,
-        ce_weight=loss.CE_WEIGHT,
-        feature_weight=loss.FEAT_WEIGHT,
-        regression_weight=loss.REGRESSION_WEIGHT,
-    )
+@cache
+def builder(name: str) -> Callable[..., nn.Module]:
+    """Return what a host with yacs configs registers for a method of `METHODS`: (student, teacher, cfg) -> method."""
+    return partial(make, name, METHODS[name])
 
 
-def build_cid(student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> CID:
-    """Make `CID` from the config node of that name."""
-    loss = cfg.CID.LOSS
-    return CID(
-        student,
-        teacher,
-        num_classes=head(student).out_features,
-        student_dim=head(student).in_features,
-        teacher_dim=head(teacher).in_features,
-        temperature=cfg.CID.TEMPERATURE,
-        warmup_epochs=cfg.CID.WARMUP_EPOCHS,
-        kd_weight=loss.KD_WEIGHT,
-        sample_weight=loss.SAMPLE_WEIGHT,
-        class_weight=loss.CLASS_WEIGHT,
-    )
-
-
-def build_sftn(student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> SFTN:
-    """Make `SFTN` from the config node of that name.
+def make(name: str, kind: Any, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> Any:
+    """Make a method for two networks.
 
     Args:
-        student: The host's network named DISTILLER.STUDENT; asked for the shapes of its maps only. The branches are
-            made of TLLM's own network of that name.
-        teacher: The network to train.
+        name: Of its node in the config; keys that are missing there have their defaults.
+        kind: Its class. What its constructor names besides options is told of the networks (`student_dim`, ...).
+        student: The host's network. For SFTN it is asked for the shapes of its maps only, and the branches are made of
+            TLLM's own network of the name DISTILLER.STUDENT.
+        teacher: The same; for SFTN the network to train.
         cfg: The host's config.
 
     Raises:
-        ConfigError: TLLM has no such student, or the two have fewer than two stages in common.
+        ConfigError: An option is out of range or the networks do not fit.
     """
-    loss = cfg.SFTN.LOSS
-    return SFTN(
-        teacher,
-        make_branches(student, teacher, cfg.DISTILLER.STUDENT),
-        temperature=cfg.SFTN.TEMPERATURE,
-        ce_weight=loss.CE_WEIGHT,
-        kl_weight=loss.KL_WEIGHT,
-        branch_ce_weight=loss.BRANCH_CE_WEIGHT,
-    )
+    options = arguments(kind.options, cfg.get(name, CfgNode()))
+    if kind is SFTN:
+        return SFTN(teacher, make_branches(student, teacher, cfg.DISTILLER.STUDENT), **options)
+    wanted = inspect.signature(kind).parameters
+    told = {fact: tell(student, teacher) for fact, tell in _FACTS.items() if fact in wanted}
+    return kind(student, teacher, **told, **options)
+
+
+def _pooled_map(student: nn.Module) -> tuple[str, int]:
+    """Return which of a student's features is the map that its head pools, and the number of its channels."""
+    if isinstance(student, FeatureNet):
+        return "pooled_map", head(student).in_features
+    return _for_any_size(partial(find_map, student))
+
+
+#: What a method can ask to be told of the networks, as arguments of its constructor.
+_FACTS: dict[str, Callable[[nn.Module, nn.Module], Any]] = {
+    "num_classes": lambda student, teacher: head(student).out_features,
+    "student_dim": lambda student, teacher: head(student).in_features,
+    "teacher_dim": lambda student, teacher: head(teacher).in_features,
+    "teacher_head": lambda student, teacher: head_name(teacher),
+    "student_map": lambda student, teacher: _pooled_map(student)[0],
+    "student_channels": lambda student, teacher: _pooled_map(student)[1],
+}
 
 
 def make_branches(student: nn.Module, teacher: nn.Module, student_name: str) -> list[Branch]:

@@ -19,7 +19,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tllm_plugin.core.errors import ConfigError, TLLMError
-from tllm_plugin.data.loaders import EvalLoader
 from tllm_plugin.data.shards import Shard
 
 T = TypeVar("T")
@@ -166,27 +165,6 @@ def summed(values: Tensor) -> Tensor:
     total = values.detach().clone()
     dist.all_reduce(total)
     return total
-
-
-def largest(value: int) -> int:
-    """Return the largest `value` of all processes."""
-    if count() == 1:
-        return value
-    highest = torch.tensor(value)
-    dist.all_reduce(highest, dist.ReduceOp.MAX)
-    return int(highest)
-
-
-def gatherer(loader: Any) -> Callable[[Tensor], Tensor] | None:
-    """Return what makes the values of this process's rows, on the CPU, those of all rows in order; None if they are.
-
-    Args:
-        loader: That the rows came from.
-    """
-    if count() == 1 or not isinstance(loader, EvalLoader) or loader.shard.count == 1:
-        return None
-    # Each place is filled by one process and zero in the others, so that this is exact for numbers of any kind.
-    return lambda values: summed(loader.in_place(values))
 
 
 def check_same(what: str, values: Tensor) -> None:

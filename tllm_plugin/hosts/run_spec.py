@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.embedded.defaults import default_config
+from tllm_plugin.hosts.options import first_spelling, renamed
 from tllm_plugin.hosts.yaml_text import plain, read_yaml
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -40,7 +41,7 @@ MARKS: dict[str, Mark] = {
         ),
         Mark.TEACHING: (
             *("DISTILLER.TEACHER", "DISTILLER.TEACHER_STAGE", "DISTILLER.TEACHER_EPOCHS", "DISTILLER.PLANT"),
-            *("TLLM.DISTILLER", "KD", "AT", "FITNET", "SRRL", "CID", "SFTN"),
+            *("TLLM.DISTILLER", "TLLM.POLICY", "TLLM.POLICY_OPTIONS", "KD", "AT", "FITNET", "SRRL", "CID", "SFTN"),
         ),
         Mark.DETECTION: ("TLLM.DETECTOR",),
         Mark.TREATMENT: ("TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.BALANCE", "TLLM.MIN_ROWS"),
@@ -112,7 +113,8 @@ class RunSpec:
     @classmethod
     def of_options(cls, options: Mapping[str, Any]) -> RunSpec:
         """Return what RepDistiller's options say; to leave out a switch is what a version without it did."""
-        return cls({key: value for key, value in options.items() if value is not None and value is not False})
+        told = renamed(options)
+        return cls({key: value for key, value in told.items() if value is not None and value is not False})
 
     @classmethod
     def read(cls, run: RunFolder, marks: Mapping[str, Mark] = MARKS) -> RunSpec:
@@ -260,8 +262,9 @@ def digest(text: str | bytes) -> str:
 
 def _digest_of(values: Mapping[str, Any], prefix: str = "", added: str = "") -> str:
     # Of the values themselves: YAML writes one object that stands in two places as an anchor and an alias.
-    kept = {key: value for key, value in values.items() if not _as_before(f"{prefix}{key}", value, _YOUNGER)}
-    return digest(yaml.safe_dump(_nested(kept)) + added)
+    full = {f"{prefix}{key}": value for key, value in values.items()}
+    kept = first_spelling({key: value for key, value in full.items() if not _as_before(key, value, _YOUNGER)})
+    return digest(yaml.safe_dump(_nested({key.removeprefix(prefix): value for key, value in kept.items()})) + added)
 
 
 def _as_before(key: str, value: Any, before: Mapping[str, Any]) -> bool:
@@ -273,7 +276,7 @@ def _read(text: str) -> Mapping[str, Any]:
     content = plain(read_yaml(text))
     if not isinstance(content, dict) or not content:
         raise ConfigError("Expected sections with keys, but there are none")
-    return content
+    return renamed(content)
 
 
 @lru_cache(maxsize=1)

@@ -10,8 +10,8 @@ from typing import Any
 from tllm_plugin.core.data_identity import (
     DataIdentity,
     class_difference,
+    difference_in_test,
     normalisation_difference,
-    test_difference,
     training_difference,
 )
 from tllm_plugin.core.errors import ConfigError, FileFormatError
@@ -42,7 +42,7 @@ def check_same_data(what: object, recorded: DataIdentity, now: DataIdentity, rem
         raise ConfigError(f"Expected the data that {what} was trained on, but {difference}; {remedy}")
     if not _is_whole(recorded):
         tell_once(f"{what}: an earlier version did not write down its data; {_checked(recorded)}")
-    elif difference := test_difference(recorded, now):
+    elif difference := difference_in_test(recorded, now):
         tell_once(f"{what}: its test data are others by now: {difference}")
 
 

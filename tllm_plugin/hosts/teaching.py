@@ -17,8 +17,7 @@ from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.detectors import Detector
 from tllm_plugin.core.escaping import visible
 from tllm_plugin.core.holdout import Split, split
-from tllm_plugin.core.outputs import logits_of
-from tllm_plugin.core.scores import SampleScores, class_means, score_samples
+from tllm_plugin.core.predictions import Predictions, predict
 from tllm_plugin.core.wrapper import TLLMWrapper
 from tllm_plugin.data.identity import part_of
 from tllm_plugin.hosts import processes
@@ -28,7 +27,7 @@ from tllm_plugin.hosts.tllm_node import build_detector
 from tllm_plugin.runs import data_file
 from tllm_plugin.runs.atomic import save_torch, write_link
 from tllm_plugin.runs.finite import check_finite
-from tllm_plugin.runs.flags_file import ClassFlag, FlagsRecord
+from tllm_plugin.runs.flags_file import ClassFlag, DetectorChoice, FlagsRecord
 from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.runs.split_file import SplitRecord
@@ -36,6 +35,8 @@ from tllm_plugin.runs.split_file import SplitRecord
 logger = logging.getLogger(__name__)
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+#: Runs a student over batches, as `predict` does.
+PredictStudent = Callable[[Batches], Predictions]
 
 
 class TrainingData(Protocol):
@@ -138,7 +139,7 @@ class Teaching:
         self.wrapper.set_undistillable(self.detector.flags)
         self._teacher_prediction: Tensor | None = None
         self._holdout_accuracy: dict[int, float] = {}
-        self._last_scored: SampleScores | None = None
+        self._last_scored: Predictions | None = None
         self._unsaved_best: dict[str, Any] | None = None
         self._recovered = False
         self._told_of_few_rows = False
@@ -165,23 +166,23 @@ class Teaching:
         self.run.write_data(self.data)
         return self.run
 
-    def catch_up(self, epoch: int, predict: Callable[[Tensor], Tensor], writer: SummaryWriter | None = None) -> None:
+    def catch_up(self, epoch: int, predict_student: PredictStudent, writer: SummaryWriter | None = None) -> None:
         """Score the hold-out after `epoch`, update the flags and write, unless that has been done; see `score`."""
         if epoch and epoch not in self.curves.epochs:
-            self.score(epoch, predict, writer)
+            self.score(epoch, predict_student, writer)
             self.write(epoch)
             self.settle()
 
-    def score(self, epoch: int, predict: Callable[[Tensor], Tensor], writer: SummaryWriter | None = None) -> None:
+    def score(self, epoch: int, predict_student: PredictStudent, writer: SummaryWriter | None = None) -> None:
         """Score the hold-out after `epoch` and update the flags; nothing is written but what goes to TensorBoard.
 
         Args:
             epoch: The last epoch trained.
-            predict: Image batch -> student logits, in evaluation mode.
+            predict_student: Runs the student as it is now over batches.
             writer: The host's TensorBoard writer.
         """
         self._recover()
-        both = self._last_scored = _score(predict, self.scored_loader)
+        both = self._last_scored = predict_student(self.scored_loader)
         samples = both.part(0, len(self.split.holdout))
         teacher = self._teacher_predictions()
         if teacher is not None:
@@ -200,7 +201,7 @@ class Teaching:
             logger.info(
                 "epoch %d: no teacher from now on for %s", epoch, ", ".join(visible(self.class_names[c]) for c in new)
             )
-        per_class = class_means(samples.correct.float(), samples.labels, len(self.class_names))
+        per_class = samples.class_accuracy
         if writer is not None:
             log_holdout(
                 writer,
@@ -219,14 +220,13 @@ class Teaching:
             self.watch(self.search_curves)
 
     def tell_if_at_chance(self, name: str) -> None:
-        """Warn if the student's last answers on the hold-outs cannot be told from chance.
+        """Warn if the student's last predictions on the hold-outs cannot be told from chance.
 
         Args:
             name: Of the run.
         """
         if self._last_scored is not None:
-            scored = self._last_scored
-            tell_if_at_chance("trained", name, scored.labels, scored.prediction, "hold-out images")
+            tell_if_at_chance("trained", name, self._last_scored, "hold-out images")
 
     def _tell_of_few_rows(self, epoch: int) -> None:
         """Say once that steps went without the teacher although they had something to teach."""
@@ -307,15 +307,11 @@ class Teaching:
             was_training = teacher.training
             # A host's loader leaves the images on the CPU.
             device = next(teacher.parameters()).device
-            samples = _score(lambda image: logits_of(teacher.eval()(image.to(device))), self.holdout_loader)
+            predictions = predict(teacher, self.holdout_loader, device=device)
             teacher.train(was_training)
-            tell_if_at_chance("teacher", "the teacher", samples.labels, samples.prediction, "hold-out images")
-            self._teacher_prediction = samples.prediction
+            tell_if_at_chance("teacher", "the teacher", predictions, "hold-out images")
+            self._teacher_prediction = predictions.prediction
         return self._teacher_prediction
-
-
-def _score(predict: Callable[[Tensor], Tensor], loader: Batches) -> SampleScores:
-    return score_samples(predict, loader, processes.gatherer(loader))
 
 
 def flags_record(detector: Detector, node: CfgNode, class_names: Sequence[str], epochs: int) -> FlagsRecord:
@@ -341,21 +337,9 @@ def flags_record(detector: Detector, node: CfgNode, class_names: Sequence[str], 
     )
     options = {key: value for key, value in node.DETECTOR.items() if key != "TYPE"}
     return FlagsRecord(
-        detector=node.DETECTOR.TYPE,
+        detector=DetectorChoice(node.DETECTOR.TYPE, options),
         epochs=epochs,
         num_classes=len(class_names),
-        classes=classes,
-        detector_options=options,
         reason="" if bool(detector.flags.any()) else detector.reason(),
+        classes=classes,
     )
-
-
-def student_predictor(distiller: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return image batch -> logits of a (possibly parallel) distiller, which is put into evaluation mode."""
-
-    def predict(image: Tensor) -> Tensor:
-        distiller.eval()
-        logits: Tensor = distiller(image=image)
-        return logits
-
-    return torch.no_grad()(predict)

@@ -104,7 +104,7 @@ def draw_curves(
             axes.plot(epochs, vanilla[until, index], color="0.6", label="vanilla")
         axes.plot(curves.epochs, run[:, index], color="#b84300", label="this run")
         # A dollar sign would start a formula.
-        name = visible(class_names[index]).replace("$", r"\$")
+        name = _drawable(visible(class_names[index])).replace("$", r"\$")
         axes.set_title(name if len(name) <= 28 else f"{name[:27]}\u2026", fontsize=9)
         axes.set_ylim(-0.03, 1.03)
     grid[0][0].legend(fontsize=7, loc="lower right")
@@ -113,3 +113,11 @@ def draw_curves(
     figure.supylabel("hold-out accuracy", fontsize=8)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _drawable(text: str) -> str:
+    """Return `text` with every sign written out that the default font lacks, of which an empty box would be drawn."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    font = get_font(findfont(FontProperties()))
+    return "".join(sign if font.get_char_index(ord(sign)) else ascii(sign)[1:-1] for sign in text)

@@ -10,11 +10,10 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.data_identity import DataIdentity
-from tllm_plugin.core.detectors import DETECTORS, Detector, create_detector, options_for
+from tllm_plugin.core.detectors import DETECTORS, Detector, create_detector, detector_options, options_for
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.core.scores import SCORES
 from tllm_plugin.hosts.class_lists import list_problems, resolve_classes
-from tllm_plugin.hosts.config_checks import Rule, at_least, check, number_in, one_of
+from tllm_plugin.hosts.options import arguments, as_node, check_options, table
 from tllm_plugin.hosts.same_data import check_same_data
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.run_folder import RunFolder, find_curves
@@ -22,44 +21,12 @@ from tllm_plugin.runs.run_folder import RunFolder, find_curves
 
 def tllm_node() -> CfgNode:
     """Return the node with its defaults."""
-    node = CfgNode()
-    node.DISTILLER = "KD"  # read only when DISTILLER.TYPE is "TLLM"
-    node.TRAINER = "base"  # the host trainer whose loop is used
-    node.LABEL_SMOOTHING = 0.1
-    node.CE_WEIGHT = 1.0
-    node.BALANCE = True  # multiply CE_WEIGHT by what the inner losses weigh
-    node.MIN_ROWS = 4
-    node.HOLDOUT = CfgNode({"FRACTION": 0.05, "SEARCH_FRACTION": 0.0, "SEED": 0})
-    node.DETECTOR = CfgNode()
-    node.DETECTOR.TYPE = "reference"
-    node.DETECTOR.SCORE = "accuracy"
-    node.DETECTOR.ETA = 0.05
-    node.DETECTOR.CONFIDENCE = 0.95
-    node.DETECTOR.WARMUP_EPOCHS = 10
-    node.DETECTOR.SMOOTHING = 0.6
-    node.DETECTOR.REFERENCE = ""  # run folder or curves.npz of a vanilla run
-    node.DETECTOR.CLASSES = []  # for "fixed": all indices or all names, or one flags.json
-    node.DETECTOR.AFTER_FRACTION = 0.8  # for "after"
-    return node
+    return as_node(table()).TLLM
 
 
 def check_tllm(cfg: CfgNode) -> list[str]:
     """Return every problem of `cfg.TLLM`, one sentence each, without reading data or training."""
-    rules: dict[str, Rule] = {
-        "TLLM.LABEL_SMOOTHING": number_in(0, 1, open_high=True),
-        "TLLM.CE_WEIGHT": at_least(0),
-        "TLLM.MIN_ROWS": at_least(1),
-        "TLLM.HOLDOUT.FRACTION": number_in(0, 1, open_low=True, open_high=True),
-        "TLLM.HOLDOUT.SEARCH_FRACTION": number_in(0, 1, open_high=True),
-        "TLLM.DETECTOR.TYPE": one_of(DETECTORS),
-        "TLLM.DETECTOR.SCORE": one_of(SCORES),
-        "TLLM.DETECTOR.ETA": number_in(0, 1, open_low=True, open_high=True),
-        "TLLM.DETECTOR.CONFIDENCE": number_in(0, 1, open_high=True),
-        "TLLM.DETECTOR.WARMUP_EPOCHS": at_least(0),
-        "TLLM.DETECTOR.SMOOTHING": number_in(0, 1, open_high=True),
-        "TLLM.DETECTOR.AFTER_FRACTION": number_in(0, 1),
-    }
-    problems = check(cfg, rules)
+    problems = check_options(cfg, {key: option for key, option in table().items() if key.startswith("TLLM.")})
     detector = cfg.TLLM.DETECTOR
     if detector.TYPE == "fixed" and not detector.CLASSES:
         problems.append("Expected `TLLM.DETECTOR.CLASSES` to name classes for the detector `fixed`, but got none")
@@ -114,16 +81,10 @@ def build_detector(
     Raises:
         ConfigError: The detector cannot be made from these options.
     """
-    options: dict[str, Any] = {
-        "total_epochs": total_epochs,
-        "score": node.DETECTOR.SCORE,
-        "eta": node.DETECTOR.ETA,
-        "confidence": node.DETECTOR.CONFIDENCE,
-        "warmup_epochs": node.DETECTOR.WARMUP_EPOCHS,
-        "smoothing": node.DETECTOR.SMOOTHING,
-        "after_fraction": node.DETECTOR.AFTER_FRACTION,
-    }
-    kind = DETECTORS[node.DETECTOR.TYPE]
+    kind, known = DETECTORS[node.DETECTOR.TYPE], detector_options(node.DETECTOR.TYPE)
+    # Of all detectors: one that declares no options may ask for some of theirs by name.
+    every = [option for other in (*DETECTORS.values(), kind) for option in other.options]
+    options: dict[str, Any] = {"total_epochs": total_epochs, **arguments(every, node.DETECTOR)}
     if kind.needs_teacher and not has_teacher:
         raise ConfigError(
             f"Expected a teacher for `TLLM.DETECTOR.TYPE` {node.DETECTOR.TYPE}, but the distiller has none"
@@ -132,7 +93,7 @@ def build_detector(
         raise ConfigError("Expected a teacher for `TLLM.DETECTOR.SCORE` agreement, but the distiller has none")
     if kind.needs_reference:
         options["reference"] = read_reference(node.DETECTOR.REFERENCE, holdout, data)
-    if node.DETECTOR.TYPE == "fixed":
+    if "classes" in known:
         options["classes"] = resolve_classes("TLLM.DETECTOR.CLASSES", node.DETECTOR.CLASSES, class_names, files=True)
     return create_detector(node.DETECTOR.TYPE, len(class_names), **options_for(node.DETECTOR.TYPE, options))
 

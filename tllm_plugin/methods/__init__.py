@@ -5,7 +5,7 @@ with the contract of `Distiller` comes out. `features` needs `feats` (maps) and 
 that the latter is the mean of.
 """
 
-from tllm_plugin.methods.base import Distiller, Losses
+from tllm_plugin.methods.base import METHODS, Distiller, Losses
 from tllm_plugin.methods.cid import CID
 from tllm_plugin.methods.context import ContextStudent
 from tllm_plugin.methods.kd_loss import kd_loss
@@ -13,4 +13,4 @@ from tllm_plugin.methods.sftn import SFTN, Branch
 from tllm_plugin.methods.srrl import SRRL
 from tllm_plugin.methods.student_map import find_map
 
-__all__ = ["CID", "SFTN", "SRRL", "Branch", "ContextStudent", "Distiller", "Losses", "find_map", "kd_loss"]
+__all__ = ["CID", "METHODS", "SFTN", "SRRL", "Branch", "ContextStudent", "Distiller", "Losses", "find_map", "kd_loss"]

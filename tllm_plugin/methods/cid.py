@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.methods.base import Distiller, Losses
+from tllm_plugin.core.options import Option, at_least, count_in, more_than
+from tllm_plugin.methods.base import METHODS, Distiller, Losses
 from tllm_plugin.methods.context import ContextStudent
 from tllm_plugin.methods.kd_loss import kd_loss
 
@@ -61,6 +61,7 @@ def _precise(features: Tensor) -> Tensor:
     return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
+@METHODS.register("CID")
 class CID(Distiller):
     """Comprehensive, interventional distillation.
 
@@ -84,19 +85,29 @@ class CID(Distiller):
         num_classes: C.
         student_dim: Entries of the student's `pooled_feat`.
         teacher_dim: Entries of the teacher's `pooled_feat`.
-        temperature: T > 0, of the divergence, of the context's weights and of its look-up.
-        warmup_epochs: Epochs without context, at least 1: the first epoch has none before it.
-        kd_weight: a.
-        sample_weight: b.
-        class_weight: c.
+        options: See `options`. The temperature is that of the divergence, of the context's weights and of its look-up;
+            the weights are the paper's a, b and c.
 
     Raises:
-        ConfigError: `warmup_epochs` is less than 1.
+        ConfigError: An option is out of range.
 
     Source: Deng and Zhang, "Comprehensive Knowledge Distillation with Causal Intervention" (NeurIPS 2021), section 3.
         There `r` has no weight decay and the optimizer is Nesterov's.
     """
 
+    options = (
+        Option("temperature", 4.0, more_than(0), "temperature for KD distillation", flag="kd_T"),
+        Option("kd_weight", 1.0, at_least(0), "weight of cross-entropy and divergence", "LOSS.KD_WEIGHT", "cid_a"),
+        Option("sample_weight", 10.0, at_least(0), "weight of CID's loss of samples", "LOSS.SAMPLE_WEIGHT", "cid_b"),
+        Option("class_weight", 1.0, at_least(0), "weight of CID's loss of classes", "LOSS.CLASS_WEIGHT", "cid_c"),
+        # At least one: the first epoch has no context before it.
+        Option("warmup_epochs", 20, count_in(1), "first epochs of CID, which have no context"),
+    )
+    temperature: float
+    warmup_epochs: int
+    kd_weight: float
+    sample_weight: float
+    class_weight: float
     student: ContextStudent
 
     def __init__(
@@ -107,23 +118,12 @@ class CID(Distiller):
         num_classes: int,
         student_dim: int,
         teacher_dim: int,
-        temperature: float = 4.0,
-        warmup_epochs: int = 20,
-        kd_weight: float = 1.0,
-        sample_weight: float = 10.0,
-        class_weight: float = 1.0,
+        **options: Any,
     ) -> None:
-        if warmup_epochs < 1:
-            raise ConfigError(f"Expected `warmup_epochs` to be at least 1, but got {warmup_epochs}")
-        with_context = ContextStudent(
-            student, feature_dim=student_dim, num_classes=num_classes, temperature=temperature
+        super().__init__(student, teacher, **options)
+        self.student = ContextStudent(
+            student, feature_dim=student_dim, num_classes=num_classes, temperature=self.temperature
         )
-        super().__init__(with_context, teacher)
-        self.temperature = temperature
-        self.warmup_epochs = warmup_epochs
-        self.kd_weight = kd_weight
-        self.sample_weight = sample_weight
-        self.class_weight = class_weight
         self.regressor = nn.Linear(student_dim, teacher_dim)
 
     def get_learnable_parameters(self) -> list[nn.Parameter]:

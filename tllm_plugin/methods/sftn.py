@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.methods.base import Losses
+from tllm_plugin.core.options import Option, WithOptions, at_least, more_than
+from tllm_plugin.methods.base import METHODS, Losses
 from tllm_plugin.methods.kd_loss import kd_loss
 
 
@@ -65,7 +66,8 @@ class Branch(nn.Module):
         return logits
 
 
-class SFTN(nn.Module):
+@METHODS.register("SFTN")
+class SFTN(WithOptions, nn.Module):
     """The teacher's training stage; what it leaves behind is an ordinary network of the teacher's architecture.
 
     `L_T = ce_weight * CE(z_t, y) + kl_weight * mean_i T^2 KL(z_t, b_i) + branch_ce_weight * mean_i CE(b_i, y)`, with
@@ -78,13 +80,10 @@ class SFTN(nn.Module):
     Args:
         network: The teacher: `image -> (logits, features)`.
         branches: At least one; not part of what is saved as the network.
-        temperature: T > 0.
-        ce_weight: l_T.
-        kl_weight: l_KL.
-        branch_ce_weight: l_CE.
+        options: See `options`; the weights are the paper's l_T, l_KL and l_CE.
 
     Raises:
-        ConfigError: There is no branch.
+        ConfigError: There is no branch, or an option is out of range.
 
     Source: Park et al., "Learning Student-Friendly Teacher Networks for Knowledge Distillation" (NeurIPS 2021),
         equations 2 to 5; weights (1, 3, 1) and T = 1 for CIFAR-100.
@@ -93,25 +92,24 @@ class SFTN(nn.Module):
     #: Name -> shape of every loss: without a teacher, the wrapper would expect a `ce` alone.
     loss_shapes: dict[str, tuple[int, ...]] = {"loss_ce": (), "loss_kd": ()}
 
-    def __init__(
-        self,
-        network: nn.Module,
-        branches: Sequence[Branch],
-        *,
-        temperature: float = 1.0,
-        ce_weight: float = 1.0,
-        kl_weight: float = 3.0,
-        branch_ce_weight: float = 1.0,
-    ) -> None:
+    options = (
+        Option("temperature", 1.0, more_than(0), "temperature of SFTN's divergence", flag="sftn_T"),
+        Option("ce_weight", 1.0, at_least(0), "weight of the teacher's cross-entropy", "LOSS.CE_WEIGHT"),
+        Option("kl_weight", 3.0, at_least(0), "weight of the branches' divergence from the teacher", "LOSS.KL_WEIGHT"),
+        Option("branch_ce_weight", 1.0, at_least(0), "weight of the branches' cross-entropy", "LOSS.BRANCH_CE_WEIGHT"),
+    )
+    temperature: float
+    ce_weight: float
+    kl_weight: float
+    branch_ce_weight: float
+
+    def __init__(self, network: nn.Module, branches: Sequence[Branch], **options: Any) -> None:
         super().__init__()
+        self.set_options(options)
         if not branches:
             raise ConfigError("Expected `branches` to be at least one, but got none")
         self.student = network
         self.branches = nn.ModuleList(branches)
-        self.temperature = temperature
-        self.ce_weight = ce_weight
-        self.kl_weight = kl_weight
-        self.branch_ce_weight = branch_ce_weight
 
     def get_learnable_parameters(self) -> list[nn.Parameter]:
         """Return the network's and the branches' parameters."""

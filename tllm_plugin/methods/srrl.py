@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.methods.base import Distiller, Losses
+from tllm_plugin.core.options import Option, at_least
+from tllm_plugin.methods.base import METHODS, Distiller, Losses
 from tllm_plugin.methods.student_map import MAPS, read_map
 
 
+@METHODS.register("SRRL")
 class SRRL(Distiller):
     """Softmax regression representation learning.
 
@@ -32,16 +34,23 @@ class SRRL(Distiller):
         student_map: What of the student's features is the map that its head pools: `pooled_map`, an entry of that name
             or, where there is none, the pooled features as a map of one pixel; `feats`, the last of these;
             `preact_feats`, the last of these after a ReLU. For other people's networks `find_map` tells.
-        ce_weight: Weight of the cross-entropy with the labels.
-        feature_weight: Weight of the feature matching.
-        regression_weight: w, the weight of the softmax regression.
+        options: Weights; see `options`. `regression_weight` is the paper's w.
 
     Raises:
-        ConfigError: `student_map` is none of these.
+        ConfigError: `student_map` is none of these, or an option is out of range.
 
     Source: Yang et al., "Knowledge distillation via softmax regression representation learning" (ICLR 2021),
         equations 4 and 6.
     """
+
+    options = (
+        Option("ce_weight", 1.0, at_least(0), "weight for classification", "LOSS.CE_WEIGHT", "gamma"),
+        Option("feature_weight", 1.0, at_least(0), "weight of SRRL's features", "LOSS.FEAT_WEIGHT", "srrl_feat_weight"),
+        Option("regression_weight", 1.0, at_least(0), "regression's weight", "LOSS.REGRESSION_WEIGHT", "srrl_weight"),
+    )
+    ce_weight: float
+    feature_weight: float
+    regression_weight: float
 
     def __init__(
         self,
@@ -52,18 +61,13 @@ class SRRL(Distiller):
         teacher_dim: int,
         teacher_head: str,
         student_map: str = "pooled_map",
-        ce_weight: float = 1.0,
-        feature_weight: float = 1.0,
-        regression_weight: float = 1.0,
+        **options: Any,
     ) -> None:
         if student_map not in MAPS:
             raise ConfigError(f"Expected `student_map` to be one of {', '.join(MAPS)}, but got {student_map!r}")
-        super().__init__(student, teacher)
+        super().__init__(student, teacher, **options)
         self.student_map = student_map
         self.teacher_head = teacher_head
-        self.ce_weight = ce_weight
-        self.feature_weight = feature_weight
-        self.regression_weight = regression_weight
         convolution = nn.Conv2d(student_channels, teacher_dim, kernel_size=1, bias=False)
         # N(0, sqrt(2 / out_channels)), as in the authors' code.
         nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")

@@ -37,7 +37,7 @@ def findings(study: Study) -> list[str]:
             if flags is not None:
                 sentences.append(
                     f"{method.label}: {len(flags.flagged)} of {flags.num_classes} classes flagged by "
-                    f"`{flags.detector}`. There is no vanilla run of the same student to compare with."
+                    f"`{flags.detector.name}`. There is no vanilla run of the same student to compare with."
                 )
             continue
         sentences.append(f"{_accuracy(study, method, method.comparison)} {_hurt(study, method, method.comparison)}")
@@ -84,7 +84,7 @@ def next_steps(study: Study) -> list[str]:
             steps.append(
                 f"{method.label} did not flag {counted(int(missed.sum()), 'class', 'classes')} that it surely hurts: a "
                 f"hold-out of {images} images per class shows large drops only. Raise TLLM.HOLDOUT.FRACTION, or choose "
-                f"TLLM.DETECTOR.ETA and CONFIDENCE by `tllm search`, on a second hold-out. {_NO_CHOICE}"
+                f"TLLM.DETECTOR.ETA and FDR by `tllm search`, on a second hold-out. {_NO_CHOICE}"
             )
     if study.compared and not any(m.comparison is not None and m.comparison.surely_hurt.any() for m in study.compared):
         steps.append(

@@ -10,9 +10,9 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-from tllm_plugin.analysis.answers import with_answers
 from tllm_plugin.analysis.likeness import Likeness, likeness_of
 from tllm_plugin.analysis.loaded_run import LoadedRun, load_run, reference_of
+from tllm_plugin.analysis.networks import with_predictions
 from tllm_plugin.analysis.representations import TSNE_POINTS
 from tllm_plugin.analysis.study import Study, build_study
 from tllm_plugin.analysis.teachers import teacher_run
@@ -38,8 +38,8 @@ def write_report(
     Args:
         runs: From `load_run`, at least one.
         target: The file; `tllm/report.html` of the last run if None.
-        networks: Whether to run teacher and students over test images: for CKA, agreement and t-SNE, and for answers
-            that runs did not keep.
+        networks: Whether to run teacher and students over test images: for CKA, agreement and t-SNE, and where a run
+            kept no predictions.
         points: Of a t-SNE at most.
 
     Returns:
@@ -52,7 +52,7 @@ def write_report(
     if not runs:
         raise ConfigError("Expected at least one run to report on, but got none")
     everything = [*runs, *_mentioned(runs)]
-    study = build_study(with_answers(everything) if networks else everything)
+    study = build_study(with_predictions(everything) if networks else everything)
     likeness = likeness_of(study, points=points) if networks else None
     folder = runs[-1].folder
     path = Path(target) if target is not None else Path(folder.report_html if folder is not None else "report.html")

@@ -5,53 +5,71 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
 
 from tllm_plugin.core.data_identity import DataIdentity, DataPart
 from tllm_plugin.core.errors import FileFormatError
-from tllm_plugin.runs.fields import FieldError, count, field, list_of, number, text
+from tllm_plugin.runs.records import Count, Inconsistent, List, Number, Record, Text, validated
 
-KIND = "data"
-VERSION = 1
 #: Under what a checkpoint holds the text.
 KEY = "data"
 
 
-def to_json(identity: DataIdentity) -> dict[str, Any]:
-    """Return the fields as JSON values."""
-    return asdict(identity)
+@dataclass(frozen=True)
+class _Part:
+    counts: List[Count]
+    labels: Text
+    files: Text
+    contents: Text
 
 
-def from_json(obj: object) -> DataIdentity:
-    """Rebuild a record from what `to_json` returned.
+@dataclass(frozen=True)
+class DataRecord(Record):
+    """A `DataIdentity` with the types that its file has to have."""
 
-    Raises:
-        FieldError: A field is missing or of the wrong type, or numbers contradict each other.
-    """
-    record = DataIdentity(
-        class_names=field(obj, "class_names", list_of(text)),
-        train=field(obj, "train", _part),
-        test=field(obj, "test", _part),
-        image_size=field(obj, "image_size", count),
-        mean=field(obj, "mean", list_of(number)),
-        std=field(obj, "std", list_of(number)),
-        class_folders=field(obj, "class_folders", list_of(text)),
-    )
-    for name, part in (("train", record.train), ("test", record.test)):
-        if part.counts and len(part.counts) != len(record.class_names):
-            raise FieldError(f"of {len(record.class_names)} classes", f"{len(part.counts)}", f"{name}.counts")
-    if record.class_folders and len(record.class_folders) != len(record.class_names):
-        raise FieldError(f"of {len(record.class_names)} classes", f"{len(record.class_folders)}", "class_folders")
-    if len(record.mean) != len(record.std):
-        raise FieldError(f"of {len(record.mean)} channels", f"{len(record.std)}", "std")
-    if any(value <= 0 for value in record.std):
-        raise FieldError("more than 0", repr(min(record.std)), "std")
-    return record
+    KIND = "data"
+
+    class_names: List[Text]
+    train: _Part
+    test: _Part
+    image_size: Count
+    mean: List[Number]
+    std: List[Number]
+    class_folders: List[Text]
+
+    @property
+    def identity(self) -> DataIdentity:
+        """The data set."""
+        fields = dict(vars(self))
+        return DataIdentity(**{**fields, "train": DataPart(**vars(self.train)), "test": DataPart(**vars(self.test))})
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> DataRecord:
+        classes = len(self.class_names)
+        for name, values in (
+            ("train.counts", self.train.counts),
+            ("test.counts", self.test.counts),
+            ("class_folders", self.class_folders),
+        ):
+            if values and len(values) != classes:
+                raise Inconsistent(name, f"of {classes} classes", len(values))
+        if len(self.mean) != len(self.std):
+            raise Inconsistent("std", f"of {len(self.mean)} channels", len(self.std))
+        if any(value <= 0 for value in self.std):
+            raise Inconsistent("std", "more than 0", min(self.std))
+        return self
+
+
+def record_of(identity: DataIdentity) -> DataRecord:
+    """Return the record of a data set."""
+    return validated(DataRecord, asdict(identity), "of the data")
 
 
 def to_text(identity: DataIdentity) -> str:
     """Return what a checkpoint holds under `KEY`: text, as a class name may be something that torch refuses."""
-    return json.dumps(to_json(identity))
+    return json.dumps(asdict(identity))
 
 
 def from_checkpoint(content: object, path: object) -> DataIdentity | None:
@@ -68,17 +86,7 @@ def from_checkpoint(content: object, path: object) -> DataIdentity | None:
     if not isinstance(said, str):
         return None
     try:
-        return from_json(json.loads(said))
+        record = json.loads(said)
     except (ValueError, RecursionError) as error:
         raise FileFormatError(f"Expected {path} to say what it was trained on, but {error}") from error
-    except FieldError as error:
-        raise FileFormatError(f"{error} in what {path} was trained on; run again what wrote it") from None
-
-
-def _part(obj: object) -> DataPart:
-    return DataPart(
-        counts=field(obj, "counts", list_of(count)),
-        labels=field(obj, "labels", text),
-        files=field(obj, "files", text),
-        contents=field(obj, "contents", text),
-    )
+    return validated(DataRecord, record, f"in what {path} was trained on").identity

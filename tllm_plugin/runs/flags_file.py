@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
 
-from tllm_plugin.runs import fields
-from tllm_plugin.runs.fields import FieldError, amount, count, flag, list_of, mapping, number, optional, text
-
-KIND = "flags"
-VERSION = 1
+from tllm_plugin.runs.records import Amount, Count, Flag, Fraction, Inconsistent, List, Mapping, Number, Record, Text
 
 
 @dataclass(frozen=True)
@@ -28,104 +24,71 @@ class ClassFlag:
         holdout_correct: How many of them the student got right at the last look.
     """
 
-    index: int
-    name: str
-    flagged: bool = False
-    epoch_flagged: int | None = None
-    drop: float | None = None
-    p_value: float | None = None
-    e_value: float | None = None
-    holdout_count: int = 0
-    holdout_correct: int = 0
+    index: Count
+    name: Text
+    flagged: Flag
+    epoch_flagged: Count | None
+    drop: Number | None
+    p_value: Fraction | None
+    e_value: Amount | None
+    holdout_count: Count
+    holdout_correct: Count
 
-    @classmethod
-    def from_json(cls, obj: object) -> ClassFlag:
-        """Rebuild one class from its JSON object.
-
-        Raises:
-            FieldError: A field is missing or of the wrong type, more samples are correct than there are, or a class is
-                flagged since never.
-        """
-        record = cls(
-            index=fields.field(obj, "index", count),
-            name=fields.field(obj, "name", text),
-            flagged=fields.field(obj, "flagged", flag),
-            epoch_flagged=fields.field(obj, "epoch_flagged", optional(count)),
-            drop=fields.field(obj, "drop", optional(number)),
-            p_value=fields.field(obj, "p_value", optional(fields.share)),
-            e_value=fields.field(obj, "e_value", optional(amount)),
-            holdout_count=fields.field(obj, "holdout_count", count),
-            holdout_correct=fields.field(obj, "holdout_correct", count),
-        )
-        if record.holdout_correct > record.holdout_count:
-            raise FieldError(f"at most {record.holdout_count}", str(record.holdout_correct), "holdout_correct")
-        if record.flagged and record.epoch_flagged is None:
-            raise FieldError("an epoch, since the class is flagged", "None", "epoch_flagged")
-        return record
+    @model_validator(mode="after")
+    def _is_consistent(self) -> ClassFlag:
+        if self.holdout_correct > self.holdout_count:
+            raise Inconsistent("holdout_correct", f"at most {self.holdout_count}", self.holdout_correct)
+        if self.flagged and self.epoch_flagged is None:
+            raise Inconsistent("epoch_flagged", "an epoch, since the class is flagged", None)
+        return self
 
 
 @dataclass(frozen=True)
-class FlagsRecord:
+class DetectorChoice:
+    """The detector of a run.
+
+    Args:
+        name: Its registered name.
+        options: Its options, JSON values.
+    """
+
+    name: Text
+    options: Mapping
+
+
+@dataclass(frozen=True)
+class FlagsRecord(Record):
     """What the detector of a run decided.
 
     Args:
-        detector: Name of the detector.
+        detector: Which detector, and its options.
         epochs: Epochs that the detector has seen.
         num_classes: C.
-        classes: One entry per class, in the order of their indices.
-        detector_options: Its options, JSON values.
         reason: Why nothing was flagged; empty if something was.
+        classes: One entry per class, in the order of their indices.
     """
 
-    detector: str
-    epochs: int
-    num_classes: int
-    classes: tuple[ClassFlag, ...]
-    detector_options: dict[str, Any] = field(default_factory=dict)
-    reason: str = ""
+    KIND = "flags"
+
+    detector: DetectorChoice
+    epochs: Count
+    num_classes: Count
+    reason: Text
+    classes: List[ClassFlag]
 
     @property
     def flagged(self) -> tuple[int, ...]:
         """Indices of the flagged classes."""
         return tuple(item.index for item in self.classes if item.flagged)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return {
-            "detector": {"name": self.detector, "options": self.detector_options},
-            "epochs": self.epochs,
-            "num_classes": self.num_classes,
-            "reason": self.reason,
-            "classes": [dict(vars(item)) for item in self.classes],
-        }
-
-    @classmethod
-    def from_json(cls, obj: object) -> FlagsRecord:
-        """Rebuild a record from what `to_json` returned.
-
-        Raises:
-            FieldError: A field is missing or of the wrong type, the classes are not 0, 1, ..., C - 1, or one was
-                flagged after the last epoch.
-        """
-        detector = fields.field(obj, "detector", _detector)
-        record = cls(
-            detector=detector[0],
-            detector_options=detector[1],
-            epochs=fields.field(obj, "epochs", count),
-            num_classes=fields.field(obj, "num_classes", count),
-            classes=fields.field(obj, "classes", list_of(ClassFlag.from_json)),
-            reason=fields.field(obj, "reason", text),
-        )
+    @model_validator(mode="after")
+    def _is_consistent(self) -> FlagsRecord:
         # The length first: a damaged `num_classes` may be a number that no memory can count up to.
-        if len(record.classes) != record.num_classes:
-            raise FieldError(f"as long as `num_classes` ({record.num_classes})", str(len(record.classes)), "classes")
-        for index, item in enumerate(record.classes):
+        if len(self.classes) != self.num_classes:
+            raise Inconsistent("classes", f"as long as `num_classes` ({self.num_classes})", len(self.classes))
+        for index, item in enumerate(self.classes):
             if item.index != index:
-                raise FieldError(str(index), str(item.index), f"classes[{index}].index")
-            if (item.epoch_flagged or 0) > record.epochs:
-                raise FieldError(f"at most {record.epochs}", str(item.epoch_flagged), f"classes[{index}].epoch_flagged")
-        return record
-
-
-def _detector(value: object) -> tuple[str, dict[str, Any]]:
-    return fields.field(value, "name", text), fields.field(value, "options", mapping)
+                raise Inconsistent(f"classes[{index}].index", str(index), item.index)
+            if (item.epoch_flagged or 0) > self.epochs:
+                raise Inconsistent(f"classes[{index}].epoch_flagged", f"at most {self.epochs}", item.epoch_flagged)
+        return self

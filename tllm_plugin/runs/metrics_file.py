@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-from tllm_plugin.runs.fields import FieldError, amount, count, field, flag, list_of, optional, share
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
 
-KIND = "metrics"
-VERSION = 1
+from tllm_plugin.runs.records import Amount, Count, Flag, Fraction, Inconsistent, List, Record
+
 # Some hosts divide in single precision.
 _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
-class MetricsRecord:
+class MetricsRecord(Record):
     """Results on the test data after the last epoch so far, and the cost of the run.
 
     Args:
@@ -27,13 +27,15 @@ class MetricsRecord:
         finished: Whether the run came to its end.
     """
 
-    test_accuracy: float | None
-    class_correct: tuple[int, ...]
-    class_total: tuple[int, ...]
-    seconds_per_epoch: tuple[float, ...]
-    peak_memory_bytes: int | None
-    epochs_done: int
-    finished: bool
+    KIND = "metrics"
+
+    test_accuracy: Fraction | None
+    class_correct: List[Count]
+    class_total: List[Count]
+    seconds_per_epoch: List[Amount]
+    peak_memory_bytes: Count | None
+    epochs_done: Count
+    finished: Flag
 
     @property
     def tested(self) -> bool:
@@ -44,36 +46,16 @@ class MetricsRecord:
         """Return the record of such a run that never looked at test data."""
         return replace(self, test_accuracy=None, class_correct=(), class_total=())
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, obj: object) -> MetricsRecord:
-        """Rebuild a record from what `to_json` returned.
-
-        Raises:
-            FieldError: A field is missing or of the wrong type, a class has more correct samples than samples, or the
-                accuracy is not that of the classes together.
-        """
-        record = cls(
-            test_accuracy=field(obj, "test_accuracy", optional(share)),
-            class_correct=field(obj, "class_correct", list_of(count)),
-            class_total=field(obj, "class_total", list_of(count)),
-            seconds_per_epoch=field(obj, "seconds_per_epoch", list_of(amount)),
-            peak_memory_bytes=field(obj, "peak_memory_bytes", optional(count)),
-            epochs_done=field(obj, "epochs_done", count),
-            finished=field(obj, "finished", flag),
-        )
-        if len(record.class_correct) != len(record.class_total):
-            raise FieldError(
-                f"as long as `class_total` ({len(record.class_total)})", str(len(record.class_correct)), "class_correct"
-            )
-        for index, (correct, total) in enumerate(zip(record.class_correct, record.class_total, strict=True)):
+    @model_validator(mode="after")
+    def _is_consistent(self) -> MetricsRecord:
+        if len(self.class_correct) != len(self.class_total):
+            expected = f"as long as `class_total` ({len(self.class_total)})"
+            raise Inconsistent("class_correct", expected, len(self.class_correct))
+        for index, (correct, total) in enumerate(zip(self.class_correct, self.class_total, strict=True)):
             if correct > total:
-                raise FieldError(f"at most {total}", str(correct), f"class_correct[{index}]")
-        accuracy, tested = record.test_accuracy, sum(record.class_total)
-        share_right = sum(record.class_correct) / tested if tested else None
-        if (accuracy is None) != (share_right is None) or abs((accuracy or 0) - (share_right or 0)) > _ROUNDING:
-            raise FieldError(f"the {share_right} of all classes together", str(accuracy), "test_accuracy")
-        return record
+                raise Inconsistent(f"class_correct[{index}]", f"at most {total}", correct)
+        accuracy, tested = self.test_accuracy, sum(self.class_total)
+        of_classes = sum(self.class_correct) / tested if tested else None
+        if (accuracy is None) != (of_classes is None) or abs((accuracy or 0) - (of_classes or 0)) > _ROUNDING:
+            raise Inconsistent("test_accuracy", f"the {of_classes} of all classes together", accuracy)
+        return self

@@ -1,14 +1,14 @@
-"""`predictions.npz`: what the student of a run answered on every test image, so that runs can be paired by image."""
+"""`predictions.npz`: what the student of a run predicts for every test image, so that runs can be paired by image."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
+import torch
 
 from tllm_plugin.core.errors import FileFormatError
+from tllm_plugin.core.predictions import Predictions
 from tllm_plugin.runs.atomic import write_npz
 from tllm_plugin.runs.reading import read_npz
 from tllm_plugin.runs.stamps import schema_of
@@ -17,45 +17,25 @@ KIND = "predictions"
 VERSION = 1
 
 
-@dataclass(frozen=True, eq=False)
-class PredictionsRecord:
-    """Answers on the test data, in its order.
-
-    Args:
-        labels: (n,) int64, true classes.
-        predictions: (n,) int64, the student's answers.
-        num_classes: C.
-    """
-
-    labels: npt.NDArray[np.int64]
-    predictions: npt.NDArray[np.int64]
-    num_classes: int
-
-    def counts(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return (C,) right answers and (C,) images per class."""
-        right = self.labels[self.labels == self.predictions]
-        return np.bincount(right, minlength=self.num_classes), np.bincount(self.labels, minlength=self.num_classes)
-
-
-def write_predictions(path: str | os.PathLike[str], record: PredictionsRecord) -> None:
-    """Write a record, atomically, in the smallest integers that hold the classes.
+def write_predictions(path: str | os.PathLike[str], predictions: Predictions) -> None:
+    """Write labels and predicted classes, atomically, in the smallest integers that hold the classes.
 
     Raises:
         TLLMError: The system refused to write.
     """
-    kind = np.min_scalar_type(max(record.num_classes - 1, 0))
+    kind = np.min_scalar_type(max(predictions.num_classes - 1, 0))
     write_npz(
         path,
         schema=schema_of(KIND),
         version=VERSION,
-        num_classes=record.num_classes,
-        labels=record.labels.astype(kind),
-        predictions=record.predictions.astype(kind),
+        num_classes=predictions.num_classes,
+        labels=predictions.labels.numpy().astype(kind),
+        predictions=predictions.prediction.numpy().astype(kind),
     )
 
 
-def read_predictions(path: str | os.PathLike[str]) -> PredictionsRecord:
-    """Read a record.
+def read_predictions(path: str | os.PathLike[str]) -> Predictions:
+    """Read labels and predicted classes; ranks and probabilities are not in the file.
 
     Raises:
         FileFormatError: It is missing, truncated, of another kind or version, or its arrays do not fit together.
@@ -73,4 +53,4 @@ def read_predictions(path: str | os.PathLike[str]) -> PredictionsRecord:
     for name, values in (("labels", labels), ("predictions", predictions)):
         if values.size and not (values.min() >= 0 and values.max() < classes):
             raise FileFormatError(f"Expected `{name}` in {path} to be from 0 to {classes - 1}, but they are not")
-    return PredictionsRecord(labels, predictions, classes)
+    return Predictions(torch.from_numpy(labels), torch.from_numpy(predictions), classes)

@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.errors import FileFormatError, TLLMError
 from tllm_plugin.core.paths import expanded
-from tllm_plugin.runs import (
-    config_file,
-    curves_file,
-    data_file,
-    flags_file,
-    metrics_file,
-    predictions_file,
-    search_file,
-    split_file,
-)
-from tllm_plugin.runs.atomic import remove_temporaries, write_json
-from tllm_plugin.runs.fields import FieldError
+from tllm_plugin.core.predictions import Predictions
+from tllm_plugin.runs import config_file, curves_file, predictions_file
+from tllm_plugin.runs.atomic import remove_temporaries
+from tllm_plugin.runs.data_file import DataRecord, record_of
 from tllm_plugin.runs.flags_file import FlagsRecord
 from tllm_plugin.runs.metrics_file import MetricsRecord
-from tllm_plugin.runs.predictions_file import PredictionsRecord
-from tllm_plugin.runs.reading import read_json
-from tllm_plugin.runs.search_file import SearchRecord
 from tllm_plugin.runs.split_file import SplitRecord
-from tllm_plugin.runs.stamps import stamped
-
-T = TypeVar("T")
 
 NAME = "tllm"
 # What makes a folder a run. The other files have names that hosts use as well.
@@ -135,7 +121,7 @@ class RunFolder:
 
     @property
     def predictions_npz(self) -> Path:
-        """Answers on the test images; `PredictionsRecord`. Runs of earlier versions have none."""
+        """Predictions for the test images; runs of earlier versions may have none."""
         return self.path / "predictions.npz"
 
     @property
@@ -173,15 +159,15 @@ class RunFolder:
 
     def write_split(self, record: SplitRecord) -> None:
         """Write `split.json`."""
-        _write(self.split_json, split_file.KIND, split_file.VERSION, record.to_json())
+        record.write(self.split_json)
 
     def read_split(self) -> SplitRecord:
         """Read `split.json`; a `FileFormatError` says what is wrong with it."""
-        return read_record(self.split_json, split_file.KIND, split_file.VERSION, SplitRecord.from_json)
+        return SplitRecord.read(self.split_json)
 
     def write_data(self, record: DataIdentity) -> None:
         """Write `data.json`."""
-        _write(self.data_json, data_file.KIND, data_file.VERSION, data_file.to_json(record))
+        record_of(record).write(self.data_json)
 
     def read_data(self) -> DataIdentity:
         """Return what is known of what the run was trained on; of a run of an earlier version its class names at most.
@@ -190,26 +176,26 @@ class RunFolder:
             FileFormatError: A file that says it is damaged.
         """
         if self.data_json.exists():
-            return read_record(self.data_json, data_file.KIND, data_file.VERSION, data_file.from_json)
+            return DataRecord.read(self.data_json).identity
         if self.flags_json.exists():
             return DataIdentity(class_names=tuple(item.name for item in self.read_flags().classes))
         return DataIdentity()
 
     def write_flags(self, record: FlagsRecord) -> None:
         """Write `flags.json`."""
-        _write(self.flags_json, flags_file.KIND, flags_file.VERSION, record.to_json())
+        record.write(self.flags_json)
 
     def read_flags(self) -> FlagsRecord:
         """Read `flags.json`; a `FileFormatError` says what is wrong with it."""
-        return read_flags(self.flags_json)
+        return FlagsRecord.read(self.flags_json)
 
     def write_metrics(self, record: MetricsRecord) -> None:
         """Write `metrics.json`."""
-        _write(self.metrics_json, metrics_file.KIND, metrics_file.VERSION, record.to_json())
+        record.write(self.metrics_json)
 
     def read_metrics(self) -> MetricsRecord:
         """Read `metrics.json`; a `FileFormatError` says what is wrong with it."""
-        return read_record(self.metrics_json, metrics_file.KIND, metrics_file.VERSION, MetricsRecord.from_json)
+        return MetricsRecord.read(self.metrics_json)
 
     def is_finished(self) -> bool:
         """Tell whether the run came to its end; a `FileFormatError` says that its metrics are damaged."""
@@ -218,16 +204,17 @@ class RunFolder:
     def has_results(self) -> bool:
         """Tell whether test results per class and per image are there, are readable and agree."""
         try:
-            metrics, (correct, total) = self.read_metrics(), self.read_predictions().counts()
+            metrics, predictions = self.read_metrics(), self.read_predictions()
         except FileFormatError:
             return False
-        return (tuple(correct.tolist()), tuple(total.tolist())) == (metrics.class_correct, metrics.class_total)
+        counts = (predictions.class_correct, predictions.class_total)
+        return tuple(tuple(values.tolist()) for values in counts) == (metrics.class_correct, metrics.class_total)
 
-    def write_predictions(self, record: PredictionsRecord) -> None:
+    def write_predictions(self, predictions: Predictions) -> None:
         """Write `predictions.npz`."""
-        predictions_file.write_predictions(self.predictions_npz, record)
+        predictions_file.write_predictions(self.predictions_npz, predictions)
 
-    def read_predictions(self) -> PredictionsRecord:
+    def read_predictions(self) -> Predictions:
         """Read `predictions.npz`; a `FileFormatError` says what is wrong with it."""
         return predictions_file.read_predictions(self.predictions_npz)
 
@@ -248,21 +235,6 @@ class RunFolder:
         return curves_file.read_curves(self.search_curves_npz)
 
 
-def read_flags(path: str | os.PathLike[str]) -> FlagsRecord:
-    """Read a `flags.json` that may lie anywhere; a `FileFormatError` says what is wrong with it."""
-    return read_record(Path(expanded(path)), flags_file.KIND, flags_file.VERSION, FlagsRecord.from_json)
-
-
-def write_search(path: Path, record: SearchRecord) -> None:
-    """Write a search's outcome."""
-    _write(path, search_file.KIND, search_file.VERSION, record.to_json())
-
-
-def read_search(path: str | os.PathLike[str]) -> SearchRecord:
-    """Read a search's outcome; a `FileFormatError` says what is wrong with it."""
-    return read_record(Path(path), search_file.KIND, search_file.VERSION, SearchRecord.from_json)
-
-
 def find_curves(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Read the curves that a user names: an `.npz` that may lie anywhere, or a run as `RunFolder.find` takes it.
 
@@ -272,16 +244,3 @@ def find_curves(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if str(path).endswith(".npz"):
         return curves_file.read_curves(expanded(path))
     return RunFolder.find(path).read_curves()
-
-
-def _write(path: Path, kind: str, version: int, content: dict[str, Any]) -> None:
-    write_json(path, stamped(kind, version, content))
-
-
-def read_record(path: Path, kind: str, version: int, parse: Callable[[object], T]) -> T:
-    """Read a JSON file of a kind and what `parse` makes of it; a `FileFormatError` says what is wrong with it."""
-    content = read_json(path, kind, version)
-    try:
-        return parse(content)
-    except FieldError as error:
-        raise FileFormatError(f"{error} in {path}; run again what wrote it") from None

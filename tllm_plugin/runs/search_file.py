@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
 
-from tllm_plugin.runs.fields import (
-    FieldError,
-    amount,
-    count,
-    field,
-    integer,
-    list_of,
-    mapping,
-    number,
-    optional,
-    share,
-    text,
-)
-
-KIND = "search"
-VERSION = 1
+from tllm_plugin.runs.records import Amount, Count, Fraction, Inconsistent, Integer, List, Mapping, Number, Record, Text
 
 
 @dataclass(frozen=True)
@@ -33,14 +18,9 @@ class FlaggedClass:
         epoch: After which it was flagged; 0 is before training.
     """
 
-    index: int
-    name: str
-    epoch: int
-
-    @classmethod
-    def from_json(cls, obj: object) -> FlaggedClass:
-        """Rebuild one class; a `FieldError` says what is wrong."""
-        return cls(field(obj, "index", count), field(obj, "name", text), field(obj, "epoch", count))
+    index: Count
+    name: Text
+    epoch: Count
 
 
 @dataclass(frozen=True)
@@ -70,55 +50,29 @@ class TrialRecord:
         pruned_after: Epoch after which the trial was pruned; 0 if it was not.
     """
 
-    number: int
-    title: str
-    values: dict[str, Any]
-    run: str
-    score: float | None = None
-    standard_error: float | None = None
-    curve: tuple[float, ...] = ()
-    flagged: tuple[FlaggedClass, ...] = ()
-    taught_share: float = 0.0
-    shared_epochs: int = 0
-    parent: str = ""
-    epochs: int = 0
-    seconds: float = 0.0
-    seconds_trained: float = 0.0
-    difference: float | None = None
-    difference_standard_error: float | None = None
-    p_value: float | None = None
-    error: str = ""
-    pruned_after: int = 0
-
-    @classmethod
-    def from_json(cls, obj: object) -> TrialRecord:
-        """Rebuild one trial; a `FieldError` says what is wrong."""
-        return cls(
-            number=field(obj, "number", integer),
-            title=field(obj, "title", text),
-            values=field(obj, "values", mapping),
-            run=field(obj, "run", text),
-            score=field(obj, "score", optional(share)),
-            standard_error=field(obj, "standard_error", optional(amount)),
-            curve=field(obj, "curve", list_of(share)),
-            flagged=field(obj, "flagged", list_of(FlaggedClass.from_json)),
-            taught_share=field(obj, "taught_share", share),
-            shared_epochs=field(obj, "shared_epochs", count),
-            parent=field(obj, "parent", text),
-            epochs=field(obj, "epochs", count),
-            seconds=field(obj, "seconds", amount),
-            seconds_trained=field(obj, "seconds_trained", amount),
-            difference=field(obj, "difference", optional(number)),
-            difference_standard_error=field(obj, "difference_standard_error", optional(amount)),
-            p_value=field(obj, "p_value", optional(share)),
-            error=field(obj, "error", text),
-            # Nothing was pruned before there was this field.
-            pruned_after=field(obj, "pruned_after", count) if "pruned_after" in mapping(obj) else 0,
-        )
+    number: Integer
+    title: Text
+    values: Mapping
+    run: Text
+    score: Fraction | None = None
+    standard_error: Amount | None = None
+    curve: List[Fraction] = ()
+    flagged: List[FlaggedClass] = ()
+    taught_share: Fraction = 0.0
+    shared_epochs: Count = 0
+    parent: Text = ""
+    epochs: Count = 0
+    seconds: Amount = 0.0
+    seconds_trained: Amount = 0.0
+    difference: Number | None = None
+    difference_standard_error: Amount | None = None
+    p_value: Fraction | None = None
+    error: Text = ""
+    pruned_after: Count = 0
 
 
 @dataclass(frozen=True)
-class SearchRecord:
+class SearchRecord(Record):
     """A search and its outcome.
 
     Args:
@@ -134,43 +88,25 @@ class SearchRecord:
         warnings: What to know before the choice is relied on.
     """
 
-    space: tuple[str, ...]
-    sampler: str
-    num_classes: int
-    holdout_samples: int
-    fraction: float
-    trials: tuple[TrialRecord, ...]
-    baselines: tuple[TrialRecord, ...]
-    best: int | None
-    warnings: tuple[str, ...]
+    KIND = "search"
+
+    space: List[Text]
+    sampler: Text
+    num_classes: Count
+    holdout_samples: Count
+    fraction: Fraction
+    trials: List[TrialRecord]
+    baselines: List[TrialRecord]
+    best: Count | None
+    warnings: List[Text]
 
     @property
     def chosen(self) -> TrialRecord | None:
         """The best trial."""
         return next((trial for trial in self.trials if trial.number == self.best), None)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, obj: object) -> SearchRecord:
-        """Rebuild a record from what `to_json` returned.
-
-        Raises:
-            FieldError: A field is missing or of the wrong type, or `best` is none of the trials.
-        """
-        record = cls(
-            space=field(obj, "space", list_of(text)),
-            sampler=field(obj, "sampler", text),
-            num_classes=field(obj, "num_classes", count),
-            holdout_samples=field(obj, "holdout_samples", count),
-            fraction=field(obj, "fraction", share),
-            trials=field(obj, "trials", list_of(TrialRecord.from_json)),
-            baselines=field(obj, "baselines", list_of(TrialRecord.from_json)),
-            best=field(obj, "best", optional(count)),
-            warnings=field(obj, "warnings", list_of(text)),
-        )
-        if record.best is not None and record.chosen is None:
-            raise FieldError("the number of a trial", str(record.best), "best")
-        return record
+    @model_validator(mode="after")
+    def _is_consistent(self) -> SearchRecord:
+        if self.best is not None and self.chosen is None:
+            raise Inconsistent("best", "the number of a trial", self.best)
+        return self

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
 
-from tllm_plugin.runs.fields import FieldError, count, field, integer, list_of, share
-
-KIND = "split"
-VERSION = 1
+from tllm_plugin.runs.records import Count, Fraction, Inconsistent, Integer, List, Record
 
 
 @dataclass(frozen=True)
-class SplitRecord:
+class SplitRecord(Record):
     """The hold-outs of a run and what they were drawn with.
 
     Args:
@@ -23,30 +20,16 @@ class SplitRecord:
         num_classes: C.
     """
 
-    holdout: tuple[int, ...]
-    search_holdout: tuple[int, ...]
-    seed: int
-    fraction: float
-    num_classes: int
+    KIND = "split"
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return asdict(self)
+    holdout: List[Count]
+    search_holdout: List[Count]
+    seed: Integer
+    fraction: Fraction
+    num_classes: Count
 
-    @classmethod
-    def from_json(cls, obj: object) -> SplitRecord:
-        """Rebuild a record from what `to_json` returned.
-
-        Raises:
-            FieldError: A field is missing or of the wrong type, or an index occurs twice.
-        """
-        record = cls(
-            holdout=field(obj, "holdout", list_of(count)),
-            search_holdout=field(obj, "search_holdout", list_of(count)),
-            seed=field(obj, "seed", integer),
-            fraction=field(obj, "fraction", share),
-            num_classes=field(obj, "num_classes", count),
-        )
-        if len({*record.holdout, *record.search_holdout}) != len(record.holdout) + len(record.search_holdout):
-            raise FieldError("disjoint and without repetition", "an index twice", "holdout, search_holdout")
-        return record
+    @model_validator(mode="after")
+    def _is_consistent(self) -> SplitRecord:
+        if len({*self.holdout, *self.search_holdout}) != len(self.holdout) + len(self.search_holdout):
+            raise Inconsistent("holdout, search_holdout", "disjoint and without repetition", "an index twice")
+        return self

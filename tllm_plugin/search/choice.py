@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tllm_plugin.core.evidence import mcnemar_p_value
-from tllm_plugin.core.scores import class_means
+from tllm_plugin.core.predictions import class_means
 
 #: Two-sided; a difference whose p-value is not below this is called noise.
 NOISE_LEVEL = 0.05

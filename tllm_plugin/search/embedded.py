@@ -13,12 +13,12 @@ from yacs.config import CfgNode
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.defaults import default_config
+from tllm_plugin.hosts.extensions import import_words
 from tllm_plugin.hosts.run_spec import RunSpec
 from tllm_plugin.runs.locks import each_under_its_lock, held
 from tllm_plugin.runs.run_folder import RunFolder
-from tllm_plugin.search.follower import Followers
+from tllm_plugin.search.forking import MOST_TRIALS, SECONDS, CheckpointKeeper, Replays
 from tllm_plugin.search.host import SEARCH_FRACTION, Baselines, Watch, override_words, tllm_digest
-from tllm_plugin.search.keeping import MOST_TRIALS, SECONDS, Keeping
 from tllm_plugin.search.shared_prefix import run_sharing
 from tllm_plugin.search.space import TYPE, Dimension, Values, detector_kinds, grid, with_values
 
@@ -38,7 +38,7 @@ class EmbeddedSearch:
         cfg: Checked and frozen. Without a search hold-out it gets one of the size of the detection hold-out.
         space: What is searched.
         checkpoint_every: Epochs between the checkpoints that are kept besides those from which known trials part; 0:
-            as often as `Keeping` does it by itself.
+            as often as `CheckpointKeeper` does it by itself.
         words: The command line's `--cfg FILE KEY VALUE ...`, to say what to do next.
     """
 
@@ -53,7 +53,7 @@ class EmbeddedSearch:
         self.checkpoint_every = checkpoint_every
         self.words = tuple(words)
         self._trials: dict[str, CfgNode] = {}
-        self._followers = Followers()
+        self._replays = Replays()
         self._run_name = job.experiment_name(cfg)[len(cfg.EXPERIMENT.PROJECT) + 1 :]
         beginning = RunSpec.of(self.cfg).beginning_digest(instead=RunSpec.of(default_config()))
         self._name = f"{self._run_name}-search-{beginning}"
@@ -116,17 +116,10 @@ class EmbeddedSearch:
         run = self.run_of(values)
         # Another worker may have drawn the same values.
         with held(self.folder / "locks" / run.log_folder.name):
-            others = [other for other in others if other.path != run.path]
-            cfg, keep = self.trial(values), self._keep(self.trial(values))
-            return run_sharing(
-                baselines.taught,
-                cfg,
-                self.bundle,
-                others=others,
-                watch=watch,
-                keep=keep,
-                followers=self._followers,
-            )
+            recorded = [other for other in (baselines.taught, *others) if other is not None and other.path != run.path]
+            cfg = self.trial(values)
+            keep = self._keep(cfg)
+            return run_sharing(recorded, cfg, self.bundle, watch=watch, keep=keep, replays=self._replays)
 
     def train_final(self, values: Values) -> RunFolder:
         """Return the finished run of the chosen values on everything but the detection hold-out.
@@ -139,17 +132,18 @@ class EmbeddedSearch:
     def next_command(self, values: Values) -> str:
         """Return the shell command that trains the chosen values, as a run with a name of its own."""
         name = {NAME: f"{self._run_name}-chosen-{self._trial_digest(values)}"}
-        return shlex.join(["tllm", "train", *self.words, *override_words({**name, **values}, self._given)])
+        words = [*self.words, *override_words({**name, **values}, self._given)]
+        return shlex.join(["tllm", "train", *import_words(), *words])
 
-    def _task(self, cfg: CfgNode, keep: Keeping | None = None) -> Callable[[int], RunFolder]:
+    def _task(self, cfg: CfgNode, keep: CheckpointKeeper | None = None) -> Callable[[int], RunFolder]:
         """Return what trains a run that is not there, once its lock is held."""
         return lambda _: job.ensure_trained(cfg, self.bundle, keep=keep)
 
-    def _keep(self, cfg: CfgNode) -> Keeping:
+    def _keep(self, cfg: CfgNode) -> CheckpointKeeper:
         """Return what says which checkpoints of a run are kept besides those of `checkpoint_every`."""
         run = RunFolder.inside(job.log_folder(cfg))
         seconds = None if self.checkpoint_every else SECONDS
-        return Keeping(run, cfg, self._waiting, self.bundle.class_names, self._followers, seconds)
+        return CheckpointKeeper(run, cfg, self._waiting, self.bundle.class_names, self._replays, seconds)
 
     def _waiting(self) -> list[CfgNode] | None:
         """Return the trials that are to be trained, with their references; None where that cannot be told now."""

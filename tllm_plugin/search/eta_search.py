@@ -14,11 +14,11 @@ from yacs.config import CfgNode
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import ConfigError, FileFormatError, TLLMError
 from tllm_plugin.runs.curves_file import to_state
-from tllm_plugin.runs.run_folder import RunFolder, write_search
+from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.runs.search_file import FlaggedClass, SearchRecord, TrialRecord
 from tllm_plugin.search.choice import NOISE_LEVEL, compare, estimate
+from tllm_plugin.search.forking import read_fork
 from tllm_plugin.search.host import Baselines, SearchHost, around_digest
-from tllm_plugin.search.parting import shared_with
 from tllm_plugin.search.space import Dimension, Values
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _searched(
     study.work(train)
     record = collect(host, space, study, baselines)
     path = host.folder / f"search-{study.name}.json"
-    write_search(path, record)
+    record.write(path)
     chosen = record.chosen
     if chosen is None:
         failed = "; ".join(trial.error for trial in record.trials if trial.error)
@@ -153,6 +153,8 @@ def check_space(space: Sequence[Dimension], trials: int | None) -> list[str]:
 
 def collect(host: SearchHost, space: Sequence[Dimension], study: SharedStudy, baselines: Baselines) -> SearchRecord:
     """Read what the trials left behind and choose among them."""
+    from optuna.trial import TrialState
+
     trials = []
     for trial in study.finished():
         title, run = f"trial {trial.number}", host.run_of(trial.params)
@@ -160,7 +162,7 @@ def collect(host: SearchHost, space: Sequence[Dimension], study: SharedStudy, ba
             place = os.path.relpath(run.log_folder, host.folder)
             trials.append(TrialRecord(trial.number, title, dict(trial.params), place, error=trial.user_attrs["error"]))
         else:
-            pruned_after = int(trial.user_attrs.get("pruned_after", 0))
+            pruned_after = trial.last_step or 0 if trial.state == TrialState.PRUNED else 0
             trials.append(_describe(host, run, trial.number, title, dict(trial.params), pruned_after))
     others = []
     if baselines.vanilla is not None:
@@ -236,7 +238,7 @@ def _describe(
     # Some hosts write their metrics only in the end.
     seconds = run.read_metrics().seconds_per_epoch if run.metrics_json.exists() else ()
     flags = run.read_flags()
-    shared_epochs, parent = shared_with(run)
+    shared_epochs, parent = read_fork(run)
     epochs = curves.epochs[-1]
     until = [epochs if item.epoch_flagged is None else item.epoch_flagged for item in flags.classes]
     return TrialRecord(

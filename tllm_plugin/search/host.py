@@ -19,16 +19,9 @@ from tllm_plugin.search.space import Dimension, Values, with_values
 SEARCH_FRACTION = "TLLM.HOLDOUT.SEARCH_FRACTION"
 REFERENCE = "TLLM.DETECTOR.REFERENCE"
 
-#: Is shown a trial's search curves after every epoch that it trains; raises `Hopeless` to stop it.
+#: Is shown a trial's search curves after every epoch that it trains; an exception, such as `optuna.TrialPruned`, stops
+#: the run and leaves it resumable.
 Watch = Callable[[Curves], None]
-
-
-class Hopeless(TLLMError):
-    """A trial is stopped after `epoch`, because others did better; its run can be continued."""
-
-    def __init__(self, epoch: int) -> None:
-        super().__init__(f"pruned after epoch {epoch}")
-        self.epoch = epoch
 
 
 @dataclass(frozen=True)
@@ -85,8 +78,8 @@ class SearchHost(Protocol):
             watch: See `Watch`.
 
         Raises:
-            Hopeless: From `watch`. What was trained stays, and the next call goes on from there.
             NonFiniteLossError: The trial diverged.
+            Exception: From `watch`. What was trained stays, and the next call goes on from there.
         """
 
     def train_final(self, values: Values) -> RunFolder:

@@ -11,13 +11,14 @@ from typing import Any
 from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
+from tllm_plugin.hosts.extensions import import_words
 from tllm_plugin.hosts.run_spec import MARKS_OF_OTHER_HOSTS, RunSpec
 from tllm_plugin.runs.atomic import save_torch, write_text
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.search.forking import check_same_but_detector, latest_fork_point, write_fork
 from tllm_plugin.search.host import SEARCH_FRACTION, override_words
-from tllm_plugin.search.parting import latest_parting, note_parting, refuse_other_run, replayed
 from tllm_plugin.search.process import ProcessSearch, Wanted
 from tllm_plugin.search.space import Dimension, Values, with_values
 
@@ -93,19 +94,20 @@ class MdistillerSearch(ProcessSearch):
         cfg, run = self.config(wanted), self.run_named(wanted.name)
         specs = [RunSpec.read(other, MARKS_OF_OTHER_HOSTS) for other in recorded]
         for other, spec in zip(recorded, specs, strict=True):
-            refuse_other_run(other, spec, cfg)
-        best = latest_parting(list(zip(recorded, specs, strict=True)), cfg)
-        if best is None or best.checkpoint is None:
+            check_same_but_detector(other, spec, cfg)
+        point = latest_fork_point(list(zip(recorded, specs, strict=True)), cfg)
+        if point is None:
             return
-        state: Any = load_torch(best.checkpoint, "a checkpoint of mdistiller")
+        state: Any = load_torch(point.checkpoint, "a checkpoint of mdistiller")
         carried = next(value for name, value in state["model"].items() if name.endswith("_extra_state"))["carried"]
-        curves = Curves.from_state(to_state(best.run.read_curves()))
-        watched = carried["curves"]["epochs"].tolist()
-        carried["detector"] = replayed(cfg, best, curves, watched).state_dict()
-        note_parting(run.create(), best)
+        curves = Curves.from_state(to_state(point.run.read_curves()))
+        scored = carried["curves"]["epochs"].tolist()
+        carried["detector"] = point.detector_after(scored, cfg, curves).state_dict()
+        write_fork(run.create(), point.run, point.epochs)
         save_torch(run.log_folder / "latest", state)
-        logger.info("%s shares %d epochs with %s", wanted.name, best.epochs, best.run.log_folder.name)
+        logger.info("%s shares %d epochs with %s", wanted.name, point.epochs, point.run.log_folder.name)
 
     def next_command(self, values: Values) -> str:
         """Return the shell command that trains the chosen values."""
-        return shlex.join(["tllm", "train", "--host", "mdistiller", *self.words, *override_words(values, self._given)])
+        words = [*self.words, *override_words(values, self._given)]
+        return shlex.join(["tllm", "train", *import_words(), "--host", "mdistiller", *words])

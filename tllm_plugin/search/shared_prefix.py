@@ -15,11 +15,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.data_identity import DataIdentity
-from tllm_plugin.core.detectors import Detector
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.checkpoint import read_state, spec_of
@@ -28,38 +28,31 @@ from tllm_plugin.hosts.same_data import check_same_data
 from tllm_plugin.hosts.teaching import flags_record
 from tllm_plugin.runs.atomic import save_torch, write_link
 from tllm_plugin.runs.curves_file import to_state
+from tllm_plugin.runs.flags_file import FlagsRecord
 from tllm_plugin.runs.run_folder import RunFolder
-from tllm_plugin.search.follower import Followers
-from tllm_plugin.search.parting import (
-    latest_parting,
-    note_parting,
-    refuse_other_run,
-    replayed,
-)
+from tllm_plugin.search.forking import Replays, check_same_but_detector, latest_fork_point, write_fork
 
 logger = logging.getLogger(__name__)
 
 
 def run_sharing(
-    base: RunFolder | None,
+    recorded: Sequence[RunFolder],
     cfg: CfgNode,
     bundle: DataBundle | None = None,
     *,
-    others: Sequence[RunFolder] = (),
     watch: Callable[[Curves], None] | None = None,
     keep: job.Keep | None = None,
-    followers: Followers | None = None,
+    replays: Replays | None = None,
 ) -> RunFolder:
     """Train what `cfg` describes, from where it parts from a recorded run; a run that is there is used or continued.
 
     Args:
-        base: A finished run, or None; see `fork`.
+        recorded: See `fork`.
         cfg: Checked and frozen.
         bundle: The data set, if it is in memory already.
-        others: More such runs; the one that shares the most epochs is taken.
         watch: See `job.run`.
         keep: See `job.Keep`.
-        followers: Those that have watched the runs already.
+        replays: Of the search.
 
     Raises:
         ConfigError: Two runs differ in more than their detector and what is done with flagged classes.
@@ -68,29 +61,24 @@ def run_sharing(
     # Its files are not to be replaced by those of an earlier epoch because somebody has removed `latest`.
     if not ((folder / "latest").exists() or RunFolder.inside(folder).is_finished()):
         bundle = bundle or job.load_bundle(cfg)
-        fork(base, cfg, bundle.identity, others=others, followers=followers)
+        fork(recorded, cfg, bundle.identity, replays)
     return job.ensure_trained(cfg, bundle or job.load_bundle(cfg), watch=watch, keep=keep)
 
 
 def fork(
-    base: RunFolder | None,
-    cfg: CfgNode,
-    data: DataIdentity | None = None,
-    *,
-    others: Sequence[RunFolder] = (),
-    followers: Followers | None = None,
+    recorded: Sequence[RunFolder], cfg: CfgNode, data: DataIdentity | None = None, replays: Replays | None = None
 ) -> int:
     """Write the checkpoint from which the run of `cfg` is to be resumed.
 
     Of the shared epochs the new run has curves, flags and checkpoints, but no TensorBoard events.
 
     Args:
-        base: A finished run of the embedded host, with `LOG.SAVE_CHECKPOINT_FREQ` 1 for the most to be shared. Under
-            the detector `none` it can be shared until the first flag, otherwise until the flags first differ. Or None.
+        recorded: Finished runs of the embedded host, with `LOG.SAVE_CHECKPOINT_FREQ` 1 for the most to be shared. A run
+            under the detector `none` can be shared until the first flag, another one until the flags first differ. The
+            first one that shares the most epochs is taken.
         cfg: Checked and frozen.
         data: What it is to be trained on; None if that is known to be the same.
-        others: More such runs; the one that shares the most epochs is taken.
-        followers: Those that have watched the runs already.
+        replays: Of the search.
 
     Returns:
         How many epochs need not be trained. With 0 nothing was written.
@@ -99,45 +87,46 @@ def fork(
         ConfigError: Runs differ in more than their detector and the treatment of flagged classes, or in their data.
     """
     cfg, _ = job.named_reference(cfg, data)
-    for other in (base, *others):
-        if other is not None and data is not None:
-            check_same_data(other.log_folder, other.read_data(), data, "set EXPERIMENT.NAME to search anew")
-    recorded = [(run, spec_of(run)) for run in (base, *others) if run]
-    for run, spec in recorded:
-        refuse_other_run(run, spec, cfg)
-    best = latest_parting(recorded, cfg, followers, _has_best_student)
-    if best is None or best.checkpoint is None:
+    specs = [spec_of(run) for run in recorded]
+    for run, spec in zip(recorded, specs, strict=True):
+        if data is not None:
+            check_same_data(run.log_folder, run.read_data(), data, "set EXPERIMENT.NAME to search anew")
+        check_same_but_detector(run, spec, cfg)
+    point = latest_fork_point(list(zip(recorded, specs, strict=True)), cfg, replays, _has_best_student)
+    if point is None:
         return 0
-    curves = Curves.from_state(to_state(best.run.read_curves()))
-    state = _state_of(best.checkpoint)
+    parent, run = point.run, RunFolder.inside(job.log_folder(cfg)).create()
+    curves = Curves.from_state(to_state(parent.read_curves()))
+    state = _state_of(point.checkpoint)
     carried = state["model"]["_extra_state"]["carried"]
     scored = carried["curves"]["epochs"].tolist()
-    detector = replayed(cfg, best, curves, scored)
+    detector = point.detector_after(scored, cfg, curves)
     carried["detector"] = detector.state_dict()
-    state["model"]["undistillable"] = detector.flags
-    state["config"] = dumped = cfg.dump()
-    run = RunFolder.inside(job.log_folder(cfg)).create()
-    whole = best.epochs == cfg.SOLVER.EPOCHS
-    student = _best_student(best.run, best.epochs)
+    taught = carried["policy"]["weights"] if "policy" in carried else torch.ones(len(detector.flags))
+    state["model"].pop("undistillable", None)  # Of an earlier version.
+    state["model"]["teaching_weights"] = taught.masked_fill(detector.flags, 0.0)
+    state["config"] = cfg.dump()
+    student = _best_student(parent, point.epochs)
     if student.exists():
         write_link(run.student_best_holdout, student)
-    copy_until(best.epochs, best.run.log_folder, run.log_folder)
-    note_parting(run, best)
+    copy_until(point.epochs, parent.log_folder, run.log_folder)
+    write_fork(run, parent, point.epochs)
     # The student first: whoever finds `latest` finds its student as well.
-    weights = best.run.log_folder / f"student_{best.checkpoint.name.removeprefix('epoch_')}"
+    weights = parent.log_folder / f"student_{point.checkpoint.name.removeprefix('epoch_')}"
     write_link(run.log_folder / "student_latest", weights)
     save_torch(run.log_folder / "latest", state)
-    if whole:
+    logger.info("%s shares %d epochs with %s", run.log_folder.name, point.epochs, parent.log_folder.name)
+    names = [item.name for item in parent.read_flags().classes]
+    if point.epochs == cfg.SOLVER.EPOCHS:
         for epoch in curves.epochs[len(scored) :]:
             detector.update(epoch, curves.samples_at(epoch))
-        _finish(run, best.run, cfg, dumped, detector)
-    names = run.log_folder.name, best.epochs, best.run.log_folder.name
-    logger.info("%s shares %d epochs with %s", *names)
-    classes = zip(best.run.read_flags().classes, detector.epoch_flagged.tolist(), strict=True)
-    new = [item.name for item, epoch in classes if epoch == best.epochs]
-    if new and not whole:
-        logger.info("epoch %d: no teacher from now on for %s", best.epochs, ", ".join(new))
-    return best.epochs
+        _finish(run, parent, cfg, flags_record(detector, cfg.TLLM, names, point.epochs))
+        return point.epochs
+    flagged = zip(names, detector.epoch_flagged.tolist(), strict=True)
+    new = [name for name, epoch in flagged if epoch == point.epochs]
+    if new:
+        logger.info("epoch %d: no teacher from now on for %s", point.epochs, ", ".join(new))
+    return point.epochs
 
 
 def _state_of(checkpoint: Path) -> dict[str, Any]:
@@ -163,18 +152,17 @@ def _read_once(checkpoint: Path, *which: int) -> Mapping[str, Any]:
     return read_state(checkpoint)
 
 
-def _finish(run: RunFolder, other: RunFolder, cfg: CfgNode, dumped: str, detector: Detector) -> None:
-    """Leave behind what a run does that equals a finished one in everything but its evidence."""
-    run.write_config(job.described(dumped))
+def _finish(run: RunFolder, parent: RunFolder, cfg: CfgNode, flags: FlagsRecord) -> None:
+    """Write what a run leaves behind that equals a finished one in everything but its flags."""
+    run.write_config(job.described(cfg.dump()))
     tested = cfg.LOG.TEST_FREQ >= 0
-    results = [other.predictions_npz] if tested else []
-    for path in (other.split_json, other.data_json, other.curves_npz, other.search_curves_npz, *results):
+    results = [parent.predictions_npz] if tested else []
+    for path in (parent.split_json, parent.data_json, parent.curves_npz, parent.search_curves_npz, *results):
         if path.exists():
             write_link(run.path / path.name, path)
-    names = [item.name for item in other.read_flags().classes]
-    run.write_flags(flags_record(detector, cfg.TLLM, names, cfg.SOLVER.EPOCHS))
+    run.write_flags(flags)
     # The last: it says that the run is finished.
-    metrics = other.read_metrics()
+    metrics = parent.read_metrics()
     run.write_metrics(metrics if tested else metrics.without_results())
 
 

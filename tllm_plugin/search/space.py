@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 from tllm_plugin.core.detectors import DETECTORS, detector_options
 from tllm_plugin.core.errors import unknown_name
 from tllm_plugin.hosts.config_checks import lookup, merge_options
+from tllm_plugin.hosts.options import CONFIDENCE, FDR, accept_confidence, complement, settle_fdr
 from tllm_plugin.hosts.run_spec import Mark, RunSpec
 from tllm_plugin.hosts.tllm_node import check_tllm
 
@@ -85,7 +86,7 @@ def parse_space(words: Sequence[str], cfg: CfgNode) -> tuple[tuple[Dimension, ..
     Returns:
         The dimensions, and every problem, one sentence each.
     """
-    known = {name: key for key in searchable_keys(cfg) for name in (key, key.rpartition(".")[2])}
+    known = {name: key for key in (*searchable_keys(cfg), CONFIDENCE) for name in (key, key.rpartition(".")[2])}
     dimensions: list[Dimension] = []
     problems: list[str] = []
     for word in words:
@@ -95,7 +96,7 @@ def parse_space(words: Sequence[str], cfg: CfgNode) -> tuple[tuple[Dimension, ..
             problems.append(f"Expected `--space` as KEY=low:high, KEY=low:high:log or KEY=a,b,c, but got {word!r}")
         elif key is None:
             problems.append(unknown_name("--space key", name, {key.rpartition(".")[2] for key in known}))
-        elif any(item.key == key for item in dimensions):
+        elif any(_of_today(item.key) == _of_today(key) for item in dimensions):
             problems.append(f"Expected `{key}` once in the search space, but got it again: {word!r}")
         else:
             dimension, found = _dimension(key, content, cfg)
@@ -114,14 +115,19 @@ def with_values(cfg: CfgNode, values: Mapping[str, Any]) -> CfgNode:
     changed = cfg.clone()
     changed.defrost()
     for key, value in values.items():
-        parent, _, name = key.rpartition(".")
-        lookup(changed, parent)[name] = value
+        parent, _, name = _of_today(key).rpartition(".")
+        lookup(changed, parent)[name] = complement(value) if key == CONFIDENCE else value
     changed.freeze()
     return changed
 
 
+def _of_today(key: str) -> str:
+    """Return the key that a search sets: one that was begun under the old spelling goes on under it."""
+    return FDR if key == CONFIDENCE else key
+
+
 def _dimension(key: str, content: str, cfg: CfgNode) -> tuple[Dimension, list[str]]:
-    default = lookup(cfg, key)
+    default = lookup(cfg, _of_today(key))
     is_number = isinstance(default, int | float) and not isinstance(default, bool)
     if ":" not in content or not is_number:
         values, problems = _read(key, content.split(","), cfg)
@@ -150,11 +156,14 @@ def _read(key: str, texts: Sequence[str], cfg: CfgNode) -> tuple[list[Any], list
     for text in texts:
         changed = cfg.clone()
         changed.defrost()
+        accept_confidence(changed.TLLM)
         found = merge_options(changed, [key, text])
+        value = lookup(changed, key)
+        found = found or settle_fdr(changed.TLLM)
         found = found or [problem for problem in check_tllm(changed) if problem not in known]
         problems += found
         if not found:
-            values.append(lookup(changed, key))
+            values.append(value)
     return values, problems
 
 
@@ -165,9 +174,12 @@ def _without_effect(dimensions: Sequence[Dimension], cfg: CfgNode) -> list[str]:
         return []  # Said already.
     problems = []
     for item in dimensions:
-        node, _, name = item.key.rpartition(".")
+        node, _, name = _of_today(item.key).rpartition(".")
         if node == "TLLM.DETECTOR":
-            used = name == "TYPE" or any(name.lower() in detector_options(kind) for kind in kinds)
+            used = name == "TYPE" or any(
+                name.lower() in detector_options(kind) or name in {option.key for option in DETECTORS[kind].options}
+                for kind in kinds
+            )
         else:
             used = kinds != ("none",) and (name != "LABEL_SMOOTHING" or any(DETECTORS[k].smooths_labels for k in kinds))
         if not used:

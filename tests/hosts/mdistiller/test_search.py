@@ -17,7 +17,8 @@ from tests.hosts.small_images import CLASSES
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.models import create_model
 from tllm_plugin.runs.curves_file import to_state
-from tllm_plugin.runs.run_folder import RunFolder, read_search
+from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.runs.search_file import SearchRecord
 from tllm_plugin.search.choice import estimate
 
 
@@ -33,7 +34,7 @@ def test_search(scratch: Path) -> None:
     done = subprocess.run(command, cwd=scratch, env=environment(scratch), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     (path,) = (scratch / "output" / "p").glob("t-search-*/search-*.json")
-    record = read_search(path)
+    record = SearchRecord.read(path)
     assert [trial.values["TLLM.DETECTOR.ETA"] for trial in record.trials] == [0.9, 0.01]
     assert [item.title for item in record.baselines] == ["vanilla"] and record.holdout_samples == 5 * CLASSES
     for trial in (*record.trials, *record.baselines):

@@ -15,7 +15,7 @@ import pytest
 
 from tllm_plugin.cli.main import build_parser
 from tllm_plugin.hosts.checkouts import patches
-from tllm_plugin.hosts.repdistiller.options import FLAGS
+from tllm_plugin.hosts.repdistiller.flags import tllm_options
 from tllm_plugin.hosts.repdistiller.patching import apply_hunks, patched_imports, read_patches
 
 FOLDER = Path(__file__).resolve().parents[3] / "configs" / "tllm" / "repdistiller"
@@ -47,7 +47,7 @@ def test_syntax_and_the_command_that_runs_it(script: Path) -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_ours_among_the_flags_exist_and_are_unabbreviated(script: Path, tmp_path: Path) -> None:
-    known = {f"--{flag.name}" for flag in FLAGS} | {"--tllm", "--tllm_seed", "--tllm_resume"}
+    known = {f"--{option.flag}" for option in tllm_options().values()} | {"--tllm", "--tllm_seed", "--tllm_resume"}
     found = commands(script, tmp_path)
     used = {word for words in found for word in words if word.startswith("--tllm")}
     assert {"--tllm", "--tllm_reference"} <= used <= known

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.hosts.ported_methods import ported_nodes
+from tllm_plugin.hosts.options import as_node, table
 from tllm_plugin.hosts.repdistiller import METHODS, parse_student, parse_teacher, suffix
 from tllm_plugin.hosts.repdistiller.checkpoint import read_state
 from tllm_plugin.hosts.repdistiller.method_flags import (
     _CID_WEIGHTS,
-    STUDENT_FLAGS,
-    TEACHER_FLAGS,
     student_node,
+    student_options,
     teacher_node,
+    teacher_options,
 )
 from tllm_plugin.hosts.repdistiller.networks import extend_models
 from tllm_plugin.methods import ContextStudent
@@ -72,11 +72,13 @@ def keys(node: Any, prefix: str = "") -> set[str]:
 
 
 def test_every_key_of_the_nodes_has_a_flag(parse: Any, parse_stage: Any) -> None:
-    flags = {flag.key for flag in (*STUDENT_FLAGS, *TEACHER_FLAGS)}
-    assert flags == {f"{name}.{key}" for name, node in ported_nodes().items() for key in keys(node)}
+    options, defaults = {**student_options(), **teacher_options()}, as_node(table())
+    nodes = {name: defaults[name] for name in ("SRRL", "CID", "SFTN")}
+    assert set(options) == {f"{name}.{key}" for name, node in nodes.items() for key in keys(node)}
+    assert len({option.flag for option in options.values()}) == len(options)
     for method in METHODS:
-        assert student_node(parse("--distill", method)) == {**ported_nodes()}
-    assert ported_nodes()["SFTN"] == teacher_node(parse_stage("--sftn", "--model_s", "resnet20")).SFTN
+        assert student_node(parse("--distill", method)) == {name: nodes[name] for name in ("SRRL", "CID")}
+    assert nodes["SFTN"] == teacher_node(parse_stage("--sftn", "--model_s", "resnet20")).SFTN
 
 
 @pytest.mark.parametrize(

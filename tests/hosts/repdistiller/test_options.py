@@ -13,8 +13,9 @@ import torch
 
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.repdistiller import parse_student, parse_teacher, suffix
+from tllm_plugin.hosts.repdistiller.flags import tllm_options
 from tllm_plugin.hosts.repdistiller.networks import EXTRA_MODELS, PHOTOGRAPH_MODELS, create_listed
-from tllm_plugin.hosts.repdistiller.options import FLAGS, errors_name_flags, node_of
+from tllm_plugin.hosts.repdistiller.options import errors_name_flags, node_of
 from tllm_plugin.hosts.tllm_node import tllm_node
 from tllm_plugin.models import create_model
 
@@ -53,7 +54,7 @@ def keys(node: Any, prefix: str = "") -> set[str]:
 
 def test_every_key_of_the_node_has_a_flag() -> None:
     # The other two choose an inner distiller and a loop, which here are the host's own flags.
-    assert {flag.key for flag in FLAGS} == keys(tllm_node()) - {"DISTILLER", "TRAINER"}
+    assert set(tllm_options()) == {f"TLLM.{key}" for key in keys(tllm_node()) - {"DISTILLER", "TRAINER"}}
 
 
 def test_defaults_are_the_nodes(monkeypatch: pytest.MonkeyPatch, teacher: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +14,13 @@ from torch import nn
 
 from tests.hosts.repdistiller.lists import Lists, make_lists
 from tests.hosts.repdistiller.stand_in import reference_epoch, stand_in
+from tllm_plugin.analysis.loaded_run import load_run
+from tllm_plugin.analysis.results import change_between
+from tllm_plugin.cli import main
 from tllm_plugin.core.errors import ConfigError, FileFormatError
-from tllm_plugin.hosts.config_checks import lookup
 from tllm_plugin.hosts.repdistiller import Run
+from tllm_plugin.hosts.repdistiller.flags import tllm_options
 from tllm_plugin.hosts.repdistiller.images import FolderImages
-from tllm_plugin.hosts.repdistiller.options import FLAGS
-from tllm_plugin.hosts.tllm_node import tllm_node
 from tllm_plugin.runs.run_folder import RunFolder
 
 CLASSES, PER_CLASS = 6, 12
@@ -41,7 +43,7 @@ def loaders(kind: str) -> tuple[Any, Any]:
 
 
 def prepared(folder: Path, kind: str = "crd", **changes: Any) -> tuple[Lists, Any]:
-    defaults = {flag.name: lookup(tllm_node(), flag.key) for flag in FLAGS}
+    defaults = {str(option.flag): option.default for option in tllm_options().values()}
     torch.manual_seed(0)
     np.random.seed(0)
     options = {"tllm": True, "tllm_resume": False, "tllm_seed": None, "epochs": 2, "save_folder": str(folder)}
@@ -119,6 +121,28 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
     best = torch.load(folder.student_best_holdout, weights_only=True)
     assert set(best["model"]) == set(lists.modules[0].state_dict())
     assert "tllm_detector: fixed" in folder.config_yaml.read_text()
+
+
+def test_every_prediction_is_kept_and_runs_are_compared_image_by_image(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("vanilla", "kd")]
+    for folder, alpha in zip(folders, (0.0, 0.9), strict=True):
+        lists, options = prepared(folder, "kd", alpha=alpha)
+        train(lists, options, stop_after=1)
+        run = RunFolder.inside(folder)
+        assert not run.read_metrics().finished and not run.predictions_npz.exists()
+        lists, options = prepared(folder, "kd", alpha=alpha, tllm_resume=True)
+        train(lists, options)
+        _, val_loader = loaders("kd")
+        with torch.no_grad():
+            expected = torch.cat([lists.modules[0].eval()(image).argmax(1) for image, _ in val_loader])
+        found = run.read_predictions()
+        assert found.prediction.equal(expected) and found.labels.tolist() == val_loader.dataset.targets
+        assert run.has_results() and found.num_classes == CLASSES
+    vanilla, kd = (load_run(folder).result for folder in folders)
+    assert change_between(vanilla, kd).paired
+    shown = tmp_path / "compared.json"
+    assert main(["compare", *map(str, folders), "--json", str(shown)]) == 0
+    assert json.loads(shown.read_text())["methods"][0]["paired_by_image"] is True
 
 
 def test_a_learning_rate_of_numpys_does_not_get_into_the_checkpoint(tmp_path: Path) -> None:

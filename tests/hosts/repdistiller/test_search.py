@@ -8,7 +8,7 @@ from tests.hosts.repdistiller.conftest import environment
 from tests.hosts.repdistiller.processes import only_run, python
 from tests.hosts.repdistiller.test_scripts import SHORT, images, teacher
 from tests.hosts.small_images import CLASSES
-from tllm_plugin.runs.run_folder import read_search
+from tllm_plugin.runs.search_file import SearchRecord
 
 NAIVE = (
     "--tllm_score",
@@ -31,7 +31,7 @@ def test_search(scratch: Path, tmp_path: Path) -> None:
     words = ("-m", "tllm_plugin", "search", "--host", "repdistiller", "--eta", "0.9", "0.01", "--no-baseline", "--")
     done = python(tmp_path / "work", environment(scratch), *words, *host, *own)
     (path,) = (tmp_path / "work" / "save" / "tllm_search").glob("*/search-*.json")
-    record = read_search(path)
+    record = SearchRecord.read(path)
     assert [trial.values["TLLM.DETECTOR.ETA"] for trial in record.trials] == [0.9, 0.01]
     assert [item.title for item in record.baselines] == ["vanilla"] and record.holdout_samples == 5 * CLASSES
     for trial in (*record.trials, *record.baselines):

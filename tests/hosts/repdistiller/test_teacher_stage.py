@@ -15,12 +15,12 @@ from tests.hosts.repdistiller.stand_in import stand_in
 from tllm_plugin.core.errors import NonFiniteLossError
 from tllm_plugin.hosts.repdistiller import TeacherStage
 from tllm_plugin.hosts.repdistiller.contracts import as_featured
-from tllm_plugin.hosts.repdistiller.method_flags import TEACHER_FLAGS
+from tllm_plugin.hosts.repdistiller.method_flags import teacher_options
 
 
 def sftn_options(**changes: Any) -> SimpleNamespace:
     defaults = {"sftn_T": 1.0, "sftn_ce_weight": 1.0, "sftn_kl_weight": 3.0, "sftn_branch_ce_weight": 1.0}
-    assert set(defaults) == {flag.name for flag in TEACHER_FLAGS}
+    assert set(defaults) == {option.flag for option in teacher_options().values()}
     return SimpleNamespace(**{"sftn": True, "model_s": "resnet8", "print_freq": 100, **defaults, **changes})
 
 
@@ -65,7 +65,7 @@ def test_a_loss_that_is_not_finite_stops_the_stage() -> None:
     """The host's loader for teachers does not say which rows a batch holds."""
     torch.manual_seed(0)
     teacher = stand_in().model_dict["resnet14"](num_classes=NUM_CLASSES)
-    options = sftn_options(sftn_ce_weight=float("inf"))
+    options = sftn_options(sftn_ce_weight=1e39)
     stage = TeacherStage(options, teacher)
     rest = (nn.CrossEntropyLoss(), torch.optim.SGD(stage.parameters(), lr=0.05), options)
     with pytest.raises(NonFiniteLossError, match=r"loss_ce = inf.* in epoch 2, step 1 of this process; try a lower"):

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from tllm_plugin.core.arguments import as_flags, whole_number
 from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.options import WithOptions
+from tllm_plugin.core.predictions import Predictions, class_sums
 from tllm_plugin.core.registry import Registry
-from tllm_plugin.core.scores import SampleScores, class_sums
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,19 @@ class Evidence:
         return cls(*(torch.full((num_classes,), torch.nan, dtype=torch.float64) for _ in range(3)))
 
 
-class Detector(ABC):
+class Detector(WithOptions, ABC):
     """Decides, epoch by epoch, which classes are undistillable. Flags are never taken back.
 
-    A subclass implements `judge`, lists the tensors it needs from one epoch to the next in `memory`, and is
-    registered by name. Its constructor takes `num_classes` and any of the options of `create_detector`.
+    A subclass implements `judge`, declares its `options`, lists the tensors it needs from one epoch to the next in
+    `memory`, and is registered by name. Its constructor may also ask for what the run knows: `total_epochs`; the
+    `reference` run's curves, with `needs_reference`; the indices of the `classes` that the user lists.
 
     Args:
         num_classes: C.
+        options: Values of what the class lists in `options`.
+
+    Raises:
+        ConfigError: An option is unknown or out of range.
     """
 
     #: Whether flagged rows get the configured label smoothing; ESKD stops teaching and smooths nothing.
@@ -54,7 +60,8 @@ class Detector(ABC):
     #: Whether the detector looks at agreement with the teacher.
     needs_teacher = False
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, **options: Any) -> None:
+        self.set_options(options)
         self.num_classes = whole_number("num_classes", num_classes, 1)
         self.flags = torch.zeros(num_classes, dtype=torch.bool)
         #: (C,) int64, the epoch after which a class was flagged; 0 = before training, -1 = not flagged.
@@ -68,14 +75,14 @@ class Detector(ABC):
         self.memory: dict[str, Tensor] = {}
 
     @abstractmethod
-    def judge(self, epoch: int, samples: SampleScores) -> tuple[Tensor, Evidence]:
+    def judge(self, epoch: int, samples: Predictions) -> tuple[Tensor, Evidence]:
         """Return the classes to flag after `epoch`, (C,) bool, and the evidence about every class."""
 
     def reason(self) -> str:
         """Say in one sentence why a class that is not flagged is not."""
         return "no class met the rule"
 
-    def update(self, epoch: int, samples: SampleScores) -> Tensor:
+    def update(self, epoch: int, samples: Predictions) -> Tensor:
         """Judge all classes after an epoch.
 
         Args:
@@ -159,12 +166,12 @@ _OPEN = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 
 def detector_options(name: str) -> tuple[str, ...]:
-    """Return the options that the constructor of a registered detector names, sorted.
+    """Return the names of all that a registered detector is made with besides `num_classes`, sorted.
 
     >>> detector_options("after")
     ('after_fraction', 'total_epochs')
     """
-    return tuple(sorted(_parameters(name)))
+    return tuple(sorted({*_parameters(name), *(option.name for option in DETECTORS[name].options)}))
 
 
 def options_for(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,7 +180,7 @@ def options_for(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     >>> options_for("after", {"total_epochs": 10, "eta": 0.05})
     {'total_epochs': 10}
     """
-    known = set(_parameters(name))
+    known = detector_options(name)
     return {option: value for option, value in options.items() if option in known or _takes_any(name)}
 
 
@@ -183,22 +190,22 @@ def create_detector(name: str, num_classes: int, **options: Any) -> Detector:
     Args:
         name: A registered name.
         num_classes: C.
-        options: `total_epochs, score, eta, confidence, warmup_epochs, smoothing, reference, classes, after_fraction`,
-            or whatever a detector of the user's own takes; see the classes. `options_for` picks a detector's from those
-            of several.
+        options: See `detector_options`. `options_for` picks a detector's from those of several.
 
     Raises:
         ConfigError: Unknown name, an option that the detector does not take, lacks, or that is out of range.
     """
-    known = _parameters(name)
+    known, parameters = detector_options(name), _parameters(name)
     unknown = [option for option in options if option not in known]
     if unknown and not _takes_any(name):
         raise ConfigError(
-            f"Expected options of the detector `{name}` to be among {', '.join(sorted(known)) or 'none'}, but got "
+            f"Expected options of the detector `{name}` to be among {', '.join(known) or 'none'}, but got "
             f"{', '.join(unknown)}"
         )
     missing = [
-        option for option in sorted(known) if option not in options and known[option].default is inspect.Parameter.empty
+        option
+        for option, parameter in sorted(parameters.items())
+        if option not in options and parameter.default is inspect.Parameter.empty
     ]
     if missing:
         raise ConfigError(f"Expected the detector `{name}` to be given {', '.join(missing)}")
@@ -211,5 +218,7 @@ def _parameters(name: str) -> dict[str, inspect.Parameter]:
 
 
 def _takes_any(name: str) -> bool:
-    parameters = inspect.signature(DETECTORS[name]).parameters.values()
-    return any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters)
+    kind = DETECTORS[name]
+    if kind.options or kind.__init__ is Detector.__init__:
+        return False
+    return any(item.kind is inspect.Parameter.VAR_KEYWORD for item in inspect.signature(kind).parameters.values())

@@ -8,7 +8,7 @@ from tllm_plugin.core.detectors.base import DETECTORS, Evidence
 from tllm_plugin.core.detectors.sequential import SequentialDetector
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.evidence import robust_deviation
-from tllm_plugin.core.scores import SampleScores
+from tllm_plugin.core.predictions import Predictions
 
 
 @DETECTORS.register("imitation")
@@ -36,7 +36,7 @@ class ImitationDetector(SequentialDetector):
     def spread(self, deviations: Tensor, variance: Tensor) -> Tensor:
         return robust_deviation(deviations)
 
-    def judge(self, epoch: int, samples: SampleScores) -> tuple[Tensor, Evidence]:
+    def judge(self, epoch: int, samples: Predictions) -> tuple[Tensor, Evidence]:
         if samples.agree is None:
             raise ConfigError("Expected a teacher for the detector `imitation`, but got a distiller without one")
         repeated = self.smooth("repeated", (samples.agree & ~samples.correct).float())

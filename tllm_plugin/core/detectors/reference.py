@@ -11,7 +11,7 @@ from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors.base import DETECTORS, Evidence
 from tllm_plugin.core.detectors.sequential import SequentialDetector
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.core.scores import SampleScores
+from tllm_plugin.core.predictions import Predictions
 
 
 @DETECTORS.register("reference")
@@ -24,6 +24,7 @@ class ReferenceDetector(SequentialDetector):
     Args:
         num_classes: C.
         reference: Curves of a vanilla run with the same hold-out, at least as many epochs and the same schedule.
+        total_epochs: Epochs of the run.
         options: As `SequentialDetector`.
 
     Raises:
@@ -32,30 +33,8 @@ class ReferenceDetector(SequentialDetector):
 
     needs_reference = True
 
-    def __init__(
-        self,
-        num_classes: int,
-        *,
-        reference: Curves,
-        total_epochs: int,
-        score: str = "accuracy",
-        eta: float = 0.05,
-        confidence: float = 0.95,
-        warmup_epochs: int = 10,
-        smoothing: float = 0.6,
-    ) -> None:
-        options: dict[str, Any] = {
-            "score": score,
-            "eta": eta,
-            "confidence": confidence,
-            "smoothing": smoothing,
-        }
-        super().__init__(
-            num_classes,
-            total_epochs=total_epochs,
-            warmup_epochs=warmup_epochs,
-            **options,
-        )
+    def __init__(self, num_classes: int, *, reference: Curves, total_epochs: int, **options: Any) -> None:
+        super().__init__(num_classes, total_epochs=total_epochs, **options)
         if not isinstance(reference, Curves):
             raise ConfigError(f"Expected `reference` to be Curves of a vanilla run, but got {type(reference).__name__}")
         if reference.num_classes != num_classes:
@@ -72,11 +51,11 @@ class ReferenceDetector(SequentialDetector):
         # Once: a long history takes a while to digest, and every checkpoint names it.
         self._digest = reference.digest()
 
-    def judge(self, epoch: int, samples: SampleScores) -> tuple[Tensor, Evidence]:
+    def judge(self, epoch: int, samples: Predictions) -> tuple[Tensor, Evidence]:
         if not samples.labels.equal(self.reference.labels):
             raise ConfigError("Expected the reference run to be scored on the same hold-out, but the samples differ")
         vanilla = self.reference.samples_at(epoch)
-        behind = self.smooth("behind", self.score(vanilla) - self.score(samples))
+        behind = self.smooth("behind", self.scores(vanilla) - self.scores(samples))
         return self.weigh(epoch, behind, vanilla.correct, samples)
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tllm_plugin.core.arguments import as_indices, number_in, whole_number
+from tllm_plugin.core.arguments import as_indices, whole_number
 from tllm_plugin.core.detectors.base import DETECTORS, Detector, Evidence
-from tllm_plugin.core.scores import SampleScores
+from tllm_plugin.core.options import Option, number_in
+from tllm_plugin.core.predictions import Predictions
 
 
 class _Scheduled(Detector):
-    def judge(self, epoch: int, samples: SampleScores) -> tuple[Tensor, Evidence]:
+    def judge(self, epoch: int, samples: Predictions) -> tuple[Tensor, Evidence]:
         return self.due(epoch), Evidence.none(self.num_classes)
 
     def due(self, epoch: int) -> Tensor:
@@ -50,18 +51,21 @@ class AfterDetector(_Scheduled):
     Args:
         num_classes: C.
         total_epochs: Epochs of the run.
-        after_fraction: Share of the epochs that are taught, in [0, 1]; the paper searches 0.7, 0.8, 0.9, 0.95.
+        options: See `options`; the paper searches 0.7, 0.8, 0.9, 0.95.
 
     Source: appendix F.4, Table 11 (stopping *during* distillation).
     """
 
     smooths_labels = False
+    options = (
+        Option("after_fraction", 0.8, number_in(0, 1), "of after: share of epochs that teach", flag="tllm_after"),
+    )
+    after_fraction: float
 
-    def __init__(self, num_classes: int, *, total_epochs: int, after_fraction: float = 0.8) -> None:
-        super().__init__(num_classes)
-        after_fraction = number_in("after_fraction", after_fraction, 0, 1)
+    def __init__(self, num_classes: int, *, total_epochs: int, **options: Any) -> None:
+        super().__init__(num_classes, **options)
         total_epochs = whole_number("total_epochs", total_epochs, 1)
-        self.last_taught_epoch = math.floor(after_fraction * total_epochs + 0.5)
+        self.last_taught_epoch = math.floor(self.after_fraction * total_epochs + 0.5)
         self._flag(self.due(0), epoch=0)
 
     def due(self, epoch: int) -> Tensor:

@@ -12,10 +12,12 @@ classes e-BH controls the false discovery rate.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from tllm_plugin.core.arguments import number_in, whole_number
+from tllm_plugin.core.arguments import whole_number
 from tllm_plugin.core.detectors.base import Detector, Evidence
 from tllm_plugin.core.evidence import (
     betting_e_value,
@@ -25,7 +27,9 @@ from tllm_plugin.core.evidence import (
     robust_deviation,
     sampling_variance,
 )
-from tllm_plugin.core.scores import SCORES, SampleScores, Score, class_means
+from tllm_plugin.core.options import INSIDE, SHARE, Option, count_in, number_in, one_of
+from tllm_plugin.core.predictions import Predictions, class_means
+from tllm_plugin.core.scores import SCORES
 
 _MAX_MARGIN = 0.95
 
@@ -36,12 +40,8 @@ class SequentialDetector(Detector):
     Args:
         num_classes: C.
         total_epochs: Epochs of the run.
-        score: Registered score that classes are judged by.
-        eta: Threshold on the drop, a fraction of the score, in (0, 1): 0.05 is 5 points of accuracy.
-        confidence: 1 - false discovery rate, in (0, 1); 0 asks for no evidence and flags every smoothed drop of more
-            than eta and what all classes share (the naive rule, which flags nearly everything sooner or later).
-        warmup_epochs: Epochs at the start that are not judged.
-        smoothing: Weight of the past in the exponential mean over epochs, in [0, 1).
+        options: See `options`. With `fdr` 1 no evidence is asked for, and every smoothed drop of more than eta and what
+            all classes share is flagged (the naive rule, which flags nearly everything sooner or later).
 
     Raises:
         ConfigError: An option is out of range.
@@ -52,24 +52,26 @@ class SequentialDetector(Detector):
     #: What a class is flagged for.
     offence = "fell more than eta = {eta:g} behind"
 
-    def __init__(
-        self,
-        num_classes: int,
-        *,
-        total_epochs: int,
-        score: str = "accuracy",
-        eta: float = 0.05,
-        confidence: float = 0.95,
-        warmup_epochs: int = 10,
-        smoothing: float = 0.6,
-    ) -> None:
-        super().__init__(num_classes)
-        self.score: Score = SCORES[score]
-        self.eta = number_in("eta", eta, 0, 1, open_low=True, open_high=True)
-        self.confidence = number_in("confidence", confidence, 0, 1, open_high=True)
-        self.warmup_epochs = whole_number("warmup_epochs", warmup_epochs, 0)
-        self.smoothing = number_in("smoothing", smoothing, 0, 1, open_high=True)
+    options = (
+        Option("score", "accuracy", one_of(SCORES), "what a class is judged by on the hold-out"),
+        Option("eta", 0.05, INSIDE, "how far a class may fall behind, as a fraction of accuracy"),
+        Option("fdr", 0.05, number_in(0, 1, open_low=True), "false discovery rate of the flags; 1 for the naive rule"),
+        Option("warmup_epochs", 10, count_in(0), "epochs before the first flag", flag="tllm_warmup"),
+        Option("smoothing", 0.6, SHARE, "smoothing of the teaching curves over epochs", flag="tllm_curve_smoothing"),
+    )
+    score: str
+    eta: float
+    fdr: float
+    warmup_epochs: int
+    smoothing: float
+
+    def __init__(self, num_classes: int, *, total_epochs: int, **options: Any) -> None:
+        super().__init__(num_classes, **options)
         self.total_epochs = whole_number("total_epochs", total_epochs, 1)
+
+    def scores(self, samples: Predictions) -> Tensor:
+        """Return what the samples are judged by, (n,) float32."""
+        return SCORES[self.score](samples)
 
     def smooth(self, name: str, value: Tensor) -> Tensor:
         """Return the exponential mean of `value` over the epochs so far and remember it under `name`."""
@@ -83,7 +85,7 @@ class SequentialDetector(Detector):
         epoch: int,
         differences: Tensor,
         before: Tensor,
-        samples: SampleScores,
+        samples: Predictions,
         *,
         choices: int = 1,
     ) -> tuple[Tensor, Evidence]:
@@ -115,9 +117,9 @@ class SequentialDetector(Detector):
         evidence = Evidence(drop=drop - shared, p_value=p_value, e_value=total)
         if epoch <= self.warmup_epochs:
             return torch.zeros(self.num_classes, dtype=torch.bool), evidence
-        if self.confidence == 0.0:
+        if self.fdr == 1.0:
             return drop > self.eta + shared, evidence
-        return e_benjamini_hochberg(total, 1.0 - self.confidence), evidence
+        return e_benjamini_hochberg(total, self.fdr), evidence
 
     def spread(self, deviations: Tensor, variance: Tensor) -> Tensor:
         """Return how much the unflagged classes' drops differ, 0-dim: what the sampling of a hold-out does not explain.
@@ -131,10 +133,10 @@ class SequentialDetector(Detector):
 
     def reason(self) -> str:
         offence = f"no class {self.offence.format(eta=self.eta)}"
-        if self.confidence == 0.0:
+        if self.fdr == 1.0:
             return offence
         strongest = float(self.evidence.e_value.nan_to_num(0.0).max())
         return (
-            f"{offence} with evidence that holds at confidence {self.confidence:g} (the strongest e-value is "
-            f"{strongest:.3g}, {self.num_classes / (1.0 - self.confidence):,.0f} is needed for a single class)"
+            f"{offence} with evidence that holds at a false discovery rate of {self.fdr:g} (the strongest e-value is "
+            f"{strongest:.3g}, {self.num_classes / self.fdr:,.0f} is needed for a single class)"
         )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tllm_plugin.core.detectors.base import DETECTORS, Evidence
 from tllm_plugin.core.detectors.sequential import SequentialDetector
-from tllm_plugin.core.scores import SampleScores, class_means
+from tllm_plugin.core.predictions import Predictions, class_means
 
 
 @DETECTORS.register("teaching_curve")
@@ -20,8 +20,8 @@ class TeachingCurveDetector(SequentialDetector):
     their number to make up for that choice, so that small hold-outs rarely give enough evidence at high confidence.
     """
 
-    def judge(self, epoch: int, samples: SampleScores) -> tuple[Tensor, Evidence]:
-        smoothed = self.smooth("smoothed", self.score(samples))
+    def judge(self, epoch: int, samples: Predictions) -> tuple[Tensor, Evidence]:
+        smoothed = self.smooth("smoothed", self.scores(samples))
         curve = class_means(smoothed, samples.labels, self.num_classes)
         best = self.memory.get("best", torch.full((self.num_classes,), -1.0, dtype=torch.float64))
         improved = curve > best

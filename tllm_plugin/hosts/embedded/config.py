@@ -10,30 +10,21 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
+from tllm_plugin.core.options import Check, at_least, count_in, more_than, number_in, one_of
 from tllm_plugin.data import DATA_SETS
 from tllm_plugin.data.class_order import NATURAL
 from tllm_plugin.hosts.class_lists import list_problems
-from tllm_plugin.hosts.config_checks import (
-    Rule,
-    at_least,
-    check,
-    count_in,
-    merge_file,
-    merge_options,
-    more_than,
-    number_in,
-    one_of,
-    refuse,
-)
+from tllm_plugin.hosts.config_checks import lookup, merge_file, merge_options, refuse, shown
 from tllm_plugin.hosts.config_files import find_config
 from tllm_plugin.hosts.config_values import check_names, check_values, expand_paths
 from tllm_plugin.hosts.embedded import job  # noqa: F401 (it registers the trainer and the distiller of TLLM)
 from tllm_plugin.hosts.embedded.buildable import buildable
-from tllm_plugin.hosts.embedded.defaults import default_config
+from tllm_plugin.hosts.embedded.defaults import default_config, method_options
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
 from tllm_plugin.hosts.embedded.networks import trained_model
 from tllm_plugin.hosts.embedded.trainer import trainer_dict
-from tllm_plugin.hosts.ported_methods import check_sftn, ported_rules
+from tllm_plugin.hosts.options import accept_confidence, check_options, settle_fdr
+from tllm_plugin.hosts.ported_methods import check_methods, check_sftn
 from tllm_plugin.hosts.tllm_node import check_tllm
 from tllm_plugin.models import is_model, model_names
 
@@ -42,7 +33,6 @@ _NOT_INNER = {"TLLM", "NONE", "SFTN"}
 PRECISIONS = ("float32", "bfloat16")
 #: Far beyond what anybody trains; more is a slip, and would end in want of memory or not at all.
 MOST_EPOCHS, MOST_ROWS, MOST_WORKERS, LARGEST_IMAGE = 1_000_000, 2**31 - 1, 1024, 8192
-_LARGEST_PROBE = 1024
 _LARGEST_RATE = 3e38  # In float32.
 
 
@@ -53,7 +43,9 @@ def load_config(path: str | os.PathLike[str], options: Sequence[str] = ()) -> Cf
         ConfigError: One line per problem.
     """
     cfg = default_config()
-    problems = merge_file(cfg, Path(find_config(os.fspath(path)))) + merge_options(cfg, options) + expand_paths(cfg)
+    accept_confidence(cfg.TLLM)
+    problems = merge_file(cfg, Path(find_config(os.fspath(path)))) + merge_options(cfg, options)
+    problems += settle_fdr(cfg.TLLM) + expand_paths(cfg)
     refuse(problems + check_config(cfg))
     cfg.freeze()
     return cfg
@@ -61,7 +53,7 @@ def load_config(path: str | os.PathLike[str], options: Sequence[str] = ()) -> Cf
 
 def check_config(cfg: CfgNode) -> list[str]:
     """Return every problem of a config, one sentence each, without reading data or training."""
-    rules: dict[str, Rule] = {
+    rules: dict[str, Check] = {
         "DATASET.TYPE": one_of(DATA_SETS),
         "DATASET.IMAGE_SIZE": count_in(0, LARGEST_IMAGE),
         "DATASET.NUM_WORKERS": count_in(0, MOST_WORKERS),
@@ -88,19 +80,13 @@ def check_config(cfg: CfgNode) -> list[str]:
         "LOG.SAVE_CHECKPOINT_FREQ": at_least(1),
         "LOG.SAVE_SECONDS": at_least(0),
         "LOG.TEST_FREQ": at_least(-1),
-        "KD.TEMPERATURE": more_than(0),
-        "KD.LOSS.CE_WEIGHT": at_least(0),
-        "KD.LOSS.KD_WEIGHT": at_least(0),
-        "AT.P": at_least(1),
-        "AT.LOSS.CE_WEIGHT": at_least(0),
-        "AT.LOSS.FEAT_WEIGHT": at_least(0),
-        "FITNET.HINT_LAYER": at_least(0),
-        "FITNET.INPUT_SIZE": _image_size,
-        "FITNET.LOSS.CE_WEIGHT": at_least(0),
-        "FITNET.LOSS.FEAT_WEIGHT": at_least(0),
-        **ported_rules(),
     }
-    problems = check(cfg, rules) + check_tllm(cfg) + check_sftn(cfg)
+    problems = [
+        f"Expected `{key}` to be {expected}, but got {shown(lookup(cfg, key))}"
+        for key, rule in rules.items()
+        if (expected := rule(lookup(cfg, key))) is not None
+    ]
+    problems += check_options(cfg, method_options()) + check_methods(cfg) + check_tllm(cfg) + check_sftn(cfg)
     stages = cfg.SOLVER.LR_DECAY_STAGES
     if any(isinstance(value, bool) or not isinstance(value, int) or value < 0 for value in stages):
         problems.append(f"Expected `SOLVER.LR_DECAY_STAGES` to be a list of epochs, but got {stages!r}")
@@ -169,8 +155,3 @@ def _model_name(value: str) -> str | None:
 
 def _device_name(value: str) -> str | None:
     return None if re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,2})?", value) else "auto, cpu, mps, cuda or cuda:N"
-
-
-def _image_size(value: Sequence[object]) -> str | None:
-    fine = len(value) == 2 and all(type(side) is int and 0 < side <= _LARGEST_PROBE for side in value)
-    return None if fine else f"two positive whole numbers, at most {_LARGEST_PROBE}"

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from yacs.config import CfgNode
 
-from tllm_plugin.hosts.ported_methods import ported_nodes
-from tllm_plugin.hosts.tllm_node import tllm_node
+from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.options import Option
+from tllm_plugin.hosts.embedded.distillers import OWN, distiller_dict
+from tllm_plugin.hosts.options import as_node, table, under
+from tllm_plugin.hosts.ported_methods import builder
+from tllm_plugin.methods import METHODS
 
 
 def default_config() -> CfgNode:
@@ -55,15 +59,17 @@ def default_config() -> CfgNode:
     cfg.LOG.SAVE_SECONDS = 0.0  # at least this long between writing a run's files; 0: after every epoch
     cfg.LOG.TEST_FREQ = 1  # epochs between looks at the test data; 0: only after the last one, -1: never
 
-    cfg.KD = CfgNode({"TEMPERATURE": 4.0})
-    cfg.KD.LOSS = CfgNode({"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9})
-    cfg.AT = CfgNode({"P": 2.0})
-    cfg.AT.LOSS = CfgNode({"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1000.0})
-    cfg.FITNET = CfgNode({"HINT_LAYER": 2, "INPUT_SIZE": (32, 32)})
-    cfg.FITNET.LOSS = CfgNode({"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 100.0})
-
-    for name, node in ported_nodes().items():
-        cfg[name] = node
-
-    cfg.TLLM = tllm_node()
+    cfg.update(as_node(method_options()))
+    ours = as_node(table())
+    if taken := set(ours) & set(cfg):
+        raise ConfigError(f"Expected methods that are not named as sections of the config are, but got {min(taken)}")
+    cfg.update(ours)
+    # As a method has its node from now on, it has its name, too.
+    for name in METHODS:
+        distiller_dict.register(name)(builder(name))
     return cfg
+
+
+def method_options() -> dict[str, Option]:
+    """Return the options of the distillers that this host alone has, by full key."""
+    return {key: option for name, kind in OWN.items() for key, option in under(name, kind.options).items()}

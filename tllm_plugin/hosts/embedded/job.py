@@ -19,6 +19,7 @@ from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.data_identity import DataIdentity, training_difference
 from tllm_plugin.core.detectors import DETECTORS, Detector
 from tllm_plugin.core.errors import ConfigError, DataError, TLLMError
+from tllm_plugin.core.predictions import predict
 from tllm_plugin.data import DataBundle, load_data
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.adapter import Host, make_distiller_factory, make_trainer_factory
@@ -29,9 +30,8 @@ from tllm_plugin.hosts.embedded.batch_norm import least_rows, synchronise_batch_
 from tllm_plugin.hosts.embedded.checkpoint import check_same_run, read_checkpoint
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.embedded.device import autocast, choose_device
-from tllm_plugin.hosts.embedded.distillers import Vanilla, distiller_dict
-from tllm_plugin.hosts.embedded.evaluation import batches_of_test_set, score_test_set
-from tllm_plugin.hosts.embedded.late_test import ensure_tested
+from tllm_plugin.hosts.embedded.distillers import distiller_dict
+from tllm_plugin.hosts.embedded.late_test import batches_of_test_set, ensure_tested
 from tllm_plugin.hosts.embedded.networks import load_network, make_network, show_as_recorded
 from tllm_plugin.hosts.embedded.planting import PlantedTeacher
 from tllm_plugin.hosts.embedded.reproducible import reproducible
@@ -366,8 +366,8 @@ def _tell_if_at_chance(teacher: nn.Module, name: str, cfg: CfgNode, bundle: Data
     """Warn if a teacher knows nothing of some of the images that it is to teach."""
     rows = torch.arange(0, len(bundle.train_labels), max(1, len(bundle.train_labels) // _IMAGES_FOR_A_TEACHER))
     batches = bundle.eval_loader(rows, batch_size=cfg.DATASET.TEST.BATCH_SIZE, device=device, split="train")
-    results = score_test_set(Vanilla(teacher), batches, partial(autocast, cfg, device))
-    tell_if_at_chance("teacher", name, results.labels, results.predictions, "training images")
+    predictions = predict(teacher, batches, autocast=partial(autocast, cfg, device))
+    tell_if_at_chance("teacher", name, predictions, "training images")
 
 
 def needed_teacher(cfg: CfgNode, data: DataIdentity | None = None) -> CfgNode | None:

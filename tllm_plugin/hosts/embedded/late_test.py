@@ -1,24 +1,64 @@
-"""Test results for a finished run that has none: it never looked at test data, as those of a search, or lost them."""
+"""The test data of a run, and test results for a finished run that has none: it never looked at them, or lost them."""
 
 from __future__ import annotations
 
 from functools import partial
 
+import torch
+from torch import Tensor
 from yacs.config import CfgNode
 
-from tllm_plugin.core.data_identity import DataIdentity, test_difference
+from tllm_plugin.core.data_identity import DataIdentity, difference_in_test
 from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.predictions import Predictions, predict
 from tllm_plugin.data import DataBundle
+from tllm_plugin.data.loaders import EvalLoader
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.embedded.at_work import at_work
 from tllm_plugin.hosts.embedded.device import autocast, choose_device
-from tllm_plugin.hosts.embedded.distillers import Vanilla
-from tllm_plugin.hosts.embedded.evaluation import ClassResults, batches_of_test_set, score_test_set
 from tllm_plugin.hosts.embedded.networks import load_network, make_network, trained_model
 from tllm_plugin.hosts.embedded.reproducible import reproducible
+from tllm_plugin.hosts.results import write_results
 from tllm_plugin.hosts.same_data import check_classes, tell_once
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.run_folder import RunFolder
+
+
+def batches_of_test_set(
+    bundle: DataBundle, cfg: CfgNode, device: torch.device, rows: Tensor | None = None
+) -> EvalLoader:
+    """Return this process's batches `(image, label)` of the test data, in order.
+
+    Args:
+        bundle: The data.
+        cfg: Says how large a batch is.
+        device: Where to.
+        rows: (K,) int64 positions in the test data; all of them for None.
+    """
+    size = cfg.DATASET.TEST.BATCH_SIZE
+    return bundle.eval_loader(rows, batch_size=size, device=device, split="test", shard=processes.shard())
+
+
+def predict_test_set(run: RunFolder, cfg: CfgNode, bundle: DataBundle) -> Predictions:
+    """Return what the student of a run predicts for the test data: bit for bit what the run's own test found.
+
+    That holds on the device of the run. Of several processes all have to call it.
+
+    Args:
+        run: Of the embedded host.
+        cfg: Its config.
+        bundle: Its data; whatever their normalisation is by now, they are normalised as the run recorded.
+
+    Raises:
+        FileFormatError: The student is missing or damaged.
+    """
+    with reproducible(cfg):
+        recorded = processes.from_main(run.read_data)
+        bundle = bundle.normalised(recorded.mean, recorded.std)
+        device = choose_device(cfg)
+        network = make_network(cfg, trained_model(cfg), bundle, device)
+        student = load_network(network, run.log_folder / "student_latest").to(device)
+        return predict(student, batches_of_test_set(bundle, cfg, device), autocast=partial(autocast, cfg, device))
 
 
 def ensure_tested(run: RunFolder, cfg: CfgNode, bundle: DataBundle) -> MetricsRecord:
@@ -39,29 +79,14 @@ def ensure_tested(run: RunFolder, cfg: CfgNode, bundle: DataBundle) -> MetricsRe
     metrics = processes.from_main(run.read_metrics)
     if not metrics.finished:
         raise ConfigError(f"Expected {run.log_folder} to be finished, but it has trained {metrics.epochs_done} epochs")
-    with at_work(run.log_folder, wait=True), reproducible(cfg):
+    with at_work(run.log_folder, wait=True):
         metrics = processes.from_main(run.read_metrics)
         if processes.from_main(run.has_results):  # Perhaps another command has just tested it.
             return metrics
         recorded = processes.from_main(run.read_data)
         processes.from_main(lambda: _check_classes(run, recorded, bundle))
-        # Whatever lies beside the images by now.
-        bundle = bundle.normalised(recorded.mean, recorded.std)
-        device = choose_device(cfg)
-        network = make_network(cfg, trained_model(cfg), bundle, device)
-        student = load_network(network, run.log_folder / "student_latest").to(device)
-        results = score_test_set(
-            Vanilla(student), batches_of_test_set(bundle, cfg, device), partial(autocast, cfg, device)
-        )
-        metrics = results.added_to(metrics)
-        processes.from_main(lambda: _write(run, metrics, results))
-    return metrics
-
-
-def _write(run: RunFolder, metrics: MetricsRecord, results: ClassResults) -> None:
-    results.tell_if_at_chance(str(run.log_folder))
-    run.write_predictions(results.answers())
-    run.write_metrics(metrics)
+        predictions = predict_test_set(run, cfg, bundle)
+        return processes.from_main(lambda: write_results(run, metrics, predictions))
 
 
 def _check_classes(run: RunFolder, recorded: DataIdentity, bundle: DataBundle) -> None:
@@ -72,7 +97,7 @@ def _check_classes(run: RunFolder, recorded: DataIdentity, bundle: DataBundle) -
             f"Expected images of {recorded.image_size} pixels, as {run.log_folder} was trained on, but got "
             f"{bundle.image_size}; {remedy}"
         )
-    if difference := test_difference(recorded, bundle.identity):
+    if difference := difference_in_test(recorded, bundle.identity):
         tell_once(f"{run.log_folder}: its test data are others by now: {difference}")
     if run.flags_json.exists():
         names = tuple(item.name for item in run.read_flags().classes)

@@ -16,12 +16,12 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.core.predictions import Predictions, predict
 from tllm_plugin.core.registry import Registry
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.embedded.batch_norm import single_rows_explained
 from tllm_plugin.hosts.embedded.checkpoint import read_checkpoint
 from tllm_plugin.hosts.embedded.device import autocast
-from tllm_plugin.hosts.embedded.evaluation import ClassResults, peak_memory_bytes, score_test_set
 from tllm_plugin.hosts.embedded.events import EventWriter
 from tllm_plugin.hosts.embedded.kept import remove_kept
 from tllm_plugin.hosts.embedded.loss_guard import LossGuard
@@ -30,6 +30,7 @@ from tllm_plugin.hosts.embedded.progress import EpochReport, RunProgress
 from tllm_plugin.hosts.embedded.schedule import make_schedule
 from tllm_plugin.hosts.embedded.worklog import append_epoch, copy_until
 from tllm_plugin.hosts.optimizers import spare_from_decay
+from tllm_plugin.hosts.results import peak_memory_bytes, write_results
 from tllm_plugin.runs import data_file
 from tllm_plugin.runs.atomic import remove_temporaries, save_torch, write_link
 from tllm_plugin.runs.metrics_file import MetricsRecord
@@ -75,7 +76,7 @@ class BaseTrainer:
         self.guard = LossGuard(check_every=1 if self.device.type == "cpu" else 20)
         self.seconds_per_epoch: list[float] = []
         self.epochs_done = 0
-        self.results: ClassResults | None = None  # After the last epoch done, if it was tested.
+        self.results: Predictions | None = None  # After the last epoch done, if it was tested.
         self.progress: RunProgress | None = None
         #: Asked after every epoch whether its checkpoint is to be kept, besides those of LOG.SAVE_CHECKPOINT_FREQ.
         self.keep: Callable[[], bool] = lambda: False
@@ -198,9 +199,9 @@ class BaseTrainer:
         self.write_metrics(finished=False)
         self._saved_at = time.monotonic()
 
-    def test(self) -> ClassResults:
-        """Return how the student does on the test data."""
-        return score_test_set(self.distiller, self.val_loader, self.autocast)
+    def test(self) -> Predictions:
+        """Return what the student predicts for the test data."""
+        return predict(self.distiller, self.val_loader, keyword="image", autocast=self.autocast)
 
     def train_iter(self, image: Tensor, target: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Make one step; return logits (n, C) and the 0-dim total loss, both detached.
@@ -304,10 +305,7 @@ class BaseTrainer:
             epochs_done=self.epochs_done,
             finished=finished,
         )
-        if finished and results is not None:
-            results.tell_if_at_chance(self.log_path)
-            self.run.write_predictions(results.answers())
-        self.run.write_metrics(metrics if results is None else results.added_to(metrics))
+        write_results(self.run, metrics, results)
 
 
 def _rng_state(device: torch.device) -> dict[str, Tensor]:

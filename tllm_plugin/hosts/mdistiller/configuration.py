@@ -10,12 +10,13 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.detectors import DETECTORS
 from tllm_plugin.hosts import config_files
-from tllm_plugin.hosts.config_checks import check, check_file, refuse
+from tllm_plugin.hosts.config_checks import check_file, refuse
 from tllm_plugin.hosts.config_values import check_names, check_values, expand_paths
 from tllm_plugin.hosts.mdistiller.registration import inner_trainer
 from tllm_plugin.hosts.mdistiller.teachers import choose_teacher
+from tllm_plugin.hosts.options import settle_fdr
 from tllm_plugin.hosts.plain_errors import say_errors_plainly
-from tllm_plugin.hosts.ported_methods import check_sftn, ported_rules
+from tllm_plugin.hosts.ported_methods import check_methods, check_sftn
 from tllm_plugin.hosts.tllm_node import check_tllm
 
 
@@ -43,7 +44,7 @@ def prepare(cfg: CfgNode) -> None:
     say_errors_plainly()
     if cfg.LOG.WANDB and importlib.util.find_spec("wandb") is None:
         cfg.LOG.WANDB = False  # The host would do so itself, but only once its config is frozen.
-    refuse(expand_paths(cfg) + check_config(cfg))
+    refuse(settle_fdr(cfg.TLLM) + expand_paths(cfg) + check_config(cfg))
     choose_teacher(cfg)
 
 
@@ -58,7 +59,7 @@ def check_config(cfg: CfgNode) -> list[str]:
     ):
         if value not in known:
             problems.append(f"Expected `{key}` to be one of {', '.join(sorted(known))}, but got {value!r}")
-    problems += check(cfg, ported_rules())
+    problems += check_methods(cfg)
     problems += check_names(cfg, ("EXPERIMENT.PROJECT", "EXPERIMENT.NAME", "EXPERIMENT.TAG"))
     problems += check_values(cfg, problems)
     checkpoint = cfg.DISTILLER.TEACHER_CHECKPOINT

@@ -15,6 +15,7 @@ from tllm_plugin.hosts.config_files import find_config
 from tllm_plugin.hosts.config_values import expand_paths
 from tllm_plugin.hosts.mdistiller.configuration import check_config, prepare
 from tllm_plugin.hosts.mdistiller.mends import apply_mends
+from tllm_plugin.hosts.options import settle_fdr
 
 SCRIPT = "tools/train.py"
 
@@ -76,7 +77,7 @@ def load_config(config: str, options: Sequence[str] = ()) -> tuple[CfgNode, list
         return cfg, problems
     cfg.merge_from_file(str(path))
     cfg.merge_from_list(list(options))
-    problems = expand_paths(cfg)
+    problems = settle_fdr(cfg.TLLM) + expand_paths(cfg)
     if cfg.TLLM.DETECTOR.REFERENCE:
         return cfg, problems + check_config(cfg)
     checked = cfg.clone()
@@ -88,6 +89,8 @@ def _problems(cfg: CfgNode, config: Path, options: Sequence[str]) -> list[str]:
     """Return what is wrong with a config file and overrides, all of ours together, then the host's first."""
     ours = cfg.clone()
     problems = merge_file(ours, config) + merge_options(ours, options)
+    if not problems:
+        problems = settle_fdr(ours.TLLM)
     if problems:
         return problems
     try:

@@ -15,8 +15,9 @@ from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.adapter import Host, make_distiller_factory, make_trainer_factory
 from tllm_plugin.hosts.loader_data import LoaderData
 from tllm_plugin.hosts.mdistiller.cub200 import offer_cub200
-from tllm_plugin.hosts.ported_methods import build_cid, build_sftn, build_srrl, ported_nodes
-from tllm_plugin.hosts.tllm_node import tllm_node
+from tllm_plugin.hosts.options import accept_confidence, as_node, table
+from tllm_plugin.hosts.ported_methods import builder
+from tllm_plugin.methods import METHODS
 from tllm_plugin.models import create_model, load_pretrained
 
 # Models of the paper's tables, and a teacher of CID's, that the host does not have, and those of CIFAR that it lacks
@@ -34,16 +35,17 @@ def register() -> None:
     engine, distillers, models, cfg_module = (
         _import(f"mdistiller.{name}") for name in ("engine", "distillers", "models", "engine.cfg")
     )
-    cfg = cfg_module.CFG
+    cfg, defaults = cfg_module.CFG, as_node(table())
     if "TLLM" not in cfg:
-        cfg.TLLM = tllm_node()
+        cfg.TLLM = defaults.TLLM
+        accept_confidence(cfg.TLLM)
     if "TEACHER_CHECKPOINT" not in cfg.DISTILLER:
         cfg.DISTILLER.TEACHER_CHECKPOINT = ""  # instead of the file that the host expects for a teacher
     if "NESTEROV" not in cfg.SOLVER:
         cfg.SOLVER.NESTEROV = False  # read by the trainer `tllm`
-    for name, node in ported_nodes().items():
-        if name not in cfg:
-            cfg[name] = node
+    for name in METHODS:
+        if name not in cfg and name in defaults:
+            cfg[name] = defaults[name]
     host = Host(
         trainers=engine.trainer_dict,
         distillers=distillers.distiller_dict,
@@ -54,8 +56,8 @@ def register() -> None:
     )
     engine.trainer_dict.setdefault("tllm", make_trainer_factory(host))
     distillers.distiller_dict.setdefault("TLLM", make_distiller_factory(host))
-    for name, build in (("SRRL", build_srrl), ("CID", build_cid), ("SFTN", build_sftn)):
-        distillers.distiller_dict.setdefault(name, build)
+    for name in METHODS:
+        distillers.distiller_dict.setdefault(name, builder(name))
     if "PATH" not in cfg.DATASET:
         cfg.DATASET.PATH = ""  # read for cub200, which the host lacks
     if "PRETRAINED" not in cfg.DISTILLER:
@@ -67,9 +69,9 @@ def register() -> None:
         models.cifar_model_dict.setdefault(name, (partial(_create, name), None))
     tiny_imagenet = getattr(models, "tiny_imagenet_model_dict", None)
     if tiny_imagenet is not None:
-        for name, (builder, _) in models.cifar_model_dict.items():
+        for name, (create, _) in models.cifar_model_dict.items():
             # A checkpoint of the CIFAR model would not fit the other number of classes.
-            tiny_imagenet.setdefault(name, (builder, None))
+            tiny_imagenet.setdefault(name, (create, None))
 
 
 def special_types(root: Path) -> frozenset[str]:

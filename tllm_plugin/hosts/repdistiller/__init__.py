@@ -8,8 +8,10 @@ reads one of the further `DATASETS`, and a `Run` stands in for the host's calls 
 For scripts of your own: `restore(network, state)` loads a student's weights, whichever method trained it.
 """
 
+from typing import Any
+
 from tllm_plugin.hosts.repdistiller.images import DATASETS, load_images
-from tllm_plugin.hosts.repdistiller.method_flags import METHODS
+from tllm_plugin.hosts.repdistiller.method_flags import student_methods
 from tllm_plugin.hosts.repdistiller.options import parse_student, parse_teacher, suffix
 from tllm_plugin.hosts.repdistiller.ported import TeacherStage, add_method, restore
 from tllm_plugin.hosts.repdistiller.run import Run
@@ -26,3 +28,9 @@ __all__ = [
     "restore",
     "suffix",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "METHODS":  # Not before they are asked for: users' own are imported later than this.
+        return tuple(student_methods())
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,8 @@ from yacs.config import CfgNode
 from tllm_plugin.core.paths import expanded
 from tllm_plugin.data.class_order import NATURAL
 from tllm_plugin.hosts.config_checks import lookup, merge_options
-from tllm_plugin.hosts.repdistiller.options import FLAGS
+from tllm_plugin.hosts.options import CONFIDENCE, OLD_FLAG, accept_confidence, settle_fdr
+from tllm_plugin.hosts.repdistiller.flags import name_flags, tllm_options
 from tllm_plugin.hosts.tllm_node import check_tllm, tllm_node
 
 _PATHS = ("path_t", "data_folder", "class_order")
@@ -64,16 +65,24 @@ def split_arguments(arguments: Sequence[str]) -> tuple[StudentArguments, list[st
     for name in _PATHS:
         parser.add_argument(f"--{name}", default="")
     cfg = CfgNode({"TLLM": tllm_node()})
-    for flag in FLAGS:
-        several = {"nargs": "+"} if isinstance(lookup(cfg.TLLM, flag.key), list) else {}
-        parser.add_argument(f"--{flag.name}", **several)  # type: ignore[arg-type]
+    accept_confidence(cfg.TLLM)
+    flags = {key: str(option.flag) for key, option in tllm_options().items()} | {CONFIDENCE: OLD_FLAG}
+    for key, flag in flags.items():
+        several = {"nargs": "+"} if isinstance(lookup(cfg, key), list) else {}
+        parser.add_argument(f"--{flag}", **several)  # type: ignore[arg-type]
     try:
         found, others = parser.parse_known_args(list(arguments))
     except argparse.ArgumentError as error:
         return StudentArguments(cfg.TLLM, _HOST_EPOCHS, None, (), ()), [f"Expected other arguments, but {error}"]
-    problems = _set_keys(cfg, vars(found)) + check_tllm(cfg)
-    for flag in FLAGS:
-        problems = [problem.replace(f"`TLLM.{flag.key}`", f"`--{flag.name}`") for problem in problems]
+    problems = []
+    for key, flag in flags.items():
+        value = getattr(found, flag)
+        if isinstance(value, list):
+            lookup(cfg, key.rpartition(".")[0])[key.rpartition(".")[2]] = value
+        elif value is not None:
+            problems += merge_options(cfg, [key, value])
+    problems += settle_fdr(cfg.TLLM) + check_tllm(cfg)
+    problems = [name_flags(problem, tllm_options()) for problem in problems]
     if not found.path_t:
         problems.append("Expected `--path_t` to name the teacher's checkpoint, but got none")
     if cfg.TLLM.DETECTOR.REFERENCE:
@@ -87,22 +96,10 @@ def split_arguments(arguments: Sequence[str]) -> tuple[StudentArguments, list[st
 def flags_of(node: CfgNode) -> list[str]:
     """Return the flags that describe a `TLLM` node."""
     words = ["--tllm"]
-    for flag in FLAGS:
-        value = lookup(node, flag.key)
+    for key, option in tllm_options().items():
+        value = lookup(node, key.partition(".")[2])
         if isinstance(value, list | tuple):
-            words += [f"--{flag.name}", *map(str, value)] if value else []
+            words += [f"--{option.flag}", *map(str, value)] if value else []
         elif value != "":
-            words += [f"--{flag.name}", str(value)]
+            words += [f"--{option.flag}", str(value)]
     return words
-
-
-def _set_keys(cfg: CfgNode, values: dict[str, object]) -> list[str]:
-    """Set the keys whose flags are named; return what the config refuses."""
-    problems = []
-    for flag in FLAGS:
-        value = values[flag.name]
-        if isinstance(value, list):
-            cfg.TLLM[flag.key.partition(".")[0]][flag.key.rpartition(".")[2]] = value
-        elif value is not None:
-            problems += merge_options(cfg, [f"TLLM.{flag.key}", str(value)])
-    return problems

@@ -1,45 +1,35 @@
-"""Command line flags that stand for keys of config nodes."""
+"""Command line flags for options, from the table that the other hosts' config keys are made of."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from yacs.config import CfgNode
 
+from tllm_plugin.core.options import Option
 from tllm_plugin.core.paths import expanded
 from tllm_plugin.hosts.config_checks import lookup
+from tllm_plugin.hosts.config_values import PATH_KEYS
+from tllm_plugin.hosts.options import CONFIDENCE, OLD_FLAG, as_node, table
 
 
-@dataclass(frozen=True)
-class Flag:
-    """A flag for one key of a config node.
-
-    Args:
-        name: Without the dashes.
-        key: Dotted, below the node.
-        help: In the host's style.
-    """
-
-    name: str
-    key: str
-    help: str
+def tllm_options() -> dict[str, Option]:
+    """Return the options of TLLM that have a flag, by full key."""
+    return {key: option for key, option in table().items() if key.startswith("TLLM.") and option.flag}
 
 
-def add_flags(parser: argparse.ArgumentParser, flags: Iterable[Flag], defaults: CfgNode) -> None:
-    """Add flags with the types and values of `defaults`."""
-    for flag in flags:
-        default = lookup(defaults, flag.key)
+def add_flags(parser: argparse.ArgumentParser, options: Mapping[str, Option]) -> None:
+    """Add the flags of options, by full key, with the types and values of their defaults."""
+    for key, option in options.items():
+        default, described = option.default, option.help
         if isinstance(default, list):
-            parser.add_argument(f"--{flag.name}", nargs="+", default=default, help=flag.help)
-        else:
-            described = f"{flag.help} (default: {default})" if default != "" else flag.help
-            kind: Any = _truth if isinstance(default, bool) else type(default)
-            if flag.key == "DETECTOR.REFERENCE":
-                kind = expanded
-            parser.add_argument(f"--{flag.name}", type=kind, default=default, help=described)
+            parser.add_argument(f"--{option.flag}", nargs="+", default=default, help=described)
+            continue
+        described += f" (default: {default})" if default != "" else ""
+        kind: Any = _truth if isinstance(default, bool) else expanded if key in PATH_KEYS else type(default)
+        parser.add_argument(f"--{option.flag}", type=kind, default=default, help=described)
 
 
 def _truth(word: str) -> bool:
@@ -48,22 +38,19 @@ def _truth(word: str) -> bool:
     return word == "True"
 
 
-def set_key(node: CfgNode, key: str, value: Any) -> None:
-    """Set the value of a dotted key."""
-    *parents, last = key.split(".")
-    for name in parents:
-        node = node[name]
-    node[last] = value
+def config_of(namespace: Any, options: Mapping[str, Option]) -> CfgNode:
+    """Return a config of options by full key, with the values that a parsed command line has of them."""
+    cfg = as_node(options)
+    for key, option in options.items():
+        value = getattr(namespace, str(option.flag), None)
+        if value is not None:
+            parent, _, last = key.rpartition(".")
+            lookup(cfg, parent)[last] = value
+    return cfg
 
 
-def name_flags(message: str, flags: Iterable[Flag], prefix: str = "") -> str:
-    """Return a message about config keys as one about flags.
-
-    Args:
-        message: Names keys between backquotes.
-        flags: For these keys.
-        prefix: What stands before the keys in the message, as in `TLLM.`.
-    """
-    for flag in flags:
-        message = message.replace(f"`{prefix}{flag.key}`", f"`--{flag.name}`")
+def name_flags(message: str, options: Mapping[str, Option]) -> str:
+    """Return a message that names config keys between backquotes as one that names the flags for them."""
+    for key, flag in (*((key, option.flag) for key, option in options.items()), (CONFIDENCE, OLD_FLAG)):
+        message = message.replace(f"`{key}`", f"`--{flag}`")
     return message

@@ -16,46 +16,22 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.detectors import DETECTORS
 from tllm_plugin.core.errors import ConfigError, FileFormatError
-from tllm_plugin.hosts.config_checks import lookup, refuse
+from tllm_plugin.hosts.config_checks import refuse
+from tllm_plugin.hosts.options import INNER, OLD_FLAG, settle_fdr, under
 from tllm_plugin.hosts.plain_errors import say_errors_plainly
-from tllm_plugin.hosts.ported_methods import ported_nodes
-from tllm_plugin.hosts.repdistiller.flags import Flag, add_flags, name_flags, set_key
+from tllm_plugin.hosts.repdistiller.flags import add_flags, config_of, name_flags, tllm_options
 from tllm_plugin.hosts.repdistiller.images import DATASETS
 from tllm_plugin.hosts.repdistiller.method_flags import (
-    TEACHER_FLAGS,
     add_student_flags,
     check_teacher,
     complete_student,
+    teacher_options,
     weights_suffix,
 )
 from tllm_plugin.hosts.repdistiller.networks import PHOTOGRAPH_MODELS, extend_models, start_pretrained
-from tllm_plugin.hosts.tllm_node import check_tllm, tllm_node
+from tllm_plugin.hosts.tllm_node import check_tllm
 from tllm_plugin.methods import ContextStudent
 from tllm_plugin.runs.reading import check_torch, load_torch
-
-FLAGS = (
-    Flag("tllm_detector", "DETECTOR.TYPE", f"which classes lose their teacher: {', '.join(sorted(DETECTORS))}"),
-    Flag("tllm_reference", "DETECTOR.REFERENCE", "run folder of a vanilla student, for the detector reference"),
-    Flag("tllm_score", "DETECTOR.SCORE", "what a class is judged by on the hold-out"),
-    Flag("tllm_eta", "DETECTOR.ETA", "how far a class may fall behind, as a fraction of accuracy"),
-    Flag("tllm_confidence", "DETECTOR.CONFIDENCE", "1 - false discovery rate of the flags; 0 for the naive rule"),
-    Flag("tllm_warmup", "DETECTOR.WARMUP_EPOCHS", "epochs before the first flag"),
-    Flag("tllm_curve_smoothing", "DETECTOR.SMOOTHING", "smoothing of the teaching curves"),
-    Flag(
-        "tllm_classes",
-        "DETECTOR.CLASSES",
-        "for the detector fixed: all class indices, all names, or a flags.json",
-    ),
-    Flag("tllm_after", "DETECTOR.AFTER_FRACTION", "for the detector after: share of the epochs that are taught"),
-    Flag("tllm_smoothing", "LABEL_SMOOTHING", "label smoothing of undistillable classes"),
-    Flag("tllm_ce_weight", "CE_WEIGHT", "weight of the cross-entropy of undistillable classes"),
-    Flag("tllm_balance", "BALANCE", "True: multiply that weight by what the distillation losses weigh"),
-    Flag("tllm_min_rows", "MIN_ROWS", "fewest rows of a batch that are distilled"),
-    Flag("tllm_holdout", "HOLDOUT.FRACTION", "share of the training data in the hold-out"),
-    Flag("tllm_search_holdout", "HOLDOUT.SEARCH_FRACTION", "share of the rest in the hold-out for choosing eta"),
-    Flag("tllm_holdout_seed", "HOLDOUT.SEED", "chooses the hold-out"),
-)
-_NODE = "TLLM."
 
 
 def parse_student(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -70,16 +46,19 @@ def parse_student(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("--tllm", action="store_true", help="find undistillable classes and stop teaching them")
     parser.add_argument("--tllm_resume", action="store_true", help="continue a killed run (implies --tllm)")
     parser.add_argument("--tllm_seed", type=int, default=None, help="seed of weights, order and augmentation")
-    add_flags(parser, FLAGS, tllm_node())
+    add_flags(parser, tllm_options())
+    parser.add_argument(f"--{OLD_FLAG}", type=float, default=None, help="old spelling of 1 - the rate of --tllm_fdr")
     add_student_flags(parser)
     options = parser.parse_args()
     options.tllm = options.tllm or options.tllm_resume
+    problems = _settle(options)
     # A stock script has no `model_t` and takes the name from the folder in its own way.
     teacher = getattr(options, "model_t", None) or (_teacher_name(options.path_t, models) if options.path_t else None)
     if hasattr(options, "model_t"):
         options.model_t = teacher
     networks = [name for name in (options.model_s, teacher) if name is not None]
-    refuse(_image_problems(options, *networks) + complete_student(options, teacher) + check_options(options))
+    problems += _image_problems(options, *networks) + complete_student(options, teacher)
+    refuse(problems + check_options(options))
     if options.tllm_seed is not None:
         random.seed(options.tllm_seed)
         np.random.seed(options.tllm_seed)
@@ -95,7 +74,7 @@ def parse_teacher(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """
     parser.add_argument("--sftn", action="store_true", help="train with branches of a student (SFTN's teacher stage)")
     parser.add_argument("--model_s", type=str, default=None, help="for --sftn: the student that is to be taught")
-    add_flags(parser, TEACHER_FLAGS, CfgNode(ported_nodes()))
+    add_flags(parser, teacher_options())
     _shared(parser)
     options = parser.parse_args()
     refuse(_image_problems(options, options.model) + check_teacher(options))
@@ -111,11 +90,18 @@ def suffix(options: argparse.Namespace) -> str:
 
 def node_of(options: argparse.Namespace) -> CfgNode:
     """Return the `TLLM` config node that the flags describe."""
-    node = tllm_node()
-    for flag in FLAGS:
-        value = getattr(options, flag.name)
-        set_key(node, flag.key, value)
-    return node
+    return config_of(options, {**under("TLLM", INNER), **tllm_options()}).TLLM
+
+
+def _settle(options: argparse.Namespace) -> list[str]:
+    """Replace the old spelling of the false discovery rate; return what is wrong with it."""
+    cfg = config_of(options, tllm_options())
+    if options.tllm_confidence is not None:
+        cfg.TLLM.DETECTOR["CONFIDENCE"] = options.tllm_confidence
+    del options.tllm_confidence
+    problems = settle_fdr(cfg.TLLM)
+    options.tllm_fdr = cfg.TLLM.DETECTOR.FDR
+    return [name_flags(problem, tllm_options()) for problem in problems]
 
 
 def check_options(options: argparse.Namespace) -> list[str]:
@@ -138,13 +124,10 @@ def check_options(options: argparse.Namespace) -> list[str]:
             "predicts through a head of its own that the host's networks do not have"
         )
     if not options.tllm:
-        defaults = tllm_node()
-        for flag in FLAGS:
-            if getattr(options, flag.name) != lookup(defaults, flag.key):
-                problems.append(f"Expected `--tllm` with `--{flag.name}`, but got the latter alone")
-        return problems
+        given = [o.flag for o in tllm_options().values() if getattr(options, str(o.flag)) != o.default]
+        return problems + [f"Expected `--tllm` with `--{flag}`, but got the latter alone" for flag in given]
     node = node_of(options)
-    problems += [name_flags(problem, FLAGS, _NODE) for problem in check_tllm(CfgNode({"TLLM": node}))]
+    problems += [name_flags(problem, tllm_options()) for problem in check_tllm(CfgNode({"TLLM": node}))]
     detector = DETECTORS.get(node.DETECTOR.TYPE)
     if detector is not None and detector.needs_reference and not node.DETECTOR.REFERENCE:
         problems.append(
@@ -161,7 +144,7 @@ def errors_name_flags() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(name_flags(str(error), FLAGS, _NODE)) from None
+        raise ConfigError(name_flags(str(error), tllm_options())) from None
 
 
 def _shared(parser: argparse.ArgumentParser) -> list[str]:

@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tllm_plugin.hosts.at_chance import tell_if_at_chance
 from tllm_plugin.hosts.embedded.loss_guard import LossGuard
-from tllm_plugin.hosts.ported_methods import build_cid, build_sftn, build_srrl
+from tllm_plugin.hosts.ported_methods import builder
 from tllm_plugin.hosts.repdistiller.contracts import as_featured, as_listed
 from tllm_plugin.hosts.repdistiller.epoch import train_epoch
-from tllm_plugin.hosts.repdistiller.method_flags import student_node, teacher_node
+from tllm_plugin.hosts.repdistiller.method_flags import student_methods, student_node, teacher_node
 from tllm_plugin.hosts.repdistiller.watched import watched_validation
 from tllm_plugin.methods import ContextStudent, Distiller
 from tllm_plugin.models import create_model, head
@@ -35,10 +36,10 @@ def add_method(
     Raises:
         ConfigError: The method cannot be made for these networks.
     """
-    build = {"srrl": build_srrl, "cid": build_cid}[options.distill]
     student = module_list[0]
     # Both are made where the networks are, and move with the host's lists.
-    method = build(as_featured(student), as_featured(teacher), student_node(options))
+    build = builder(student_methods()[options.distill])
+    method: Any = build(as_featured(student), as_featured(teacher), student_node(options))
     if isinstance(method.student, ContextStudent):
         student = module_list[0] = trainable_list[0] = as_listed(method.student)
     for name, module in method.named_children():
@@ -84,7 +85,7 @@ class TeacherStage:
         if options.sftn:
             # The branches are made of TLLM's network of that name, so it is asked for the shapes of its maps.
             student = create_model(options.model_s, head(network).out_features)
-            self.method = build_sftn(student, as_featured(network), teacher_node(options))
+            self.method = builder("SFTN")(student, as_featured(network), teacher_node(options))
         self.network = network
         self._epoch = 0
 
@@ -110,7 +111,7 @@ class TeacherStage:
         every = max(1, options.print_freq)
         guard = LossGuard(every, "--learning_rate")
         result = train_epoch(epoch, loader, self.method, optimizer, print_freq=every, guard=guard)
-        return result.accuracy_percent, result.loss
+        return result.shaped(())
 
     def validate(self, host_validate: Callable[..., Any], loader: Any, network: nn.Module, *rest: Any) -> Any:
         """Return what the host's `validate` does; after the last epoch, warn if the network is at chance.
@@ -124,6 +125,6 @@ class TeacherStage:
         options = rest[-1]
         if self._epoch < options.epochs:
             return host_validate(loader, network, *rest)
-        result, watched = watched_validation(host_validate, loader, network, *rest)
-        watched.tell_if_at_chance("trained", options.save_folder)
+        result, predictions = watched_validation(host_validate, loader, network, *rest)
+        tell_if_at_chance("trained", options.save_folder, predictions, "test images")
         return result

@@ -7,6 +7,7 @@ import platform
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ import torchvision
 import yaml
 from torch import nn
 
+from tllm_plugin.core.predictions import predict
 from tllm_plugin.hosts.checkouts import source_of
-from tllm_plugin.hosts.embedded.evaluation import peak_memory_bytes
 from tllm_plugin.hosts.embedded.loss_guard import LossGuard
 from tllm_plugin.hosts.loader_data import LoaderData
 from tllm_plugin.hosts.optimizers import spare_from_decay, use_nesterov
@@ -24,10 +25,14 @@ from tllm_plugin.hosts.repdistiller.checkpoint import STATE_VERSION, read_state
 from tllm_plugin.hosts.repdistiller.distiller import ListedDistiller
 from tllm_plugin.hosts.repdistiller.epoch import train_epoch
 from tllm_plugin.hosts.repdistiller.images import DATASETS
+from tllm_plugin.hosts.repdistiller.loop import EpochCall
+from tllm_plugin.hosts.repdistiller.loop_source import returned_names
 from tllm_plugin.hosts.repdistiller.options import errors_name_flags, node_of
+from tllm_plugin.hosts.repdistiller.probe import check_loop
 from tllm_plugin.hosts.repdistiller.watched import watched_validation
+from tllm_plugin.hosts.results import peak_memory_bytes, write_results
 from tllm_plugin.hosts.same_data import CarriedData, check_named_teacher
-from tllm_plugin.hosts.teaching import Teaching, cut, student_predictor
+from tllm_plugin.hosts.teaching import Teaching, cut
 from tllm_plugin.methods import Distiller
 from tllm_plugin.runs.atomic import save_torch
 from tllm_plugin.runs.finite import check_finite
@@ -57,6 +62,8 @@ class Run:
         self.best_acc: float = 0
         self.teaching: Teaching | None = None
         self._method: nn.Module | None = None
+        self._lists: ListedDistiller | None = None
+        self._checked = False
         self._done = 0
         self._seconds: list[float] = []
         if options.tllm or getattr(options, "dataset", "") in DATASETS:
@@ -105,9 +112,14 @@ class Run:
             use_nesterov(optimizer)
         if not self.options.tllm:
             return self.best_acc
+        for weight in ("alpha", "beta"):
+            if getattr(self.options, weight, 0) is None:
+                setattr(self.options, weight, 0.0)  # Left out, it counts as nothing.
         learnable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        distiller = self._method or ListedDistiller(module_list, criterion_list, self.options, learnable)
+        temperature = float(getattr(self.options, "kd_T", 4))
+        distiller = self._method or ListedDistiller(module_list, criterion_list, learnable, temperature)
         self.writer = logger if hasattr(logger, "add_histogram") else None
+        self._lists = distiller if isinstance(distiller, ListedDistiller) else None
         with errors_name_flags():
             self.teaching = Teaching(node_of(self.options), distiller, self._data, self.options.epochs)
         self.teaching.wrapper.to(self.device)
@@ -132,12 +144,34 @@ class Run:
         if self.teaching is not None:
             print(f"next: tllm show {shlex.quote(self.options.save_folder)}")
 
-    def train(self, host_train: Callable[..., Any], epoch: int, loader: Any, *arguments: Any) -> Any:
-        """Return training accuracy in percent and mean loss of an epoch, and score the hold-out after it."""
+    def train(self, host_train: Callable[..., Any], epoch: int, *arguments: Any) -> Any:
+        """Train an epoch, score the hold-out after it, and return what the host's function would.
+
+        Args:
+            host_train: The host's epoch function.
+            epoch: Counted from 1.
+            arguments: The host's: its loader, the lists that `start` was given, the optimizer, options.
+
+        Raises:
+            ConfigError: Before the first step: the host's function cannot be asked for the loss of one batch.
+        """
         distiller = self._method if self.teaching is None else self.teaching.wrapper
         if distiller is None:
-            return host_train(epoch, loader, *arguments)
+            return host_train(epoch, *arguments)
         start = time.time()
+        loader = next((argument for argument in arguments if argument is self.train_loader), arguments[0])
+        if self._lists is not None:
+            self._lists.call = EpochCall(
+                host_train,
+                (epoch, *arguments),
+                loader,
+                self._lists.module_list,
+                self._lists.criterion_list,
+                self.optimizer,
+            )
+            if not self._checked:
+                check_loop(self._lists, loader, rows_are_taken=self.options.tllm_detector != "none")
+                self._checked = True
         every = max(1, self.options.print_freq)
         result = train_epoch(
             epoch,
@@ -147,35 +181,32 @@ class Run:
             print_freq=every,
             guard=LossGuard(every, "--learning_rate"),
         )
+        found = result.shaped(returned_names(host_train))
         if self.teaching is None:
-            return result.accuracy_percent, result.loss
-        predict = student_predictor(self.teaching.wrapper)
-        self.teaching.catch_up(epoch, lambda image: predict(image.to(self.device)), self.writer)
+            return found
+        predict_student = partial(predict, self.teaching.wrapper, keyword="image", device=self.device)
+        self.teaching.catch_up(epoch, predict_student, self.writer)
         self._seconds.append(time.time() - start)
-        return result.accuracy_percent, result.loss
+        return found
 
     def validate(self, host_validate: Callable[..., Any], loader: Any, student: nn.Module, *arguments: Any) -> Any:
-        """Return what the host's `validate` does, and record per class what it saw."""
+        """Return what the host's `validate` does, and record what the student predicted meanwhile."""
         if self.teaching is None:
             return host_validate(loader, student, *arguments)
-        result, watched = watched_validation(host_validate, loader, student, *arguments)
-        if len(self._seconds) == self.options.epochs:
-            watched.tell_if_at_chance("trained", self.options.save_folder)
+        result, predictions = watched_validation(host_validate, loader, student, *arguments)
         self.best_acc = max(self.best_acc, float(result[0]))
-        self.folder.write_metrics(self._metrics(*watched.per_class()))
-        return result
-
-    def _metrics(self, correct: tuple[int, ...], count: tuple[int, ...]) -> MetricsRecord:
         done = len(self._seconds)
-        return MetricsRecord(
-            test_accuracy=sum(correct) / sum(count),
-            class_correct=correct,
-            class_total=count,
+        metrics = MetricsRecord(
+            test_accuracy=None,
+            class_correct=(),
+            class_total=(),
             seconds_per_epoch=tuple(self._seconds),
             peak_memory_bytes=peak_memory_bytes(self.device),
             epochs_done=done,
             finished=done == self.options.epochs,
         )
+        write_results(self.folder, metrics, predictions)
+        return result
 
     def _save(self, teaching: Teaching) -> None:
         optimizer = self.optimizer.state_dict()

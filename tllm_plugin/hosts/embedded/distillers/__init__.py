@@ -1,10 +1,18 @@
-"""The embedded host's distillers; importing this package registers them."""
+"""The embedded host's distillers, by name; those that every host has join them when a config is made."""
 
-from tllm_plugin.hosts.embedded.distillers import ported  # noqa: F401 (it registers the ported methods)
+from functools import partial
+
 from tllm_plugin.hosts.embedded.distillers.at import AT
 from tllm_plugin.hosts.embedded.distillers.base import Vanilla, distiller_dict
 from tllm_plugin.hosts.embedded.distillers.fitnet import FitNet
 from tllm_plugin.hosts.embedded.distillers.kd import KD
+from tllm_plugin.hosts.ported_methods import make
 from tllm_plugin.methods.base import Distiller
 
-__all__ = ["AT", "KD", "Distiller", "FitNet", "Vanilla", "distiller_dict"]
+#: Classes with `options`, by the name of their config node.
+OWN = {"KD": KD, "AT": AT, "FITNET": FitNet}
+
+for _name, _kind in OWN.items():
+    distiller_dict.register(_name)(partial(make, _name, _kind))
+
+__all__ = ["AT", "KD", "OWN", "Distiller", "FitNet", "Vanilla", "distiller_dict"]

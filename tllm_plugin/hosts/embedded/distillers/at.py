@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from yacs.config import CfgNode
+from torch import Tensor
 
-from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.hosts.embedded.distillers.base import distiller_dict
+from tllm_plugin.core.options import Option, at_least
 from tllm_plugin.hosts.embedded.distillers.pooling import to_smaller_size
 from tllm_plugin.methods.base import Distiller, Losses
 
@@ -29,23 +27,18 @@ def attention_map(features: Tensor, power: float) -> Tensor:
 def attention_loss(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor], power: float) -> Tensor:
     """Return the sum over stages of the mean squared difference of attention maps, 0-dim.
 
+    The first stages are compared, then the second ones, and so on; stages that only one network has are left out, as in
+    mdistiller and RepDistiller.
+
     Args:
         student_features: Per stage (n, channels, H, W).
         teacher_features: The same for the teacher; the larger map of a pair is average-pooled to the smaller.
         power: p of the maps.
 
-    Raises:
-        ConfigError: The networks have different numbers of stages.
-
     Source: Zagoruyko and Komodakis, "Paying More Attention to Attention" (ICLR 2017), equation 2.
     """
-    if len(student_features) != len(teacher_features):
-        raise ConfigError(
-            f"Expected a teacher with as many stages as the student for AT ({len(student_features)}), but got "
-            f"{len(teacher_features)}"
-        )
     total = student_features[0].new_zeros(())
-    for student, teacher in zip(student_features, teacher_features, strict=True):
+    for student, teacher in zip(student_features, teacher_features, strict=False):
         student, teacher = to_smaller_size(student, teacher)
         difference = attention_map(student, power) - attention_map(teacher, power)
         total = total + difference.pow(2).mean()
@@ -57,19 +50,18 @@ class AT(Distiller):
 
     Args:
         student: See `Distiller`.
-        teacher: See `Distiller`; as many stages as the student.
-        power: p of the attention maps.
-        ce_weight: Weight of the cross-entropy with the labels.
-        feature_weight: Weight of `attention_loss`.
+        teacher: See `Distiller`.
+        options: See `options`.
     """
 
-    def __init__(
-        self, student: nn.Module, teacher: nn.Module, *, power: float, ce_weight: float, feature_weight: float
-    ) -> None:
-        super().__init__(student, teacher)
-        self.power = power
-        self.ce_weight = ce_weight
-        self.feature_weight = feature_weight
+    options = (
+        Option("power", 2.0, at_least(1), "power of the attention maps", "P"),
+        Option("ce_weight", 1.0, at_least(0), "weight of the cross-entropy with the labels", "LOSS.CE_WEIGHT"),
+        Option("feature_weight", 1000.0, at_least(0), "weight of the attention maps' difference", "LOSS.FEAT_WEIGHT"),
+    )
+    power: float
+    ce_weight: float
+    feature_weight: float
 
     def losses(self, image: Tensor, target: Tensor, **batch: Any) -> tuple[Tensor, Losses]:
         logits, features = self.student(image)
@@ -80,10 +72,3 @@ class AT(Distiller):
             "loss_ce": self.ce_weight * F.cross_entropy(logits, target),
             "loss_kd": self.feature_weight * transfer,
         }
-
-
-@distiller_dict.register("AT")
-def build_at(student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> AT:
-    """Make `AT` from the config node of that name."""
-    node = cfg.AT
-    return AT(student, teacher, power=node.P, ce_weight=node.LOSS.CE_WEIGHT, feature_weight=node.LOSS.FEAT_WEIGHT)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.hosts.embedded.distillers.base import distiller_dict
+from tllm_plugin.core.options import Option, at_least, count_in
 from tllm_plugin.hosts.embedded.distillers.pooling import to_smaller_size
 from tllm_plugin.methods.base import Distiller, Losses
+
+_LARGEST_PROBE = 1024
+
+
+def _image_size(value: Sequence[object]) -> str | None:
+    fine = len(value) == 2 and all(type(side) is int and 0 < side <= _LARGEST_PROBE for side in value)
+    return None if fine else f"two positive whole numbers, at most {_LARGEST_PROBE}"
 
 
 class FitNet(Distiller):
@@ -21,13 +28,10 @@ class FitNet(Distiller):
     Args:
         student: See `Distiller`.
         teacher: See `Distiller`.
-        hint_layer: Index into `feats`; 0 is the stem.
-        input_size: Height and width of the images, for finding the number of channels.
-        ce_weight: Weight of the cross-entropy with the labels.
-        feature_weight: Weight of the hint.
+        options: See `options`.
 
     Raises:
-        ConfigError: One of the networks has no such layer.
+        ConfigError: One of the networks has no such layer, or an option is out of range.
 
     Source: Romero et al., "FitNets: Hints for Thin Deep Nets" (ICLR 2015), equation 3; trained in one stage together
         with the cross-entropy, as both hosts do.
@@ -40,21 +44,20 @@ class FitNet(Distiller):
     BatchNorm in the student and in the trained teacher by a tenth towards that image's; here nothing moves.
     """
 
-    def __init__(
-        self,
-        student: nn.Module,
-        teacher: nn.Module,
-        *,
-        hint_layer: int,
-        input_size: tuple[int, int],
-        ce_weight: float,
-        feature_weight: float,
-    ) -> None:
-        super().__init__(student, teacher)
-        self.hint_layer = hint_layer
-        self.ce_weight = ce_weight
-        self.feature_weight = feature_weight
-        channels = [_feature_channels(network, hint_layer, input_size) for network in (student, teacher)]
+    options = (
+        Option("hint_layer", 2, count_in(0), "index of the stage whose features are matched; 0 is the stem"),
+        Option("input_size", (32, 32), _image_size, "height and width of images, for finding the number of channels"),
+        Option("ce_weight", 1.0, at_least(0), "weight of the cross-entropy with the labels", "LOSS.CE_WEIGHT"),
+        Option("feature_weight", 100.0, at_least(0), "weight of the hint", "LOSS.FEAT_WEIGHT"),
+    )
+    hint_layer: int
+    input_size: tuple[int, int]
+    ce_weight: float
+    feature_weight: float
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, **options: Any) -> None:
+        super().__init__(student, teacher, **options)
+        channels = [_feature_channels(network, self.hint_layer, self.input_size) for network in (student, teacher)]
         self.regressor = nn.Sequential(
             nn.Conv2d(channels[0], channels[1], kernel_size=1, bias=False), nn.BatchNorm2d(channels[1]), nn.ReLU()
         )
@@ -93,17 +96,3 @@ def _feature_channels(network: nn.Module, layer: int, input_size: tuple[int, int
     if not 0 <= layer < len(maps):
         raise ConfigError(f"Expected `FITNET.HINT_LAYER` to be in [0, {len(maps) - 1}], but got {layer}")
     return int(maps[layer].shape[1])
-
-
-@distiller_dict.register("FITNET")
-def build_fitnet(student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> FitNet:
-    """Make `FitNet` from the config node of that name."""
-    node = cfg.FITNET
-    return FitNet(
-        student,
-        teacher,
-        hint_layer=node.HINT_LAYER,
-        input_size=tuple(node.INPUT_SIZE),
-        ce_weight=node.LOSS.CE_WEIGHT,
-        feature_weight=node.LOSS.FEAT_WEIGHT,
-    )

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from yacs.config import CfgNode
+from torch import Tensor
 
-from tllm_plugin.hosts.embedded.distillers.base import distiller_dict
+from tllm_plugin.core.options import Option, at_least, more_than
 from tllm_plugin.methods.base import Distiller, Losses
 from tllm_plugin.methods.kd_loss import kd_loss
 
@@ -20,18 +19,17 @@ class KD(Distiller):
     Args:
         student: See `Distiller`.
         teacher: See `Distiller`.
-        temperature: T > 0.
-        ce_weight: Weight of the cross-entropy with the labels.
-        kd_weight: Weight of `kd_loss`.
+        options: See `options`.
     """
 
-    def __init__(
-        self, student: nn.Module, teacher: nn.Module, *, temperature: float, ce_weight: float, kd_weight: float
-    ) -> None:
-        super().__init__(student, teacher)
-        self.temperature = temperature
-        self.ce_weight = ce_weight
-        self.kd_weight = kd_weight
+    options = (
+        Option("temperature", 4.0, more_than(0), "temperature of the softened predictions"),
+        Option("ce_weight", 0.1, at_least(0), "weight of the cross-entropy with the labels", "LOSS.CE_WEIGHT"),
+        Option("kd_weight", 0.9, at_least(0), "weight of the divergence from the teacher", "LOSS.KD_WEIGHT"),
+    )
+    temperature: float
+    ce_weight: float
+    kd_weight: float
 
     def losses(self, image: Tensor, target: Tensor, **batch: Any) -> tuple[Tensor, Losses]:
         student_logits, _ = self.student(image)
@@ -41,16 +39,3 @@ class KD(Distiller):
             "loss_ce": self.ce_weight * F.cross_entropy(student_logits, target),
             "loss_kd": self.kd_weight * kd_loss(student_logits, teacher_logits, self.temperature),
         }
-
-
-@distiller_dict.register("KD")
-def build_kd(student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> KD:
-    """Make `KD` from the config node of that name."""
-    node = cfg.KD
-    return KD(
-        student,
-        teacher,
-        temperature=node.TEMPERATURE,
-        ce_weight=node.LOSS.CE_WEIGHT,
-        kd_weight=node.LOSS.KD_WEIGHT,
-    )

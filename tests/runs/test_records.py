@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tllm_plugin import FileFormatError
-from tllm_plugin.runs import fields
-from tllm_plugin.runs.fields import FieldError
+from tllm_plugin.runs import records
+from tllm_plugin.runs.records import validated
 from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.runs.split_file import SplitRecord
 
 READERS: dict[str, Callable[[RunFolder], object]] = {
     "split.json": RunFolder.read_split,
@@ -43,10 +46,10 @@ def change(path: Path, where: tuple[str | int, ...], value: object) -> None:
         ("split.json", ("seed",), MISSING, "`seed` to be present, but got nothing"),
         ("split.json", ("seed",), 1.5, "`seed` to be an integer, but got 1.5"),
         ("split.json", ("seed",), None, "`seed` to be an integer, but got None"),
-        ("split.json", ("fraction",), 1.01, "`fraction` to be a number in [0, 1], but got 1.01"),
+        ("split.json", ("fraction",), 1.01, "`fraction` to be less than or equal to 1, but got 1.01"),
         ("split.json", ("holdout",), 3, "`holdout` to be a list, but got 3"),
-        ("split.json", ("holdout", 1), -1, "`holdout[1]` to be an integer of at least 0, but got -1"),
-        ("split.json", ("holdout", 1), True, "`holdout[1]` to be an integer of at least 0, but got True"),
+        ("split.json", ("holdout", 1), -1, "`holdout[1]` to be greater than or equal to 0, but got -1"),
+        ("split.json", ("holdout", 1), True, "`holdout[1]` to be an integer, but got True"),
         (
             "split.json",
             ("search_holdout", 0),
@@ -59,12 +62,12 @@ def change(path: Path, where: tuple[str | int, ...], value: object) -> None:
         ("flags.json", ("classes", 1, "flagged"), 1, "`classes[1].flagged` to be true or false, but got 1"),
         ("flags.json", ("classes", 1, "name"), MISSING, "`classes[1].name` to be present, but got nothing"),
         ("flags.json", ("classes", 1, "name"), None, "`classes[1].name` to be a string, but got None"),
-        ("flags.json", ("classes", 1, "drop"), "x", "`classes[1].drop` to be a finite number or null, but got 'x'"),
+        ("flags.json", ("classes", 1, "drop"), "x", "`classes[1].drop` to be a finite number, but got 'x'"),
         (
             "flags.json",
             ("classes", 2, "p_value"),
             2,
-            "`classes[2].p_value` to be a number in [0, 1] or null, but got 2",
+            "`classes[2].p_value` to be less than or equal to 1, but got 2",
         ),
         (
             "flags.json",
@@ -87,7 +90,7 @@ def change(path: Path, where: tuple[str | int, ...], value: object) -> None:
             "flags.json",
             ("classes", 1, "e_value"),
             -1,
-            "`classes[1].e_value` to be a finite number of at least 0 or null, but got -1",
+            "`classes[1].e_value` to be greater than or equal to 0, but got -1",
         ),
         (
             "metrics.json",
@@ -102,12 +105,12 @@ def change(path: Path, where: tuple[str | int, ...], value: object) -> None:
             f"`test_accuracy` to be the {14 / 19} of all classes together, but got None",
         ),
         ("metrics.json", ("finished",), "yes", "`finished` to be true or false, but got 'yes'"),
-        ("metrics.json", ("test_accuracy",), 40.7, "`test_accuracy` to be a number in [0, 1] or null, but got 40.7"),
+        ("metrics.json", ("test_accuracy",), 40.7, "`test_accuracy` to be less than or equal to 1, but got 40.7"),
         (
             "metrics.json",
             ("peak_memory_bytes",),
             -1,
-            "`peak_memory_bytes` to be an integer of at least 0 or null, but got -1",
+            "`peak_memory_bytes` to be greater than or equal to 0, but got -1",
         ),
         ("metrics.json", ("class_total",), [1], "`class_correct` to be as long as `class_total` (1), but got 3"),
         ("metrics.json", ("class_correct", 2), 10, "`class_correct[2]` to be at most 9, but got 10"),
@@ -115,7 +118,7 @@ def change(path: Path, where: tuple[str | int, ...], value: object) -> None:
             "metrics.json",
             ("seconds_per_epoch", 0),
             "x" * 100,
-            f"`seconds_per_epoch[0]` to be a finite number of at least 0, but got '{'x' * 12}...{'x' * 13}'",
+            f"`seconds_per_epoch[0]` to be a finite number, but got '{'x' * 12}...{'x' * 13}'",
         ),
     ],
 )
@@ -160,23 +163,41 @@ def test_unknown_fields_of_a_later_writer_are_ignored(run: RunFolder) -> None:
 
 
 @pytest.mark.parametrize(
-    "parse, good, bad",
+    "kind, good, bad",
     [
-        (fields.integer, [0, -3, 10**30], [1.0, True, "1", None]),
-        (fields.count, [0, 10**30], [-1, 1.0, False]),
-        (fields.number, [0, -1.5, 2**900], [math.inf, -math.inf, math.nan, 10**400, True, "1"]),
-        (fields.amount, [0, 1.5, 2**900], [-1e-9, math.inf, math.nan, 10**400, False, "1"]),
-        (fields.share, [0, 1, 0.5], [-1e-9, 1.0001, math.nan, True]),
-        (fields.flag, [True, False], [0, 1, None, "true"]),
-        (fields.text, ["", "x"], [None, 1, b"x"]),
-        (fields.optional(fields.count), [None, 3], [-1, "x"]),
-        (fields.list_of(fields.count), [[], [1, 2]], [(1, 2), "12", None, [1, -1]]),
+        (records.Integer, [0, -3, 10**30], [1.0, True, "1", None]),
+        (records.Count, [0, 10**30], [-1, 1.0, False]),
+        (records.Number, [0, -1.5, 2**900], [math.inf, -math.inf, math.nan, 10**400, True, "1"]),
+        (records.Amount, [0, 1.5, 2**900], [-1e-9, math.inf, math.nan, 10**400, False, "1"]),
+        (records.Fraction, [0, 1, 0.5], [-1e-9, 1.0001, math.nan, True]),
+        (records.Flag, [True, False], [0, 1, None, "true"]),
+        (records.Text, ["", "x", "caf\udce9"], [None, 1, b"x"]),
+        (records.Mapping, [{}, {"caf\udce9": [1]}], [None, [], "x"]),
+        (records.Count | None, [None, 3], [-1, "x"]),
+        (records.List[records.Count], [[], [1, 2]], ["12", None, {}, [1, -1]]),
     ],
 )
-def test_parsers(parse: Callable[[object], Any], good: list[object], bad: list[object]) -> None:
+def test_types_of_fields(kind: Any, good: list[object], bad: list[object]) -> None:
     for value in good:
-        parsed = parse(value)
-        assert parsed == (tuple(value) if isinstance(value, list) else value)
+        assert validated(kind, value, "") == (tuple(value) if isinstance(value, list) else value)
     for value in bad:
-        with pytest.raises(FieldError, match="^Expected "):
-            parse(value)
+        with pytest.raises(FileFormatError, match="^Expected the content to be |^Expected `\\[1\\]` to be "):
+            validated(kind, value, "")
+
+
+def test_millions_of_wrong_items_are_one_error() -> None:
+    items = ["x"] * 3_000_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            FileFormatError, match=r"^Expected `\[0\]` to be an integer, but got 'x' in FILE; run again"
+        ):
+            validated(records.List[records.Count], items, "in FILE")
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_record_is_checked_before_it_is_written(split_record: SplitRecord) -> None:
+    with pytest.raises(ValueError, match="seed"):
+        replace(split_record, seed=1.5)  # type: ignore[arg-type]

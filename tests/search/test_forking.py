@@ -12,15 +12,14 @@ from tests.hosts.digits_runs import make_config
 from tests.search.staged import epochs_trained  # noqa: F401  (fixture)
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors import create_detector
-from tllm_plugin.core.scores import SampleScores
+from tllm_plugin.core.predictions import Predictions
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.run_spec import RunSpec
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.run_folder import RunFolder
-from tllm_plugin.search import keeping
+from tllm_plugin.search import forking
 from tllm_plugin.search.embedded import EmbeddedSearch
-from tllm_plugin.search.follower import Follower, Followers
-from tllm_plugin.search.keeping import Keeping
+from tllm_plugin.search.forking import CheckpointKeeper, DetectorReplay, Replays
 from tllm_plugin.search.space import parse_space
 
 EPOCHS = 6
@@ -125,14 +124,14 @@ def scored(*right: int) -> Curves:
     curves = Curves(labels, 2, torch.arange(20))
     for epoch, count in enumerate(right, start=1):
         rank = torch.where(torch.arange(20) < count, 1, 2).to(torch.uint8)
-        curves.append(epoch, SampleScores(labels, rank, torch.zeros(20), torch.zeros(20, dtype=torch.int64)))
+        curves.append(epoch, Predictions(labels, torch.where(rank == 1, labels, -1), 2, rank, torch.zeros(20)))
     return curves
 
 
 def test_kept_when_seconds_have_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr(keeping, "monotonic", lambda: clock[0])
-    keep = Keeping(RunFolder.inside(tmp_path), make_config(tmp_path), lambda: [], ("one", "other"), Followers())
+    monkeypatch.setattr(forking, "monotonic", lambda: clock[0])
+    keep = CheckpointKeeper(RunFolder.inside(tmp_path), make_config(tmp_path), lambda: [], ("one", "other"), Replays())
     never = create_detector("none", 2)
     answers = []
     for passed in (1.0, 1.1, 1.0, 0.9, 0.2):
@@ -141,42 +140,40 @@ def test_kept_when_seconds_have_passed(tmp_path: Path, monkeypatch: pytest.Monke
     assert answers == [False, True, False, False, True]
 
 
-def test_a_follower_sees_every_epoch_once_and_stops_where_they_part() -> None:
+def test_a_replay_watches_every_epoch_once_and_stops_where_they_part() -> None:
     seen = []
 
     class Recording(type(create_detector("none", 2))):  # type: ignore[misc]
-        def judge(self, epoch: int, samples: SampleScores) -> object:
+        def judge(self, epoch: int, samples: Predictions) -> object:
             seen.append(epoch)
             flags, evidence = super().judge(epoch, samples)
             return flags if epoch < 3 else ~flags, evidence
 
     never = torch.full((2,), -1)
-    follower = Follower(Recording(2), treated_alike=True)
-    follower.watch(scored(1), never)
-    follower.watch(scored(1, 2), never)
-    assert seen == [1, 2] and follower.parted_after is None and follower.watched == 2
-    follower.watch(scored(1, 2, 3, 4), never)
-    follower.watch(scored(1, 2, 3, 4, 5), never)
-    assert seen == [1, 2, 3] and follower.parted_after == follower.watched == 3
+    replay = DetectorReplay(Recording(2), treated_alike=True)
+    replay.watch(scored(1), never)
+    replay.watch(scored(1, 2), never)
+    assert seen == [1, 2] and replay.parted_after is None and replay.watched == 2
+    replay.watch(scored(1, 2, 3, 4), never)
+    replay.watch(scored(1, 2, 3, 4, 5), never)
+    assert seen == [1, 2, 3] and replay.parted_after == replay.watched == 3
 
 
 @pytest.mark.parametrize(("treated_alike", "parted_after"), [(True, None), (False, 2)])
-def test_a_follower_goes_by_what_is_done_with_flags(treated_alike: bool, parted_after: int | None) -> None:
+def test_a_replay_goes_by_what_is_done_with_flags(treated_alike: bool, parted_after: int | None) -> None:
     detector = create_detector("after", 2, total_epochs=4, after_fraction=0.5)
-    follower = Follower(detector, treated_alike=treated_alike)
-    follower.watch(scored(1, 2, 3, 4), torch.tensor([2, 2]))
-    assert follower.parted_after == parted_after
+    replay = DetectorReplay(detector, treated_alike=treated_alike)
+    replay.watch(scored(1, 2, 3, 4), torch.tensor([2, 2]))
+    assert replay.parted_after == parted_after
 
 
 def test_what_was_watched_is_remembered_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tllm_plugin.search.follower._MOST_REMEMBERED", 2)
-    followers, run = Followers(), RunFolder.inside(tmp_path)
+    monkeypatch.setattr("tllm_plugin.search.forking._MOST_REPLAYS", 2)
+    replays, run = Replays(), RunFolder.inside(tmp_path)
     configs = [make_config(tmp_path, "TLLM.DETECTOR.TYPE", "none", "EXPERIMENT.NAME", name) for name in "abc"]
 
-    def of(number: int) -> Follower:
-        return followers.of(
-            run, RunSpec.of(configs[0]), configs[number], class_names=("one", "other"), holdout=scored()
-        )
+    def of(number: int) -> DetectorReplay:
+        return replays.get(run, RunSpec.of(configs[0]), configs[number], ("one", "other"), scored())
 
     first, second = of(0), of(1)
     assert of(0) is first and of(1) is second

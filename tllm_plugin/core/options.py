@@ -1,0 +1,118 @@
+"""Options of detectors and methods as data: config keys, flags, checks and help are made of them by the hosts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from tllm_plugin.core.errors import ConfigError
+
+#: Returns what was expected of a value, or None where the value is fine.
+Check = Callable[[Any], str | None]
+
+
+def number_in(low: float, high: float, *, open_low: bool = False, open_high: bool = False) -> Check:
+    """Return a check for numbers in an interval; infinite ends are left out of the message."""
+
+    def check(value: Any) -> str | None:
+        if not isinstance(value, (bool, str)) and hasattr(value, "__float__"):
+            number = float(value)
+            above = number > low if open_low else number >= low
+            below = number < high if open_high else number <= high
+            if above and below:  # NaN is neither.
+                return None
+        if math.isinf(high):
+            return f"{'more than' if open_low else 'at least'} {low:g}"
+        return f"in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+
+    return check
+
+
+def at_least(low: float) -> Check:
+    """Return a check for finite numbers not below `low`."""
+    return number_in(low, math.inf, open_high=True)
+
+
+def more_than(low: float) -> Check:
+    """Return a check for finite numbers above `low`."""
+    return number_in(low, math.inf, open_low=True, open_high=True)
+
+
+def count_in(low: int, high: float = math.inf) -> Check:
+    """Return a check for whole numbers; both ends are in, and an infinite one is left out of the message."""
+    expected = f"at least {low}" if math.isinf(high) else f"in [{low}, {high}]"
+
+    def check(value: Any) -> str | None:
+        whole = not isinstance(value, bool) and hasattr(value, "__index__")
+        return None if whole and low <= value.__index__() <= high else expected
+
+    return check
+
+
+def one_of(known: Iterable[str]) -> Check:
+    """Return a check for names; what is known is looked up, and listed, when a value is checked."""
+    return lambda value: None if value in known else f"one of {', '.join(sorted(known))}"
+
+
+#: Of shares and weights of a past, in [0, 1); of thresholds, in (0, 1).
+SHARE = number_in(0, 1, open_high=True)
+INSIDE = number_in(0, 1, open_low=True, open_high=True)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a detector, a method or a host.
+
+    Args:
+        name: Of the constructor's argument, and of the attribute that holds it.
+        default: Its type is that of the option.
+        check: What is accepted; None for every value of the default's type.
+        help: For lists of options and the help of flags; begins with a small letter and has no full stop.
+        key: In a config, below the node of the detector or the method; empty for the name in capitals.
+        flag: In RepDistiller, without the dashes; empty for the name behind that of its owner, None for none.
+    """
+
+    name: str
+    default: Any
+    check: Check | None
+    help: str
+    key: str = ""
+    flag: str | None = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", self.key or self.name.upper())
+
+    def read(self, value: Any) -> Any:
+        """Return a checked value; numbers as the type of the default.
+
+        Raises:
+            ConfigError: The check refuses it.
+        """
+        expected = self.check(value) if self.check is not None else None
+        if expected is not None:
+            raise ConfigError(f"Expected `{self.name}` to be {expected}, but got {value!r}")
+        return type(self.default)(value) if type(self.default) in (int, float) else value
+
+
+class WithOptions:
+    """Base of classes whose constructor takes options by name; each becomes an attribute."""
+
+    #: What can be set, in the order of lists and help.
+    options: ClassVar[tuple[Option, ...]] = ()
+
+    def set_options(self, given: Mapping[str, Any]) -> None:
+        """Set an attribute for each option: what is given, otherwise the default.
+
+        Raises:
+            ConfigError: A value is refused, or given for what is no option.
+        """
+        unknown = set(given) - {option.name for option in self.options}
+        if unknown:
+            known = ", ".join(sorted(option.name for option in self.options)) or "none"
+            raise ConfigError(
+                f"Expected options of {type(self).__name__} to be among {known}, but got {', '.join(sorted(unknown))}"
+            )
+        for option in self.options:
+            setattr(self, option.name, option.read(given.get(option.name, option.default)))

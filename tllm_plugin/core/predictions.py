@@ -1,0 +1,265 @@
+"""What a network predicts for a data set: one pass over its batches, and the record that all results are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tllm_plugin.core.arguments import is_integer
+from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.outputs import logits_of
+
+MAX_RANK = 255
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Predictions of one network for `n` samples in the order of the data set, on the CPU; checked when made.
+
+    Args:
+        labels: (n,) int64, true classes.
+        prediction: (n,) int64, predicted classes; the label exactly where the true class ranks first. -1 stands for a
+            wrong prediction that was not kept.
+        num_classes: C.
+        rank: (n,) uint8, place of the true class among the logits, 1 = predicted; 255 stands for 255 or worse. None
+            where it was not kept, as in `predictions.npz`.
+        true_prob: (n,) float32, softmax probability of the true class; None likewise.
+        agree: (n,) bool, whether the prediction equals the teacher's; None without a teacher.
+        features: (n, D) float32, what the last layer reads; None unless asked for.
+
+    Raises:
+        ConfigError: A part is no tensor with one value (of `features`: one row) per sample.
+    """
+
+    labels: Tensor
+    prediction: Tensor
+    num_classes: int
+    rank: Tensor | None = None
+    true_prob: Tensor | None = None
+    agree: Tensor | None = None
+    features: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        samples = self.labels.numel() if isinstance(self.labels, Tensor) else -1
+        for name in ("labels", "prediction", "rank", "true_prob", "agree", "features"):
+            value = getattr(self, name)
+            if value is None and name not in ("labels", "prediction"):
+                continue
+            rows = value.shape[:1] if name == "features" else getattr(value, "shape", None)
+            if not isinstance(value, Tensor) or rows != (samples,):
+                got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise ConfigError(f"Expected `{name}` to be a tensor with one value per sample, but got {got}")
+
+    @property
+    def correct(self) -> Tensor:
+        """(n,) bool."""
+        return self.prediction == self.labels
+
+    @property
+    def class_correct(self) -> Tensor:
+        """(C,) int64, correct predictions per class."""
+        return torch.bincount(self.labels[self.correct], minlength=self.num_classes)
+
+    @property
+    def class_total(self) -> Tensor:
+        """(C,) int64, samples per class."""
+        return torch.bincount(self.labels, minlength=self.num_classes)
+
+    @property
+    def class_accuracy(self) -> Tensor:
+        """(C,) float64 in [0, 1]; NaN for a class without samples."""
+        return class_means(self.correct, self.labels, self.num_classes)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of all samples that are predicted correctly, in [0, 1]; in single precision, as the hosts divide."""
+        return float(self.class_correct.sum() / self.class_total.sum())
+
+    def kept(self, name: str) -> Tensor:
+        """Return `rank`, `true_prob` or `features`.
+
+        Raises:
+            ConfigError: It was not kept.
+        """
+        value: Tensor | None = getattr(self, name)
+        if value is None:
+            raise ConfigError(f"Expected predictions with the `{name}` of every sample, but got predictions without")
+        return value
+
+    def part(self, start: int, stop: int) -> Predictions:
+        """Return the predictions for samples `start` to `stop - 1`."""
+        parts = {
+            name: value[start:stop]
+            for name in ("labels", "prediction", "rank", "true_prob", "agree", "features")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, **parts)
+
+    def beside(self, teacher: Tensor) -> Predictions:
+        """Return these predictions with `agree`, where a teacher predicted the classes (n,) int64."""
+        return replace(self, agree=self.prediction == teacher)
+
+
+class Collector:
+    """Makes `Predictions` of logits that come batch by batch; for loops over a data set that a host runs itself.
+
+    Per sample a few bytes are kept on the device, of features as many as they have, and of logits nothing.
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[Tensor]] = {
+            name: [] for name in ("labels", "prediction", "rank", "true_prob", "classes", "features")
+        }
+
+    def add(self, logits: Tensor, label: Tensor, features: Tensor | None = None) -> None:
+        """Add a batch.
+
+        Args:
+            logits: (b, C), unnormalised.
+            label: (b,) of an integer type, on any device.
+            features: (b, D), in every batch or in none.
+
+        Raises:
+            ConfigError: The logits are of another shape, or the labels are no class indices.
+        """
+        _check_batch(logits, label)
+        logits = logits.detach().float()
+        label = label.to(logits.device, torch.int64)
+        rank = true_class_rank(logits, label)
+        column = label[:, None]
+        # Where the true class does not rank first, the best of the others: with NaN among the logits, argmax over all
+        # of them could still be the true class.
+        others = logits.scatter(1, column, -torch.inf).argmax(1)
+        batch = {
+            "labels": label,
+            "prediction": torch.where(rank == 1, label, others),
+            "rank": rank.clamp(max=MAX_RANK).to(torch.uint8),
+            "true_prob": F.softmax(logits, dim=1).gather(1, column).squeeze(1),
+            "classes": torch.full_like(label, logits.shape[1]),
+        }
+        for name, values in batch.items():
+            self._parts[name].append(values)
+        if features is not None:
+            self._parts["features"].append(features.detach().float())
+
+    def predictions(self, gather: Callable[[Tensor], Tensor] | None = None) -> Predictions:
+        """Return the predictions for all batches that were added, in their order.
+
+        Args:
+            gather: Where these are a part of the samples, as in one of several processes: from values of this part's
+                samples, (k, ...) on the CPU, to those of all n samples in the order of the data set.
+
+        Raises:
+            ConfigError: There is no batch.
+        """
+
+        def whole(name: str, dtype: torch.dtype) -> Tensor:
+            parts = self._parts[name]
+            # With more processes than batches a part is empty.
+            values = torch.cat(parts).cpu() if parts else torch.empty(0, dtype=dtype)
+            return values if gather is None else gather(values)
+
+        labels = whole("labels", torch.int64)
+        if not len(labels):
+            raise ConfigError("Expected `batches` to be at least one, but got none")
+        return Predictions(
+            labels=labels,
+            prediction=whole("prediction", torch.int64),
+            num_classes=int(whole("classes", torch.int64).max()),
+            rank=whole("rank", torch.uint8),
+            true_prob=torch.nan_to_num(whole("true_prob", torch.float32), nan=0.0),
+            features=whole("features", torch.float32) if self._parts["features"] else None,
+        )
+
+
+@torch.no_grad()
+def predict(
+    network: Callable[..., Any],
+    batches: Iterable[Sequence[Any]],
+    *,
+    keyword: str = "",
+    device: torch.device | None = None,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    features: bool = False,
+) -> Predictions:
+    """Run a network over a data set once; everything stays on the device until the end of the pass.
+
+    Args:
+        network: Image batch -> logits (b, C), unnormalised, alone or with other outputs (see `logits_of`). A module is
+            put into evaluation mode and left in it.
+        batches: Yields `(image, label, ...)` in the same order every time; labels (b,) of an integer type. A loader of
+            a shard has `gather`, which see `tllm_plugin.data.loaders.EvalLoader`; then all processes get all samples.
+        keyword: Name of the argument that takes the images, for a distiller, which takes keywords and returns logits
+            alone.
+        device: Where to put the images first; None: they are on the network's device.
+        autocast: Makes the context of a forward pass, that is, its precision.
+        features: Whether to keep the pooled features, `pooled_feat` of the outputs beside the logits. They take memory.
+
+    Raises:
+        ConfigError: The network returns something else, labels are no class indices, or there is no batch.
+    """
+    if isinstance(network, nn.Module):
+        network.eval()
+    collector = Collector()
+    for image, label, *_ in batches:
+        image = image if device is None else image.to(device, non_blocking=True)
+        with autocast():
+            output = network(**{keyword: image}) if keyword else network(image)
+        pooled = _pooled(network, output) if features else None
+        collector.add(output if keyword else logits_of(output), label, pooled)
+        # Feature maps of all stages: kept during the next pass, they would take memory twice and time as well.
+        del output, pooled
+    return collector.predictions(getattr(batches, "gather", None))
+
+
+def _pooled(network: Any, output: Any) -> Tensor:
+    extra = output[1] if isinstance(output, tuple) else {}
+    if "pooled_feat" not in extra:
+        raise ConfigError(f"Expected {type(network).__name__} to return its pooled features, but it does not")
+    pooled: Tensor = extra["pooled_feat"]
+    return pooled
+
+
+def _check_batch(logits: Any, label: Any) -> None:
+    if not isinstance(label, Tensor) or label.dim() != 1 or not is_integer(label):
+        got = f"{label.dtype} of shape {tuple(label.shape)}" if isinstance(label, Tensor) else type(label).__name__
+        raise ConfigError(f"Expected labels of a batch to be class indices, (b,) int64, but got {got}")
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(label):
+        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ConfigError(f"Expected the network to return logits ({len(label)}, C), but got {got}")
+
+
+def true_class_rank(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return (n,) int64, the place of the true class, 1 = best; ties go to the lower class index.
+
+    A true logit that is NaN ranks last, so that a diverged network never looks perfect.
+
+    Args:
+        logits: (n, C), unnormalised.
+        labels: (n,) int64.
+
+    >>> true_class_rank(torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.5, 0.5]]), torch.tensor([2, 0])).tolist()
+    [2, 1]
+    """
+    true_logit = logits.gather(1, labels[:, None])
+    not_below = ~(logits < true_logit)
+    later = torch.arange(logits.shape[1], device=logits.device)[None, :] > labels[:, None]
+    tied_later = (logits == true_logit) & later
+    # Summing into 64 bits would first make a copy of the (n, C) booleans in them.
+    return (not_below.sum(1, dtype=torch.int32) - tied_later.sum(1, dtype=torch.int32)).long()
+
+
+def class_sums(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Return (C,) float64: the sum of `values` (n,) over the samples of each class."""
+    return torch.zeros(num_classes, dtype=torch.float64).index_add_(0, labels, values.double())
+
+
+def class_means(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Return (C,) float64: the mean of `values` (n,) per class; NaN for a class without samples."""
+    return class_sums(values, labels, num_classes) / torch.bincount(labels, minlength=num_classes)

@@ -1,0 +1,189 @@
+"""The table of all options of TLLM and its methods, by config key; nodes, checks, flags and arguments come from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+from yacs.config import CfgNode
+
+from tllm_plugin.core.detectors import DETECTORS
+from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.options import INSIDE, SHARE, Option, at_least, count_in, one_of
+from tllm_plugin.hosts.config_checks import lookup, shown
+from tllm_plugin.hosts.extensions import load_extensions
+from tllm_plugin.methods import METHODS
+
+#: Of `TLLMWrapper`: what is done with flagged classes.
+WRAPPER = (
+    Option("label_smoothing", 0.1, SHARE, "label smoothing of undistillable classes", flag="tllm_smoothing"),
+    Option("ce_weight", 1.0, at_least(0), "weight of the cross-entropy of undistillable classes"),
+    Option("balance", True, None, "True: multiply that weight by what the distillation losses weigh"),
+    Option("min_rows", 4, count_in(1), "fewest rows of a batch that are distilled"),
+)
+#: Of `split`.
+HOLDOUT = (
+    Option("fraction", 0.05, INSIDE, "share of the training data in the hold-out", "HOLDOUT.FRACTION", "tllm_holdout"),
+    Option(
+        "search_fraction",
+        0.0,
+        SHARE,
+        "share of the rest in the hold-out for choosing eta",
+        key="HOLDOUT.SEARCH_FRACTION",
+        flag="tllm_search_holdout",
+    ),
+    Option("seed", 0, None, "chooses the hold-out", "HOLDOUT.SEED", "tllm_holdout_seed"),
+)
+FDR, CONFIDENCE = "TLLM.DETECTOR.FDR", "TLLM.DETECTOR.CONFIDENCE"
+OLD_FLAG = "tllm_confidence"
+
+
+def table() -> dict[str, Option]:
+    """Return every option of TLLM, the registered detectors and the registered methods, by its full key.
+
+    Raises:
+        ConfigError: Two of them have one key and are not the same.
+    """
+    load_extensions()
+    found: dict[str, Option] = {}
+    for prefix, options, _ in _declared():
+        for key, option in under(prefix, options).items():
+            if found.setdefault(key, option) != option:
+                raise ConfigError(
+                    f"Expected one option for the key `{key}`, but two detectors or methods declare it differently: "
+                    "give one of them another name, or let both have the same `Option`"
+                )
+    return found
+
+
+def under(prefix: str, options: Iterable[Option]) -> dict[str, Option]:
+    """Return options by their full keys, each with its flag.
+
+    Args:
+        prefix: Node that the options belong to.
+        options: Keys and flags as their owner declares them.
+    """
+    owner = prefix.partition(".")[0].lower()
+    return {
+        f"{prefix}.{option.key}": replace(
+            option, flag=option.flag if option.flag or option.flag is None else f"{owner}_{option.name}"
+        )
+        for option in options
+    }
+
+
+def as_node(options: Mapping[str, Option]) -> CfgNode:
+    """Return a config that holds the defaults of options by full key."""
+    root = CfgNode()
+    for key, option in options.items():
+        *parents, last = key.split(".")
+        node = root
+        for name in parents:
+            node = node.setdefault(name, CfgNode())
+        node[last] = deepcopy(option.default)
+    return root
+
+
+def check_options(cfg: CfgNode, options: Mapping[str, Option]) -> list[str]:
+    """Return a sentence for every option that a config has and whose check refuses its value."""
+    problems = []
+    for key, option in options.items():
+        value = lookup(cfg, key, option.default)
+        expected = option.check(value) if option.check is not None else None
+        if expected is not None:
+            problems.append(f"Expected `{key}` to be {expected}, but got {shown(value)}")
+    return problems
+
+
+def arguments(options: Iterable[Option], node: CfgNode) -> dict[str, Any]:
+    """Return the values of options in the node that they belong to, by the arguments' names."""
+    return {option.name: lookup(node, option.key, option.default) for option in options}
+
+
+def complement(value: Any) -> Any:
+    """Return 1 minus a number, in decimal; what is no number comes back as it is.
+
+    >>> complement(0.95), 1 - 0.95
+    (0.05, 0.050000000000000044)
+    """
+    return float(1 - Decimal(repr(value))) if isinstance(value, int | float) else value
+
+
+_FDR: Option = under("TLLM.DETECTOR", DETECTORS["reference"].options)[FDR]
+_OLD_DEFAULT = complement(_FDR.default)
+
+
+def accept_confidence(tllm: CfgNode) -> None:
+    """Let a `TLLM` node take the old spelling of the false discovery rate, too, until `settle_fdr`."""
+    tllm.DETECTOR["FDR"], tllm.DETECTOR["CONFIDENCE"] = _FDR.default, _OLD_DEFAULT
+
+
+def settle_fdr(tllm: CfgNode) -> list[str]:
+    """Replace the old spelling, CONFIDENCE = 1 - FDR, in a merged `TLLM` node; return what is wrong with it."""
+    detector = tllm.DETECTOR
+    confidence = detector.pop("CONFIDENCE", _OLD_DEFAULT)
+    # Identity tells a default from an equal value that somebody has written.
+    if confidence is _OLD_DEFAULT:
+        return []
+    if expected := SHARE(confidence):
+        return [f"Expected `{CONFIDENCE}` to be {expected}, but got {shown(confidence)}"]
+    if detector.FDR is not _FDR.default and complement(confidence) != detector.FDR:
+        return [
+            f"Expected `{CONFIDENCE}`, the old spelling of 1 - FDR, to agree with `{FDR}`, but got {confidence:g} and "
+            f"{detector.FDR:g}; leave one of them out"
+        ]
+    detector["FDR"] = complement(confidence)
+    return []
+
+
+def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config that a run recorded, in any host, with the names of today."""
+    known = dict(config)
+    for name in ("TLLM", "DETECTOR", "options"):
+        if isinstance(known.get(name), Mapping):
+            known[name] = renamed(known[name])
+    for old, new in (("CONFIDENCE", "FDR"), (OLD_FLAG, _FDR.flag)):
+        if old in known:
+            known.setdefault(str(new), complement(known.pop(old)))
+    return known
+
+
+def first_spelling(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by full key as they were spelled at first, so that runs that are named after them are found.
+
+    Options that users' own detectors and methods declare are left out at their defaults: a run does not get another
+    name because something was installed.
+    """
+    ours = {key for prefix, options, is_ours in _declared() if is_ours for key in under(prefix, options)}
+    of_users = {key: option.default for key, option in table().items() if key not in ours}
+    spelled = {}
+    for key, value in values.items():
+        if key == FDR:
+            spelled[CONFIDENCE] = complement(value)
+        elif not (key in of_users and of_users[key] == value) and not (key in METHODS and not value):
+            spelled[key] = value
+    return spelled
+
+
+#: In RepDistiller these are flags of the host's own.
+INNER = (
+    Option("distiller", "KD", None, "inner distiller where DISTILLER.TYPE is TLLM", flag=None),
+    Option("trainer", "base", None, "trainer of the host whose loop is used", flag=None),
+)
+_REFERENCE = Option("reference", "", None, "run folder of a vanilla student, for the detector reference")
+_CLASSES = Option("classes", [], None, "for the detector fixed: all class indices, all names, or a flags.json")
+
+
+def _declared() -> Iterator[tuple[str, Iterable[Option], bool]]:
+    """Yield nodes with their options, and whether these are our own."""
+    kinds = f"which classes lose their teacher: {', '.join(DETECTORS)}"
+    kind = Option("type", "reference", one_of(DETECTORS), kinds, flag="tllm_detector")
+    yield "TLLM", (*INNER, *WRAPPER, *HOLDOUT), True
+    yield "TLLM.DETECTOR", (kind, _REFERENCE, _CLASSES), True
+    for detector in DETECTORS.values():
+        yield "TLLM.DETECTOR", detector.options, detector.__module__.startswith("tllm_plugin.")
+    for name, method in METHODS.items():
+        yield name, method.options, method.__module__.startswith("tllm_plugin.")

@@ -1,0 +1,117 @@
+"""Reading and writing the JSON records of a run, which pydantic validates.
+
+A record is a frozen pydantic dataclass. Its fields have the types below, which accept what JSON has for them and
+convert nothing but a list into a tuple and an integer into a float. Unknown keys, as a later version may write them,
+are ignored.
+"""
+
+from __future__ import annotations
+
+import os
+import reprlib
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import FailFast, Field, InstanceOf, Strict, StrictBool, TypeAdapter, ValidationError
+
+from tllm_plugin.core.errors import FileFormatError
+from tllm_plugin.runs.atomic import write_json
+from tllm_plugin.runs.reading import read_json
+from tllm_plugin.runs.stamps import stamped
+
+T = TypeVar("T")
+R = TypeVar("R", bound="Record")
+
+Flag = StrictBool
+#: A string; names of files and folders may hold lone surrogates, which pydantic's own string type refuses.
+Text = InstanceOf[str]
+Mapping = Annotated[dict[str, Any], InstanceOf()]
+Integer = Annotated[int, Strict()]
+Count = Annotated[int, Strict(), Field(ge=0)]
+Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+Amount = Annotated[float, Strict(), Field(allow_inf_nan=False, ge=0)]
+Fraction = Annotated[float, Strict(), Field(allow_inf_nan=False, ge=0, le=1)]
+#: A JSON list. Only the first wrong item is reported, so that a file of millions of them costs no memory.
+List = Annotated[tuple[T, ...], FailFast()]
+
+# What pydantic's messages say of Python's types, and what is said of JSON's instead.
+_EXPECTED = {
+    "Field required": "present",
+    "a valid integer": "an integer",
+    "a valid boolean": "true or false",
+    "a valid number": "a finite number",
+    "a valid tuple": "a list",
+    "an instance of dict": "an object",
+    "an instance of str": "a string",
+}
+
+
+class Inconsistent(ValueError):
+    """Raised by a record's validator where fields contradict each other.
+
+    Args:
+        field: The field that is reported, as a path below the record: `classes[2].index`.
+        expected: What it should be, with its article.
+        got: What it is.
+    """
+
+    def __init__(self, field: str, expected: str, got: object) -> None:
+        super().__init__(field, expected, got)
+        self.field = field
+        self.expected = expected
+        self.got = got
+
+
+class Record:
+    """Base of the records that have a file of their own."""
+
+    KIND: ClassVar[str]
+    VERSION: ClassVar[int] = 1
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write the record, atomically; see `write_json` for what is raised."""
+        write_json(path, stamped(self.KIND, self.VERSION, TypeAdapter(type(self)).dump_python(self)))
+
+    @classmethod
+    def read(cls: type[R], path: str | os.PathLike[str]) -> R:
+        """Read a record.
+
+        Raises:
+            FileFormatError: The file is missing, damaged, of another kind or version, or a field is not what it should
+                be.
+        """
+        content = read_json(path, cls.KIND, cls.VERSION)
+        return validated(cls, content, f"in {Path(path)}")
+
+
+def validated(kind: type[T], content: object, where: str) -> T:
+    """Return the record of a kind that JSON values describe.
+
+    Args:
+        kind: A pydantic dataclass.
+        content: What `json` made of the file.
+        where: End of the first half of the error message: "in FILE".
+
+    Raises:
+        FileFormatError: A field is missing, of another type, out of range, or contradicts another one. The message
+            names the first such field.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        raise FileFormatError(f"{_first_problem(error)} {where}; run again what wrote it") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    """Return `Expected FIELD to be WHAT, but got VALUE` for the first of pydantic's errors."""
+    first = error.errors(include_url=False)[0]
+    field = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"])
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, Inconsistent):
+        field, expected, got = f"{field}.{cause.field}", cause.expected, str(cause.got)
+    else:
+        said = first["msg"].removeprefix("Input should be ")
+        expected = "an object" if first["type"] == "dataclass_type" else _EXPECTED.get(said, said)
+        got = "nothing" if first["type"] == "missing" else reprlib.repr(first["input"])
+    field = field.removeprefix(".")
+    return f"Expected {f'`{field}`' if field else 'the content'} to be {expected}, but got {got}"

@@ -1,0 +1,286 @@
+"""Where a run parts from a recorded run that differs from it in the detector only; the same for every host.
+
+A finished run has recorded everything that another detector would have seen for as long as both flag the same classes
+after the same epochs. `DetectorReplay` shows the recorded curves to that detector until the two part,
+`latest_fork_point` finds the last checkpoint before, and `CheckpointKeeper` keeps such checkpoints while a run trains.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+import pydantic.dataclasses
+import torch
+from torch import Tensor
+from yacs.config import CfgNode
+
+from tllm_plugin.core.curves import Curves
+from tllm_plugin.core.detectors import DETECTORS, Detector
+from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.hosts.run_spec import ONE_BEGINNING, Mark, RunSpec
+from tllm_plugin.hosts.tllm_node import build_detector
+from tllm_plugin.runs.curves_file import to_state
+from tllm_plugin.runs.records import Count, Record, Text
+from tllm_plugin.runs.run_folder import RunFolder
+
+#: Between two checkpoints, and between writing any files of a run: a later search may try other values, and a worker
+#: that dies leaves the next one little to do.
+SECONDS = 2.0
+#: More trials than these are not watched; every checkpoint is kept instead.
+MOST_TRIALS = 32
+# More replays are not remembered: each has a reference in memory.
+_MOST_REPLAYS = 64
+
+#: Run and epoch -> whether all is there that the checkpoint of that epoch needs besides itself.
+Usable = Callable[[RunFolder, int], bool]
+
+
+@pydantic.dataclasses.dataclass(frozen=True)
+class ForkRecord(Record):
+    """`fork.json`: from where a run has its first epochs.
+
+    Args:
+        parent: Log folder of the recorded run, relative to the log folder of the run.
+        shared_epochs: Epochs that were not trained.
+    """
+
+    KIND = "fork"
+
+    parent: Text
+    shared_epochs: Count
+
+
+def write_fork(run: RunFolder, parent: RunFolder, epochs: int) -> None:
+    """Write from which run the first epochs of a run come."""
+    path = os.path.relpath(parent.log_folder, run.log_folder)
+    ForkRecord(Path(path).as_posix(), epochs).write(run.path / "fork.json")
+
+
+def read_fork(run: RunFolder) -> tuple[int, RunFolder | None]:
+    """Return how many epochs of a run come from another run, and that run; 0 and None without one.
+
+    Raises:
+        FileFormatError: The record is damaged.
+    """
+    path = run.path / "fork.json"
+    if not path.exists():
+        return 0, None
+    record = ForkRecord.read(path)
+    return record.shared_epochs, RunFolder.inside(os.path.normpath(run.log_folder / record.parent))
+
+
+class DetectorReplay:
+    """The detector of one config, which watches the run of another config until the two part.
+
+    Args:
+        detector: New.
+        treated_alike: Whether both runs do the same with flagged classes.
+    """
+
+    def __init__(self, detector: Detector, *, treated_alike: bool) -> None:
+        self.detector = detector
+        self.treated_alike = treated_alike
+        #: The epoch after which the two part; 0: from the beginning, None: they have not.
+        self.parted_after: int | None = None
+        #: The last epoch that the detector has seen.
+        self.watched = -1
+
+    def watch(self, curves: Curves, epoch_flagged: Tensor) -> None:
+        """Show the detector the epochs that have come since the last call, until the two part.
+
+        Args:
+            curves: Of the run, from its first epoch on.
+            epoch_flagged: (C,) int64, the epoch after which the run flagged a class, -1 for never.
+        """
+        for epoch in (0, *curves.epochs):
+            if self.parted_after is not None:
+                return
+            if epoch <= self.watched:
+                continue
+            self.watched = epoch
+            flags = self.detector.update(epoch, curves.samples_at(epoch)) if epoch else self.detector.flags
+            recorded = (epoch_flagged >= 0) & (epoch_flagged <= epoch)
+            if not flags.equal(recorded) or (bool(recorded.any()) and not self.treated_alike):
+                self.parted_after = epoch
+
+
+class Replays:
+    """The replays of a search, so that no epoch is shown to a detector twice."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], DetectorReplay] = {}
+
+    def get(
+        self, run: RunFolder, old: RunSpec, cfg: CfgNode, class_names: Sequence[str], curves: Curves
+    ) -> DetectorReplay:
+        """Return the replay of `run` with the detector of `cfg`; a new one has watched nothing.
+
+        Args:
+            run: What is watched.
+            old: What it was told.
+            cfg: Of the trial, its reference named; the trial is known by its name.
+            class_names: Length C.
+            curves: Of the run.
+        """
+        key = str(run.path), str(cfg.EXPERIMENT.NAME)
+        if key not in self._known:
+            if len(self._known) == _MOST_REPLAYS:
+                self._known.pop(next(iter(self._known)))
+            self._known[key] = DetectorReplay(
+                _new_detector(cfg, class_names, curves), treated_alike=_treated_alike(old, RunSpec.of(cfg))
+            )
+        return self._known[key]
+
+
+@dataclass(frozen=True)
+class ForkPoint:
+    """Where a new run begins in a recorded one.
+
+    Args:
+        run: The recorded one.
+        epochs: How many epochs need not be trained.
+        checkpoint: Of that epoch.
+        replay: Of the recorded run with the detector of the new one.
+    """
+
+    run: RunFolder
+    epochs: int
+    checkpoint: Path
+    replay: DetectorReplay
+
+    def detector_after(self, epochs: Sequence[int], cfg: CfgNode, curves: Curves) -> Detector:
+        """Return the detector of the new run as it is after the first epochs.
+
+        Args:
+            epochs: Those that the checkpoint has scores of.
+            cfg: Of the new run.
+            curves: Of the recorded one.
+        """
+        if epochs and self.replay.watched == epochs[-1]:
+            return self.replay.detector
+        detector = _new_detector(cfg, [item.name for item in self.run.read_flags().classes], curves)
+        for epoch in epochs:
+            detector.update(epoch, curves.samples_at(epoch))
+        return detector
+
+
+def latest_fork_point(
+    recorded: Sequence[tuple[RunFolder, RunSpec]],
+    cfg: CfgNode,
+    replays: Replays | None = None,
+    usable: Usable = lambda run, epoch: True,
+) -> ForkPoint | None:
+    """Return where the run of `cfg` shares the most epochs, in the first of equals; None if it shares none.
+
+    Args:
+        recorded: Finished runs, whose checkpoints are named `epoch_N` and `latest`, and what they were told, which
+            agrees with `cfg` in `ONE_BEGINNING`.
+        cfg: Checked and frozen, its reference named.
+        replays: Of the search.
+        usable: See `Usable`.
+    """
+    replays = replays or Replays()
+    best: ForkPoint | None = None
+    for run, old in recorded:
+        found = _fork_point(run, old, cfg, replays, usable)
+        if found is not None and (best is None or found.epochs > best.epochs):
+            best = found
+        if best is not None and best.epochs == cfg.SOLVER.EPOCHS:
+            break  # Nothing can share more.
+    return best
+
+
+def check_same_but_detector(run: RunFolder, old: RunSpec, cfg: CfgNode) -> None:
+    """Raise a `ConfigError` if a run was told otherwise than `cfg` says in what matters before the first flag."""
+    differing = old.differing(RunSpec.of(cfg), ONE_BEGINNING)
+    if differing:
+        raise ConfigError(
+            f"Expected {run.log_folder} to be the same run but for its detector, but these keys differ: "
+            f"{', '.join(differing)}"
+        )
+
+
+class CheckpointKeeper:
+    """Decide after each epoch of a run whether its checkpoint is kept; a `Keep` of the embedded host.
+
+    Kept are the checkpoints after which waiting trials part from the run, and one every few seconds.
+
+    Args:
+        run: Is trained.
+        cfg: Its config.
+        waiting: Asked after the first epoch for the configs of the trials, their references named and trained; None
+            where they are not known or too many.
+        class_names: Of the data.
+        replays: Of the search; the trials find theirs there.
+        seconds: So long after the last one a checkpoint is kept in any case; all are where the trials are not known.
+            None: only those after which trials part.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        cfg: CfgNode,
+        waiting: Callable[[], Sequence[CfgNode] | None],
+        class_names: Sequence[str],
+        replays: Replays,
+        seconds: float | None = SECONDS,
+    ) -> None:
+        old = RunSpec.of(cfg)
+        self._new_replay = lambda trial, curves: replays.get(run, old, trial, class_names, curves)
+        self._waiting = waiting
+        self._replays: list[DetectorReplay] | None = None
+        self._seconds = seconds
+        self._keep_all = False
+        self._kept_at = monotonic()
+
+    def __call__(self, curves: Curves, detector: Detector) -> bool:
+        if self._replays is None:
+            trials = self._waiting()
+            self._keep_all = trials is None and self._seconds is not None
+            self._replays = [self._new_replay(trial, curves) for trial in trials or ()]
+        for replay in self._replays:
+            replay.watch(curves, detector.epoch_flagged)
+        parted = any(replay.parted_after == curves.epochs[-1] for replay in self._replays)
+        self._replays = [replay for replay in self._replays if replay.parted_after is None]
+        due = self._seconds is not None and monotonic() - self._kept_at >= self._seconds
+        keep = self._keep_all or parted or due
+        if keep:
+            self._kept_at = monotonic()
+        return keep
+
+
+def _fork_point(run: RunFolder, old: RunSpec, cfg: CfgNode, replays: Replays, usable: Usable) -> ForkPoint | None:
+    curves = Curves.from_state(to_state(run.read_curves()))
+    classes = run.read_flags().classes
+    replay = replays.get(run, old, cfg, [item.name for item in classes], curves)
+    replay.watch(curves, torch.tensor([-1 if item.epoch_flagged is None else item.epoch_flagged for item in classes]))
+    last = replay.parted_after
+    if last is None:
+        last = curves.epochs[-1] if curves.epochs else 0
+    done = run.read_metrics().epochs_done
+    names = [(done, "latest"), *((epoch, f"epoch_{epoch}") for epoch in range(min(last, done), 0, -1))]
+    for epochs, name in names:
+        checkpoint = run.log_folder / name
+        if epochs <= last and checkpoint.exists() and usable(run, epochs):
+            return ForkPoint(run, epochs, checkpoint, replay)
+    return None
+
+
+def _new_detector(cfg: CfgNode, class_names: Sequence[str], holdout: Curves) -> Detector:
+    return build_detector(
+        cfg.TLLM,
+        class_names=tuple(class_names),
+        total_epochs=cfg.SOLVER.EPOCHS,
+        holdout=holdout,
+        has_teacher=cfg.DISTILLER.TYPE != "NONE",
+    )
+
+
+def _treated_alike(one: RunSpec, other: RunSpec) -> bool:
+    """Tell whether two runs do the same with flagged classes."""
+    smooths = {DETECTORS[spec.value("TLLM.DETECTOR.TYPE")].smooths_labels for spec in (one, other)}
+    return len(smooths) == 1 and not one.differing(other, frozenset({Mark.TREATMENT}))
