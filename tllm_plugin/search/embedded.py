@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.defaults import default_config
+from tllm_plugin.hosts.extensions import import_words
 from tllm_plugin.hosts.run_spec import RunSpec
 from tllm_plugin.runs.locks import each_under_its_lock, held
 from tllm_plugin.runs.run_folder import RunFolder
@@ -131,7 +132,8 @@ class EmbeddedSearch:
     def next_command(self, values: Values) -> str:
         """Return the shell command that trains the chosen values, as a run with a name of its own."""
         name = {NAME: f"{self._run_name}-chosen-{self._trial_digest(values)}"}
-        return shlex.join(["tllm", "train", *self.words, *override_words({**name, **values}, self._given)])
+        words = [*self.words, *override_words({**name, **values}, self._given)]
+        return shlex.join(["tllm", "train", *import_words(), *words])
 
     def _task(self, cfg: CfgNode, keep: CheckpointKeeper | None = None) -> Callable[[int], RunFolder]:
         """Return what trains a run that is not there, once its lock is held."""
