@@ -69,17 +69,16 @@ def _predict_again(run: LoadedRun, bundles: dict[str, DataBundle]) -> TestResult
     return found
 
 
-def balanced_rows(labels: Tensor, most: int, seed: int = 0) -> Tensor:
+def balanced_rows(labels: Tensor, most: int) -> Tensor:
     """Return (k,) int64 at most `most` positions, ascending, the same number of every class as far as they go.
 
     Args:
         labels: (n,) int64.
         most: At least 1.
-        seed: Of the choice.
     """
     if len(labels) <= most:
         return torch.arange(len(labels))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(labels), generator=generator)
     # Place of every image among those of its class, in random order; the first places of all classes come first.
     by_class = order[torch.argsort(labels[order], stable=True)]
@@ -135,6 +134,10 @@ def teacher_checkpoint(run: LoadedRun) -> Path | None:
     """Return where the weights of a run's teacher lie; None where they are not to be found.
 
     A run whose config names none had its teacher trained first, beside it; a run of a search, beside the search.
+
+    Raises:
+        ConfigError: The run is not one of the embedded host.
+        FileFormatError: A record of the data that a run was trained on is damaged.
     """
     found = teacher_of(run)
     if found is not None:

@@ -65,6 +65,7 @@ MARKS: dict[str, Mark] = {
     }.items()
     for key in keys
 }
+_SECTIONS = frozenset(key.partition(".")[0] for key in MARKS)
 #: In the other hosts the workers draw the random numbers of the augmentation.
 MARKS_OF_OTHER_HOSTS = {**MARKS, "DATASET.NUM_WORKERS": Mark.REPETITION}
 
@@ -89,6 +90,9 @@ _YOUNGER: dict[str, Any] = {
     "DATASET.CLASS_ORDER": "",
     "DATASET.MEAN": [],
     "DATASET.STD": [],
+    "TLLM.POLICY": "",
+    "TLLM.POLICY_OPTIONS.LEVEL": "mean",
+    "TLLM.POLICY_OPTIONS.SEED": 0,
 }
 _BEFORE = {**_OLDER_THAN_SEARCHES, **_YOUNGER}
 
@@ -98,7 +102,7 @@ class RunSpec:
     """What a run was told: the config of the embedded host or of mdistiller, or the options of RepDistiller.
 
     Args:
-        values: By dotted key, tuples as lists; empty where a host wrote nothing down.
+        values: By dotted key; empty where a host wrote nothing down.
         marks: Of the host's keys.
     """
 
@@ -147,22 +151,24 @@ class RunSpec:
 
     def value(self, key: str) -> Any:
         """Return what held for a key: as recorded, or what was done before there was the key, or its default."""
-        return self.values.get(key, _defaults().get(key))
+        return self.values[key] if key in self.values else _defaults().get(key)
 
     def mark(self, key: str) -> Mark:
-        """Return what a key does; an unknown one changes the weights, and a section of a fork's is a method's."""
+        """Return what a key does; an unknown one changes the weights, and an unknown section is a method's."""
         name = key
         while name:
             if name in self.marks:
                 return self.marks[name]
             name = name.rpartition(".")[0]
         section, dot, _ = key.partition(".")
-        return Mark.TEACHING if dot and (section in METHODS or section not in _sections()) else Mark.TRAINING
+        return Mark.TEACHING if dot and (section in METHODS or section not in _SECTIONS) else Mark.TRAINING
 
     def differing(self, other: RunSpec, marks: frozenset[Mark]) -> list[str]:
         """Return the keys with one of `marks` in which two runs differ, sorted."""
         keys = {*self.values, *other.values}
-        return sorted(key for key in keys if self.mark(key) in marks and self.value(key) != other.value(key))
+        return sorted(
+            key for key in keys if self.mark(key) in marks and _listed(self.value(key)) != _listed(other.value(key))
+        )
 
     def reads(self, key: str) -> bool:
         """Tell whether a run of this kind looks at a key: without a teacher, or without a detector, not at all."""
@@ -176,7 +182,7 @@ class RunSpec:
     @property
     def is_embedded(self) -> bool:
         """Whether this is a config of the embedded host, by its sections."""
-        return bool(self.values) and {key.partition(".")[0] for key in self.values} <= _sections()
+        return bool(self.values) and {key.partition(".")[0] for key in self.values} <= set(default_config())
 
     def config(self) -> CfgNode:
         """Return the config of the embedded host, frozen.
@@ -196,18 +202,26 @@ class RunSpec:
         cfg.freeze()
         return cfg
 
-    def named(self, section: str) -> CfgNode:
-        """Return what names the runs that others need after a section, without keys at what was done before them."""
-        prefix = f"{section}."
-        return CfgNode(
-            _nested(
-                {
-                    key.removeprefix(prefix): value
-                    for key, value in self.values.items()
-                    if key.startswith(prefix) and self._names(key) and not _as_before(key, value, _BEFORE)
-                }
-            )
-        )
+    def prerequisite_digest(self, model: str) -> str:
+        """Return 8 characters that stand for everything that the result of a run without flags depends on.
+
+        Args:
+            model: What is trained.
+        """
+        depends_on = {
+            "data": dict(self._named("DATASET")),
+            "solver": self._named("SOLVER"),
+            "runtime": self._named("RUNTIME"),
+            "holdout": self._named("TLLM.HOLDOUT"),
+            "trainer": self.values["TLLM.TRAINER"],
+            "model": model,
+            "seed": self.values["EXPERIMENT.SEED"],
+        }
+        if self.values["DISTILLER.PRETRAINED"]:
+            depends_on["pretrained"] = True
+        if self.values["DISTILLER.TYPE"] == "SFTN":
+            depends_on["sftn"] = {"student": self.values["DISTILLER.STUDENT"], "node": self._named("SFTN")}
+        return digest(str(depends_on))
 
     def beginning_digest(self, instead: RunSpec | None = None) -> str:
         """Return 8 characters that stand for what all trials of a search have in common.
@@ -228,6 +242,18 @@ class RunSpec:
         told = {key.removeprefix("TLLM."): value for key, value in self.values.items() if key.startswith("TLLM.")}
         return _digest_of(told, "TLLM.", reference)
 
+    def _named(self, section: str) -> CfgNode:
+        prefix = f"{section}."
+        return CfgNode(
+            _nested(
+                {
+                    key.removeprefix(prefix): value
+                    for key, value in self.values.items()
+                    if key.startswith(prefix) and self._names(key) and not _as_before(key, value, _BEFORE)
+                }
+            )
+        )
+
     def _names(self, key: str) -> bool:
         # The data cannot be compared before they are read.
         return self.mark(key) in ONE_BEGINNING or key == "DATASET.PATH"
@@ -239,6 +265,7 @@ def digest(text: str | bytes) -> str:
 
 
 def _digest_of(values: Mapping[str, Any], prefix: str = "", added: str = "") -> str:
+    # Of the values themselves: YAML writes one object that stands in two places as an anchor and an alias.
     full = {f"{prefix}{key}": value for key, value in values.items()}
     kept = first_spelling({key: value for key, value in full.items() if not _as_before(key, value, _YOUNGER)})
     return digest(yaml.safe_dump(_nested({key.removeprefix(prefix): value for key, value in kept.items()})) + added)
@@ -261,17 +288,12 @@ def _defaults() -> Mapping[str, Any]:
     return {**dict(_flat(default_config())), **_BEFORE}
 
 
-@lru_cache(maxsize=1)
-def _sections() -> frozenset[str]:
-    return frozenset(default_config())
-
-
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in content.items():
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", {} if isinstance(value, Mapping) else _listed(value)
+            yield f"{prefix}{name}", {} if isinstance(value, Mapping) else value
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def searchable_keys(cfg: CfgNode) -> tuple[str, ...]:
     return tuple(
         key
         for key, value in spec.values.items()
-        if spec.mark(key) in (Mark.DETECTION, Mark.TREATMENT) and not isinstance(value, list)
+        if spec.mark(key) in (Mark.DETECTION, Mark.TREATMENT) and not isinstance(value, list | tuple)
     )
 
 

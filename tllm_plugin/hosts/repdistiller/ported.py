@@ -111,7 +111,7 @@ class TeacherStage:
         every = max(1, options.print_freq)
         guard = LossGuard(every, "--learning_rate")
         result = train_epoch(epoch, loader, self.method, optimizer, print_freq=every, guard=guard)
-        return result.accuracy_percent, result.loss
+        return result.shaped(())
 
     def validate(self, host_validate: Callable[..., Any], loader: Any, network: nn.Module, *rest: Any) -> Any:
         """Return what the host's `validate` does; after the last epoch, warn if the network is at chance.
