@@ -17,7 +17,7 @@ def add_parser(commands: Any) -> None:
         "config",
         help="print keys of configs, their defaults and what they mean",
         description="Print the keys of TLLM, of its methods and of the embedded host, users' own detectors and methods "
-        "included, and the [--flags] of RepDistiller that stand for them. mdistiller has keys of its own beside TLLM's.",
+        "included, and the [--flags] of RepDistiller that stand for them. mdistiller has other keys besides TLLM's.",
         epilog="Example: tllm config keys --grep detector",
     )
     parser.add_argument("what", choices=["keys"], help="what to print")
