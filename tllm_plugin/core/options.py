@@ -68,7 +68,7 @@ class Option:
     Args:
         name: Of the constructor's argument, and of the attribute that holds it.
         default: Its type is that of the option.
-        check: What is accepted; None for every value of the default's type.
+        check: What is accepted; None where a config's check of the type is enough.
         help: For lists of options and the help of flags; begins with a small letter and has no full stop.
         key: In a config, below the node of the detector or the method; empty for the name in capitals.
         flag: In RepDistiller, without the dashes; empty for the name behind that of its owner, None for none.
