@@ -52,6 +52,8 @@ def freeze_batch_norm(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.eval()
+            # A host's loop puts its modules into training mode with every batch.
+            part.train = lambda mode=True, part=part: part  # type: ignore[method-assign,assignment,misc]
 
 
 class Calls:

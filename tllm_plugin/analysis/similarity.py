@@ -119,7 +119,7 @@ def _run(
         if checkpoint is None:
             logger.info("%s: its teacher's checkpoint is not to be found", method.label)
             continue
-        key = (checkpoint, str((method.runs[0].config or {}).get("DISTILLER", {}).get("PLANT")))
+        key = (checkpoint, str(embedded_config(method.runs[0]).DISTILLER.PLANT))
         if key not in taught_by:
             taught_by[key] = predictions_of(method.runs[0], checkpoint)
         teacher, student = taught_by[key], students[method.label]

@@ -17,6 +17,7 @@ from tllm_plugin.hosts.checkouts import locate, make_importable
 from tllm_plugin.hosts.console import say
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.config import load_config
+from tllm_plugin.hosts.extensions import import_words
 from tllm_plugin.hosts.plain_errors import ending_plainly
 from tllm_plugin.hosts.repdistiller import launch as repdistiller
 from tllm_plugin.report.page import write_report_if_possible
@@ -84,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _command(options: argparse.Namespace, *, resume: bool) -> str:
-    words = ["train", "--cfg", options.cfg, *(["--resume"] if resume else []), *options.opts]
+    words = ["train", *import_words(), "--cfg", options.cfg, *(["--resume"] if resume else []), *options.opts]
     if not processes.were_started():
         return shlex.join(["tllm", *words])
     started_here = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
@@ -130,5 +131,5 @@ def _run_repdistiller(options: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         if "--tllm" not in options.opts:
             raise
-        words = ["tllm", "train", "--host", "repdistiller", "--resume", "--", *options.opts]
+        words = ["tllm", "train", *import_words(), "--host", "repdistiller", "--resume", "--", *options.opts]
         raise TLLMError(f"interrupted; continue with: {shlex.join(words)}") from None

@@ -138,6 +138,7 @@ class _TLLMTrainer:
         return context
 
     def train_epoch(self, epoch: int) -> None:
+        self.teaching.decide()
         self._catch_up(epoch - 1)
         super().train_epoch(epoch)  # type: ignore[misc]
         self._catch_up(epoch)

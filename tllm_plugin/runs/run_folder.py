@@ -18,6 +18,7 @@ from tllm_plugin.runs.atomic import remove_temporaries
 from tllm_plugin.runs.data_file import DataRecord, record_of
 from tllm_plugin.runs.flags_file import FlagsRecord
 from tllm_plugin.runs.metrics_file import MetricsRecord
+from tllm_plugin.runs.policy_file import PolicyRecord
 from tllm_plugin.runs.split_file import SplitRecord
 
 NAME = "tllm"
@@ -115,6 +116,11 @@ class RunFolder:
         return self.path / "flags.json"
 
     @property
+    def policy_json(self) -> Path:
+        """Teaching weights; `PolicyRecord`. Only where a policy has decided on them."""
+        return self.path / "policy.json"
+
+    @property
     def metrics_json(self) -> Path:
         """Test results and cost; `MetricsRecord`."""
         return self.path / "metrics.json"
@@ -188,6 +194,14 @@ class RunFolder:
     def read_flags(self) -> FlagsRecord:
         """Read `flags.json`; a `FileFormatError` says what is wrong with it."""
         return FlagsRecord.read(self.flags_json)
+
+    def write_policy(self, record: PolicyRecord) -> None:
+        """Write `policy.json`."""
+        record.write(self.policy_json)
+
+    def read_policy(self) -> PolicyRecord:
+        """Read `policy.json`; a `FileFormatError` says what is wrong with it."""
+        return PolicyRecord.read(self.policy_json)
 
     def write_metrics(self, record: MetricsRecord) -> None:
         """Write `metrics.json`."""

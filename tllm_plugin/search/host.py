@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import TLLMError
-from tllm_plugin.hosts.options import as_named
+from tllm_plugin.hosts.run_spec import RunSpec, digest
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.space import Dimension, Values, with_values
 
@@ -96,18 +95,13 @@ def override_words(values: Values, given: CfgNode) -> list[str]:
     return [word for key, value in {**everything, **values}.items() for word in (key, str(value))]
 
 
-def digest(text: str | bytes) -> str:
-    """Return 8 characters that stand for a text in the name of a folder."""
-    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()[:8]
-
-
 def tllm_digest(cfg: CfgNode) -> str:
     """Return 8 characters that stand for everything that a trial may be told, a named reference's content included."""
     content = ""
     if cfg.TLLM.DETECTOR.REFERENCE:
         with suppress(TLLMError, OSError):  # Whoever trains will say that it is missing.
             content = digest(RunFolder.find(cfg.TLLM.DETECTOR.REFERENCE).curves_npz.read_bytes())
-    return digest(as_named(cfg).TLLM.dump() + content)
+    return RunSpec.of(cfg).trial_digest(content)
 
 
 def around_digest(cfg: CfgNode, space: Sequence[Dimension]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tests.distiller_cases import NUM_CLASSES
 from tllm_plugin.hosts.repdistiller import add_method
 from tllm_plugin.hosts.repdistiller.distiller import ListedDistiller
+from tllm_plugin.hosts.repdistiller.loop import EpochCall
 from tllm_plugin.methods import Distiller
 
 PORTED = ("srrl", "cid")
@@ -23,6 +24,17 @@ SEPARABLE = ("kd", "hint", "attention", "vid", "nst", "kdsvd", "abound", "factor
 N_DATA = 200
 
 
+class OfBatches(ListedDistiller):
+    """Is given what a loader yields, whatever else a test's batch holds."""
+
+    def forward(self, image: Tensor, target: Tensor | None = None, *, epoch: int = 0, **batch: Any) -> Any:
+        wanted = ("index", "contrastive_index") if self.kind == "crd" else ("index",)
+        given = {name: batch[name] for name in wanted if name in batch}
+        return super().forward(image, target, epoch=epoch, **given)
+
+    kind = ""
+
+
 @dataclass
 class Lists:
     """Args as the host names them; `trainable` is what its optimizer is given."""
@@ -31,6 +43,7 @@ class Lists:
     criteria: nn.ModuleList
     trainable: nn.ModuleList
     options: SimpleNamespace
+    host: SimpleNamespace
 
     def optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.trainable.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
@@ -38,7 +51,12 @@ class Lists:
     def distiller(self) -> nn.Module:
         if isinstance(self.criteria[-1], Distiller):
             return self.criteria[-1]
-        return ListedDistiller(self.modules, self.criteria, self.options, self.trainable.parameters())
+        distiller = OfBatches(self.modules, self.criteria, self.trainable.parameters())
+        distiller.kind = self.options.distill
+        loader, optimizer = object(), object()
+        arguments = (1, loader, self.modules, self.criteria, optimizer, self.options)
+        distiller.call = EpochCall(self.host.train_distill, arguments, loader, self.modules, self.criteria, optimizer)
+        return distiller
 
 
 def make_options(kind: str, **changes: Any) -> SimpleNamespace:
@@ -91,7 +109,7 @@ def make_lists(
         _, criterion = add_method(options, modules, trainable, model_t)
     modules.append(model_t)
     criteria = nn.ModuleList([nn.CrossEntropyLoss(), host.DistillKL(4), criterion])
-    return Lists(modules, criteria, trainable, options)
+    return Lists(modules, criteria, trainable, options, host)
 
 
 def batches(kind: str, steps: int = 2, rows: int = 7, seed: int = 3) -> list[tuple[Tensor, ...]]:

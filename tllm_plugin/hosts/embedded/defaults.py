@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from yacs.config import CfgNode
 
+from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.options import Option
 from tllm_plugin.hosts.embedded.distillers import OWN, distiller_dict
 from tllm_plugin.hosts.options import as_node, table, under
@@ -59,7 +60,10 @@ def default_config() -> CfgNode:
     cfg.LOG.TEST_FREQ = 1  # epochs between looks at the test data; 0: only after the last one, -1: never
 
     cfg.update(as_node(method_options()))
-    cfg.update(as_node(table()))
+    ours = as_node(table())
+    if taken := set(ours) & set(cfg):
+        raise ConfigError(f"Expected methods that are not named as sections of the config are, but got {min(taken)}")
+    cfg.update(ours)
     # As a method has its node from now on, it has its name, too.
     for name in METHODS:
         distiller_dict.register(name)(builder(name))

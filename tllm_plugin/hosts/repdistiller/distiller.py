@@ -2,51 +2,46 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.hosts.repdistiller.methods import feature_loss, method_of
+from tllm_plugin.core.outputs import logits_of
+from tllm_plugin.hosts.repdistiller.loop import EpochCall
 
 
 class ListedDistiller(nn.Module):
-    """RepDistiller's module list, criterion list and options behind `student`, `teacher` and `forward`.
+    """RepDistiller's module list and criterion list behind `student`, `teacher` and `forward`.
 
-    The loss is `gamma * CE + alpha * KL + beta * loss_kd`, in three parts under `loss_ce`, `loss_kl` and, where the
-    method has one, `loss_kd`. Weights that are None, as the host leaves them, count as 0.
+    The loss is the one that the host's own epoch function computes.
 
     Args:
         module_list: `[student, modules of the method ..., teacher]`, as the host orders them.
         criterion_list: `[cross-entropy, KL divergence, the method's criterion]`.
-        options: The host's parsed options: `distill`, `gamma`, `alpha`, `beta`, and what the method reads.
         learnable: Parameters that the optimizer trains.
+        temperature: Of the host's divergence.
 
     Raises:
-        ConfigError: The method is unknown, or the list does not hold what the method needs.
+        ConfigError: A parameter is in none of the lists.
     """
+
+    #: How the script calls the host's epoch function in this epoch.
+    call: EpochCall | None = None
 
     def __init__(
         self,
         module_list: nn.ModuleList,
         criterion_list: nn.ModuleList,
-        options: Any,
         learnable: Iterable[nn.Parameter],
+        temperature: float = 4.0,
     ) -> None:
         super().__init__()
-        self.method = method_of(options.distill)
-        names = ("student", *self.method.modules, "teacher")
-        if len(module_list) != len(names):
-            raise ConfigError(
-                f"Expected `module_list` for --distill {options.distill} to hold {', '.join(names)}, but got "
-                f"{len(module_list)} modules"
-            )
+        self._temperature = temperature
         self.module_list = module_list
         self.criterion_list = criterion_list
-        self.options = options
-        self._place = {name: place for place, name in enumerate(names)}
         wanted = {id(parameter) for parameter in learnable}
         # By name, so that a copy of this module answers with its own parameters.
         self._learnable = frozenset(name for name, parameter in self.named_parameters() if id(parameter) in wanted)
@@ -57,34 +52,23 @@ class ListedDistiller(nn.Module):
             )
 
     @property
-    def loss_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of every loss that `forward` returns in training."""
-        shapes: dict[str, tuple[int, ...]] = {"loss_ce": (), "loss_kl": ()}
-        return shapes if self.method.features is None else {**shapes, "loss_kd": self.method.shape}
-
-    @property
     def student(self) -> nn.Module:
         """The host's student."""
-        return self.part("student")
+        return self.module_list[0]
 
     @property
     def teacher(self) -> nn.Module:
         """The host's teacher; it stays in evaluation mode."""
-        return self.part("teacher")
+        return self.module_list[-1]
 
     @property
     def temperature(self) -> float:
         """The temperature of the host's divergence."""
-        return float(self.options.kd_T)
-
-    def part(self, name: str) -> nn.Module:
-        """Return a module by the name that the method's table gives it."""
-        return self.module_list[self._place[name]]
+        return self._temperature
 
     def train(self, mode: bool = True) -> ListedDistiller:
         super().train(mode)
-        for name in ("teacher", *self.method.frozen):
-            self.part(name).eval()
+        self.teacher.eval()
         return self
 
     def get_learnable_parameters(self) -> list[nn.Parameter]:
@@ -96,42 +80,38 @@ class ListedDistiller(nn.Module):
         own = {id(parameter) for parameter in self.student.parameters()}
         return sum(parameter.numel() for parameter in self.get_learnable_parameters() if id(parameter) not in own)
 
-    def forward(self, image: Tensor, target: Tensor | None = None, **batch: Any) -> Any:
+    def forward(self, image: Tensor, target: Tensor | None = None, *, epoch: int = 0, **batch: Any) -> Any:
         """Return logits and losses in training, logits in evaluation.
 
         Args:
             image: (n, 3, H, W).
             target: (n,) int64; needed in training.
-            batch: `index` (n,) and `contrastive_index` (n, K + 1) for crd; others are ignored.
+            epoch: Not read; the host's loop is given what its script gives it.
+            batch: What the host's loader yields beside them, in its order.
 
         Returns:
-            In training `(logits (n, C), {name: loss})`; the losses are weighted, of shape () or, for similarity and
-            crd, (1,). In evaluation logits (n, C).
+            In training `(logits (n, C), loss)`, the loss as the host weighs and adds it, of shape () or (1,). In
+            evaluation logits (n, C).
+
+        Raises:
+            NoLossError: In training: the host leaves out batches like this one.
+            ConfigError: In training: the host's epoch function has not been named.
         """
         if not self.training:
             return self.student(image)
-        student_features, logits = self.student(image, is_feat=True, preact=self.method.preact)
-        with torch.no_grad():
-            teacher_features, teacher_logits = self.teacher(image, is_feat=True, preact=self.method.preact)
-            teacher_features = [feature.detach() for feature in teacher_features]
-        cross_entropy, divergence, criterion = self.criterion_list
-        losses = {
-            "loss_ce": _weight(self.options.gamma) * cross_entropy(logits, target),
-            "loss_kl": _weight(self.options.alpha) * divergence(logits, teacher_logits),
-        }
-        distance = feature_loss(
-            self.method,
-            criterion,
-            student_features,
-            teacher_features,
-            modules=self.part,
-            options=self.options,
-            batch=batch,
-        )
-        if distance is not None:
-            losses["loss_kd"] = _weight(self.options.beta) * distance
-        return logits, losses
+        if self.call is None:
+            raise ConfigError("Expected the host's epoch function to be named before the first batch, but it was not")
+        outputs: list[Any] = []
+        thread = threading.get_ident()
 
+        def note(module: nn.Module, given: Any, output: Any) -> None:
+            if threading.get_ident() == thread:  # Replicas in other threads have one hook dictionary with this one.
+                outputs.append(output)
 
-def _weight(option: float | None) -> float:
-    return 0.0 if option is None else option
+        # After the wrapper's own hook, which was registered earlier: what the loop is given.
+        hook = self.student.register_forward_hook(note)
+        try:
+            loss = self.call.loss((image, target, *batch.values()), self.module_list, self.criterion_list)
+        finally:
+            hook.remove()
+        return logits_of(outputs[0]) if outputs else None, loss

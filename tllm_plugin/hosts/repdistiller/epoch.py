@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from tllm_plugin.hosts.embedded.loss_guard import LossGuard
+from tllm_plugin.hosts.repdistiller.loop import NoLossError
 
-# What a batch of the host's loaders holds, in order; the last only for crd.
-_BATCH = ("image", "target", "index", "contrastive_index")
+# What a batch of the host's loaders holds, in order; the last only for crd, what follows only in forks.
+_BATCH = ("image", "target", "index", "contrastive_index", *(f"part_{place}" for place in range(4, 12)))
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,34 @@ class EpochResult:
 
     Args:
         accuracy_percent: Of the student on the training batches, in percent.
+        top5_percent: How often the class is among the five highest logits.
         loss: Mean total loss per row.
+        data_seconds: Mean time per batch that was spent waiting for it.
     """
 
     accuracy_percent: float
+    top5_percent: float
     loss: float
+    data_seconds: float
+
+    def shaped(self, names: Sequence[str]) -> tuple[Any, ...]:
+        """Return these values in the shape of what the host's own function returns.
+
+        Args:
+            names: The expressions that it returns, as text. One or two, or unknown ones, are accuracy and loss.
+        """
+        if len(names) <= 2:
+            return self.accuracy_percent, self.loss
+        return tuple(self._named(name.lower(), place) for place, name in enumerate(names))
+
+    def _named(self, name: str, place: int) -> float:
+        if "loss" in name:
+            return self.loss
+        if "5" in name:
+            return self.top5_percent
+        if "time" in name:
+            return self.data_seconds
+        return self.accuracy_percent if place == 0 or "top" in name or "acc" in name else math.nan
 
 
 def train_epoch(
@@ -56,38 +82,59 @@ def train_epoch(
     device = next(distiller.parameters()).device
     exact = torch.float32 if device.type == "mps" else torch.float64
     loss_sum = torch.zeros((), dtype=exact, device=device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    rows, start = 0, time.time()
+    correct = torch.zeros((2,), dtype=torch.int64, device=device)
+    rows, waited = 0, 0.0
+    start = end = time.time()
     for step, batch in enumerate(loader):
-        keywords = {name: part.to(device, non_blocking=True) for name, part in zip(_BATCH, batch, strict=False)}
+        waited += time.time() - end
+        keywords = {
+            name: part.to(device, non_blocking=True) if isinstance(part, Tensor) else part
+            for name, part in zip(_BATCH, batch, strict=False)
+        }
         keywords["image"] = keywords["image"].float()
-        logits, losses = distiller(**keywords, epoch=epoch)
+        try:
+            logits, losses = distiller(**keywords, epoch=epoch)
+        except NoLossError:
+            end = time.time()
+            continue  # Without a step, as the host does.
         loss = total(losses)
         if guard is not None:
-            means = torch.stack([loss.detach().float().mean() for loss in losses.values()])
-            guard.see(epoch, losses, means, keywords.get("index"))
+            parts = {"loss": losses} if isinstance(losses, Tensor) else losses
+            means = torch.stack([loss.detach().float().mean() for loss in parts.values()])
+            guard.see(epoch, parts, means, keywords.get("index"))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         count = keywords["target"].shape[0]
         loss_sum += loss.detach().to(exact).sum() * count
-        correct += (logits.detach().argmax(1) == keywords["target"]).sum()
+        correct += _correct(logits.detach(), keywords["target"])
         rows += count
+        end = time.time()
         if step % print_freq == 0:
+            accuracy = 100 * int(correct[0]) / rows
             print(
                 f"Epoch: [{epoch}][{step}/{len(loader)}]\tTime {(time.time() - start) / (step + 1):.3f}\t"
-                f"Loss {float(loss.detach()):.4f} ({float(loss_sum) / rows:.4f})\tAcc@1 {100 * int(correct) / rows:.3f}"
+                f"Loss {float(loss.detach()):.4f} ({float(loss_sum) / rows:.4f})\tAcc@1 {accuracy:.3f}"
             )
             sys.stdout.flush()
     if guard is not None:
         guard.flush()
-    result = EpochResult(100 * int(correct) / max(rows, 1), float(loss_sum) / max(rows, 1))
+    top1, top5 = (100 * count / max(rows, 1) for count in correct.tolist())
+    result = EpochResult(top1, top5, float(loss_sum) / max(rows, 1), waited / max(len(loader), 1))
     print(f" * Acc@1 {result.accuracy_percent:.3f}")
     return result
 
 
-def total(losses: dict[str, Tensor]) -> Tensor:
+def _correct(logits: Tensor, target: Tensor) -> Tensor:
+    """Return (2,) int64: how many rows are right by the highest logit, and by the five highest."""
+    best = logits.topk(min(5, logits.shape[1]), 1).indices == target[:, None]
+    return torch.stack([(logits.argmax(1) == target).sum(), best.any(1).sum()])
+
+
+def total(losses: dict[str, Tensor] | Tensor) -> Tensor:
     """Return the sum in the host's order of adding, shape () or (1,)."""
+    if isinstance(losses, Tensor):
+        return losses
     first, *others = losses.values()
     for loss in others:
         first = first + loss

@@ -12,7 +12,7 @@ from tllm_plugin.hosts.embedded.loss_guard import LossGuard
 from tllm_plugin.hosts.ported_methods import builder
 from tllm_plugin.hosts.repdistiller.contracts import as_featured, as_listed
 from tllm_plugin.hosts.repdistiller.epoch import train_epoch
-from tllm_plugin.hosts.repdistiller.method_flags import student_node, teacher_node
+from tllm_plugin.hosts.repdistiller.method_flags import student_methods, student_node, teacher_node
 from tllm_plugin.hosts.repdistiller.watched import watched_validation
 from tllm_plugin.methods import ContextStudent, Distiller
 from tllm_plugin.models import create_model, head
@@ -38,7 +38,7 @@ def add_method(
     """
     student = module_list[0]
     # Both are made where the networks are, and move with the host's lists.
-    build = builder(options.distill.upper())
+    build = builder(student_methods()[options.distill])
     method: Any = build(as_featured(student), as_featured(teacher), student_node(options))
     if isinstance(method.student, ContextStudent):
         student = module_list[0] = trainable_list[0] = as_listed(method.student)
@@ -111,7 +111,7 @@ class TeacherStage:
         every = max(1, options.print_freq)
         guard = LossGuard(every, "--learning_rate")
         result = train_epoch(epoch, loader, self.method, optimizer, print_freq=every, guard=guard)
-        return result.accuracy_percent, result.loss
+        return result.shaped(())
 
     def validate(self, host_validate: Callable[..., Any], loader: Any, network: nn.Module, *rest: Any) -> Any:
         """Return what the host's `validate` does; after the last epoch, warn if the network is at chance.
