@@ -265,9 +265,9 @@ def digest(text: str | bytes) -> str:
 
 
 def _digest_of(values: Mapping[str, Any], prefix: str = "", added: str = "") -> str:
+    # Of the values themselves: YAML writes one object that stands in two places as an anchor and an alias.
     full = {f"{prefix}{key}": value for key, value in values.items()}
     kept = first_spelling({key: value for key, value in full.items() if not _as_before(key, value, _YOUNGER)})
-    # Of the values themselves: YAML writes one object that stands in two places as an anchor and an alias.
     return digest(yaml.safe_dump(_nested({key.removeprefix(prefix): value for key, value in kept.items()})) + added)
 
 

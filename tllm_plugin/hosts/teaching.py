@@ -350,7 +350,12 @@ class Teaching:
         teacher.eval()
         # A host's loader leaves the images on the CPU.
         device = next(teacher.parameters()).device
-        predictions = predict(lambda image: logits_of(teacher(image)) / temperature, loader, device=device)
+        predictions = predict(
+            lambda image: logits_of(teacher(image)) / temperature,
+            loader,
+            num_classes=len(self.class_names),
+            device=device,
+        )
         teacher.train(was_training)
         return predictions
 

@@ -16,6 +16,7 @@ from tllm_plugin.core.policies import POLICIES, Decision, PolicyOptions
 from tllm_plugin.hosts.class_lists import list_problems, resolve_classes
 from tllm_plugin.hosts.options import WITHDRAWAL, arguments, as_node, check_options, table
 from tllm_plugin.hosts.same_data import check_same_data
+from tllm_plugin.hosts.switch import is_on
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.run_folder import RunFolder, find_curves
 
@@ -49,7 +50,7 @@ def check_tllm(cfg: CfgNode) -> list[str]:
 
 def _without_teacher(cfg: CfgNode) -> list[str]:
     """Return what a vanilla run cannot have, in a host whose configs say that a run is one."""
-    if "DISTILLER" not in cfg or cfg.DISTILLER.TYPE != "NONE" or cfg.SOLVER.TRAINER != "tllm":
+    if "DISTILLER" not in cfg or cfg.DISTILLER.TYPE != "NONE" or not is_on(cfg):
         return []
     if cfg.TLLM.POLICY in POLICIES:
         return [f"Expected a teacher for `TLLM.POLICY` {cfg.TLLM.POLICY}, but `DISTILLER.TYPE` is NONE"]

@@ -218,11 +218,9 @@ class RunFolder:
     def has_results(self) -> bool:
         """Tell whether test results per class and per image are there, are readable and agree."""
         try:
-            metrics, predictions = self.read_metrics(), self.read_predictions()
+            return self.read_metrics().agrees_with(self.read_predictions())
         except FileFormatError:
             return False
-        counts = (predictions.class_correct, predictions.class_total)
-        return tuple(tuple(values.tolist()) for values in counts) == (metrics.class_correct, metrics.class_total)
 
     def write_predictions(self, predictions: Predictions) -> None:
         """Write `predictions.npz`."""

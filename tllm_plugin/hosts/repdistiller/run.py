@@ -187,7 +187,10 @@ class Run:
         found = result.shaped(returned_names(host_train))
         if self.teaching is None:
             return found
-        predict_student = partial(predict, self.teaching.wrapper, keyword="image", device=self.device)
+        classes = len(self.teaching.class_names)
+        predict_student = partial(
+            predict, self.teaching.wrapper, keyword="image", num_classes=classes, device=self.device
+        )
         self.teaching.catch_up(epoch, predict_student, self.writer)
         self._seconds.append(time.time() - start)
         return found
@@ -208,13 +211,12 @@ class Run:
         def with_loader(loader: Any, _: nn.Module) -> Any:
             return host_validate(*arguments[:place], loader, *arguments[place + 1 :])
 
-        result, predictions = watched_validation(with_loader, arguments[place], network)
+        classes = len(self.teaching.class_names)
+        result, predictions = watched_validation(with_loader, arguments[place], network, num_classes=classes)
         self.best_acc = max(self.best_acc, float(result[0]))
         done = len(self._seconds)
         metrics = MetricsRecord(
-            test_accuracy=None,
-            class_correct=(),
-            class_total=(),
+            *(None, (), ()),  # Test results: see `write_results`.
             seconds_per_epoch=tuple(self._seconds),
             peak_memory_bytes=peak_memory_bytes(self.device),
             epochs_done=done,
