@@ -384,6 +384,30 @@ class TeacherOf(nn.Module):
         return self.output(self.network(image)[0])
 
 
+@pytest.mark.parametrize("name", ["own: one tensor", "own: teacher first", "AT", "FITNET"])
+def test_networks_may_have_more_outputs_than_there_are_classes(name: str) -> None:
+    keywords = batch(name)
+    keywords["target"] = keywords["target"] % 4
+    fewer, all_of_them = TLLMWrapper(build(name), 4).train(), wrap(name, BETWEEN)
+    fewer.set_teaching_weights(BETWEEN[:4])
+    for _ in range(2):
+        check_equal(fewer, all_of_them, keywords)
+
+
+def test_features_that_are_as_wide_as_logits_might_be_are_left_alone() -> None:
+    class Seen(Pieces):
+        def others(self, image: Tensor) -> list[Tensor]:
+            self.seen = self.teacher(image)
+            return [self.seen[:, :NUM_CLASSES]]
+
+    inner: Any = build("own: one tensor")
+    backbone = TeacherOf(inner.teacher, lambda logits: torch.cat([logits, logits], dim=1))
+    wrapper = TLLMWrapper(Seen(inner.student, backbone), NUM_CLASSES).train()
+    wrapper.set_teaching_weights(BETWEEN)
+    wrapper(**batch("KD"))
+    assert torch.equal(wrapper.distiller.seen, backbone(batch("KD")["image"]))
+
+
 def test_of_what_a_teacher_returns_only_logits_change() -> None:
     class Seen(Pieces):
         def others(self, image: Tensor) -> list[Tensor]:
