@@ -249,6 +249,20 @@ def test_bf16_autocast(name: str) -> None:
     torch.testing.assert_close(total(losses).float(), total(exact[1]), atol=0.1, rtol=0.1)
 
 
+@pytest.mark.parametrize("name", WITH_TEACHER)
+def test_flagged_rows_are_balanced_with_what_the_others_are_taught(name: str) -> None:
+    wrapper, plain = (wrap(name, WITH_ZERO, balance=balance) for balance in (True, False))
+    (logits, losses), (plain_logits, plain_losses) = (module(**batch(name)) for module in (wrapper, plain))
+    assert wrapper.balance is not None and 0 < wrapper.balance.latest.item() < float("inf")
+    assert torch.equal(logits, plain_logits)
+    losses, plain_losses = named(losses), named(plain_losses)
+    added = {"loss_ce", "ce", "loss_tllm"}
+    assert all(torch.equal(losses[key], plain_losses[key]) for key in losses if key not in added)
+    unmeasured = wrap(name, BETWEEN, balance=True)
+    unmeasured(**batch(name))
+    assert unmeasured.balance is not None and unmeasured.balance.steps == 0
+
+
 @pytest.mark.parametrize("style", ["module", "in_place"])
 def test_compiled_networks(style: str) -> None:
     inner = build("AT")
