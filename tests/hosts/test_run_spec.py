@@ -27,9 +27,9 @@ from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts import run_spec
 from tllm_plugin.hosts.embedded import job, trainer
 from tllm_plugin.hosts.embedded.defaults import default_config
-from tllm_plugin.hosts.ported_methods import ported_nodes
 from tllm_plugin.hosts.repdistiller.checkpoint import read_state
 from tllm_plugin.hosts.run_spec import MARKS, ONE_METHOD, ONE_RUN, Mark, RunSpec
+from tllm_plugin.methods import METHODS
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -96,7 +96,7 @@ def test_every_key_of_ours_is_marked() -> None:
         if not any(".".join(parts[:end]) in MARKS for end in range(1, len(parts) + 1)):
             unmarked.append(key)
     assert unmarked == [], "mark these in hosts/run_spec.py"
-    assert {key.partition(".")[0] for key, _ in leaves(default_config())} >= {"TLLM", *ported_nodes(), *whole}
+    assert {key.partition(".")[0] for key, _ in leaves(default_config())} >= {"TLLM", *METHODS, *whole}
 
 
 def test_marks_are_of_keys_that_there_are() -> None:

@@ -135,7 +135,7 @@ class RunSpec:
         """Return what the text of a `config.yaml` says.
 
         Raises:
-            ConfigError: It is not YAML, or holds no keys and values.
+            ConfigError: It is not YAML, or holds no sections with keys as the config of a host does.
         """
         content = _read(text)
         options = content.get("options")
@@ -181,20 +181,15 @@ class RunSpec:
         return bool(self.values) and {key.partition(".")[0] for key in self.values} <= set(default_config())
 
     def config(self) -> CfgNode:
-        """Return the config of the embedded host, frozen.
-
-        Raises:
-            ConfigError: A value stands where a section belongs, or the other way round.
-        """
+        """Return the config of the embedded host, frozen; what was not recorded is as `value` says."""
         cfg = default_config()
         for key, value in {**_BEFORE, **self.values}.items():
             *sections, name = key.split(".")
-            node: Any = cfg
+            node = cfg
             for section in sections:
-                node = node.setdefault(section, CfgNode()) if isinstance(node, CfgNode) else None
-            if not isinstance(node, CfgNode) or isinstance(node.get(name), CfgNode):
-                raise ConfigError(f"Expected sections and values as in every config, but `{key}` is the other")
-            node[name] = value
+                node = node.setdefault(section, CfgNode())
+            if value != {}:
+                node[name] = value
         cfg.freeze()
         return cfg
 
@@ -276,7 +271,20 @@ def _read(text: str) -> Mapping[str, Any]:
     content = plain(read_yaml(text))
     if not isinstance(content, dict) or not content:
         raise ConfigError("Expected sections with keys, but there are none")
+    known = default_config()
+    if set(content) <= set(known):
+        _check_sections(content, known)
     return renamed(content)
+
+
+def _check_sections(content: Mapping[str, Any], known: CfgNode, prefix: str = "") -> None:
+    for key in content.keys() & known.keys():
+        value, is_section = content[key], isinstance(known[key], CfgNode)
+        if isinstance(value, Mapping) != is_section:
+            wanted = "a section" if is_section else "a value"
+            raise ConfigError(f"Expected `{prefix}{key}` to be {wanted}, but it is not")
+        if is_section:
+            _check_sections(value, known[key], f"{prefix}{key}.")
 
 
 @lru_cache(maxsize=1)
