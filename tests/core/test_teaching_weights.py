@@ -54,13 +54,21 @@ def taught_by_hand(name: str, weights: Tensor, target: Tensor, temperature: floa
     """Return a distiller without a wrapper whose teacher gives mixed logits and whose features carry less gradient."""
     inner: Any = build(name)
 
+    def pick(output: Any) -> Tensor:
+        """Return logits, which some hosts' networks give after their features."""
+        if hasattr(inner, "pick"):
+            return inner.pick(output)  # type: ignore[no-any-return]
+        return next(item for item in output if isinstance(item, Tensor) and item.shape == (len(target), NUM_CLASSES))
+
     def teach(module: nn.Module, args: Any, output: Any) -> Any:
-        logits, features = output
-        return mixed_by_hand(logits, target, weights, temperature).to(logits.dtype), features
+        logits = next(item for item in output if isinstance(item, Tensor))
+        mixed = mixed_by_hand(logits, target, weights, temperature).to(logits.dtype)
+        return tuple(mixed if item is logits else item for item in output)
 
     def lessen(module: nn.Module, args: Any, output: Any) -> Any:
-        logits = inner.pick(output) if hasattr(inner, "pick") else output[0]
-        own = output[1].get("own_logits") if name.startswith("CID") else None
+        logits = pick(output)
+        mappings = [item for item in output if isinstance(item, dict)] if isinstance(output, (tuple, list)) else []
+        own = next((item["own_logits"] for item in mappings if "own_logits" in item), None)
 
         def lessened(tensor: Tensor) -> Tensor:
             if tensor is logits or tensor is own:
@@ -425,3 +433,11 @@ def test_context_of_cid_sees_the_mixed_teacher_in_every_epoch() -> None:
     weight, plain_weight = (module.student.context_weight for module in (wrapper, plain))  # type: ignore[union-attr]
     assert EPOCH and torch.equal(weight[BETWEEN == 1], plain_weight[BETWEEN == 1])
     assert bool((weight > plain_weight)[BETWEEN < 1].all())
+
+
+#: For every method of every host.
+CHECKS = (
+    test_losses_and_gradients_are_those_of_mixed_targets_and_weighted_features,
+    test_rows_of_weight_one_are_taught_bit_for_bit_beside_a_class_that_is_taught_less,
+    test_flagged_rows_are_treated_bit_for_bit_alike_beside_a_class_that_is_taught_less,
+)

@@ -23,8 +23,10 @@ from tllm_plugin.core.options import Option, count_in
 from tllm_plugin.core.registry import Registry
 from tllm_plugin.hosts.embedded.config import load_config
 from tllm_plugin.hosts.embedded.defaults import default_config
+from tllm_plugin.hosts.embedded.distillers import distiller_dict
 from tllm_plugin.hosts.extensions import load_extensions
 from tllm_plugin.hosts.options import table
+from tllm_plugin.hosts.run_spec import RunSpec
 from tllm_plugin.hosts.tllm_node import build_detector, tllm_node
 from tllm_plugin.methods import METHODS
 from tllm_plugin.search.space import parse_space
@@ -130,7 +132,8 @@ def test_a_module_that_cannot_be_imported_is_named(capfd: pytest.CaptureFixture[
 
 
 def own(monkeypatch: pytest.MonkeyPatch, registry: Registry[Any], name: str, *options: Option) -> None:
-    monkeypatch.setattr(registry, "_items", dict(registry._items))
+    for changed in (registry, distiller_dict):
+        monkeypatch.setattr(changed, "_items", dict(changed._items))
     registry.register(name)(type(name, (DETECTORS["none"],), {"options": options, "__module__": "elsewhere"}))
 
 
@@ -146,6 +149,13 @@ def test_a_method_is_no_section_of_the_config(monkeypatch: pytest.MonkeyPatch) -
     own(monkeypatch, METHODS, "SOLVER", Option("eta", 3, None, "something"))
     with pytest.raises(ConfigError, match="not named as sections of the config are, but got SOLVER"):
         default_config()
+
+
+def test_options_of_a_method_change_runs_with_a_teacher_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    own(monkeypatch, METHODS, "MINE", Option("share", 0.5, None, "something"))
+    assert default_config().MINE.SHARE == 0.5
+    vanilla, taught = ({"DISTILLER.TYPE": kind, "MINE.SHARE": 0.1} for kind in ("NONE", "MINE"))
+    assert not RunSpec(vanilla).reads("MINE.SHARE") and RunSpec(taught).reads("MINE.SHARE")
 
 
 def test_names_of_runs_do_not_depend_on_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +176,6 @@ def test_what_a_user_declares_is_checked_searched_and_handed_over(monkeypatch: p
 
 
 def new_detector(cfg: CfgNode) -> Any:
-    holdout = Curves(torch.arange(10), 10)
+    holdout = Curves(torch.arange(10), 10, torch.arange(10))
     names = tuple(map(str, range(10)))
     return build_detector(cfg.TLLM, class_names=names, total_epochs=2, holdout=holdout, has_teacher=True)

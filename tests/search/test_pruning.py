@@ -13,9 +13,9 @@ from optuna.trial import Trial, TrialState
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.predictions import Predictions
+from tllm_plugin.search.optuna_study import SharedStudy
 from tllm_plugin.search.pruning import PRUNERS, make_pruner, reporter
 from tllm_plugin.search.space import Dimension
-from tllm_plugin.search.study import SharedStudy
 
 ETA = "TLLM.DETECTOR.ETA"
 GRID = (Dimension(ETA, (0.4, 0.3, 0.2, 0.1)),)

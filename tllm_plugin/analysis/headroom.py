@@ -212,7 +212,7 @@ def as_rows(found: Sequence[tuple[str, Headroom]]) -> list[tuple[str, ...]]:
             "" if np.isnan(item.reliability) else f"{item.reliability:.2f}",
             _points(item.ceiling),
             f"{item.below:g} of {item.classes}",
-            f"{item.below_by_shift:.0f}",
+            f"{item.below_by_shift:.0f} of {item.classes}",
         )
         for label, item in found
     ]

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
 from tllm_plugin.analysis.results import TestResult
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import ConfigError, FileFormatError
@@ -127,16 +125,15 @@ def read_result(folder: RunFolder) -> TestResult:
         raise ConfigError(f"Expected {folder.log_folder} to be a run that was tested, but it has no test results{how}")
     if not metrics.finished:
         logger.warning("%s: not finished; its results are those after epoch %d", folder.path, metrics.epochs_done)
-    counts = TestResult.from_metrics(metrics)
     if not (metrics.finished and folder.predictions_npz.exists()):
-        return counts
-    result = TestResult.from_predictions(folder.read_predictions())
-    if not (np.array_equal(result.correct, counts.correct) and np.array_equal(result.total, counts.total)):
+        return TestResult.from_metrics(metrics)
+    predictions = folder.read_predictions()
+    if not metrics.agrees_with(predictions):
         raise FileFormatError(
             f"Expected predictions.npz and metrics.json in {folder.path} to agree, but they do not; run again what "
             "wrote them"
         )
-    return result
+    return TestResult.from_predictions(predictions)
 
 
 def method_of(spec: RunSpec) -> str:

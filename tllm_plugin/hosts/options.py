@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 from tllm_plugin.core.detectors import DETECTORS
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.options import INSIDE, SHARE, Option, at_least, count_in, one_of
+from tllm_plugin.core.policies import POLICIES, is_level
 from tllm_plugin.hosts.config_checks import lookup, shown
 from tllm_plugin.hosts.extensions import load_extensions
 from tllm_plugin.methods import METHODS
@@ -23,6 +24,27 @@ WRAPPER = (
     Option("ce_weight", 1.0, at_least(0), "weight of the cross-entropy of undistillable classes"),
     Option("balance", True, None, "True: multiply that weight by what the distillation losses weigh"),
     Option("min_rows", 4, count_in(1), "fewest rows of a batch that are distilled"),
+)
+#: The policy that leaves everything to the detector.
+WITHDRAWAL = "withdrawal"
+#: Of `PolicyOptions`, and which policy they are for.
+POLICY = (
+    Option(
+        "policy",
+        "",
+        lambda value: one_of(["", WITHDRAWAL, *POLICIES])(value),
+        f"teaching weights from the teacher alone: {', '.join(POLICIES)}",
+        flag="tllm_policy",
+    ),
+    Option(
+        "level",
+        "mean",
+        lambda value: None if is_level(value) else "mean, max or a number in (0, 1)",
+        "strength of equal_strength: mean, max or a number",
+        "POLICY_OPTIONS.LEVEL",
+        "tllm_policy_level",
+    ),
+    Option("seed", 0, at_least(0), "of the policy permuted", "POLICY_OPTIONS.SEED", "tllm_policy_seed"),
 )
 #: Of `split`.
 HOLDOUT = (
@@ -181,7 +203,7 @@ def _declared() -> Iterator[tuple[str, Iterable[Option], bool]]:
     """Yield nodes with their options, and whether these are our own."""
     kinds = f"which classes lose their teacher: {', '.join(DETECTORS)}"
     kind = Option("type", "reference", one_of(DETECTORS), kinds, flag="tllm_detector")
-    yield "TLLM", (*INNER, *WRAPPER, *HOLDOUT), True
+    yield "TLLM", (*INNER, *WRAPPER, *POLICY, *HOLDOUT), True
     yield "TLLM.DETECTOR", (kind, _REFERENCE, _CLASSES), True
     for detector in DETECTORS.values():
         yield "TLLM.DETECTOR", detector.options, detector.__module__.startswith("tllm_plugin.")

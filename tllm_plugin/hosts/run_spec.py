@@ -16,6 +16,7 @@ from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.options import first_spelling, renamed
 from tllm_plugin.hosts.yaml_text import plain, read_yaml
+from tllm_plugin.methods import METHODS
 from tllm_plugin.runs.run_folder import RunFolder
 
 
@@ -89,6 +90,9 @@ _YOUNGER: dict[str, Any] = {
     "DATASET.CLASS_ORDER": "",
     "DATASET.MEAN": [],
     "DATASET.STD": [],
+    "TLLM.POLICY": "",
+    "TLLM.POLICY_OPTIONS.LEVEL": "mean",
+    "TLLM.POLICY_OPTIONS.SEED": 0,
 }
 _BEFORE = {**_OLDER_THAN_SEARCHES, **_YOUNGER}
 
@@ -157,7 +161,7 @@ class RunSpec:
                 return self.marks[name]
             name = name.rpartition(".")[0]
         section, dot, _ = key.partition(".")
-        return Mark.TEACHING if dot and section not in _SECTIONS else Mark.TRAINING
+        return Mark.TEACHING if dot and (section in METHODS or section not in _SECTIONS) else Mark.TRAINING
 
     def differing(self, other: RunSpec, marks: frozenset[Mark]) -> list[str]:
         """Return the keys with one of `marks` in which two runs differ, sorted."""

@@ -144,27 +144,28 @@ class ForkPoint:
         run: The recorded one.
         epochs: How many epochs need not be trained.
         checkpoint: Of that epoch.
+        curves: Of the recorded run.
         replay: Of the recorded run with the detector of the new one.
     """
 
     run: RunFolder
     epochs: int
     checkpoint: Path
+    curves: Curves
     replay: DetectorReplay
 
-    def detector_after(self, epochs: Sequence[int], cfg: CfgNode, curves: Curves) -> Detector:
+    def detector_after(self, epochs: Sequence[int], cfg: CfgNode) -> Detector:
         """Return the detector of the new run as it is after the first epochs.
 
         Args:
             epochs: Those that the checkpoint has scores of.
             cfg: Of the new run.
-            curves: Of the recorded one.
         """
         if epochs and self.replay.watched == epochs[-1]:
             return self.replay.detector
-        detector = _new_detector(cfg, [item.name for item in self.run.read_flags().classes], curves)
+        detector = _new_detector(cfg, [item.name for item in self.run.read_flags().classes], self.curves)
         for epoch in epochs:
-            detector.update(epoch, curves.samples_at(epoch))
+            detector.update(epoch, self.curves.samples_at(epoch))
         return detector
 
 
@@ -266,7 +267,7 @@ def _fork_point(run: RunFolder, old: RunSpec, cfg: CfgNode, replays: Replays, us
     for epochs, name in names:
         checkpoint = run.log_folder / name
         if epochs <= last and checkpoint.exists() and usable(run, epochs):
-            return ForkPoint(run, epochs, checkpoint, replay)
+            return ForkPoint(run, epochs, checkpoint, curves, replay)
     return None
 
 

@@ -10,11 +10,9 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from tllm_plugin.core.curves import Curves
 from tllm_plugin.hosts.extensions import import_words
 from tllm_plugin.hosts.run_spec import MARKS_OF_OTHER_HOSTS, RunSpec
 from tllm_plugin.runs.atomic import save_torch, write_text
-from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.forking import check_same_but_detector, latest_fork_point, write_fork
@@ -100,9 +98,8 @@ class MdistillerSearch(ProcessSearch):
             return
         state: Any = load_torch(point.checkpoint, "a checkpoint of mdistiller")
         carried = next(value for name, value in state["model"].items() if name.endswith("_extra_state"))["carried"]
-        curves = Curves.from_state(to_state(point.run.read_curves()))
         scored = carried["curves"]["epochs"].tolist()
-        carried["detector"] = point.detector_after(scored, cfg, curves).state_dict()
+        carried["detector"] = point.detector_after(scored, cfg).state_dict()
         write_fork(run.create(), point.run, point.epochs)
         save_torch(run.log_folder / "latest", state)
         logger.info("%s shares %d epochs with %s", wanted.name, point.epochs, point.run.log_folder.name)

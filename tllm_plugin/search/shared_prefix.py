@@ -27,7 +27,6 @@ from tllm_plugin.hosts.embedded.worklog import copy_until
 from tllm_plugin.hosts.same_data import check_same_data
 from tllm_plugin.hosts.teaching import flags_record
 from tllm_plugin.runs.atomic import save_torch, write_link
-from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.flags_file import FlagsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.forking import Replays, check_same_but_detector, latest_fork_point, write_fork
@@ -96,11 +95,10 @@ def fork(
     if point is None:
         return 0
     parent, run = point.run, RunFolder.inside(job.log_folder(cfg)).create()
-    curves = Curves.from_state(to_state(parent.read_curves()))
     state = _state_of(point.checkpoint)
     carried = state["model"]["_extra_state"]["carried"]
     scored = carried["curves"]["epochs"].tolist()
-    detector = point.detector_after(scored, cfg, curves)
+    detector = point.detector_after(scored, cfg)
     carried["detector"] = detector.state_dict()
     taught = carried["policy"]["weights"] if "policy" in carried else torch.ones(len(detector.flags))
     state["model"].pop("undistillable", None)  # Of an earlier version.
@@ -110,6 +108,8 @@ def fork(
     if student.exists():
         write_link(run.student_best_holdout, student)
     copy_until(point.epochs, parent.log_folder, run.log_folder)
+    if parent.policy_json.exists():
+        write_link(run.policy_json, parent.policy_json)
     write_fork(run, parent, point.epochs)
     # The student first: whoever finds `latest` finds its student as well.
     weights = parent.log_folder / f"student_{point.checkpoint.name.removeprefix('epoch_')}"
@@ -118,8 +118,8 @@ def fork(
     logger.info("%s shares %d epochs with %s", run.log_folder.name, point.epochs, parent.log_folder.name)
     names = [item.name for item in parent.read_flags().classes]
     if point.epochs == cfg.SOLVER.EPOCHS:
-        for epoch in curves.epochs[len(scored) :]:
-            detector.update(epoch, curves.samples_at(epoch))
+        for epoch in point.curves.epochs[len(scored) :]:
+            detector.update(epoch, point.curves.samples_at(epoch))
         _finish(run, parent, cfg, flags_record(detector, cfg.TLLM, names, point.epochs))
         return point.epochs
     flagged = zip(names, detector.epoch_flagged.tolist(), strict=True)

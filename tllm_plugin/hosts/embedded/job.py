@@ -25,7 +25,6 @@ from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.adapter import Host, make_distiller_factory, make_trainer_factory
 from tllm_plugin.hosts.at_chance import tell_if_at_chance
 from tllm_plugin.hosts.class_lists import resolve_classes
-from tllm_plugin.hosts.embedded.at_work import at_work
 from tllm_plugin.hosts.embedded.batch_norm import least_rows, synchronise_batch_norm
 from tllm_plugin.hosts.embedded.checkpoint import check_same_run, read_checkpoint
 from tllm_plugin.hosts.embedded.defaults import default_config
@@ -35,6 +34,7 @@ from tllm_plugin.hosts.embedded.late_test import batches_of_test_set, ensure_tes
 from tllm_plugin.hosts.embedded.networks import load_network, make_network, show_as_recorded
 from tllm_plugin.hosts.embedded.planting import PlantedTeacher
 from tllm_plugin.hosts.embedded.reproducible import reproducible
+from tllm_plugin.hosts.embedded.run_lock import run_lock
 from tllm_plugin.hosts.embedded.trainer import trainer_dict
 from tllm_plugin.hosts.run_spec import RunSpec
 from tllm_plugin.hosts.same_data import check_same_data, check_teacher, data_of_checkpoint, tell_unstated_order
@@ -147,7 +147,7 @@ def run(
             another command is training it.
         DataError, FileFormatError, NonFiniteLossError: As they say.
     """
-    with at_work(log_folder(cfg), wait=False), reproducible(cfg):
+    with run_lock(log_folder(cfg), wait=False), reproducible(cfg):
         bundle = bundle or load_bundle(cfg)
         identity = torch.tensor(list(bytes.fromhex(bundle.identity.digest())))
         processes.check_same("the data", identity)
@@ -312,7 +312,7 @@ def ensure_trained(
     folder = log_folder(cfg)
     finished = RunFolder.inside(folder)
     if not processes.from_main(lambda: _is_finished(finished, cfg, bundle)):
-        with at_work(folder, wait=True):
+        with run_lock(folder, wait=True):
             # Perhaps by the command that was waited for.
             if not processes.from_main(lambda: _is_finished(finished, cfg, bundle)):
                 resume = processes.from_main((folder / "latest").exists)
@@ -423,7 +423,7 @@ def _remove_results(folder: Path) -> None:
     """Remove what would pass for results of the run that is about to start."""
     run_folder = RunFolder.inside(folder)
     results = (
-        *(run_folder.metrics_json, run_folder.predictions_npz, run_folder.flags_json),
+        *(run_folder.metrics_json, run_folder.predictions_npz, run_folder.flags_json, run_folder.policy_json),
         *(run_folder.curves_npz, run_folder.search_curves_npz, run_folder.report_html, run_folder.data_json),
     )
     for path in (folder / "latest", *results):

@@ -16,7 +16,22 @@ STATE_VERSION = 1
 _PARTS = {"version", "epoch", "best_acc", "seconds", "options", "wrapper", "optimizer"}
 
 
-def read_state(folder: RunFolder, options: argparse.Namespace) -> Mapping[str, Any]:
+def plain_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return all options, sorted by name; what a file cannot hold is named by its kind."""
+    return {name: _plain(value) for name, value in sorted(vars(options).items())}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return f"<{type(value).__module__}.{type(value).__qualname__}>"
+
+
+def read_state(folder: RunFolder, options: Mapping[str, Any]) -> Mapping[str, Any]:
     """Read the checkpoint of a run that was made with `options`.
 
     Raises:
@@ -35,7 +50,7 @@ def read_state(folder: RunFolder, options: argparse.Namespace) -> Mapping[str, A
             "something else; start the run anew"
         )
     check_finite({name: state[name] for name in ("wrapper", "optimizer")}, folder.state)
-    changed = RunSpec.of_options(state["options"]).differing(RunSpec.of_options(vars(options)), ONE_RUN)
+    changed = RunSpec.of_options(state["options"]).differing(RunSpec.of_options(options), ONE_RUN)
     if changed:
         names = ", ".join(f"--{name}" for name in changed)
         raise ConfigError(

@@ -123,8 +123,15 @@ def check_teacher(options: argparse.Namespace) -> list[str]:
     return problems + ([] if is_model(options.model_s) else [unknown_name("--model_s", options.model_s, model_names())])
 
 
+def is_ours(options: Any) -> bool:
+    """Return whether the chosen method is one that TLLM brings, and not the host's of that name."""
+    return getattr(options, "distill", "") in student_methods() and not getattr(options, "tllm_host_method", False)
+
+
 def weights_suffix(options: argparse.Namespace) -> str:
     """Return what stands in a run's name for the weights of a method of ours, as the host's own stand there."""
+    if not is_ours(options):
+        return ""
     return "".join(
         f"_{str(option.flag).split('_', 1)[1]}:{getattr(options, str(option.flag))}"
         for option in _own_options(getattr(options, "distill", ""))

@@ -12,13 +12,16 @@ import importlib.util
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
 from tllm_plugin.core.errors import ConfigError
+
+# Where descendants keep the function `accuracy`, beside helper/util.py.
+_ACCURACY = ("utils.py", "util.py", "helper/utils.py")
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,15 @@ def apply_hunks(source: str, hunks: Sequence[Hunk], name: str) -> str:
     return source
 
 
+def mend(source: str, hunks: Sequence[Hunk]) -> str:
+    """Return a module of a host with those mends for current PyTorch that it has a place for."""
+    for hunk in hunks:
+        with suppress(ConfigError):
+            source = apply_hunks(source, [hunk], "")
+    # A view of a part of a matrix that is not in one piece: refused by PyTorch since 1.7.
+    return re.sub(r"(\bcorrect\[:k\])\.view\(", r"\1.reshape(", source)
+
+
 @contextmanager
 def patched_imports(root: Path, patches: Mapping[str, Sequence[Hunk]]) -> Iterator[None]:
     """Let modules below `root` be imported from there, patched, for the duration of the block.
@@ -98,9 +110,9 @@ class _Finder(importlib.abc.MetaPathFinder):
 
     def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> Any:
         name = f"{fullname.replace('.', '/')}.py"
-        if name not in self.patches or not (self.root / name).is_file():
+        if name not in {*self.patches, *_ACCURACY} or not (self.root / name).is_file():
             return None
-        loader = _Loader(fullname, str(self.root / name), self.patches[name])
+        loader = _Loader(fullname, str(self.root / name), self.patches.get(name, ()))
         return importlib.util.spec_from_file_location(fullname, self.root / name, loader=loader)
 
 
@@ -112,5 +124,5 @@ class _Loader(importlib.machinery.SourceFileLoader):
     def get_code(self, fullname: str) -> CodeType:
         # Not by way of the base class: it would keep the patched code as the byte code of the file that is not.
         source = Path(self.path).read_text(encoding="utf-8")
-        code: CodeType = compile(apply_hunks(source, self.hunks, self.path), self.path, "exec")
+        code: CodeType = compile(mend(source, self.hunks), self.path, "exec")
         return code

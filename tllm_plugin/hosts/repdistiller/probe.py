@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.outputs import tensors_in
 from tllm_plugin.core.worker_errors import plain_errors
 from tllm_plugin.hosts.random_state import RandomState
 from tllm_plugin.hosts.repdistiller.distiller import ListedDistiller
-from tllm_plugin.hosts.repdistiller.loop import NoLossError
+from tllm_plugin.hosts.repdistiller.loop import NoLossError, OneBatch
 from tllm_plugin.hosts.repdistiller.loop_source import lost_when_cut
 
 _ROWS = 4
@@ -55,3 +60,43 @@ def check_loop(distiller: ListedDistiller, loader: Any, *, rows_are_taken: bool)
         ) from None
     finally:
         RandomState().load_state_dict(before)
+
+
+def check_predictor(
+    student: nn.Module, host_validate: Callable[..., Any], arguments: Sequence[Any], *, loader: Any
+) -> None:
+    """Check that the student's own logits are what the host's `validate` judges.
+
+    Args:
+        student: The host's.
+        host_validate: Called with a few test images.
+        arguments: Its arguments: the test loader, networks, a criterion, options.
+        loader: The test loader.
+
+    Raises:
+        ConfigError: It judges something else, such as what a projector makes of the student's features.
+    """
+    criteria = [part for part in arguments if isinstance(part, nn.Module) and not list(part.parameters())]
+    if not criteria:
+        return  # It cannot be watched.
+    before = RandomState().state_dict()
+    images = [loader.dataset[place] for place in range(min(_ROWS, len(loader.dataset)))]
+    batch = loader.collate_fn(images)
+    judged: list[Any] = []
+    returned: list[Any] = []
+    hooks = [
+        criteria[0].register_forward_pre_hook(lambda module, given: judged.append(given[0])),
+        student.register_forward_hook(lambda module, given, output: returned.extend(tensors_in(output))),
+    ]
+    try:
+        with plain_errors(), contextlib.redirect_stdout(io.StringIO()):
+            host_validate(*(OneBatch(loader, batch) if part is loader else part for part in arguments))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        RandomState().load_state_dict(before)
+    if judged and not any(judged[0] is tensor for tensor in returned):
+        raise ConfigError(
+            f"Expected {host_validate.__name__} to judge the logits that the student returns, but this method predicts "
+            "by other means, such as a projector of its own: TLLM would teach and judge the wrong logits"
+        )

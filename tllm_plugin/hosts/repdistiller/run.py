@@ -6,7 +6,7 @@ import argparse
 import platform
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,14 +21,14 @@ from tllm_plugin.hosts.embedded.loss_guard import LossGuard
 from tllm_plugin.hosts.loader_data import LoaderData
 from tllm_plugin.hosts.optimizers import spare_from_decay, use_nesterov
 from tllm_plugin.hosts.random_state import RandomState
-from tllm_plugin.hosts.repdistiller.checkpoint import STATE_VERSION, read_state
+from tllm_plugin.hosts.repdistiller.checkpoint import STATE_VERSION, plain_options, read_state
 from tllm_plugin.hosts.repdistiller.distiller import ListedDistiller
 from tllm_plugin.hosts.repdistiller.epoch import train_epoch
 from tllm_plugin.hosts.repdistiller.images import DATASETS
 from tllm_plugin.hosts.repdistiller.loop import EpochCall
 from tllm_plugin.hosts.repdistiller.loop_source import returned_names
 from tllm_plugin.hosts.repdistiller.options import errors_name_flags, node_of
-from tllm_plugin.hosts.repdistiller.probe import check_loop
+from tllm_plugin.hosts.repdistiller.probe import check_loop, check_predictor
 from tllm_plugin.hosts.repdistiller.watched import watched_validation
 from tllm_plugin.hosts.results import peak_memory_bytes, write_results
 from tllm_plugin.hosts.same_data import CarriedData, check_named_teacher
@@ -58,11 +58,13 @@ class Run:
         self.options = options
         #: What is trained on: the host's loader, without the hold-out.
         self.train_loader = train_loader
+        self._test_loader = val_loader
         #: Highest test accuracy so far, in percent.
         self.best_acc: float = 0
         self.teaching: Teaching | None = None
         self._method: nn.Module | None = None
         self._lists: ListedDistiller | None = None
+        self._tested_by: tuple[Callable[..., Any], tuple[Any, ...]] | None = None
         self._checked = False
         self._done = 0
         self._seconds: list[float] = []
@@ -127,79 +129,94 @@ class Run:
         self.folder = RunFolder.inside(self.options.save_folder)
         self.teaching.wrapper.carry("data", CarriedData(self.teaching.data, self.options.save_folder))
         if self.options.tllm_resume:
-            self._restore(read_state(self.folder, self.options))
+            self._restore(read_state(self.folder, plain_options(self.options)))
         else:
             self.folder.state.unlink(missing_ok=True)
+        self.teaching.decide()
         self.teaching.open(self.options.save_folder)
         self.folder.write_config(_description(self.options))
         return self.best_acc
 
-    def epochs(self) -> Iterator[int]:
-        """Yield the epochs that are still to be done, counted from 1."""
-        for epoch in range(self._done + 1, self.options.epochs + 1):
+    def epochs(self, host_epochs: Iterable[int] | None = None) -> Iterator[int]:
+        """Yield the epochs that are still to be done.
+
+        Args:
+            host_epochs: All epochs of the run, as the host counts them; by default from 1.
+        """
+        counted = list(host_epochs or range(1, self.options.epochs + 1))
+        for epoch in counted[self._done :]:
             yield epoch
-            self._done = epoch
+            self._done += 1
             if self.teaching is not None:
                 self._save(self.teaching)
         if self.teaching is not None:
             print(f"next: tllm show {shlex.quote(self.options.save_folder)}")
 
-    def train(self, host_train: Callable[..., Any], epoch: int, *arguments: Any) -> Any:
+    def tested_by(self, host_validate: Callable[..., Any], *arguments: Any) -> None:
+        """Say, before `start`, how the script is going to call `validate`."""
+        self._tested_by = host_validate, arguments
+
+    def train(self, host_train: Callable[..., Any], *arguments: Any) -> Any:
         """Train an epoch, score the hold-out after it, and return what the host's function would.
 
         Args:
             host_train: The host's epoch function.
-            epoch: Counted from 1.
-            arguments: The host's: its loader, the lists that `start` was given, the optimizer, options.
+            arguments: The host's: its epoch and loader, the lists that `start` was given, the optimizer, options.
 
         Raises:
             ConfigError: Before the first step: the host's function cannot be asked for the loss of one batch.
         """
         distiller = self._method if self.teaching is None else self.teaching.wrapper
         if distiller is None:
-            return host_train(epoch, *arguments)
-        start = time.time()
-        loader = next((argument for argument in arguments if argument is self.train_loader), arguments[0])
+            return host_train(*arguments)
+        start, epoch = time.time(), self._done + 1
+        loader = next((argument for argument in arguments if argument is self.train_loader), arguments[1])
         if self._lists is not None:
-            self._lists.call = EpochCall(
-                host_train,
-                (epoch, *arguments),
-                loader,
-                self._lists.module_list,
-                self._lists.criterion_list,
-                self.optimizer,
+            lists = self._lists
+            lists.call = EpochCall(
+                host_train, arguments, loader, lists.module_list, lists.criterion_list, self.optimizer
             )
             if not self._checked:
-                check_loop(self._lists, loader, rows_are_taken=self.options.tllm_detector != "none")
+                check_loop(lists, loader, rows_are_taken=self.options.tllm_detector != "none")
+                if self._tested_by is not None:
+                    check_predictor(lists.student, *self._tested_by, loader=self._test_loader)
                 self._checked = True
         every = max(1, self.options.print_freq)
-        result = train_epoch(
-            epoch,
-            loader,
-            distiller,
-            self.optimizer,
-            print_freq=every,
-            guard=LossGuard(every, "--learning_rate"),
-        )
+        guard = LossGuard(every, "--learning_rate")
+        result = train_epoch(epoch, loader, distiller, self.optimizer, print_freq=every, guard=guard)
         found = result.shaped(returned_names(host_train))
         if self.teaching is None:
             return found
-        predict_student = partial(predict, self.teaching.wrapper, keyword="image", device=self.device)
+        classes = len(self.teaching.class_names)
+        predict_student = partial(
+            predict, self.teaching.wrapper, keyword="image", num_classes=classes, device=self.device
+        )
         self.teaching.catch_up(epoch, predict_student, self.writer)
         self._seconds.append(time.time() - start)
         return found
 
-    def validate(self, host_validate: Callable[..., Any], loader: Any, student: nn.Module, *arguments: Any) -> Any:
-        """Return what the host's `validate` does, and record what the student predicted meanwhile."""
+    def validate(self, host_validate: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what the host's `validate` does, and record what the student predicted meanwhile.
+
+        Args:
+            host_validate: The host's.
+            arguments: The host's: its test loader, the student or the list of modules, a criterion, options.
+        """
         if self.teaching is None:
-            return host_validate(loader, student, *arguments)
-        result, predictions = watched_validation(host_validate, loader, student, *arguments)
+            return host_validate(*arguments)
+        place = next((place for place, argument in enumerate(arguments) if argument is self._test_loader), 0)
+        network = next((part for part in arguments if isinstance(part, nn.Module)), self.teaching.wrapper.student)
+        network = network[0] if isinstance(network, nn.ModuleList) else network
+
+        def with_loader(loader: Any, _: nn.Module) -> Any:
+            return host_validate(*arguments[:place], loader, *arguments[place + 1 :])
+
+        classes = len(self.teaching.class_names)
+        result, predictions = watched_validation(with_loader, arguments[place], network, num_classes=classes)
         self.best_acc = max(self.best_acc, float(result[0]))
         done = len(self._seconds)
         metrics = MetricsRecord(
-            test_accuracy=None,
-            class_correct=(),
-            class_total=(),
+            *(None, (), ()),  # Test results: see `write_results`.
             seconds_per_epoch=tuple(self._seconds),
             peak_memory_bytes=peak_memory_bytes(self.device),
             epochs_done=done,
@@ -217,7 +234,7 @@ class Run:
             "epoch": self._done,
             "best_acc": self.best_acc,
             "seconds": self._seconds,
-            "options": vars(self.options),
+            "options": plain_options(self.options),
             "wrapper": teaching.wrapper.state_dict(),
             "optimizer": optimizer,
         }
@@ -236,7 +253,7 @@ def _description(options: argparse.Namespace) -> str:
     source = source_of("repdistiller")
     content = {
         "host": {"name": source.name, "commit": source.commit},
-        "options": {name: value for name, value in sorted(vars(options).items())},
+        "options": plain_options(options),
         "versions": {
             "tllm_plugin": __version__,
             "torch": str(torch.__version__),

@@ -12,7 +12,11 @@ from tllm_plugin.core.predictions import Collector, Predictions
 
 
 def watched_validation(
-    host_validate: Callable[..., Any], loader: Any, network: nn.Module, *arguments: Any
+    host_validate: Callable[..., Any],
+    loader: Any,
+    network: nn.Module,
+    *arguments: Any,
+    num_classes: int | None = None,
 ) -> tuple[Any, Predictions]:
     """Return what the host's `validate` does, and what the network predicted meanwhile.
 
@@ -21,8 +25,9 @@ def watched_validation(
         loader: Yields `(image, label, ...)`.
         network: The host's.
         arguments: What else `host_validate` takes.
+        num_classes: See `Collector`.
     """
-    watched = _WatchedLoader(loader)
+    watched = _WatchedLoader(loader, Collector(num_classes))
     hook = network.register_forward_hook(watched.see)
     try:
         result = host_validate(watched, network, *arguments)
@@ -34,9 +39,9 @@ def watched_validation(
 class _WatchedLoader:
     """A loader that pairs the labels it hands out with the network's outputs, which a forward hook shows it."""
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: Any, collector: Collector) -> None:
         self.loader = loader
-        self.collector = Collector()
+        self.collector = collector
         self._logits: Tensor | None = None
 
     def __len__(self) -> int:

@@ -1,0 +1,74 @@
+"""The options of a descendant's train script: its own come first, and what TLLM adds stays out of their way."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.hosts.repdistiller.images import DATASETS
+from tllm_plugin.hosts.repdistiller.method_flags import student_methods
+from tllm_plugin.hosts.repdistiller.options import parse_student
+
+_NEEDED = ("distill", "model_s", "path_t", "dataset", "epochs")
+#: Before the name of a method of ours where the host has one of that name.
+_OURS = "tllm_"
+
+
+def parse_fork(
+    parser: argparse.ArgumentParser, *, methods: Sequence[str], images: bool, ours: bool
+) -> argparse.Namespace:
+    """Parse a student's arguments as `parse_student` does, in a script whose options we do not know.
+
+    An option or method that the host has itself stays the host's; a method of ours with such a name is called
+    `--distill tllm_<name>`.
+
+    Args:
+        parser: The host's, with its options.
+        methods: What the script compares its option `distill` with.
+        images: Whether the script can use the data sets that TLLM brings.
+        ours: Whether it can use the methods that TLLM brings.
+
+    Raises:
+        ConfigError: The host lacks options that TLLM goes by, or one line per problem of their values.
+    """
+    actions = {action.dest: action for action in parser._actions}
+    missing = [name for name in _NEEDED if name not in actions]
+    if missing:
+        lines = "\n".join(f"      parser.add_argument('--{name}', ...)" for name in missing)
+        raise ConfigError(f"Expected the script to have options that TLLM goes by; to be written:\n{lines}")
+    distill, dataset = actions["distill"], actions["dataset"]
+    if distill.choices is None:
+        distill.choices = list(methods)
+    own = tuple(distill.choices)
+    add, parse = parser.add_argument, parser.parse_args
+
+    def add_unless_there(*names: str, **keywords: Any) -> Any:
+        taken = [name for name in names if name in parser._option_string_actions]
+        return parser._option_string_actions[taken[0]] if taken else add(*names, **keywords)
+
+    def parse_own_first(*arguments: Any, **keywords: Any) -> Any:
+        distill.choices = [*own, *(_ours(name, own) for name in student_methods() if ours)]
+        if not images and dataset.choices is not None:
+            dataset.choices = [name for name in dataset.choices if name not in DATASETS]
+        options = parse(*arguments, **keywords)
+        if not hasattr(options, "print_freq"):
+            options.print_freq = 100
+        if options.distill not in own:
+            options.distill = options.distill.removeprefix(_OURS)
+        elif options.distill in student_methods():
+            options.tllm_host_method = True
+            # While ours are checked, which it is none of.
+            options.distill = f"the host's {options.distill}"
+        return options
+
+    parser.add_argument = add_unless_there  # type: ignore[method-assign]
+    parser.parse_args = parse_own_first  # type: ignore[method-assign,assignment]
+    options = parse_student(parser)
+    options.distill = options.distill.removeprefix("the host's ")
+    return options
+
+
+def _ours(name: str, own: Sequence[str]) -> str:
+    return f"{_OURS}{name}" if name in own else name

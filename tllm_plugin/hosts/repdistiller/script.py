@@ -1,0 +1,353 @@
+"""TLLM's calls put into a train script of any descendant: found in the syntax tree, changed as text.
+
+Comments, quotes, other lines in between and other names do not matter; what is missing is said all at once.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tllm_plugin.core.errors import ConfigError
+
+_MARK = "tllm_plugin.hosts.repdistiller"
+_Scope = ast.Module | ast.FunctionDef
+
+
+@dataclass
+class Found:
+    """What was found in a script.
+
+    Args:
+        text: The script with TLLM's calls in it.
+        notes: What of TLLM it goes without, one sentence each.
+        parts: What was found where: (part, description).
+        train: The name of the epoch function, as the script calls it.
+        methods: What the script compares its option `distill` with.
+    """
+
+    text: str
+    notes: list[str] = field(default_factory=list)
+    parts: list[tuple[str, str]] = field(default_factory=list)
+    train: str = ""
+    methods: tuple[str, ...] = ()
+
+
+def is_patched(source: str) -> bool:
+    """Return whether a script has TLLM's calls already."""
+    return f"import {_MARK}" in source
+
+
+def add_tllm(source: str, name: str) -> Found:
+    """Put TLLM's calls into the source of a train script for students.
+
+    Args:
+        source: Of the script.
+        name: Of its file, for errors.
+
+    Raises:
+        ConfigError: It lacks something that TLLM needs; the message names all of it, with the lines to write.
+    """
+    try:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        raise ConfigError(f"Expected {name} to be a Python 3 script, but line {error.lineno}: {error.msg}") from None
+    return _Patcher(source, tree, name).run()
+
+
+class _Patcher:
+    def __init__(self, source: str, tree: ast.Module, name: str) -> None:
+        self.lines, self.tree, self.name = source.splitlines(keepends=True), tree, name
+        self.edits: list[tuple[int, int, int, str]] = []
+        self.missing: list[str] = []
+        self.found = Found(source)
+        self.scope_of = {
+            id(node): scope for scope in self._scopes() for node in ast.walk(scope)
+        }  # The innermost one is written last.
+
+    def run(self) -> Found:
+        loop, train = self._loop()
+        if loop is None or train is None:
+            self._miss(
+                "a loop over epochs that calls an epoch function with a loader and an optimizer",
+                "for epoch in run.epochs():",
+                "    train_acc, train_loss = run.train(train, epoch, train_loader, module_list, criterion_list, "
+                "optimizer, opt)",
+            )
+        self._parser()
+        if loop is not None and train is not None:
+            self._around(loop, train)
+        if self.missing:
+            raise ConfigError(
+                f"Expected {self.name} to have the shape of RepDistiller's train_student.py, but it lacks:\n"
+                + "\n".join(self.missing)
+            )
+        self._import()
+        self.found.text = self._text()
+        return self.found
+
+    # What is looked for.
+
+    def _scopes(self) -> Iterator[_Scope]:
+        yield self.tree
+        yield from (node for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef))
+
+    def _loop(self) -> tuple[ast.For | None, ast.Call | None]:
+        for loop in (node for node in ast.walk(self.tree) if isinstance(node, ast.For)):
+            for call in _calls(loop):
+                names = [argument.id for argument in call.args if isinstance(argument, ast.Name)]
+                has = [any(part in name.lower() for name in names) for part in ("loader", "optim")]
+                if all(has) and "backward" not in {_name(inner) for inner in _calls(loop)}:
+                    self.found.train = ast.unparse(call.func)
+                    return loop, call
+        return None, None
+
+    def _parser(self) -> None:
+        calls = [call for call in _calls(self.tree) if _name(call) == "parse_args" and not call.args]
+        if not calls:
+            self._miss("a call of parse_args()", "opt = tllm.parse_fork(parser)")
+            return
+        call = calls[0]
+        self.found.methods = tuple(_compared_with(self.tree, "distill"))
+        images = self._images() is not None
+        ours = self._method_chain() is not None
+        words = f"methods={self.found.methods!r}, images={images}, ours={ours}"
+        self._replace(call, f"tllm.parse_fork({ast.unparse(call.func.value)}, {words})")  # type: ignore[attr-defined]
+        self.found.parts.append(("options", f"line {call.lineno}"))
+        names = [
+            node
+            for node in ast.walk(self.tree)
+            if isinstance(node, ast.Assign | ast.AugAssign)
+            and any(isinstance(t, ast.Attribute) and t.attr == "model_name" for t in _targets(node))
+        ]
+        if not names:
+            self._miss("a line that names the run, opt.model_name = ...", "opt.model_name += tllm.suffix(opt)")
+            return
+        named = max(names, key=lambda node: node.lineno)
+        last = self._statement(named)
+        options = ast.unparse(next(t for t in _targets(named) if isinstance(t, ast.Attribute)).value)
+        self._after(last, f"{options}.model_name += tllm.suffix({options})")
+        if not any(
+            isinstance(t, ast.Attribute) and t.attr == "save_folder"
+            for node in ast.walk(self.tree)
+            for t in _targets(node)
+        ):
+            self._miss("the folder of the run, opt.save_folder", "opt.save_folder = os.path.join(..., opt.model_name)")
+
+    def _around(self, loop: ast.For, train: ast.Call) -> None:
+        names = [argument.id for argument in train.args if isinstance(argument, ast.Name)]
+        loader, modules, criteria, optimizer = (
+            next((name for name in names if any(part in name.lower() for part in parts)), None)
+            for parts in (
+                ("loader",),
+                ("module", "model_list", "nets"),
+                ("criterion", "criteria", "loss_list"),
+                ("optim",),
+            )
+        )
+        options = names[-1] if names else "opt"
+        if modules is None or criteria is None:
+            self._miss(
+                "a list of modules and a list of criteria among the arguments of the epoch function",
+                "run.train(train, epoch, train_loader, module_list, criterion_list, optimizer, opt)",
+            )
+            return
+        self._wrap(train, "run.train")
+        self.found.parts.append(("epoch", f"line {train.lineno}: {ast.unparse(train)}"))
+        tested = [
+            call
+            for call in _calls(loop)
+            if call is not train
+            and any(isinstance(a, ast.Name) and "loader" in a.id.lower() and a.id != loader for a in call.args[:2])
+        ]
+        if not tested:
+            self._miss(
+                "a call in the loop that tests the student",
+                "test_acc, test_acc_top5, test_loss = run.validate(validate, val_loader, model_s, criterion_cls, opt)",
+            )
+            return
+        self._wrap(tested[0], "run.validate")
+        self.found.parts.append(("test", f"line {tested[0].lineno}: {ast.unparse(tested[0])}"))
+        test_loader = next(a.id for a in tested[0].args if isinstance(a, ast.Name) and "loader" in a.id.lower())
+        scope = self.scope_of[id(loop)]
+        self._loaders(scope, str(loader), test_loader, options)
+        best = self._best(scope)
+        logger = "logger" if _assigns(scope, "logger") else "None"
+        tests = ", ".join([ast.unparse(tested[0].func), *(ast.unparse(argument) for argument in tested[0].args)])
+        start = f"{best}run.start({modules}, {criteria}, {optimizer}, {logger})"
+        self._before(loop, f"run.tested_by({tests})", start)
+        self._replace(loop.iter, f"run.epochs({ast.unparse(loop.iter)})")
+        for call in _calls(scope):
+            if isinstance(call.func, ast.Name) and call.func.id == "init" and len(call.args) > 4:
+                self._wrap(call, "run.init")
+        self._images_into(str(loader), test_loader, options)
+        self._methods_into(scope, modules, options)
+
+    def _loaders(self, scope: _Scope, loader: str, test_loader: str, options: str) -> None:
+        made = [
+            statement
+            for statement in scope.body
+            if {loader, test_loader} <= {name for node in ast.walk(statement) for name in _assigned(node)}
+        ]
+        lines = f"run = tllm.Run({options}, {loader}, {test_loader})", f"{loader} = run.train_loader"
+        if not made:
+            self._miss(f"a statement that makes {loader} and {test_loader}", *lines)
+            return
+        self._after(made[-1], *lines)
+        self.found.parts.append(("loaders", f"line {made[-1].lineno}"))
+
+    def _best(self, scope: _Scope) -> str:
+        inside = _assigns(scope, "best_acc") or any(
+            isinstance(node, ast.Global) and "best_acc" in node.names for node in ast.walk(scope)
+        )
+        return "best_acc = " if inside else ""
+
+    def _images(self) -> tuple[ast.If, str] | None:
+        """Return the `if` over data sets that also says how many classes there are, and what it calls them."""
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.If) and _compares(node.test, "dataset"):
+                assigned = {name for part in node.body for inner in ast.walk(part) for name in _assigned(inner)}
+                classes = next((name for name in ("n_cls", "num_classes", "n_class") if name in assigned), "")
+                if classes and any("loader" in name for name in assigned):
+                    return node, classes
+        return None
+
+    def _images_into(self, loader: str, test_loader: str, options: str) -> None:
+        found = self._images()
+        if found is None:
+            self.found.notes.append("its data sets are its own: --dataset imagefolder and cub200 are not to be had")
+            return
+        branch = f"if {options}.dataset in tllm.DATASETS:"
+        self._branch(found[0], branch, f"{loader}, {test_loader}, n_data, {found[1]} = tllm.load_images({options})")
+
+    def _method_chain(self) -> tuple[ast.If, str] | None:
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.If) and _compares(node.test, "distill") and node.orelse:
+                assigned = [name for part in node.body for inner in ast.walk(part) for name in _assigned(inner)]
+                if "criterion_kd" in assigned:
+                    return node, "criterion_kd"
+        return None
+
+    def _methods_into(self, scope: _Scope, modules: str, options: str) -> None:
+        chain = self._method_chain()
+        appended = [
+            call.args[0].id
+            for call in sorted(_calls(scope), key=lambda call: call.lineno)
+            if _name(call) == "append"
+            and ast.unparse(call.func) == f"{modules}.append"
+            and call.args
+            and isinstance(call.args[0], ast.Name)
+        ]
+        if chain is None or not _assigns(scope, "trainable_list") or len(appended) < 2:
+            self.found.notes.append(
+                "SRRL and CID of TLLM's own are not to be had: its methods are built in another way"
+            )
+            return
+        student, teacher = appended[0], appended[-1]
+        branch = f"if tllm.is_ours({options}):"
+        self._branch(
+            chain[0],
+            branch,
+            f"{student}, {chain[1]} = tllm.add_method({options}, {modules}, trainable_list, {teacher})",
+        )
+
+    def _import(self) -> None:
+        imports = [node for node in self.tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        self._after(imports[-1], f"import {_MARK} as tllm")
+
+    # How it is changed.
+
+    def _miss(self, what: str, *lines: str) -> None:
+        self.missing.append(f"- {what}; to be written:\n" + "\n".join(f"      {line}" for line in lines))
+
+    def _statement(self, node: ast.AST) -> ast.stmt:
+        """Return the statement of the innermost function's own level that `node` stands in."""
+        scope = self.scope_of[id(node)]
+        return next(part for part in scope.body if any(inner is node for inner in ast.walk(part)))
+
+    def _wrap(self, call: ast.Call, by: str) -> None:
+        function = ast.unparse(call.func)
+        self._replace(call.func, by)
+        first: Any = call.args[0]
+        self.edits.append((first.lineno - 1, first.col_offset, first.col_offset, f"{function}, "))
+
+    def _replace(self, node: Any, text: str) -> None:
+        """Replace an expression; the lines that it spanned stay, empty, so that line numbers keep."""
+        extra = node.end_lineno - node.lineno
+        if not extra:
+            self.edits.append((node.lineno - 1, node.col_offset, node.end_col_offset, text))
+            return
+        self.edits.append((node.lineno - 1, node.col_offset, -1, text))
+        for row in range(node.lineno, node.end_lineno):
+            last = row == node.end_lineno - 1
+            self.edits.append((row, 0, node.end_col_offset if last else -1, ""))
+
+    def _before(self, statement: ast.stmt, *lines: str) -> None:
+        self._insert(statement.lineno - 1, statement.col_offset, lines)
+
+    def _after(self, statement: ast.stmt, *lines: str) -> None:
+        self._insert(statement.end_lineno or statement.lineno, statement.col_offset, lines)
+
+    def _branch(self, chain: ast.If, test: str, line: str) -> None:
+        self._insert(chain.lineno - 1, chain.col_offset, (test, f"    {line}"))
+        row, column = chain.lineno - 1, chain.col_offset
+        self.edits.append((row, column, column, "el"))
+
+    def _insert(self, row: int, indent: int, lines: Sequence[str]) -> None:
+        self.edits.append((row, -1, -1, "".join(f"{' ' * indent}{line}\n" for line in lines)))
+
+    def _text(self) -> str:
+        rows = [line.encode() for line in self.lines]
+        if rows and not rows[-1].endswith(b"\n"):
+            rows[-1] += b"\n"
+        before: dict[int, list[str]] = {}
+        for row, start, end, text in sorted(self.edits, key=lambda edit: (edit[0], edit[1]), reverse=True):
+            if start == -1:
+                before.setdefault(row, []).insert(0, text)
+            else:
+                line = rows[row]
+                stop = len(line.rstrip(b"\r\n")) if end == -1 else end
+                rows[row] = line[:start] + text.encode() + line[stop:]
+        rows.append(b"")
+        return "".join("".join(before.get(row, [])) + line.decode() for row, line in enumerate(rows))
+
+
+def _calls(node: ast.AST) -> Iterator[ast.Call]:
+    return (part for part in ast.walk(node) if isinstance(part, ast.Call))
+
+
+def _name(call: ast.Call) -> str:
+    return getattr(call.func, "attr", getattr(call.func, "id", ""))
+
+
+def _targets(node: ast.AST) -> list[ast.expr]:
+    if isinstance(node, ast.Assign):
+        return [item for target in node.targets for item in getattr(target, "elts", [target])]
+    return [node.target] if isinstance(node, ast.AugAssign) else []
+
+
+def _assigned(node: ast.AST) -> Iterator[str]:
+    return (target.id for target in _targets(node) if isinstance(target, ast.Name))
+
+
+def _assigns(scope: ast.AST, name: str) -> bool:
+    return any(name in _assigned(node) for node in ast.walk(scope))
+
+
+def _compares(test: ast.expr, option: str) -> bool:
+    return any(
+        isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute) and node.left.attr == option
+        for node in ast.walk(test)
+    )
+
+
+def _compared_with(tree: ast.AST, option: str) -> list[str]:
+    found: dict[str, None] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute) and node.left.attr == option:
+            for constant in ast.walk(node.comparators[0]):
+                if isinstance(constant, ast.Constant) and isinstance(constant.value, str):
+                    found[constant.value] = None
+    return list(found)
