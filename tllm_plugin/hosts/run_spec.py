@@ -16,7 +16,6 @@ from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.options import first_spelling, renamed
 from tllm_plugin.hosts.yaml_text import plain, read_yaml
-from tllm_plugin.methods import METHODS
 from tllm_plugin.runs.run_folder import RunFolder
 
 
@@ -161,7 +160,7 @@ class RunSpec:
                 return self.marks[name]
             name = name.rpartition(".")[0]
         section, dot, _ = key.partition(".")
-        return Mark.TEACHING if dot and (section in METHODS or section not in _SECTIONS) else Mark.TRAINING
+        return Mark.TEACHING if dot and section not in _SECTIONS else Mark.TRAINING
 
     def differing(self, other: RunSpec, marks: frozenset[Mark]) -> list[str]:
         """Return the keys with one of `marks` in which two runs differ, sorted."""

@@ -14,7 +14,7 @@ import torch
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.options import as_node, table
 from tllm_plugin.hosts.repdistiller import METHODS, parse_student, parse_teacher, suffix
-from tllm_plugin.hosts.repdistiller.checkpoint import read_state
+from tllm_plugin.hosts.repdistiller.checkpoint import plain_options, read_state
 from tllm_plugin.hosts.repdistiller.method_flags import (
     _CID_WEIGHTS,
     student_node,
@@ -176,11 +176,11 @@ def test_a_student_of_cid_is_refused_as_a_teacher(parse: Any, tmp_path: Path) ->
 
 
 def test_a_checkpoint_from_before_an_option_existed_can_be_resumed(parse: Any, tmp_path: Path) -> None:
-    options = parse("--distill", "kd")
-    old = {name: value for name, value in vars(options).items() if not name.startswith(("srrl", "cid", "nesterov"))}
+    options = plain_options(parse("--distill", "kd"))
+    old = {name: value for name, value in options.items() if not name.startswith(("srrl", "cid", "nesterov"))}
     state = dict.fromkeys(("epoch", "best_acc", "seconds", "wrapper", "optimizer"), 0)
     folder = RunFolder.inside(tmp_path).create()
     torch.save({**state, "version": 1, "options": old}, folder.state)
     assert read_state(folder, options)["options"] == old
     with pytest.raises(ConfigError, match="but these differ: --nesterov"):
-        read_state(folder, argparse.Namespace(**{**vars(options), "nesterov": True}))
+        read_state(folder, {**options, "nesterov": True})
