@@ -102,10 +102,19 @@ def test_every_key_of_ours_is_marked() -> None:
 
 
 def test_marks_are_of_keys_that_there_are() -> None:
-    known = {key for key, _ in leaves(default_config())}
+    known = {key for key, _ in leaves(default_config())} | {"TLLM.ON"}  # That one is mdistiller's.
     for key in MARKS:
         if "." in key or key.isupper():
             assert any(f"{name}.".startswith(f"{key}.") for name in known), key
+
+
+def test_what_was_not_recorded_is_as_it_was_before_there_was_the_key() -> None:
+    old = RunSpec({"DISTILLER.TYPE": "KD", "TLLM.CE_WEIGHT": 2.0})
+    assert not old.value("TLLM.BALANCE") and old.value("TLLM.MIN_ROWS") == 4 and old.get("TLLM.MIN_ROWS") is None
+    cfg = old.config()
+    assert not cfg.TLLM.BALANCE and cfg.TLLM.CE_WEIGHT == 2.0 and set(cfg.TLLM) == set(default_config().TLLM)
+    with pytest.raises(ConfigError, match="Expected `TLLM.BALANCE` to be a value"):
+        RunSpec.parse("TLLM: {BALANCE: {X: 1}}")
 
 
 def test_what_nobody_has_marked_changes_the_weights() -> None:

@@ -37,7 +37,8 @@ MARKS: dict[str, Mark] = {
     for mark, keys in {
         Mark.TRAINING: (
             *("DATASET.TYPE", "DATASET.IMAGE_SIZE", "DATASET.CLASS_ORDER", "DATASET.MEAN", "DATASET.STD"),
-            *("DISTILLER.TYPE", "DISTILLER.STUDENT", "DISTILLER.PRETRAINED", "SOLVER", "TLLM.TRAINER", "TLLM.HOLDOUT"),
+            *("DISTILLER.TYPE", "DISTILLER.STUDENT", "DISTILLER.PRETRAINED", "SOLVER"),
+            *("TLLM.ON", "TLLM.TRAINER", "TLLM.HOLDOUT"),
         ),
         Mark.TEACHING: (
             *("DISTILLER.TEACHER", "DISTILLER.TEACHER_STAGE", "DISTILLER.TEACHER_EPOCHS", "DISTILLER.PLANT"),
@@ -89,6 +90,7 @@ _YOUNGER: dict[str, Any] = {
     "DATASET.CLASS_ORDER": "",
     "DATASET.MEAN": [],
     "DATASET.STD": [],
+    "TLLM.ON": False,
     "TLLM.POLICY": "",
     "TLLM.POLICY_OPTIONS.LEVEL": "mean",
     "TLLM.POLICY_OPTIONS.SEED": 0,
@@ -186,7 +188,8 @@ class RunSpec:
     def config(self) -> CfgNode:
         """Return the config of the embedded host, frozen; what was not recorded is as `value` says."""
         cfg = default_config()
-        for key, value in {**_BEFORE, **self.values}.items():
+        before = {key: _BEFORE[key] for key, _ in _flat(cfg) if key in _BEFORE}
+        for key, value in {**before, **self.values}.items():
             *sections, name = key.split(".")
             node = cfg
             for section in sections:
