@@ -181,6 +181,6 @@ def test_a_checkpoint_from_before_an_option_existed_can_be_resumed(parse: Any, t
     state = dict.fromkeys(("epoch", "best_acc", "seconds", "wrapper", "optimizer"), 0)
     folder = RunFolder.inside(tmp_path).create()
     torch.save({**state, "version": 1, "options": old}, folder.state)
-    assert read_state(folder, plain_options(options))["options"] == old
+    assert read_state(folder, options)["options"] == old
     with pytest.raises(ConfigError, match="but these differ: --nesterov"):
-        read_state(folder, {**plain_options(options), "nesterov": True})
+        read_state(folder, {**options, "nesterov": True})
