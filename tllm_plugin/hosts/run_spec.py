@@ -16,7 +16,6 @@ from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.options import first_spelling, renamed
 from tllm_plugin.hosts.yaml_text import plain, read_yaml
-from tllm_plugin.methods import METHODS
 from tllm_plugin.runs.run_folder import RunFolder
 
 
@@ -38,7 +37,8 @@ MARKS: dict[str, Mark] = {
     for mark, keys in {
         Mark.TRAINING: (
             *("DATASET.TYPE", "DATASET.IMAGE_SIZE", "DATASET.CLASS_ORDER", "DATASET.MEAN", "DATASET.STD"),
-            *("DISTILLER.TYPE", "DISTILLER.STUDENT", "DISTILLER.PRETRAINED", "SOLVER", "TLLM.TRAINER", "TLLM.HOLDOUT"),
+            *("DISTILLER.TYPE", "DISTILLER.STUDENT", "DISTILLER.PRETRAINED", "SOLVER"),
+            *("TLLM.ON", "TLLM.TRAINER", "TLLM.HOLDOUT"),
         ),
         Mark.TEACHING: (
             *("DISTILLER.TEACHER", "DISTILLER.TEACHER_STAGE", "DISTILLER.TEACHER_EPOCHS", "DISTILLER.PLANT"),
@@ -90,6 +90,7 @@ _YOUNGER: dict[str, Any] = {
     "DATASET.CLASS_ORDER": "",
     "DATASET.MEAN": [],
     "DATASET.STD": [],
+    "TLLM.ON": False,
     "TLLM.POLICY": "",
     "TLLM.POLICY_OPTIONS.LEVEL": "mean",
     "TLLM.POLICY_OPTIONS.SEED": 0,
@@ -139,7 +140,7 @@ class RunSpec:
         """Return what the text of a `config.yaml` says.
 
         Raises:
-            ConfigError: It is not YAML, or holds no keys and values.
+            ConfigError: It is not YAML, or holds no sections with keys as the config of a host does.
         """
         content = _read(text)
         options = content.get("options")
@@ -161,7 +162,7 @@ class RunSpec:
                 return self.marks[name]
             name = name.rpartition(".")[0]
         section, dot, _ = key.partition(".")
-        return Mark.TEACHING if dot and (section in METHODS or section not in _SECTIONS) else Mark.TRAINING
+        return Mark.TEACHING if dot and section not in _SECTIONS else Mark.TRAINING
 
     def differing(self, other: RunSpec, marks: frozenset[Mark]) -> list[str]:
         """Return the keys with one of `marks` in which two runs differ, sorted."""
@@ -185,20 +186,16 @@ class RunSpec:
         return bool(self.values) and {key.partition(".")[0] for key in self.values} <= set(default_config())
 
     def config(self) -> CfgNode:
-        """Return the config of the embedded host, frozen.
-
-        Raises:
-            ConfigError: A value stands where a section belongs, or the other way round.
-        """
+        """Return the config of the embedded host, frozen; what was not recorded is as `value` says."""
         cfg = default_config()
-        for key, value in {**_BEFORE, **self.values}.items():
+        before = {key: _BEFORE[key] for key, _ in _flat(cfg) if key in _BEFORE}
+        for key, value in {**before, **self.values}.items():
             *sections, name = key.split(".")
-            node: Any = cfg
+            node = cfg
             for section in sections:
-                node = node.setdefault(section, CfgNode()) if isinstance(node, CfgNode) else None
-            if not isinstance(node, CfgNode) or isinstance(node.get(name), CfgNode):
-                raise ConfigError(f"Expected sections and values as in every config, but `{key}` is the other")
-            node[name] = value
+                node = node.setdefault(section, CfgNode())
+            if value != {}:
+                node[name] = value
         cfg.freeze()
         return cfg
 
@@ -280,7 +277,20 @@ def _read(text: str) -> Mapping[str, Any]:
     content = plain(read_yaml(text))
     if not isinstance(content, dict) or not content:
         raise ConfigError("Expected sections with keys, but there are none")
+    known = default_config()
+    if set(content) <= set(known):
+        _check_sections(content, known)
     return renamed(content)
+
+
+def _check_sections(content: Mapping[str, Any], known: CfgNode, prefix: str = "") -> None:
+    for key in content.keys() & known.keys():
+        value, is_section = content[key], isinstance(known[key], CfgNode)
+        if isinstance(value, Mapping) != is_section:
+            wanted = "a section" if is_section else "a value"
+            raise ConfigError(f"Expected `{prefix}{key}` to be {wanted}, but it is not")
+        if is_section:
+            _check_sections(value, known[key], f"{prefix}{key}.")
 
 
 @lru_cache(maxsize=1)

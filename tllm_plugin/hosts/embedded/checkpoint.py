@@ -12,6 +12,7 @@ from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.run_spec import ONE_RUN, RunSpec
 from tllm_plugin.hosts.same_data import check_same_data
+from tllm_plugin.runs import data_file
 from tllm_plugin.runs.finite import check_finite
 from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
@@ -63,6 +64,19 @@ def spec_of(run: RunFolder) -> RunSpec:
     if not spec.values:
         raise FileFormatError(f"Expected {run.config_yaml} to be the config of a run, but there is none")
     return spec
+
+
+def check_resumable(run: RunFolder, cfg: CfgNode, data: DataIdentity) -> None:
+    """Refuse to continue a run that was begun under another config or on other data.
+
+    Raises:
+        FileFormatError: Its checkpoint or record of its data is damaged.
+        ConfigError: The configs or the data differ.
+    """
+    latest = run.log_folder / "latest"
+    recorded = data_file.from_checkpoint(read_checkpoint(latest, cfg), latest)
+    remedy = "resume with the same data, or give the run another EXPERIMENT.NAME"
+    check_same_data(run.log_folder, run.read_data() if recorded is None else recorded, data, remedy)
 
 
 def check_same_run(run: RunFolder, cfg: CfgNode, data: DataIdentity) -> None:

@@ -26,7 +26,7 @@ from tllm_plugin.hosts.adapter import Host, make_distiller_factory, make_trainer
 from tllm_plugin.hosts.at_chance import tell_if_at_chance
 from tllm_plugin.hosts.class_lists import resolve_classes
 from tllm_plugin.hosts.embedded.batch_norm import least_rows, synchronise_batch_norm
-from tllm_plugin.hosts.embedded.checkpoint import check_same_run, read_checkpoint
+from tllm_plugin.hosts.embedded.checkpoint import check_resumable, check_same_run
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.embedded.device import autocast, choose_device
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
@@ -37,8 +37,7 @@ from tllm_plugin.hosts.embedded.reproducible import reproducible
 from tllm_plugin.hosts.embedded.run_lock import run_lock
 from tllm_plugin.hosts.embedded.trainer import trainer_dict
 from tllm_plugin.hosts.run_spec import RunSpec
-from tllm_plugin.hosts.same_data import check_same_data, check_teacher, data_of_checkpoint, tell_unstated_order
-from tllm_plugin.runs import data_file
+from tllm_plugin.hosts.same_data import check_teacher, data_of_checkpoint, tell_unstated_order
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.version import __version__
 
@@ -170,8 +169,6 @@ def _prepared(cfg: CfgNode, bundle: DataBundle, *, resume: bool, overwrite: bool
     cfg, vanilla = named_reference(cfg, bundle.identity)
     # Before anything is trained or written: a refusal must leave the run's files as they are.
     processes.from_main(lambda: _check_start(folder, cfg, bundle, resume=resume, overwrite=overwrite))
-    if overwrite and not resume and processes.is_main():
-        _remove_results(folder)
     teacher = _teacher(cfg, bundle, device) if cfg.DISTILLER.TYPE not in _WITHOUT_TEACHER else None
     if vanilla is not None:
         ensure_trained(vanilla, bundle)
@@ -185,6 +182,9 @@ def _prepared(cfg: CfgNode, bundle: DataBundle, *, resume: bool, overwrite: bool
     if cfg.RUNTIME.SYNC_BATCHNORM:
         distiller.student = synchronise_batch_norm(distiller.get_submodule("student"), device)
     data = EmbeddedData(bundle, cfg, device, least_rows(distiller))
+    if overwrite and not resume and processes.is_main():
+        # Not before: a teacher or network that is refused must leave the earlier run as it is.
+        _remove_results(folder)
     # The trainer `tllm` cuts the hold-out itself.
     train_data = data if cfg.SOLVER.TRAINER == "tllm" else data.train_loader(None)
     trainer = trainer_dict[cfg.SOLVER.TRAINER](
@@ -217,13 +217,7 @@ def _check_start(folder: Path, cfg: CfgNode, bundle: DataBundle, *, resume: bool
             "set EXPERIMENT.NAME"
         )
     if resume:
-        recorded = data_file.from_checkpoint(read_checkpoint(latest, cfg), latest)
-        check_same_data(
-            folder,
-            RunFolder.inside(folder).read_data() if recorded is None else recorded,
-            bundle.identity,
-            "resume with the same data, or give the run another EXPERIMENT.NAME",
-        )
+        check_resumable(RunFolder.inside(folder), cfg, bundle.identity)
 
 
 def load_bundle(cfg: CfgNode, recorded: DataIdentity | None = None) -> DataBundle:
