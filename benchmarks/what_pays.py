@@ -121,6 +121,7 @@ def base_options(options: argparse.Namespace, seed: int) -> list[str]:
         "DATASET.TYPE": kind,
         "DATASET.PATH": path,
         "DATASET.IMAGE_SIZE": options.image_size,
+        "DATASET.NUM_WORKERS": 0,  # Small images are decoded sooner than processes for it have started.
         "DISTILLER.TEACHER_EPOCHS": options.teacher_epochs,
         "SOLVER.EPOCHS": options.epochs,
         "EXPERIMENT.PROJECT": "what_pays",
