@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -52,10 +53,13 @@ class Failing(Dataset[Tensor]):
 def plain_of(act: Callable[[], Any]) -> TLLMError | None:
     """Return what is said where a worker does something."""
     try:
-        list(DataLoader(Failing(act), batch_size=2, num_workers=1))
-    except Exception as error:
-        # Not the error itself: its traceback keeps the loader, whose workers are waited for when that is collected.
-        return plain_error(error)
+        with plain_errors():
+            list(DataLoader(Failing(act), batch_size=2, num_workers=1))
+    except TLLMError as error:
+        # With its traceback it would keep the loader, whose workers are waited for when that is collected in the end.
+        return error.with_traceback(None)
+    except Exception:
+        return None
     raise AssertionError("Expected an error")
 
 
@@ -100,11 +104,12 @@ def test_an_image_that_cannot_be_read_is_one_line(act: Callable[[], None], said:
 
 # PyTorch raises from its handler of SIGCHLD, wherever the main process is: now and then while the loader is collected.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize(("number", "said"), [(signal.SIGKILL, "Killed"), (signal.SIGBUS, "/dev/shm")])
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGKILL, "Killed|ended"), (signal.SIGBUS, "/dev/shm")])
 def test_a_worker_that_was_killed_is_one_line(number: int, said: str) -> None:
     plain = plain_of(lambda: os.kill(os.getpid(), number))
     assert isinstance(plain, DataError)
-    assert said in str(plain) and "NUM_WORKERS" in str(plain) and "\n" not in str(plain)
+    # Which signal it was is not known where the worker leaves while it hands a batch over.
+    assert re.search(said, str(plain)) and "NUM_WORKERS" in str(plain) and "\n" not in str(plain)
 
 
 def test_a_worker_that_leaves_before_it_hands_a_batch_over_is_one_line() -> None:

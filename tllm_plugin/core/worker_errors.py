@@ -62,7 +62,10 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        plain = plain_error(error)
+        try:
+            plain = plain_error(error)
+        except RuntimeError as later:  # PyTorch's handler of SIGCHLD raises wherever this process is, here as well.
+            plain = plain_error(later)
         if plain is None:
             raise
         raise plain from None
