@@ -23,6 +23,8 @@ import logging
 import math
 import os
 import statistics
+import threading
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
@@ -60,7 +62,8 @@ def main(words: Sequence[str] | None = None) -> None:
     if missing and not options.report:
         teacher = teacher_config(options)
         job.ensure_trained(teacher, bundle_of(options, 0))
-        with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"), initializer=log) as pool:
+        spawn, parent = get_context("spawn"), (os.getpid(),)
+        with ProcessPoolExecutor(options.jobs, mp_context=spawn, initializer=begin_worker, initargs=parent) as pool:
             waiting = [pool.submit(train, options, *key) for key in missing]
             for done in as_completed(waiting):
                 append_row(options.results, done.result())
@@ -99,6 +102,18 @@ def log() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
 
+def begin_worker(parent: int) -> None:
+    """Log, and end with the process that started this one, even if that is killed."""
+    log()
+    threading.Thread(target=end_without, args=(parent,), daemon=True).start()
+
+
+def end_without(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
 def base_options(options: argparse.Namespace, seed: int) -> list[str]:
     """Return the overrides that all runs of a seed have in common."""
     kind, _, path = options.data.partition("=")
@@ -106,6 +121,7 @@ def base_options(options: argparse.Namespace, seed: int) -> list[str]:
         "DATASET.TYPE": kind,
         "DATASET.PATH": path,
         "DATASET.IMAGE_SIZE": options.image_size,
+        "DATASET.NUM_WORKERS": 0,  # Small images are decoded sooner than processes for it have started.
         "DISTILLER.TEACHER_EPOCHS": options.teacher_epochs,
         "SOLVER.EPOCHS": options.epochs,
         "EXPERIMENT.PROJECT": "what_pays",

@@ -249,6 +249,20 @@ def test_bf16_autocast(name: str) -> None:
     torch.testing.assert_close(total(losses).float(), total(exact[1]), atol=0.1, rtol=0.1)
 
 
+@pytest.mark.parametrize("name", WITH_TEACHER)
+def test_flagged_rows_are_balanced_with_what_the_others_are_taught(name: str) -> None:
+    wrapper, plain = (wrap(name, WITH_ZERO, balance=balance) for balance in (True, False))
+    (logits, losses), (plain_logits, plain_losses) = (module(**batch(name)) for module in (wrapper, plain))
+    assert wrapper.balance is not None and 0 < wrapper.balance.latest.item() < float("inf")
+    assert torch.equal(logits, plain_logits)
+    losses, plain_losses = named(losses), named(plain_losses)
+    added = {"loss_ce", "ce", "loss_tllm"}
+    assert all(torch.equal(losses[key], plain_losses[key]) for key in losses if key not in added)
+    unmeasured = wrap(name, BETWEEN, balance=True)
+    unmeasured(**batch(name))
+    assert unmeasured.balance is not None and unmeasured.balance.steps == 0
+
+
 @pytest.mark.parametrize("style", ["module", "in_place"])
 def test_compiled_networks(style: str) -> None:
     inner = build("AT")
@@ -382,6 +396,30 @@ class TeacherOf(nn.Module):
 
     def forward(self, image: Tensor) -> Any:
         return self.output(self.network(image)[0])
+
+
+@pytest.mark.parametrize("name", ["own: one tensor", "own: teacher first", "AT", "FITNET"])
+def test_networks_may_have_more_outputs_than_there_are_classes(name: str) -> None:
+    keywords = batch(name)
+    keywords["target"] = keywords["target"] % 4
+    fewer, all_of_them = TLLMWrapper(build(name), 4).train(), wrap(name, BETWEEN)
+    fewer.set_teaching_weights(BETWEEN[:4])
+    for _ in range(2):
+        check_equal(fewer, all_of_them, keywords)
+
+
+def test_features_that_are_as_wide_as_logits_might_be_are_left_alone() -> None:
+    class Seen(Pieces):
+        def others(self, image: Tensor) -> list[Tensor]:
+            self.seen = self.teacher(image)
+            return [self.seen[:, :NUM_CLASSES]]
+
+    inner: Any = build("own: one tensor")
+    backbone = TeacherOf(inner.teacher, lambda logits: torch.cat([logits, logits], dim=1))
+    wrapper = TLLMWrapper(Seen(inner.student, backbone), NUM_CLASSES).train()
+    wrapper.set_teaching_weights(BETWEEN)
+    wrapper(**batch("KD"))
+    assert torch.equal(wrapper.distiller.seen, backbone(batch("KD")["image"]))
 
 
 def test_of_what_a_teacher_returns_only_logits_change() -> None:

@@ -186,9 +186,13 @@ def test_a_named_teacher(images: Path, caplog: pytest.LogCaptureFixture) -> None
     job.run(config(images, *taught, "DISTILLER.TEACHER_CHECKPOINT", str(elsewhere)))
     assert caplog.text.count("was trained on other data") == 1
     rename_last(images)
+    run = RunFolder.inside(images.parent / "out" / "digits" / "kd")
+    before = (run.log_folder / "latest").read_bytes(), run.metrics_json.read_bytes()
     for checkpoint in (elsewhere, teacher):
         with pytest.raises(ConfigError, match="Expected the classes .*class 'n0' is now 'z'"):
             job.run(config(images, *taught, "DISTILLER.TEACHER_CHECKPOINT", str(checkpoint)), overwrite=True)
+    # What was to be overwritten is still there.
+    assert ((run.log_folder / "latest").read_bytes(), run.metrics_json.read_bytes()) == before
 
 
 def test_a_named_reference(images: Path) -> None:

@@ -60,7 +60,7 @@ def run(folder: Path, *words: str, **variables: str) -> str:
 def test_the_commands_train_and_show(folder: Path) -> None:
     (commands,) = blocks("sh")
     shown = [run(folder, *shlex.split(line)[1:]) for line in commands.splitlines()]
-    assert len(shown) == 2
+    assert len(shown) == 3 and "--tllm_hardest_epoch" in shown[2]
     recorded = (folder / "output/digits/features-digits_student-seed0/tllm/config.yaml").read_text()
     assert "HARDEST_CLASSES: 3" in recorded and "FEAT_WEIGHT: 2.0" in recorded
     assert "3 of 10" in shown[1], shown[1]

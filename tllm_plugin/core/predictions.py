@@ -136,15 +136,14 @@ class Collector:
         logits = logits.detach().float()
         label = label.to(logits.device, torch.int64)
         rank = true_class_rank(logits, label)
-        column = label[:, None]
-        # Where the true class does not rank first, the best of the others: with NaN among the logits, argmax over all
-        # of them could still be the true class.
-        others = logits.scatter(1, column, -torch.inf).argmax(1)
+        best = logits.argmax(1)
+        # A true logit of NaN ranks last, but argmax finds it: then any other class counts as predicted.
+        wrong = torch.where(best == label, (label + 1) % logits.shape[1], best)
         batch = {
             "labels": label,
-            "prediction": torch.where(rank == 1, label, others),
+            "prediction": torch.where(rank == 1, label, wrong),
             "rank": rank.clamp(max=MAX_RANK).to(torch.uint8),
-            "true_prob": F.softmax(logits, dim=1).gather(1, column).squeeze(1),
+            "true_prob": F.softmax(logits, dim=1).gather(1, label[:, None]).squeeze(1),
             "outputs": torch.full_like(label, logits.shape[1]),
         }
         for name, values in batch.items():
@@ -199,7 +198,7 @@ def predict(
         network: Image batch -> logits (b, C), unnormalised, alone or with other outputs (see `logits_of`). A module is
             put into evaluation mode and left in it.
         batches: Yields `(image, label, ...)` in the same order every time; labels (b,) of an integer type. A loader of
-            a shard has `gather`, which see `tllm_plugin.data.loaders.EvalLoader`; then all processes get all samples.
+            one of several processes has a method `gather`, which see `Collector.predictions`: all get all samples.
         keyword: Name of the argument that takes the images, for a distiller, which takes keywords and returns logits
             alone.
         num_classes: See `Collector`.

@@ -269,7 +269,8 @@ class TLLMWrapper(nn.Module):
         target = kwargs["target"].long()
         target = target if rows is None else target.index_select(0, rows)
         weights = self.teaching_weights.index_select(0, target)
-        return RowWeights(weights, target, self.num_classes, self.mixing_temperature, self._known.leaf)
+        known = self._known
+        return RowWeights(weights, target, self.num_classes, self.mixing_temperature, known.leaf, known.columns)
 
     def _learn(self, kwargs: Mapping[str, Any], result: Any, route: Route) -> None:
         """Check the first call of the inner distiller, and take note of what later ones need to know."""
@@ -280,6 +281,7 @@ class TLLMWrapper(nn.Module):
         trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.student.parameters())
         contract.check_result(result, rows, self.num_classes, trains=trains)
         known.call, known.leaf = route.place_of(result[0])
+        known.columns = result[0].shape[1]
         if route.watch is not None:
             known.image = contract.image_of_student(self.student, kwargs, *route.watch.student_calls[known.call])
         contract.tell_of_training_teacher(self.distiller)

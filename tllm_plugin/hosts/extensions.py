@@ -35,8 +35,10 @@ def request_import(modules: list[str]) -> None:
         os.environ[VARIABLE] = ",".join(dict.fromkeys([*requested(), *modules]))
         load_extensions.cache_clear()
         # Behind what is there already: a file in that folder must hide neither a package nor a host's module.
-        sys.path.append(os.getcwd())
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), os.getcwd())))
+        here = os.getcwd()
+        sys.path.extend({here}.difference(sys.path))
+        places = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*filter(None, places), here]))
 
 
 @cache

@@ -76,7 +76,7 @@ def table() -> dict[str, Option]:
             if found.setdefault(key, option) != option:
                 raise ConfigError(
                     f"Expected one option for the key `{key}`, but two detectors or methods declare it differently: "
-                    "give one of them another name, or let both have the same `Option`"
+                    "give one of them another name, or derive one class from the other"
                 )
     return found
 

@@ -169,8 +169,6 @@ def _prepared(cfg: CfgNode, bundle: DataBundle, *, resume: bool, overwrite: bool
     cfg, vanilla = named_reference(cfg, bundle.identity)
     # Before anything is trained or written: a refusal must leave the run's files as they are.
     processes.from_main(lambda: _check_start(folder, cfg, bundle, resume=resume, overwrite=overwrite))
-    if overwrite and not resume and processes.is_main():
-        _remove_results(folder)
     teacher = _teacher(cfg, bundle, device) if cfg.DISTILLER.TYPE not in _WITHOUT_TEACHER else None
     if vanilla is not None:
         ensure_trained(vanilla, bundle)
@@ -184,6 +182,9 @@ def _prepared(cfg: CfgNode, bundle: DataBundle, *, resume: bool, overwrite: bool
     if cfg.RUNTIME.SYNC_BATCHNORM:
         distiller.student = synchronise_batch_norm(distiller.get_submodule("student"), device)
     data = EmbeddedData(bundle, cfg, device, least_rows(distiller))
+    if overwrite and not resume and processes.is_main():
+        # Not before: a teacher or network that is refused must leave the earlier run as it is.
+        _remove_results(folder)
     # The trainer `tllm` cuts the hold-out itself.
     train_data = data if cfg.SOLVER.TRAINER == "tllm" else data.train_loader(None)
     trainer = trainer_dict[cfg.SOLVER.TRAINER](

@@ -125,6 +125,8 @@ class TeacherStage:
         options = rest[-1]
         if self._epoch < options.epochs:
             return host_validate(loader, network, *rest)
-        result, predictions = watched_validation(host_validate, loader, network, *rest)
+        result, predictions = watched_validation(
+            lambda watched: host_validate(watched, network, *rest), loader, network
+        )
         tell_if_at_chance("trained", options.save_folder, predictions, "test images")
         return result

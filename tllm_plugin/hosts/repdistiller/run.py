@@ -207,12 +207,12 @@ class Run:
         place = next((place for place, argument in enumerate(arguments) if argument is self._test_loader), 0)
         network = next((part for part in arguments if isinstance(part, nn.Module)), self.teaching.wrapper.student)
         network = network[0] if isinstance(network, nn.ModuleList) else network
-
-        def with_loader(loader: Any, _: nn.Module) -> Any:
-            return host_validate(*arguments[:place], loader, *arguments[place + 1 :])
-
-        classes = len(self.teaching.class_names)
-        result, predictions = watched_validation(with_loader, arguments[place], network, num_classes=classes)
+        result, predictions = watched_validation(
+            lambda loader: host_validate(*arguments[:place], loader, *arguments[place + 1 :]),
+            arguments[place],
+            network,
+            len(self.teaching.class_names),
+        )
         self.best_acc = max(self.best_acc, float(result[0]))
         done = len(self._seconds)
         metrics = MetricsRecord(
