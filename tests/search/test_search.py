@@ -351,8 +351,10 @@ def test_vanilla_runs_are_not_searched(tmp_path: Path, capsys: pytest.CaptureFix
 def test_help_names_every_key_that_can_be_searched(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "--help"]) == 0
     shown = capsys.readouterr().out
-    words = set(shown.replace(",", " ").split())
-    assert {"ETA", "FDR", "AFTER_FRACTION", "LABEL_SMOOTHING", "CE_WEIGHT", "BALANCE", "MIN_ROWS"} <= words
+    keys = " ".join(shown.split()).partition("by their full name or its last part: ")[2].partition(" as a list")[0]
+    detection, treatment = keys.split(", ")[:-4], keys.split(", ")[-4:]
+    assert treatment == ["LABEL_SMOOTHING", "CE_WEIGHT", "BALANCE", "MIN_ROWS"]
+    assert {"TYPE", "SCORE", "ETA", "FDR", "WARMUP_EPOCHS", "SMOOTHING", "AFTER_FRACTION"} <= set(detection)
     assert "--space ETA=0.01:0.2:log CE_WEIGHT=0.5:8:log LABEL_SMOOTHING=0:0.2 --trials 20" in shown
 
 

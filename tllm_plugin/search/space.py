@@ -67,12 +67,13 @@ def grid(space: Sequence[Dimension]) -> list[Values]:
 
 
 def searchable_keys(cfg: CfgNode) -> tuple[str, ...]:
-    """Return the keys that can be searched, by their full names: those of flags, but for lists."""
+    """Return the full names of the keys that can be searched: those of the detector, then those of the treatment."""
     spec = RunSpec.of(cfg)
     return tuple(
         key
+        for mark in (Mark.DETECTION, Mark.TREATMENT)
         for key, value in spec.values.items()
-        if spec.mark(key) in (Mark.DETECTION, Mark.TREATMENT) and not isinstance(value, list | tuple)
+        if spec.mark(key) is mark and not isinstance(value, list | tuple)
     )
 
 
