@@ -40,7 +40,7 @@ def resolve(cfg: CfgNode) -> None:
 def spelled_at_first(cfg: CfgNode) -> CfgNode:
     """Return a copy in the spelling of the first versions, so that what they recorded can be compared with it."""
     copy = cfg.clone()
-    if not is_on(copy) or "TRAINER" not in copy.SOLVER:
+    if not is_on(copy) or copy.SOLVER.get("TRAINER", TRAINER) == TRAINER:
         return copy
     copy.defrost()
     trainer, copy.SOLVER.TRAINER = named_trainer(copy), TRAINER
