@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from yacs.config import CfgNode
 
+from tllm_plugin.core.contract import teacher_of
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.detectors import Detector
@@ -110,7 +111,7 @@ class Teaching:
         self.curves = Curves(data.labels[self.split.holdout], num_classes, self.split.holdout)
         # Choices of eta are judged on these. Neither the detector nor the training sees them.
         self.search_curves = Curves(data.labels[self.split.search], num_classes, self.split.search)
-        teacher = getattr(distiller, "teacher", None)
+        teacher = teacher_of(distiller)
         has_teacher = teacher is not None
         if teacher is not None:
             # Most hosts read its checkpoint themselves.

@@ -1,13 +1,14 @@
 """Try the methods of a checkout of mdistiller: `python -m tllm_plugin.hosts.mdistiller.check RESULT.json [WORDS...]`.
 
-Every method is trained for an epoch by the checkout's own script, first without TLLM and then with it, on a few random
-images in place of CIFAR-100. With TLLM, the wrapper's invariants are checked on the first batch that it is given.
+Every method is trained for an epoch with TLLM, by the checkout's own script, on a few random images in place of
+CIFAR-100, and the wrapper's invariants are checked on a batch. What fails is tried without TLLM, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import inspect
 import os
 import sys
 import tempfile
@@ -30,9 +31,12 @@ from tllm_plugin.core.wrapper import TLLMWrapper
 from tllm_plugin.hosts.host_check import BROKEN, FAILS, REFUSED, TRAINS, CheckResult, MethodCheck, write
 from tllm_plugin.hosts.mdistiller.invariants import check_invariants
 from tllm_plugin.hosts.yaml_text import plain, read_yaml
+from tllm_plugin.methods import METHODS
 from tllm_plugin.runs.run_folder import RunFolder
 
-_CLASSES, _PER_CLASS = 100, 2
+_CLASSES, _PER_CLASS, _TESTED = 100, 2, 20
+# As many of a method's config files are tried at most, until one gets as far as to a training step.
+_CONFIGS = 12
 _OFF: dict[str, Any] = {"TLLM.ON": False}
 _ON: dict[str, Any] = {
     "TLLM.ON": True,
@@ -74,30 +78,36 @@ class Tried:
         self.resumes = ""
 
     def method(self, name: str) -> MethodCheck:
-        """Train with a method, without TLLM and with it."""
-        config = self.configs.get(name, self.configs.get("KD", self.configs.get("NONE")))
-        if config is None:
-            return MethodCheck(name, BROKEN, "no config file names a DISTILLER.TYPE")
-        problem = ""
-        for script in list(self.scripts):
-            problem = self.run(name, config, script)
+        """Train with a method; what fails with TLLM is tried in the host alone."""
+        own = self.configs.get(name, [])
+        configs = own or self.configs.get("KD", []) or self.configs.get("NONE", [])
+        failed = []
+        for config, script in [(config, script) for config in configs[:_CONFIGS] for script in self.scripts]:
+            seen = _Invariants()
+            with seen.watching():
+                problem = self.run(name, config, script, _ON)
+            if not problem and not seen.reached:
+                failed.append((config, script, f"{script} ends without a training step of a trainer that TLLM knows"))
+                continue
             if not problem:
                 self.scripts.sort(key=lambda other: other != script)
+                if seen.problem or not seen.done:
+                    return MethodCheck(
+                        name, FAILS, seen.problem or "the wrapper was given no batch with flagged classes"
+                    )
+                if not self.resumes:
+                    self.resumes = self.resume(name, config, script)
+                where = f", {script}" if script != _SCRIPTS[0] else ""
+                return MethodCheck(name, TRAINS, f"{config.relative_to(self.root)}{where}")
+            failed.append((config, script, problem))
+            if seen.reached:  # Another config file would not help.
                 break
-        else:
-            told = "" if name in self.configs else f" (with {config.name}: no config file is for it)"
-            return MethodCheck(name, BROKEN, problem + told)
-        seen = _Invariants()
-        with seen.watching():
-            problem = self.run(name, config, script, _ON)
-        if problem:
-            refused = problem.startswith(("ConfigError", "tllm: "))
-            return MethodCheck(name, REFUSED if refused else FAILS, problem)
-        if seen.problem or not seen.done:
-            return MethodCheck(name, FAILS, seen.problem or "no batch of flagged and other classes came to the wrapper")
-        if not self.resumes:
-            self.resumes = self.resume(name, config, script)
-        return MethodCheck(name, TRAINS, f"{config.relative_to(self.root)}" + f", {script}" * (script != _SCRIPTS[0]))
+        alone = "no config file names a DISTILLER.TYPE"
+        for config, script, problem in failed:
+            alone = self.run(name, config, script)
+            if not alone:
+                return MethodCheck(name, REFUSED if problem.startswith("ConfigError") else FAILS, problem)
+        return MethodCheck(name, BROKEN, alone + ("" if own else "; no config file is for it"))
 
     def run(
         self,
@@ -160,7 +170,11 @@ class Tried:
                 return ""
             path.parent.mkdir(parents=True, exist_ok=True)
             builder = found[0] if isinstance(found, tuple) else found
-            torch.save({"model": builder(num_classes=_CLASSES).state_dict()}, path)
+            try:
+                network = builder(num_classes=_CLASSES)
+            except Exception:  # The script says what is wrong with it.
+                return ""
+            torch.save({"model": network.state_dict()}, path)
         return str(path)
 
     def restore(self) -> None:
@@ -174,7 +188,7 @@ class _Invariants:
     """The invariants of the first mixed batch that a wrapper is given."""
 
     def __init__(self) -> None:
-        self.done = False
+        self.reached = self.done = False
         self.problem = ""
 
     @contextmanager
@@ -183,6 +197,7 @@ class _Invariants:
         watcher = self
 
         def watched(self: TLLMWrapper, *args: Any, **kwargs: Any) -> Any:
+            watcher.reached = True
             if self.training and not watcher.done and not args and "target" in kwargs:
                 flagged = int(self.undistillable[kwargs["target"].long()].sum())
                 if self.min_rows <= len(kwargs["target"]) - flagged < len(kwargs["target"]):
@@ -231,20 +246,20 @@ def scripts_of(root: Path) -> list[str]:
     return [name for name in dict.fromkeys((*_SCRIPTS, *others)) if (root / name).is_file()]
 
 
-def configs_of(root: Path) -> dict[str, Path]:
-    """Return a config file for each `DISTILLER.TYPE` that one names: for CIFAR-100 and small networks if possible."""
+def configs_of(root: Path) -> dict[str, list[Path]]:
+    """Return the config files by `DISTILLER.TYPE`, those for CIFAR-100 and small networks first."""
 
     def rank(path: Path) -> tuple[bool, bool, bool, str]:
         name = str(path)
         return ("cifar" not in name, "8x4" not in name and path.parent.name != "cifar100", "ablation" in name, name)
 
-    found: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {}
     for path in sorted((root / "configs").rglob("*.yaml"), key=rank):
         try:
             kind = read_yaml(path.read_text(encoding="utf-8"))["DISTILLER"]["TYPE"]
         except (TLLMError, OSError, ValueError, TypeError, KeyError):
             continue
-        found.setdefault(str(kind), path)
+        found.setdefault(str(kind), []).append(path)
     return found
 
 
@@ -267,7 +282,7 @@ def show_random_images() -> None:
         random = np.random.default_rng(int(train))
         self.root, self.train = root, train
         self.transform, self.target_transform = transform, target_transform
-        self.targets = list(range(_CLASSES)) * _PER_CLASS
+        self.targets = list(range(_CLASSES)) * _PER_CLASS if train else list(range(_TESTED))
         self.data = random.integers(0, 256, (len(self.targets), 32, 32, 3), dtype=np.uint8)
         self.classes = [f"class {index}" for index in range(_CLASSES)]
         self.class_to_idx = {name: index for index, name in enumerate(self.classes)}
@@ -311,12 +326,8 @@ def check(words: Sequence[str]) -> CheckResult:
         ("models", ", ".join(registration.model_tables(sys.modules["mdistiller.models"])) or "none"),
         ("by name", ", ".join(sorted(registration.special_types(root)))),
     ]
-    ours = ("TLLM", "SRRL", "CID", "SFTN")
-    names = [
-        name
-        for name, build in distiller_dict.items()
-        if not (name in ours and str(getattr(build, "__module__", "")).startswith("tllm_plugin."))
-    ]
+    ours = {"TLLM", *METHODS}
+    names = [name for name, build in distiller_dict.items() if name not in ours or inspect.isclass(build)]
     with tempfile.TemporaryDirectory(prefix="tllm-check-") as folder:
         tried = Tried(root, Path(folder), scripts, own)
         methods = tuple(tried.method(name) for name in names)

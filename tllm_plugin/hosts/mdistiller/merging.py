@@ -11,16 +11,19 @@ import importlib.util
 import logging
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
+import yaml
 from yacs.config import CfgNode
 
+from tllm_plugin.hosts.config_checks import with_switch
 from tllm_plugin.hosts.config_values import expand_paths
 from tllm_plugin.hosts.switch import TRAINER, resolve
 
 logger = logging.getLogger(__name__)
 
-_MERGES = ("merge_from_file", "merge_from_list", "merge_from_other_cfg")
+_MERGES = ("merge_from_list", "merge_from_other_cfg")
 
 
 def settle_merges(cfg: CfgNode) -> None:
@@ -46,6 +49,19 @@ def settle_merges(cfg: CfgNode) -> None:
 
         return merge_and_settle
 
+    read = CfgNode.merge_from_file
+    if not hasattr(read, "__wrapped__"):
+
+        @wraps(read)
+        def merge_file(node: CfgNode, path: str) -> None:
+            is_yaml = Path(path).suffix in (".yaml", ".yml")
+            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if is_yaml else None
+            if (known := with_switch(loaded)) is loaded:
+                read(node, path)
+            else:
+                node.merge_from_other_cfg(CfgNode(known))
+
+        CfgNode.merge_from_file = settled(merge_file)
     for name in _MERGES:
         merge = getattr(CfgNode, name)
         if not hasattr(merge, "__wrapped__"):

@@ -103,14 +103,14 @@ def find_trainers() -> dict[str, type]:
     }
 
 
-def model_tables(models: Any) -> dict[str, dict[str, Any]]:
+def model_tables(models: Any, ending: str = "_model_dict") -> dict[str, dict[str, Any]]:
     """Return the tables of models, `cifar_model_dict` and the like, of a host's `models` or of its parts."""
     modules = [models, *(module for module in vars(models).values() if inspect.ismodule(module))]
     return {
         name: table
         for module in reversed(modules)
         for name, table in vars(module).items()
-        if name.endswith("_model_dict") and isinstance(table, dict)
+        if name.endswith(ending) and isinstance(table, dict)
     }
 
 

@@ -49,7 +49,11 @@ def choose_teacher(cfg: CfgNode) -> None:
         known[name] = partial(_large_network, known[name], checkpoint)
         return
     builder = known[name][0]
-    known[name] = (builder, checkpoint or _initial_weights(builder, _CLASSES[cfg.DATASET.TYPE]))
+    weights = checkpoint or _initial_weights(builder, _CLASSES[cfg.DATASET.TYPE])
+    known[name] = (builder, weights)
+    # Some have weights of other trainings in tables of their own.
+    for table in model_tables(importlib.import_module("mdistiller.models"), "_weights_dict").values():
+        table[name] = weights
 
 
 def models_for(data: str) -> dict[str, Any]:
