@@ -58,8 +58,8 @@ def plain_of(act: Callable[[], Any]) -> TLLMError | None:
     except TLLMError as error:
         # With its traceback it would keep the loader, whose workers are waited for when that is collected in the end.
         return error.with_traceback(None)
-    except Exception:
-        return None
+    except Exception as error:  # Raised by PyTorch's handler of SIGCHLD at the very end, where the commands meet it.
+        return plain_error(error)
     raise AssertionError("Expected an error")
 
 

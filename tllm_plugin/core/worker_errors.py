@@ -7,6 +7,7 @@ import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import sleep
 
 from tllm_plugin.core import errors
 from tllm_plugin.core.errors import DataError, TLLMError
@@ -19,6 +20,9 @@ _SHARED_FILE = re.compile(r"</?torch_\d+")
 _CAUGHT = re.compile(r"Caught (\w+) in DataLoader worker process \d+\.")
 _GONE = re.compile(r"DataLoader worker \(pid\S* [\d, ]+\) (is killed by signal: (?P<signal>[^.]+)|exited unexpectedly)")
 _FEWER = "set fewer workers (DATASET.NUM_WORKERS, --num_workers)"
+
+# So long after a worker is found to be gone PyTorch may notice it, and then says what ended it.
+_LATE_SECONDS = 1.0
 
 _NO_ROOM = (
     "Expected room in shared memory (/dev/shm) for the batches of the processes that read images, but there is none; "
@@ -47,7 +51,7 @@ def plain_error(error: BaseException) -> TLLMError | None:
         return None
     # Which signal it was stands in the message or in that of the cause.
     gone = _GONE.search(f"{error.__cause__}") or _GONE.search(text)
-    if isinstance(error, ConnectionError | EOFError) and _while_receiving(error):
+    if _while_receiving(error):
         return _ended("ended")
     if gone and gone["signal"] == "Bus error":
         return DataError(_NO_ROOM)
@@ -63,8 +67,10 @@ def plain_errors() -> Iterator[None]:
         yield
     except Exception as error:
         try:
+            if _while_receiving(error):
+                sleep(_LATE_SECONDS)
             plain = plain_error(error)
-        except RuntimeError as later:  # PyTorch's handler of SIGCHLD raises wherever this process is, here as well.
+        except RuntimeError as later:  # Of PyTorch's handler of SIGCHLD, which raises wherever this process is.
             plain = plain_error(later)
         if plain is None:
             raise
@@ -80,7 +86,9 @@ def _ended(how: str) -> DataError:
 
 
 def _while_receiving(error: BaseException) -> bool:
-    """Return whether an error came up while processes of Python's `multiprocessing` talked to each other."""
+    """Return whether the other process was gone while two of Python's `multiprocessing` talked to each other."""
+    if not isinstance(error, OSError | EOFError):
+        return False
     frames = traceback.walk_tb(error.__traceback__)
     return any(frame.f_code.co_filename == multiprocessing.connection.__file__ for frame, _ in frames)
 
