@@ -80,10 +80,11 @@ def main_worker(gpu, opt):
     for epoch in range(opt.epochs):  # counted from 0
         acc, acc5, loss, seconds = train(epoch, train_loader, module_list, criterion_list, optimizer, opt)   # here
         logger.log_value('train_loss', loss, epoch)
-        print("trained", epoch, round(loss, 4), acc5 >= acc, seconds >= 0)
+        print("trained {}".format(epoch), loss > 0, acc5 >= acc, seconds >= 0)
         test_acc, _ = validate_distill( val_loader, module_list, criterion_list[0], opt )
         if test_acc > best_acc:
             best_acc = test_acc
+            torch.save({'model': model_s.state_dict()}, os.path.join(opt.save_folder, 'best.pth'))
         torch.save({'model': model_s.state_dict()}, os.path.join(opt.save_folder, 'last.pth'))
     print("best accuracy", float(best_acc))
 

@@ -46,7 +46,6 @@ def test_a_loop_that_clips_gradients_is_refused_before_training(tmp_path: Path) 
 def launched(tmp_path: Path) -> tuple[dict[str, str], list[str]]:
     """The environment of the launcher, and words for a run."""
     root = fork.write_fork(tmp_path / "fork", script="train_student.py")
-    (root / "distiller_zoo").mkdir()
     path = tmp_path / "tiny_vanilla" / "last.pth"
     path.parent.mkdir()
     namespace: dict[str, object] = {}
@@ -68,7 +67,7 @@ def test_a_killed_run_continues_exactly(launched: tuple[dict[str, str], list[str
     env, words = launched
     words = [*LAUNCHER, *words, "--distill", "mine", *NAIVE]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert "trained 2" in python(whole, env, *words).stdout
+    assert "trained 2 True True True" in python(whole, env, *words).stdout
     kill_when("trained 2", killed, env, *words)
     runs = [RunFolder.inside(next((folder / "save").iterdir())) for folder in (whole, killed)]
     assert state_of(runs[1])["epoch"] == 2
