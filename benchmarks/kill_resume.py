@@ -64,7 +64,7 @@ def run_all(folder: Path, options: argparse.Namespace) -> tuple[dict[str, int], 
         *base,
         *("DISTILLER.TEACHER_CHECKPOINT", str(prerequisites / "digits/t/student_latest")),
         *("TLLM.DETECTOR.REFERENCE", str(prerequisites / "digits/v")),
-        *("TLLM.DETECTOR.ETA", "0.01", "TLLM.DETECTOR.CONFIDENCE", "0", "TLLM.DETECTOR.SMOOTHING", "0"),
+        *("TLLM.DETECTOR.ETA", "0.01", "TLLM.DETECTOR.FDR", "1", "TLLM.DETECTOR.SMOOTHING", "0"),
         *("EXPERIMENT.NAME", "run"),
     )
     counts = folder / "counts.json"

@@ -36,7 +36,7 @@ MATCHED = {"eskd": "tllm", "eskd-naive": "naive"}
 OTHER_LOSSES = ("kd", "srrl", "cid", "sftn")
 NAIVE = (
     *("TLLM.DETECTOR.SCORE", "reciprocal_rank"),
-    *("TLLM.DETECTOR.CONFIDENCE", "0", "TLLM.DETECTOR.ETA", "0.1"),
+    *("TLLM.DETECTOR.FDR", "1", "TLLM.DETECTOR.ETA", "0.1"),
 )
 METHODS: dict[str, tuple[str, ...]] = {
     "kd": ("TLLM.DETECTOR.TYPE", "none"),

@@ -20,8 +20,8 @@ from tllm_plugin.hosts.embedded.config import load_config
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.teaching import flags_record
 from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.search.optuna_study import SharedStudy
 from tllm_plugin.search.space import ETA, Dimension
-from tllm_plugin.search.study import SharedStudy
 
 FEATURES = 64
 BATCH = 256

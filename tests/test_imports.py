@@ -51,10 +51,10 @@ THIRD_PARTIES = {
 }
 
 # Optional extras: only there once a function of that part asks for them.
-OPTIONAL = {"timm": "analysis"}
+OPTIONAL = {"timm": "analysis", "wandb": "hosts"}
 
 # The hosts' own top-level modules: not dependencies, and only there once a function asks for them.
-HOST_MODULES = {"mdistiller", "crd", "dataset", "distiller_zoo", "helper", "models"}
+HOST_MODULES = {"mdistiller", "crd", "dataset", "distiller_zoo", "helper", "models", "tensorboard_logger"}
 
 
 def imports_of(tree: ast.Module, module: str, is_package: bool) -> Iterator[tuple[str, int, bool]]:

@@ -13,6 +13,7 @@ from tests.analysis.conftest import RunMaker
 from tllm_plugin.analysis.loaded_run import load_run, method_of, reference_of, teacher_of
 from tllm_plugin.analysis.study import build_comparison, build_pairs, build_study, separate_vanilla
 from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.hosts.run_spec import RunSpec
 from tllm_plugin.report.payload import payload
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -144,12 +145,11 @@ def test_no_vanilla_run_and_no_answers_per_image(make_run: RunMaker) -> None:
     ],
 )
 def test_method_names(kind: str, detector: str, expected: str) -> None:
-    config = {"DISTILLER": {"TYPE": kind}, "TLLM": {"DETECTOR": {"TYPE": detector}}}
-    assert method_of(config) == expected
+    told = {"DISTILLER.TYPE": kind, "TLLM.DETECTOR.TYPE": detector}
+    assert method_of(RunSpec(told)) == expected
     if kind != "NONE":
-        wrapped = {"DISTILLER": {"TYPE": "TLLM"}, "TLLM": {"DISTILLER": kind, **config["TLLM"]}}
-        assert method_of(wrapped) == expected
-    assert method_of({}) == ""
+        assert method_of(RunSpec({**told, "DISTILLER.TYPE": "TLLM", "TLLM.DISTILLER": kind})) == expected
+    assert method_of(RunSpec()) == ""
 
 
 def test_what_a_run_refers_to_is_found_where_it_was_moved_to(make_run: RunMaker, tmp_path: Path) -> None:
@@ -182,5 +182,5 @@ def test_refusals(make_run: RunMaker, tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match="predictions.npz and metrics.json in .* to agree"):
         load_run(run)
     RunFolder.inside(run).write_config("a: [")
-    with pytest.raises(FileFormatError, match="to be the YAML of a config"):
+    with pytest.raises(FileFormatError, match="to be the config of a run"):
         load_run(run)

@@ -19,11 +19,13 @@ from tests.hosts.digits_runs import BASE, CONFIG
 from tllm_plugin.cli import main, show
 from tllm_plugin.cli.main import build_parser
 from tllm_plugin.core.curves import Curves
+from tllm_plugin.hosts.embedded.defaults import own_options
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
+from tllm_plugin.hosts.options import table
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.run_folder import RunFolder
 
-COMMANDS = ("train", "test", "search", "demo", "validate", "show", "compare", "report", "tables")
+COMMANDS = ("train", "test", "search", "demo", "validate", "config", "show", "compare", "report", "tables")
 VANILLA = ("DISTILLER.TYPE", "NONE", "SOLVER.EPOCHS", "1")
 
 
@@ -62,7 +64,12 @@ def test_help_has_an_example_that_parses(command: str, capsys: pytest.CaptureFix
 def test_an_unknown_option_is_answered_with_the_usage_of_its_command(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = {"host": ["host", "install", "mdistiller"], "compare": ["compare", "a", "b"], "tables": ["tables", "a"]}
+    words = {
+        "host": ["host", "install", "mdistiller"],
+        "config": ["config", "keys"],
+        "compare": ["compare", "a", "b"],
+        "tables": ["tables", "a"],
+    }
     assert main([*words.get(command, [command, "a"]), "--nonsense"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"usage: tllm {command} ") and "error: " in error and "--nonsense" in error
@@ -82,6 +89,17 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(command in shown for command in COMMANDS) and "Example: tllm" in shown
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("tllm-plugin ")
+
+
+def test_keys_of_configs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "keys"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == [*own_options(), *table()]
+    assert main(["config", "keys", "--grep", "FALSE discovery"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.split()[:2] == ["TLLM.DETECTOR.FDR", "0.05"] and line.endswith("[--tllm_fdr]")
+    assert main(["config", "keys", "--grep", "no such thing"]) == 1
+    assert "Expected `--grep` to be part of a key" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [[], ["nonsense"], ["train"], ["show"], ["validate"], ["show", "x", "--score", "no"]])

@@ -29,6 +29,9 @@ def test_table_and_json(
     (row,) = [line for line in shown.splitlines() if line.startswith("│")]
     found = json.loads(path.read_text())["KD"]
     assert "│ KD" in row and "3 / 3" in row
+    # Counts of classes stand beside how many there are, so that none is taken for a number of runs.
+    below = [f"{found['below']:g} of 12", f"{found['below_by_shift']:.0f} of 12"]
+    assert [cell.strip() for cell in row.split("│")][-3:-1] == below
     assert f"{100 * found['ceiling']['value']:.1f} ({100 * found['ceiling']['low']:.1f} to" in row
     # Two classes of twelve are hurt in every seed, the others in none.
     assert found["source"] == "seeds" and found["reliability"] > 0.8 and found["spread"]["low"] > 0

@@ -54,13 +54,21 @@ def taught_by_hand(name: str, weights: Tensor, target: Tensor, temperature: floa
     """Return a distiller without a wrapper whose teacher gives mixed logits and whose features carry less gradient."""
     inner: Any = build(name)
 
+    def pick(output: Any) -> Tensor:
+        """Return logits, which some hosts' networks give after their features."""
+        if hasattr(inner, "pick"):
+            return inner.pick(output)  # type: ignore[no-any-return]
+        return next(item for item in output if isinstance(item, Tensor) and item.shape == (len(target), NUM_CLASSES))
+
     def teach(module: nn.Module, args: Any, output: Any) -> Any:
-        logits, features = output
-        return mixed_by_hand(logits, target, weights, temperature).to(logits.dtype), features
+        logits = next(item for item in output if isinstance(item, Tensor))
+        mixed = mixed_by_hand(logits, target, weights, temperature).to(logits.dtype)
+        return tuple(mixed if item is logits else item for item in output)
 
     def lessen(module: nn.Module, args: Any, output: Any) -> Any:
-        logits = inner.pick(output) if hasattr(inner, "pick") else output[0]
-        own = output[1].get("own_logits") if name.startswith("CID") else None
+        logits = pick(output)
+        mappings = [item for item in output if isinstance(item, dict)] if isinstance(output, (tuple, list)) else []
+        own = next((item["own_logits"] for item in mappings if "own_logits" in item), None)
 
         def lessened(tensor: Tensor) -> Tensor:
             if tensor is logits or tensor is own:
@@ -241,6 +249,20 @@ def test_bf16_autocast(name: str) -> None:
     torch.testing.assert_close(total(losses).float(), total(exact[1]), atol=0.1, rtol=0.1)
 
 
+@pytest.mark.parametrize("name", WITH_TEACHER)
+def test_flagged_rows_are_balanced_with_what_the_others_are_taught(name: str) -> None:
+    wrapper, plain = (wrap(name, WITH_ZERO, balance=balance) for balance in (True, False))
+    (logits, losses), (plain_logits, plain_losses) = (module(**batch(name)) for module in (wrapper, plain))
+    assert wrapper.balance is not None and 0 < wrapper.balance.latest.item() < float("inf")
+    assert torch.equal(logits, plain_logits)
+    losses, plain_losses = named(losses), named(plain_losses)
+    added = {"loss_ce", "ce", "loss_tllm"}
+    assert all(torch.equal(losses[key], plain_losses[key]) for key in losses if key not in added)
+    unmeasured = wrap(name, BETWEEN, balance=True)
+    unmeasured(**batch(name))
+    assert unmeasured.balance is not None and unmeasured.balance.steps == 0
+
+
 @pytest.mark.parametrize("style", ["module", "in_place"])
 def test_compiled_networks(style: str) -> None:
     inner = build("AT")
@@ -376,6 +398,30 @@ class TeacherOf(nn.Module):
         return self.output(self.network(image)[0])
 
 
+@pytest.mark.parametrize("name", ["own: one tensor", "own: teacher first", "AT", "FITNET"])
+def test_networks_may_have_more_outputs_than_there_are_classes(name: str) -> None:
+    keywords = batch(name)
+    keywords["target"] = keywords["target"] % 4
+    fewer, all_of_them = TLLMWrapper(build(name), 4).train(), wrap(name, BETWEEN)
+    fewer.set_teaching_weights(BETWEEN[:4])
+    for _ in range(2):
+        check_equal(fewer, all_of_them, keywords)
+
+
+def test_features_that_are_as_wide_as_logits_might_be_are_left_alone() -> None:
+    class Seen(Pieces):
+        def others(self, image: Tensor) -> list[Tensor]:
+            self.seen = self.teacher(image)
+            return [self.seen[:, :NUM_CLASSES]]
+
+    inner: Any = build("own: one tensor")
+    backbone = TeacherOf(inner.teacher, lambda logits: torch.cat([logits, logits], dim=1))
+    wrapper = TLLMWrapper(Seen(inner.student, backbone), NUM_CLASSES).train()
+    wrapper.set_teaching_weights(BETWEEN)
+    wrapper(**batch("KD"))
+    assert torch.equal(wrapper.distiller.seen, backbone(batch("KD")["image"]))
+
+
 def test_of_what_a_teacher_returns_only_logits_change() -> None:
     class Seen(Pieces):
         def others(self, image: Tensor) -> list[Tensor]:
@@ -425,3 +471,11 @@ def test_context_of_cid_sees_the_mixed_teacher_in_every_epoch() -> None:
     weight, plain_weight = (module.student.context_weight for module in (wrapper, plain))  # type: ignore[union-attr]
     assert EPOCH and torch.equal(weight[BETWEEN == 1], plain_weight[BETWEEN == 1])
     assert bool((weight > plain_weight)[BETWEEN < 1].all())
+
+
+#: For every method of every host.
+CHECKS = (
+    test_losses_and_gradients_are_those_of_mixed_targets_and_weighted_features,
+    test_rows_of_weight_one_are_taught_bit_for_bit_beside_a_class_that_is_taught_less,
+    test_flagged_rows_are_treated_bit_for_bit_alike_beside_a_class_that_is_taught_less,
+)

@@ -158,21 +158,11 @@ def test_normalised_training_images_have_mean_0_and_deviation_1(bundle: InMemory
     torch.testing.assert_close(pixels.std(1, correction=0), torch.ones(3), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "drop_last", "sizes"),
-    [(16, False, [16, 16, 16, 2]), (16, True, [16, 16, 16]), (25, True, [25, 25]), (50, True, [50]), (64, False, [50])],
-)
-def test_batch_sizes(bundle: InMemoryBundle, batch_size: int, drop_last: bool, sizes: list[int]) -> None:
-    loader = bundle.train_loader(None, batch_size=batch_size, seed=0, device="cpu", drop_last=drop_last)
+@pytest.mark.parametrize(("batch_size", "sizes"), [(16, [16, 16, 16, 2]), (25, [25, 25]), (50, [50]), (64, [50])])
+def test_batch_sizes(bundle: InMemoryBundle, batch_size: int, sizes: list[int]) -> None:
+    loader = bundle.train_loader(None, batch_size=batch_size, seed=0, device="cpu")
     assert [len(image) for image, _, _ in loader] == sizes
     assert (len(loader), loader.num_samples) == (len(sizes), NUM_TRAIN)
-
-
-def test_drop_last_drops_other_rows_in_every_epoch(bundle: InMemoryBundle) -> None:
-    loader = bundle.train_loader(None, batch_size=16, seed=0, device="cpu", drop_last=True)
-    seen = [set(epoch(loader, number)[2].tolist()) for number in range(2)]
-    assert len(seen[0]) == len(seen[1]) == 48
-    assert seen[0] != seen[1]
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(8, [8, 8, 4]), (20, [20]), (64, [20])])
@@ -206,12 +196,6 @@ def test_images_are_shifted_by_an_eighth_of_their_size(size: int, padding: int) 
 def test_training_on_nothing_is_refused(bundle: InMemoryBundle) -> None:
     with pytest.raises(ConfigError, match="^Expected `indices` to name at least one training image, but got none$"):
         train_loader(bundle, torch.tensor([], dtype=torch.int64))
-
-
-def test_dropping_the_only_batch_is_refused(bundle: InMemoryBundle) -> None:
-    message = "^Expected `batch_size` to be at most 50, .* because the last smaller batch is dropped, but got 51$"
-    with pytest.raises(ConfigError, match=message):
-        bundle.train_loader(None, batch_size=51, seed=0, device="cpu", drop_last=True)
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])

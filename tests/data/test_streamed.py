@@ -98,10 +98,10 @@ def test_evaluation_resizes_and_crops_as_torchvision_does(root: Path) -> None:
     assert torch.equal(torch.cat(targets), bundle.test_labels[chosen])
 
 
-def test_drop_last_and_no_rows(root: Path) -> None:
+def test_a_smaller_last_batch_and_no_rows(root: Path) -> None:
     bundle = load(root)
-    loader = bundle.train_loader(None, batch_size=3, seed=0, device="cpu", drop_last=True)
-    assert [len(index) for _, _, index in loader] == [3, 3]
+    loader = bundle.train_loader(None, batch_size=3, seed=0, device="cpu")
+    assert [len(index) for _, _, index in loader] == [3, 3, 2]
     none = torch.tensor([], dtype=torch.int64)
     assert list(bundle.eval_loader(none, batch_size=3, device="cpu", split="train")) == []
 

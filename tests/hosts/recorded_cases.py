@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.repdistiller.arguments import split_arguments
+from tllm_plugin.hosts.run_spec import MARKS_OF_OTHER_HOSTS, ONE_BEGINNING, ONE_METHOD, ONE_RUN, Mark, RunSpec
 from tllm_plugin.hosts.tllm_node import tllm_node
 from tllm_plugin.search.embedded import EmbeddedSearch
 from tllm_plugin.search.mdistiller import MdistillerSearch
@@ -110,7 +111,9 @@ def fork_config(values: Mapping[str, Any]) -> CfgNode:
     cfg.DISTILLER = CfgNode({"TYPE": "MLKD", "TEACHER": "a", "STUDENT": "b", "TEACHER_CHECKPOINT": ""})
     cfg.SOLVER = CfgNode({"EPOCHS": 3, "TRAINER": "tllm", "LR": 0.05, "LR_DECAY_STAGES": [150, 180]})
     cfg.LOG = CfgNode({"PREFIX": "output", "TENSORBOARD_FREQ": 500, "SAVE_CHECKPOINT_FREQ": 40, "WANDB": False})
-    cfg.MLKD = CfgNode({"WEIGHT": 1.0, "VIEWS": (2, 3)})
+    size = (32, 32)  # One object in two places is written as an anchor and an alias.
+    cfg.MLKD = CfgNode({"WEIGHT": 1.0, "SIZE": size})
+    cfg.HINT = CfgNode({"SIZE": size, "EMPTY": CfgNode()})
     cfg.TLLM = tllm_node()
     return with_values(cfg, values)
 
@@ -170,3 +173,43 @@ def another(key: str, value: Any) -> Any:
     if isinstance(value, (int, float)):
         return value + 1
     return f"{value}x" if isinstance(value, str) else [*value, 7]
+
+
+def answers_of_embedded(key: str) -> list[str]:
+    """Return what is another thing, by the words of `keys.json`, where a key has another value."""
+    taught, unflagged = {"DISTILLER.TYPE": "KD", "SOLVER.TRAINER": "tllm"}, {"TLLM.DETECTOR.TYPE": "none"}
+    changed = {key: another(key, dict(leaves(default_config()))[key])}
+    # As a run writes it down, and as the next command reads the config.
+    old, new = RunSpec.parse(embedded_config(taught).dump()), RunSpec.of(embedded_config({**taught, **changed}))
+    answers = _differing(old, new)
+    if old.differing(new, ONE_RUN):
+        answers.append("resume")
+    for name, kind in (("vanilla", unflagged), ("taught", {**taught, **unflagged})):
+        old, new = RunSpec.of(embedded_config(kind)), RunSpec.of(embedded_config({**kind, **changed}))
+        if any(old.reads(name) or new.reads(name) for name in old.differing(new, ONE_RUN)):
+            answers.append(f"reuse {name}")
+    before, after = names_of_embedded(taught), names_of_embedded({**taught, **changed})
+    answers += [name for name in ("run", "teacher", "vanilla") if before[name] != after[name]]
+    sftn = {**taught, "DISTILLER.TEACHER_STAGE": "SFTN"}
+    if names_of_embedded(sftn)["teacher"] != names_of_embedded({**sftn, **changed})["teacher"]:
+        answers.append("sftn teacher")
+    return sorted(answers + _differing_names(before, after))
+
+
+def answers_of_fork(key: str) -> list[str]:
+    """Return the same for a host of mdistiller's kind."""
+    changed = {key: another(key, dict(leaves(fork_config({})))[key])}
+    old = RunSpec.parse(fork_config({}).dump(), MARKS_OF_OTHER_HOSTS)
+    answers = _differing(old, RunSpec.of(fork_config(changed), MARKS_OF_OTHER_HOSTS))
+    return sorted(answers + _differing_names(names_of_fork({}), names_of_fork(changed)))
+
+
+def _differing(old: RunSpec, new: RunSpec) -> list[str]:
+    questions = {"share": ONE_BEGINNING, "treatment": frozenset({Mark.TREATMENT}), "method": ONE_METHOD}
+    return [name for name, marks in questions.items() if old.differing(new, marks)]
+
+
+def _differing_names(before: Mapping[str, str | None], after: Mapping[str, str | None]) -> list[str]:
+    digests = [str(names["search"]).partition("-search-")[2] for names in (before, after)]
+    differing = {"search": digests[0] != digests[1], "trial": before["trial"] != after["trial"]}
+    return [name for name, differs in differing.items() if differs]

@@ -13,9 +13,9 @@ from tests.hosts.digits_runs import make_config
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.wrapper import TLLMWrapper
 from tllm_plugin.hosts.embedded import job
-from tllm_plugin.hosts.embedded.checkpoint import changed_keys, recorded_config
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
+from tllm_plugin.hosts.run_spec import ONE_RUN, RunSpec
 
 ROWS = 23  # Not divisible: parts of 6, 6, 6 and 5.
 
@@ -72,11 +72,11 @@ def test_zero_parts_are_refused(tmp_path: Path) -> None:
 
 def test_older_runs_are_continued_and_found(tmp_path: Path) -> None:
     now = make_config(tmp_path).dump()
-    older = recorded_config(now.replace("  ACCUMULATE: 1\n", ""))
+    older = RunSpec.parse(now.replace("  ACCUMULATE: 1\n", ""))
     assert "ACCUMULATE" in now
-    assert changed_keys(older, recorded_config(now)) == []
-    parts = recorded_config(make_config(tmp_path, "SOLVER.ACCUMULATE", "2").dump())
-    assert changed_keys(older, parts) == ["SOLVER.ACCUMULATE"]
+    assert older.differing(RunSpec.parse(now), ONE_RUN) == []
+    parts = RunSpec.parse(make_config(tmp_path, "SOLVER.ACCUMULATE", "2").dump())
+    assert older.differing(parts, ONE_RUN) == ["SOLVER.ACCUMULATE"]
     names = [
         job.prerequisite(make_config(tmp_path, "SOLVER.ACCUMULATE", parts), "digits_student", 3, "vanilla")
         for parts in ("1", "2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from yacs.config import CfgNode
 
 from tests.distiller_cases import IMAGE_SIZE, NUM_CLASSES, TwoView, networks
 from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.adapter import Host, make_distiller_factory, make_trainer_factory
 from tllm_plugin.hosts.loader_data import LoaderData
 from tllm_plugin.hosts.tllm_node import tllm_node
@@ -111,6 +113,15 @@ def test_two_view_run(tmp_path: Path) -> None:
     assert sum(taught) == distillable + len(held_out)
     record = RunFolder.inside(tmp_path / "run").read_flags()
     assert record.epochs == 3 and record.flagged == (1, 4)
+
+
+def test_a_script_that_knows_of_no_other_process_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes, "joined", nullcontext)
+    loaders = [DataLoader(Images(view), batch_size=24) for view in (two_views, one_view)]
+    with pytest.raises(ConfigError, match="Expected one process for .*, but a launcher started 2"):
+        make_trainer_factory(HOST)("run", nn.DataParallel(TwoView(*networks())), *loaders, config(tmp_path))
 
 
 def test_a_host_does_not_resume_from_a_damaged_checkpoint(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_the_report_counts_and_stays_in_its_lines(tmp_path: Path) -> None:
     text = report(tmp_path, RESULT)
     assert text.splitlines()[-1] == (
-        "of 3 methods: 1 train with TLLM, 1 are refused by TLLM, 1 do not train in the host either"
+        "of 3 methods: 1 train with TLLM, 1 are refused by TLLM, 0 fail with TLLM, 1 do not train in the host either"
     )
     assert len(text.splitlines()) == 1 + 2 + 3 + 1
     assert "nothing of it was tried: no torch" in report(tmp_path, CheckResult((), problem="no torch"))

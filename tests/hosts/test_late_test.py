@@ -19,7 +19,7 @@ from tllm_plugin.cli import main
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.hosts.embedded import job, trainer
 from tllm_plugin.hosts.embedded.late_test import ensure_tested
-from tllm_plugin.hosts.embedded.same_run import config_of
+from tllm_plugin.hosts.run_spec import RunSpec
 from tllm_plugin.runs.run_folder import RunFolder
 
 VANILLA = ("DISTILLER.TYPE", "NONE", "TLLM.DETECTOR.TYPE", "none", "EXPERIMENT.NAME", "vanilla")
@@ -66,7 +66,8 @@ def test_results_are_those_of_a_run_that_looked(
     looked = train(tmp_path, *trained.detecting, *options)
     later = without_tests(looked, tmp_path / "some where" / "else")
     before = contents(later)
-    metrics = ensure_tested(later, config_of(later), job.load_bundle(config_of(later)))
+    cfg = RunSpec.read(later).config()
+    metrics = ensure_tested(later, cfg, job.load_bundle(cfg))
     assert metrics == looked.read_metrics() and metrics.tested
     after = contents(later)
     assert after.pop(later.predictions_npz) == looked.predictions_npz.read_bytes()

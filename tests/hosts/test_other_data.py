@@ -14,8 +14,9 @@ from yacs.config import CfgNode
 from tests.hosts.small_images import make_images
 from tllm_plugin.analysis.loaded_run import load_run
 from tllm_plugin.analysis.networks import teacher_checkpoint
+from tllm_plugin.analysis.teachers import teacher_run
 from tllm_plugin.cli import main
-from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts import same_data
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.config import load_config
@@ -135,6 +136,9 @@ def test_summaries_are_of_the_teacher_that_the_run_had(images: Path, capsys: pyt
     for name, teacher in (("kd", first), ("again", second)):
         run = load_run(images.parent / "out" / "digits" / name)
         assert teacher_checkpoint(run) == teacher / "student_latest"
+    RunFolder.inside(second).data_json.write_text("{")
+    with pytest.raises(FileFormatError, match=r"data\.json"):
+        teacher_run(run)
 
 
 def test_runs_of_earlier_versions(images: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -182,9 +186,13 @@ def test_a_named_teacher(images: Path, caplog: pytest.LogCaptureFixture) -> None
     job.run(config(images, *taught, "DISTILLER.TEACHER_CHECKPOINT", str(elsewhere)))
     assert caplog.text.count("was trained on other data") == 1
     rename_last(images)
+    run = RunFolder.inside(images.parent / "out" / "digits" / "kd")
+    before = (run.log_folder / "latest").read_bytes(), run.metrics_json.read_bytes()
     for checkpoint in (elsewhere, teacher):
         with pytest.raises(ConfigError, match="Expected the classes .*class 'n0' is now 'z'"):
             job.run(config(images, *taught, "DISTILLER.TEACHER_CHECKPOINT", str(checkpoint)), overwrite=True)
+    # What was to be overwritten is still there.
+    assert ((run.log_folder / "latest").read_bytes(), run.metrics_json.read_bytes()) == before
 
 
 def test_a_named_reference(images: Path) -> None:

@@ -11,9 +11,9 @@ import torch
 from tests.hosts.conftest import Trained
 from tests.hosts.digits_runs import EPOCHS, assert_equal, assert_same_run, load_latest, make_config, train
 from tests.hosts.test_resume import interrupt_at
-from tllm_plugin.analysis.likeness import teacher_checkpoint
 from tllm_plugin.analysis.loaded_run import load_run
 from tllm_plugin.analysis.networks import student_network
+from tllm_plugin.analysis.similarity import teacher_checkpoint
 from tllm_plugin.cli import main
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.embedded import job

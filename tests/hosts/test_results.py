@@ -51,14 +51,16 @@ class PlainTrainer:
             self.distiller(image=image, target=target, epoch=epoch)
 
 
-def test_results_are_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("outputs", [CLASSES, 300])
+def test_results_are_written(outputs: int, tmp_path: Path) -> None:
+    """Also where the network has more outputs than there are classes, as a host's has for a part of its data set."""
     torch.manual_seed(0)
     cfg = CfgNode({"SOLVER": CfgNode({"EPOCHS": 2, "TRAINER": "tllm"}), "LOG": CfgNode({"PREFIX": str(tmp_path)})})
     cfg.DISTILLER = CfgNode({"TYPE": "KD", "TEACHER": "digits_teacher", "STUDENT": "digits_student"})
     cfg.TLLM = tllm_node()
     cfg.TLLM.HOLDOUT.FRACTION = 0.25
     cfg.TLLM.DETECTOR.TYPE = "none"
-    student, teacher = (create_model(name, CLASSES, 1) for name in ("digits_student", "digits_teacher"))
+    student, teacher = (create_model(name, outputs, 1) for name in ("digits_student", "digits_teacher"))
     distiller = KD(student, teacher, temperature=4.0, ce_weight=0.1, kd_weight=0.9)
     tests = [(IMAGES[rows], LABELS[rows]) for rows in torch.arange(len(LABELS)).split(24)]
     host = Host({"base": PlainTrainer}, {}, frozenset({"NONE"}), lambda train, val, cfg: Data())
@@ -73,5 +75,7 @@ def test_results_are_written(tmp_path: Path) -> None:
     assert run.result.predictions is not None
     np.testing.assert_array_equal(run.result.predictions.prediction, expected)
     assert run.result.accuracy == pytest.approx((expected == LABELS.numpy()).mean())
+    assert run.result.total.tolist() == [PER_CLASS] * CLASSES
+    assert bool(expected.max() >= CLASSES) is (outputs > CLASSES), "some are predicted to be of no class at all"
     assert (run.method, run.pair, run.class_names) == ("KD", "digits_teacher/digits_student", Data.class_names)
     assert run.flags is not None and run.curves is not None and run.curves.epochs == [1, 2]

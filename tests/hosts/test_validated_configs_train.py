@@ -19,9 +19,9 @@ from tllm_plugin.data import load_data
 from tllm_plugin.hosts import tllm_node
 from tllm_plugin.hosts.config_checks import lookup
 from tllm_plugin.hosts.embedded import job
-from tllm_plugin.hosts.embedded.checkpoint import changed_keys, recorded_config
 from tllm_plugin.hosts.embedded.config import check_config, load_config
 from tllm_plugin.hosts.embedded.defaults import default_config
+from tllm_plugin.hosts.run_spec import ONE_RUN, RunSpec
 from tllm_plugin.runs.run_folder import RunFolder
 
 #: What nobody knows before the data are read; a refusal names one of them.
@@ -128,7 +128,7 @@ def test_what_is_accepted_can_be_begun(content: dict[str, Any], prepared: Any, t
             assert line.startswith("Expected ") and "\x1b" not in line and len(line) < 3000
         return
     # What is written down is what is read again, by this and every later command.
-    assert not changed_keys(recorded_config(cfg.dump()), cfg)
+    assert not RunSpec.parse(cfg.dump()).differing(RunSpec.of(cfg), ONE_RUN)
     assert job.log_folder(cfg).resolve().is_relative_to(prefix.resolve() / "") and job.log_folder(cfg) != prefix
     needed = [job.needed_teacher(cfg), job.named_reference(cfg)[1]]
     for other in filter(None, needed):

@@ -15,9 +15,9 @@ import pytest
 
 from tests.analysis.planted_runs import write_run
 from tllm_plugin.analysis.comparison import Count, Spread
-from tllm_plugin.analysis.likeness import Likeness
 from tllm_plugin.analysis.loaded_run import load_run
 from tllm_plugin.analysis.nulls import NullCount
+from tllm_plugin.analysis.similarity import Similarity
 from tllm_plugin.analysis.study import build_study
 from tllm_plugin.cli import main
 from tllm_plugin.report.findings import against_null, findings, next_steps
@@ -227,8 +227,8 @@ def test_a_teacher_that_was_made_wrong_on_purpose_is_called_so_everywhere(tmp_pa
     # As the students met it, it does worse, and the classes that were planted are among those that are hard for it.
     met = np.full(12, 0.9)
     met[list(HURT)] = 0.0
-    likeness = Likeness(600, met, {}, {}, ())
-    content = payload(build_study([load_run(run) for run in (*runs[:2], teacher)]), likeness)
+    similarity = Similarity(600, met, {}, {}, ())
+    content = payload(build_study([load_run(run) for run in (*runs[:2], teacher)]), similarity)
     assert content["rows"][-1]["label"] == "the same, wrong on class 0003, class 0008"
     assert content["rows"][-1]["accuracy"]["mean"] == pytest.approx(met.mean())
     assert content["teacher"]["column"] == "teacher, made wrong"

@@ -14,7 +14,7 @@ from tllm_plugin.cli import main
 from tllm_plugin.core.errors import FileFormatError
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.embedded.job import described
-from tllm_plugin.hosts.embedded.same_run import config_of
+from tllm_plugin.hosts.run_spec import RunSpec
 from tllm_plugin.runs.run_folder import RunFolder
 
 #: As this and as earlier versions leave a run's config.
@@ -56,7 +56,7 @@ def test_one_that_lost_its_end_is_refused(data: st.DataObject, new: bool, text: 
     run.write_config(text)
     whole = run.config_yaml.read_text() if new else text
     run.config_yaml.write_text(data.draw(cut_anywhere(whole)))
-    for read in (run.read_config, lambda: config_of(run)):
+    for read in (run.read_config, lambda: RunSpec.read(run)):
         with pytest.raises(FileFormatError, match=r"config\.yaml to be the config of a run, but it lost"):
             read()
 

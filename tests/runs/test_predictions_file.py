@@ -28,6 +28,15 @@ def test_round_trip(classes: int, tmp_path: Path) -> None:
         SCORES["reciprocal_rank"](back)
 
 
+def test_predictions_of_more_outputs_than_classes(tmp_path: Path) -> None:
+    written = Predictions(torch.tensor([0, 1, 2]), torch.tensor([0, 700, 2]), 3)
+    folder = RunFolder(tmp_path)
+    folder.write_predictions(written)
+    back = folder.read_predictions()
+    assert back.prediction.equal(written.prediction) and back.num_classes == 3
+    assert back.class_correct.tolist() == [1, 0, 1] and back.class_total.tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize(
     "arrays, message",
     [

@@ -14,6 +14,7 @@ from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors import create_detector
 from tllm_plugin.core.predictions import Predictions
 from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.run_spec import RunSpec
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search import forking
@@ -172,7 +173,7 @@ def test_what_was_watched_is_remembered_up_to_a_limit(tmp_path: Path, monkeypatc
     configs = [make_config(tmp_path, "TLLM.DETECTOR.TYPE", "none", "EXPERIMENT.NAME", name) for name in "abc"]
 
     def of(number: int) -> DetectorReplay:
-        return replays.get(run, configs[0], configs[number], ("one", "other"), scored())
+        return replays.get(run, RunSpec.of(configs[0]), configs[number], ("one", "other"), scored())
 
     first, second = of(0), of(1)
     assert of(0) is first and of(1) is second

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from optuna import TrialPruned
 from yacs.config import CfgNode
 
 from tests.distiller_cases import NUM_CLASSES
@@ -26,7 +27,7 @@ from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.runs.search_file import SearchRecord
 from tllm_plugin.search import process
 from tllm_plugin.search.eta_search import search
-from tllm_plugin.search.host import Baselines, Hopeless
+from tllm_plugin.search.host import Baselines
 from tllm_plugin.search.mdistiller import MdistillerSearch
 from tllm_plugin.search.repdistiller import RepDistillerSearch
 from tllm_plugin.search.space import Dimension
@@ -106,10 +107,10 @@ def test_trials_share_their_beginning_and_equal_one_alone_that_was_stopped_and_w
         deadline = time.monotonic() + SECONDS_OF_WAITING
         while epochs_of(stopped, run) != ["epoch 1", "epoch 2"] and time.monotonic() < deadline:
             time.sleep(0.05)
-        raise Hopeless(curves.epochs[-1])
+        raise TrialPruned
 
     monkeypatch.setenv(WAITING_AFTER, "2")
-    with pytest.raises(Hopeless):
+    with pytest.raises(TrialPruned):
         stopped.train(values, NONE, (), watch)
     monkeypatch.delenv(WAITING_AFTER)
     assert len(seen) == 1 and seen[0] < 3 and not run.is_finished()

@@ -13,10 +13,9 @@ from optuna.trial import Trial, TrialState
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.predictions import Predictions
-from tllm_plugin.search.host import Hopeless
+from tllm_plugin.search.optuna_study import SharedStudy
 from tllm_plugin.search.pruning import PRUNERS, make_pruner, reporter
 from tllm_plugin.search.space import Dimension
-from tllm_plugin.search.study import SharedStudy
 
 ETA = "TLLM.DETECTOR.ETA"
 GRID = (Dimension(ETA, (0.4, 0.3, 0.2, 0.1)),)
@@ -59,7 +58,7 @@ def test_who_is_behind_stops_and_is_never_taken_for_finished(tmp_path: Path) -> 
     done = study.finished()
     assert [trial.params[ETA] for trial in done] == [0.4, 0.3, 0.2, 0.1]
     assert [trial.state for trial in done] == [TrialState.COMPLETE] * 2 + [TrialState.PRUNED] * 2
-    assert [trial.user_attrs.get("pruned_after") for trial in done] == [None, None, 3, 3]
+    assert [trial.last_step for trial in done] == [EPOCHS, EPOCHS, 3, 3]
     assert [trial.params[ETA] for trial in study.scored()] == [0.4, 0.3]
     assert [epoch for eta, epoch in student.trained if eta == 0.1] == [3]
     # Classes count alike: 4 of 10 and 0 of 10.
@@ -111,9 +110,9 @@ def test_the_last_epoch_is_not_pruned_and_a_bad_trial_is(name: str) -> None:
         try:
             for epoch in range(1, EPOCHS + 1):
                 watch(curves(*[10 - number] * epoch))
-        except Hopeless as hopeless:
+        except optuna.TrialPruned as pruned:
             stopped.append(number)
-            assert 1 <= hopeless.epoch < EPOCHS and str(hopeless) == f"pruned after epoch {hopeless.epoch}"
+            assert 1 <= epoch < EPOCHS and str(pruned) == f"pruned after epoch {epoch}"
             study.tell(trial, state=TrialState.PRUNED)
         else:
             study.tell(trial, (10 - number) / 20)

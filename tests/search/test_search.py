@@ -26,8 +26,8 @@ from tllm_plugin.core.errors import FileFormatError
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.device import choose_device
-from tllm_plugin.hosts.embedded.same_run import config_of
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
+from tllm_plugin.hosts.run_spec import RunSpec
 from tllm_plugin.models import create_model
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.runs.search_file import SearchRecord
@@ -216,7 +216,7 @@ def test_other_keys_make_another_search_that_shares_what_is_equal(
         found for found in map(SearchRecord.read, folder.glob("search-*.json")) if found.trials != record.trials
     )
     for search, smoothing in ((record, 0.1), (other, 0.3)):
-        configs = [config_of(RunFolder.inside(folder / trial.run)) for trial in search.trials]
+        configs = [RunSpec.read(RunFolder.inside(folder / trial.run)).config() for trial in search.trials]
         assert {cfg.TLLM.LABEL_SMOOTHING for cfg in configs} == {smoothing}
 
 
@@ -351,7 +351,10 @@ def test_vanilla_runs_are_not_searched(tmp_path: Path, capsys: pytest.CaptureFix
 def test_help_names_every_key_that_can_be_searched(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "--help"]) == 0
     shown = capsys.readouterr().out
-    assert "AFTER_FRACTION, LABEL_SMOOTHING, CE_WEIGHT, BALANCE, MIN_ROWS" in " ".join(shown.split())
+    keys = " ".join(shown.split()).partition("by their full name or its last part: ")[2].partition(" as a list")[0]
+    detection, treatment = keys.split(", ")[:-4], keys.split(", ")[-4:]
+    assert treatment == ["LABEL_SMOOTHING", "CE_WEIGHT", "BALANCE", "MIN_ROWS"]
+    assert {"TYPE", "SCORE", "ETA", "FDR", "WARMUP_EPOCHS", "SMOOTHING", "AFTER_FRACTION"} <= set(detection)
     assert "--space ETA=0.01:0.2:log CE_WEIGHT=0.5:8:log LABEL_SMOOTHING=0:0.2 --trials 20" in shown
 
 

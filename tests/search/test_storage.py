@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tests.hosts.digits_runs import CONFIG
 from tllm_plugin.cli import main
 from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.search.optuna_study import SharedStudy
 from tllm_plugin.search.space import Dimension
-from tllm_plugin.search.study import SharedStudy
 
 GRID = (Dimension("TLLM.DETECTOR.ETA", (0.02, 0.1)),)
 FOREIGN = {

@@ -19,7 +19,7 @@ from tllm_plugin.cli.search import parse_space
 from tllm_plugin.runs.search_file import SearchRecord
 from tllm_plugin.search.embedded import EmbeddedSearch
 from tllm_plugin.search.host import around_digest
-from tllm_plugin.search.study import SharedStudy
+from tllm_plugin.search.optuna_study import SharedStudy
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACE = "AFTER_FRACTION=0.2,0.4,0.6"

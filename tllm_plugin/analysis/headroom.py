@@ -84,7 +84,7 @@ def restored_gain(mean: npt.ArrayLike, spread: npt.ArrayLike) -> Vector:
     return np.asarray(np.where(spread > 0, uncertain, np.maximum(-mean, 0.0)))
 
 
-def headroom(comparison: Comparison, *, seed: int = 0) -> Headroom:
+def headroom(comparison: Comparison) -> Headroom:
     """Estimate the headroom of a method from its runs and the vanilla runs that they are compared with.
 
     The variance over classes of the mean effect, less the variance that noise gives such a mean, is that of the true
@@ -93,7 +93,6 @@ def headroom(comparison: Comparison, *, seed: int = 0) -> Headroom:
 
     Args:
         comparison: Of at least three classes with test images.
-        seed: Of the draws and of the halves.
 
     Raises:
         ConfigError: There are fewer than three classes to compare.
@@ -114,7 +113,7 @@ def headroom(comparison: Comparison, *, seed: int = 0) -> Headroom:
     mean, total = float(effects.mean()), float(effects.var(ddof=1))
     spread = float(np.sqrt(max(0.0, total - share * noise)))
 
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     totals = total * (classes - 1) / generator.chisquare(classes - 1, _DRAWS)
     noises = noise * freedom / generator.chisquare(freedom, _DRAWS)
     spreads = np.sqrt(np.maximum(0.0, totals - share * noises))
@@ -213,7 +212,7 @@ def as_rows(found: Sequence[tuple[str, Headroom]]) -> list[tuple[str, ...]]:
             "" if np.isnan(item.reliability) else f"{item.reliability:.2f}",
             _points(item.ceiling),
             f"{item.below:g} of {item.classes}",
-            f"{item.below_by_shift:.0f}",
+            f"{item.below_by_shift:.0f} of {item.classes}",
         )
         for label, item in found
     ]

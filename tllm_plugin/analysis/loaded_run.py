@@ -5,19 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from tllm_plugin.analysis.results import TestResult
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import ConfigError, FileFormatError
-from tllm_plugin.hosts.options import renamed
-from tllm_plugin.hosts.yaml_text import plain, read_yaml
+from tllm_plugin.hosts.run_spec import ONE_METHOD, RunSpec
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.flags_file import FlagsRecord
 from tllm_plugin.runs.run_folder import RunFolder
@@ -27,20 +22,6 @@ logger = logging.getLogger(__name__)
 VANILLA = "vanilla"
 _BY_DETECTOR = {"none": "{}", "all": "LS", "after": "ESKD ({})", "fixed": "{}, fixed classes"}
 _TEACHERLESS = {"none": VANILLA, "all": "LS"}
-# What may differ between two seeds of one method: seeds, names, places, and how fast it ran.
-_NO_PART_OF_A_METHOD = (
-    "EXPERIMENT",
-    "LOG",
-    "RUNTIME",
-    "DATASET.PATH",
-    "DATASET.DOWNLOAD",
-    "DATASET.NUM_WORKERS",
-    "DATASET.TEST",
-    "DISTILLER.TEACHER_CHECKPOINT",
-    "TLLM.DETECTOR.REFERENCE",
-)
-# Keys of today at what was done before there were such keys.
-_AS_BEFORE: tuple[tuple[str, Any], ...] = (("DATASET.CLASS_ORDER", ""), ("DATASET.MEAN", []), ("DATASET.STD", []))
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +38,7 @@ class LoadedRun:
         result: On the test data.
         flags: What the detector decided; None without one.
         folder: Its folder; None for a bare checkpoint.
-        config: `config.yaml` as a mapping; empty where there is none.
+        spec: What it was told; empty where that is not known.
         grouped: Whether a user named the method: then runs of one name are its seeds, whatever their configs say.
     """
 
@@ -70,7 +51,7 @@ class LoadedRun:
     result: TestResult
     flags: FlagsRecord | None = None
     folder: RunFolder | None = None
-    config: Mapping[str, Any] | None = None
+    spec: RunSpec = field(default_factory=RunSpec)
     grouped: bool = False
 
     @property
@@ -78,20 +59,14 @@ class LoadedRun:
         """Teacher and student as the field writes them, "resnet56/resnet20"; the student alone without a teacher."""
         return f"{self.teacher}/{self.student}" if self.teacher else self.student
 
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """Everything that two seeds of one method have in common, by dotted key; empty if a user named the method."""
-        return {} if self.grouped else self.recorded_settings
+    @property
+    def settings(self) -> RunSpec:
+        """What makes this run another method than others; empty if a user named the method."""
+        return RunSpec() if self.grouped else self.spec
 
-    @cached_property
-    def recorded_settings(self) -> dict[str, Any]:
-        """The config without what two seeds of one method may differ in, by dotted key."""
-        return {
-            key: value
-            for key, value in _flat(self.config or {})
-            if not any(key == name or key.startswith(f"{name}.") for name in _NO_PART_OF_A_METHOD)
-            and (key, value) not in _AS_BEFORE
-        }
+    def unlike(self, other: LoadedRun) -> list[str]:
+        """Return the keys in which this run and another one differ that seeds of one method have in common."""
+        return self.settings.differing(other.settings, ONE_METHOD)
 
     @cached_property
     def curves(self) -> Curves | None:
@@ -113,7 +88,7 @@ def load_run(path: str | os.PathLike[str]) -> LoadedRun:
         ConfigError: It has not been tested yet.
     """
     folder = RunFolder.find(path)
-    config = read_config(folder)
+    spec = RunSpec.read(folder)
     flags = folder.read_flags() if folder.flags_json.exists() else None
     result = read_result(folder)
     names = tuple(item.name for item in flags.classes) if flags else tuple(map(str, range(result.total.size)))
@@ -122,19 +97,18 @@ def load_run(path: str | os.PathLike[str]) -> LoadedRun:
             f"Expected flags.json and metrics.json in {folder.path} to be of as many classes, but got {len(names)} and "
             f"{result.total.size}; run again what wrote them"
         )
-    distiller = _section(config, "DISTILLER")
-    taught = distiller.get("TYPE", "NONE") != "NONE"
+    taught = spec.get("DISTILLER.TYPE", "NONE") != "NONE"
     return LoadedRun(
         name=folder.log_folder.name,
-        method=method_of(config) or folder.log_folder.name,
-        student=str(distiller.get("STUDENT", "")),
-        teacher=str(distiller.get("TEACHER", "")) if taught else "",
-        seed=_section(config, "EXPERIMENT").get("SEED"),
+        method=method_of(spec) or folder.log_folder.name,
+        student=str(spec.get("DISTILLER.STUDENT", "")),
+        teacher=str(spec.get("DISTILLER.TEACHER", "")) if taught else "",
+        seed=spec.get("EXPERIMENT.SEED"),
         class_names=names,
         result=result,
         flags=flags,
         folder=folder,
-        config=config,
+        spec=spec,
     )
 
 
@@ -151,45 +125,26 @@ def read_result(folder: RunFolder) -> TestResult:
         raise ConfigError(f"Expected {folder.log_folder} to be a run that was tested, but it has no test results{how}")
     if not metrics.finished:
         logger.warning("%s: not finished; its results are those after epoch %d", folder.path, metrics.epochs_done)
-    counts = TestResult.from_metrics(metrics)
     if not (metrics.finished and folder.predictions_npz.exists()):
-        return counts
-    result = TestResult.from_predictions(folder.read_predictions())
-    if not (np.array_equal(result.correct, counts.correct) and np.array_equal(result.total, counts.total)):
+        return TestResult.from_metrics(metrics)
+    predictions = folder.read_predictions()
+    if not metrics.agrees_with(predictions):
         raise FileFormatError(
             f"Expected predictions.npz and metrics.json in {folder.path} to agree, but they do not; run again what "
             "wrote them"
         )
-    return result
+    return TestResult.from_predictions(predictions)
 
 
-def read_config(folder: RunFolder) -> dict[str, Any]:
-    """Return `config.yaml` as a mapping; empty where a host wrote none.
+def method_of(spec: RunSpec) -> str:
+    """Return what a run was told to train, in the words of the field; empty where it does not say.
 
-    Raises:
-        FileFormatError: It is there but cannot be read, or a part of it is missing.
-    """
-    try:
-        content = plain(read_yaml(folder.read_config()))
-    except FileNotFoundError:
-        return {}
-    except ConfigError as error:
-        raise FileFormatError(f"Expected {folder.config_yaml} to be the YAML of a config, but {error}") from error
-    if not isinstance(content, dict):
-        raise FileFormatError(f"Expected {folder.config_yaml} to hold keys and values, but it does not")
-    return renamed(content)
-
-
-def method_of(config: Mapping[str, Any]) -> str:
-    """Return what a config trains, in the words of the field; empty where it does not say.
-
-    >>> method_of({"DISTILLER": {"TYPE": "KD"}, "TLLM": {"DETECTOR": {"TYPE": "reference"}}})
+    >>> method_of(RunSpec({"DISTILLER.TYPE": "KD", "TLLM.DETECTOR.TYPE": "reference"}))
     'TLLM (KD)'
     """
-    kind = _section(config, "DISTILLER").get("TYPE", "")
-    tllm = _section(config, "TLLM")
-    kind = tllm.get("DISTILLER", kind) if kind == "TLLM" else kind
-    detector = _section(tllm, "DETECTOR").get("TYPE", "none")
+    kind = spec.get("DISTILLER.TYPE", "")
+    kind = spec.get("TLLM.DISTILLER", kind) if kind == "TLLM" else kind
+    detector = spec.get("TLLM.DETECTOR.TYPE", "none")
     if kind in ("", "NONE"):
         return _TEACHERLESS.get(detector, "LS, some classes") if kind else ""
     return _BY_DETECTOR.get(detector, "TLLM ({})").format(kind)
@@ -200,13 +155,13 @@ def reference_of(run: LoadedRun) -> Path | None:
 
     A run folder that was moved with its neighbours is found beside the run.
     """
-    named = _section(_section(run.config or {}, "TLLM"), "DETECTOR").get("REFERENCE", "")
+    named = run.spec.get("TLLM.DETECTOR.REFERENCE")
     return _moved(run, Path(named)) if named else None
 
 
 def teacher_of(run: LoadedRun) -> Path | None:
     """Return where the run lies that trained a run's teacher, named by its checkpoint; None likewise."""
-    named = _section(run.config or {}, "DISTILLER").get("TEACHER_CHECKPOINT", "")
+    named = run.spec.get("DISTILLER.TEACHER_CHECKPOINT")
     return _moved(run, Path(named).parent) if named and run.teacher else None
 
 
@@ -222,16 +177,3 @@ def _moved(run: LoadedRun, named: Path) -> Path | None:
         except FileFormatError:
             continue
     return None
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = config.get(name)
-    return section if isinstance(section, Mapping) else {}

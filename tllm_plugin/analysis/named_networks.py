@@ -99,7 +99,7 @@ def _score_checkpoint(model: str, checkpoint: str, data: EvaluationData) -> Load
     network = create_model(model, num_classes=bundle.num_classes, in_channels=bundle.in_channels)
     network = load_network(network, checkpoint)
     batches = bundle.eval_loader(None, batch_size=_BATCH_SIZE, device=device, split="test")
-    predictions = predict(network.to(device), batches, device=device)
+    predictions = predict(network.to(device), batches, num_classes=bundle.num_classes, device=device)
     return LoadedRun(
         name=f"{model}@{checkpoint}",
         method=f"{model}@{Path(checkpoint).parent.name}/{Path(checkpoint).name}",

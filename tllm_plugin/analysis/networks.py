@@ -19,7 +19,6 @@ from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.class_lists import resolve_classes
 from tllm_plugin.hosts.embedded import job
-from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.embedded.late_test import predict_test_set
 from tllm_plugin.hosts.embedded.networks import load_network, show_as_recorded, trained_model
 from tllm_plugin.hosts.embedded.planting import PlantedTeacher
@@ -70,17 +69,16 @@ def _predict_again(run: LoadedRun, bundles: dict[str, DataBundle]) -> TestResult
     return found
 
 
-def balanced_rows(labels: Tensor, most: int, seed: int = 0) -> Tensor:
+def balanced_rows(labels: Tensor, most: int) -> Tensor:
     """Return (k,) int64 at most `most` positions, ascending, the same number of every class as far as they go.
 
     Args:
         labels: (n,) int64.
         most: At least 1.
-        seed: Of the choice.
     """
     if len(labels) <= most:
         return torch.arange(len(labels))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(labels), generator=generator)
     # Place of every image among those of its class, in random order; the first places of all classes come first.
     by_class = order[torch.argsort(labels[order], stable=True)]
@@ -97,15 +95,9 @@ def embedded_config(run: LoadedRun) -> CfgNode:
     Raises:
         ConfigError: The run has none, or that of another host.
     """
-    if not run.config:
+    if not run.spec.is_embedded:
         raise ConfigError(f"Expected {run.name} to hold a config.yaml of the embedded host, but it has none")
-    cfg = default_config()
-    try:
-        cfg.merge_from_other_cfg(CfgNode(dict(run.config)))
-    except (KeyError, ValueError) as error:
-        raise ConfigError(f"Expected {run.name} to be a run of the embedded host, but {error}") from error
-    cfg.freeze()
-    return cfg
+    return run.spec.config()
 
 
 def student_network(run: LoadedRun, bundle: DataBundle, device: torch.device) -> nn.Module:
@@ -142,6 +134,10 @@ def teacher_checkpoint(run: LoadedRun) -> Path | None:
     """Return where the weights of a run's teacher lie; None where they are not to be found.
 
     A run whose config names none had its teacher trained first, beside it; a run of a search, beside the search.
+
+    Raises:
+        ConfigError: The run is not one of the embedded host.
+        FileFormatError: A record of the data that a run was trained on is damaged.
     """
     found = teacher_of(run)
     if found is not None:

@@ -83,26 +83,25 @@ def count_p_value(count: int, chances: npt.ArrayLike) -> float:
     return float(min(1.0, count_distribution(chances)[count:].sum()))
 
 
-def permuted_survivors(losses: npt.ArrayLike, gains: npt.ArrayLike, *, draws: int = _DRAWS, seed: int = 0) -> NullCount:
+def permuted_survivors(losses: npt.ArrayLike, gains: npt.ArrayLike, *, draws: int = _DRAWS) -> NullCount:
     """Return the null of the number of classes that survive Benjamini-Hochberg, from paired counts.
 
     Args:
         losses: (C,).
         gains: (C,).
         draws: Permutations.
-        seed: Of the permutations.
     """
     changed = np.asarray(losses) + np.asarray(gains)
-    lost = np.random.default_rng(seed).binomial(changed, 0.5, size=(draws, changed.size))
+    lost = np.random.default_rng(0).binomial(changed, 0.5, size=(draws, changed.size))
     return _survivors(paired_p_value(lost, changed - lost))
 
 
 def permuted_survivors_unpaired(
-    before: npt.ArrayLike, now: npt.ArrayLike, total: npt.ArrayLike, *, draws: int = _DRAWS, seed: int = 0
+    before: npt.ArrayLike, now: npt.ArrayLike, total: npt.ArrayLike, *, draws: int = _DRAWS
 ) -> NullCount:
     """Return the same from counts of right answers alone; see `unpaired_chance`."""
     both, n = np.asarray(before) + np.asarray(now), np.asarray(total)
-    first = np.random.default_rng(seed).hypergeometric(n, n, both, size=(draws, both.size))
+    first = np.random.default_rng(0).hypergeometric(n, n, both, size=(draws, both.size))
     return _survivors(unpaired_p_value(first, both - first, n))
 
 

@@ -146,10 +146,10 @@ def as_markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def percent(spread: Mapping[str, Any], digits: int = 1) -> str:
+def percent(spread: Mapping[str, Any]) -> str:
     """Return "71.2 % +- 0.3 (n = 3)" of a `Spread` record of a fraction."""
-    mean = f"{100 * spread['mean']:.{digits}f} %"
-    return mean if spread["std"] is None else f"{mean} +- {100 * spread['std']:.{digits}f} (n = {spread['n']})"
+    mean = f"{100 * spread['mean']:.1f} %"
+    return mean if spread["std"] is None else f"{mean} +- {100 * spread['std']:.1f} (n = {spread['n']})"
 
 
 def count_with_null(count: Mapping[str, Any], classes: int) -> str:

@@ -61,19 +61,18 @@ def class_cka(first: Matrix, second: Matrix, labels: Counts, num_classes: int) -
     return np.array([linear_cka(first[rows], second[rows]) for rows in groups])
 
 
-def tsne(features: Matrix, *, seed: int = 0) -> npt.NDArray[np.float32]:
+def tsne(features: Matrix) -> npt.NDArray[np.float32]:
     """Return (n, 2) positions: neighbours in the features stay neighbours. Distances and sizes mean nothing.
 
     Args:
         features: (n, D), n at least 4. Reduced to 30 principal components first where there are more.
-        seed: Of the reduction; the start is the first two principal components.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
     values = np.asarray(features, dtype=np.float32)
     if min(values.shape) > 30:
-        values = PCA(30, random_state=seed).fit_transform(values)
+        values = PCA(30, random_state=0).fit_transform(values)
     perplexity = min(30.0, (len(values) - 1) / 3)
-    placed = TSNE(2, perplexity=perplexity, init="pca", max_iter=500, random_state=seed).fit_transform(values)
+    placed = TSNE(2, perplexity=perplexity, init="pca", max_iter=500, random_state=0).fit_transform(values)
     return np.asarray(placed, dtype=np.float32)

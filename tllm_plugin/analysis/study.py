@@ -14,6 +14,7 @@ from tllm_plugin.analysis.loaded_run import VANILLA, LoadedRun
 from tllm_plugin.analysis.overlap import Everywhere, Overlap, in_every, overlap
 from tllm_plugin.analysis.results import Vector
 from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.hosts.run_spec import ONE_METHOD
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +208,7 @@ def _methods(
     kinds: dict[tuple[str, str], list[list[LoadedRun]]] = {}
     for run in runs:
         groups = kinds.setdefault((run.method, run.pair), [])
-        same = next((group for group in groups if group[0].settings == run.settings), None)
+        same = next((group for group in groups if not group[0].unlike(run)), None)
         if same is None:
             groups.append([run])
         else:
@@ -231,11 +232,10 @@ def _labels(base: str, runs: Sequence[LoadedRun]) -> list[str]:
     """Return one label for each of several settings of a method: what differs is part of the name."""
     if len(runs) == 1:
         return [base]
-    keys = sorted({key for run in runs for key in run.settings})
-    differing = [key for key in keys if len({str(run.settings.get(key)) for run in runs}) > 1]
+    differing = sorted({key for run in runs[1:] for key in runs[0].unlike(run)})
     labels = []
     for place, run in enumerate(runs, start=1):
-        told = [f"{key.rpartition('.')[2]} {run.settings.get(key)}" for key in differing[:_NAMED_SETTINGS]]
+        told = [f"{key.rpartition('.')[2]} {run.settings.value(key)}" for key in differing[:_NAMED_SETTINGS]]
         labels.append(", ".join([base, *(told or [f"settings {place}"])]))
     # More than the named settings may differ.
     return labels if len(set(labels)) == len(labels) else [f"{label} ({n})" for n, label in enumerate(labels, start=1)]
@@ -243,8 +243,7 @@ def _labels(base: str, runs: Sequence[LoadedRun]) -> list[str]:
 
 def _warn_of_unlike(vanilla: Sequence[LoadedRun]) -> None:
     for run in vanilla[1:]:
-        keys = {*run.settings, *vanilla[0].settings}
-        unlike = sorted(key for key in keys if run.settings.get(key) != vanilla[0].settings.get(key))
+        unlike = vanilla[0].unlike(run)
         if unlike:
             logger.warning(
                 "%s and %s are taken for seeds of one vanilla student, but differ in %s",
@@ -302,6 +301,6 @@ def _same_training(run: LoadedRun, other: LoadedRun) -> bool:
     if run.folder is None or other.folder is None or (run.method, run.pair) != (other.method, other.pair):
         return False
     history, same = run.folder.curves_npz, other.folder.curves_npz
-    if run.recorded_settings != other.recorded_settings or run.curves is None or other.curves is None:
+    if run.spec.differing(other.spec, ONE_METHOD) or run.curves is None or other.curves is None:
         return False
     return history.stat().st_size == same.stat().st_size and history.read_bytes() == same.read_bytes()

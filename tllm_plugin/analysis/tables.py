@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def find_runs(folder: str | os.PathLike[str]) -> list[LoadedRun]:
                 continue
             run = load_run(path.parent) if metrics.tested else None
             # Trials of a search, tested or not, are no seeds of a method; nor is what else lacks a part of the data.
-            if run is None or run.recorded_settings.get("TLLM.HOLDOUT.SEARCH_FRACTION"):
+            if run is None or run.spec.get("TLLM.HOLDOUT.SEARCH_FRACTION"):
                 left_out += 1
             else:
                 runs.append(run)
@@ -108,7 +108,7 @@ def _fill_cell(cell: Cell, runs: Sequence[LoadedRun], image_folder: str) -> Fill
     matching = [run for run in here if _is_of(run, cell)]
     groups: list[list[LoadedRun]] = []
     for run in matching:
-        same = next((group for group in groups if group[0].settings == run.settings), None)
+        same = next((group for group in groups if not group[0].unlike(run)), None)
         if same is None:
             groups.append([run])
         else:
@@ -153,8 +153,7 @@ def _is_of(run: LoadedRun, cell: Cell) -> bool:
 
 def data_set_of(run: LoadedRun, image_folder: str = "") -> str:
     """Return which of the paper's data sets a run is on; another text if it is none of them."""
-    section = (run.config or {}).get("DATASET")
-    kind = _plain(str(section.get("TYPE", ""))) if isinstance(section, Mapping) else ""
+    kind = _plain(str(run.spec.get("DATASET.TYPE", "")))
     if kind == "imagefolder":
         return image_folder or kind
     return "cub200" if kind.startswith("cub") else kind

@@ -37,10 +37,8 @@ class TeacherRow:
 
 def planted_names(run: LoadedRun) -> tuple[str, ...]:
     """Return the names of the classes that the teacher of a run was made wrong on (`DISTILLER.PLANT`)."""
-    section = (run.config or {}).get("DISTILLER") if run.teacher else None
-    plant = section.get("PLANT") if isinstance(section, dict) else None
-    classes = plant.get("CLASSES") if isinstance(plant, dict) else None
-    if not isinstance(classes, (list, tuple)):
+    classes = run.spec.get("DISTILLER.PLANT.CLASSES") if run.teacher else None
+    if not isinstance(classes, list):
         return ()
     try:
         indices = resolve_classes("DISTILLER.PLANT.CLASSES", classes, run.class_names, recorded=True)
@@ -85,14 +83,21 @@ def teacher_rows(study: Study) -> list[TeacherRow]:
 
 
 def teacher_run(run: LoadedRun) -> Path | None:
-    """Return where the run lies that trained a run's teacher, named or not; None where it is not to be found."""
+    """Return where the run lies that trained a run's teacher, named or not; None where it is not to be found.
+
+    Raises:
+        FileFormatError: The record of the data that either was trained on is damaged.
+    """
     place = teacher_of(run)
     if place is not None or not run.teacher:
         return place
     try:
         checkpoint = teacher_checkpoint(run)
+    except ConfigError:  # Of another host.
+        return None
+    try:
         return None if checkpoint is None else RunFolder.find(checkpoint.parent).log_folder
-    except TLLMError:  # Of another host, or a checkpoint from elsewhere.
+    except TLLMError:  # A checkpoint from elsewhere.
         return None
 
 

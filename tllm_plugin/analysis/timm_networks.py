@@ -77,7 +77,7 @@ def score_timm(
     images = _Images(part, timm.data.create_transform(**config, is_training=False))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batches = DataLoader(images, batch_size=_BATCH_SIZE, num_workers=workers, pin_memory=device.type == "cuda")
-    predictions = predict(network.to(device), batches, device=device)
+    predictions = predict(network.to(device), batches, num_classes=len(part.classes), device=device)
     return LoadedRun(
         name=name,
         method=f"{model}@{Path(checkpoint).name}" if checkpoint else model,

@@ -133,8 +133,8 @@ def print_results(
         )
         cells = [title, f"{metrics[name].test_accuracy:.1%}"]
         if planted:
-            right = sum(metrics[name].class_correct[index] for index in planted)
-            cells.append(f"{right / sum(metrics[name].class_total[index] for index in planted):.1%}")
+            chosen = list(planted)
+            cells.append(f"{results[name].correct[chosen].sum() / results[name].total[chosen].sum():.1%}")
         cells.append(f"{hurt[name]} ({hurt['vanilla-2']})" if compared else "")
         cells.append(flagged if name == "tllm" else "")
         table.add_row(*cells)

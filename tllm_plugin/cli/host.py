@@ -46,6 +46,8 @@ def add_parser(commands: Any) -> None:
         epilog="Example: tllm host check ~/code/my-fork",
     )
     check.add_argument("path", metavar="PATH", type=Path, help="root of the checkout")
+    check.add_argument("--script", metavar="FILE", help="the train script below PATH; otherwise the likely ones")
+    check.add_argument("words", nargs="*", metavar="WORD", help="options of that script, after --")
     check.set_defaults(run=run_check)
 
 
@@ -74,7 +76,8 @@ def run_status(options: argparse.Namespace) -> None:
 
 def run_check(options: argparse.Namespace) -> None:
     """Print what works in a checkout; fail if nothing could be tried."""
-    result = host_check.check_checkout(options.path)
+    words = [*(["--script", options.script] if options.script else []), *options.words]
+    result = host_check.check_checkout(options.path, words)
     say(host_check.report(options.path.expanduser().resolve(), result))
     if result.problem:
         raise TLLMError(f"no method of {options.path} could be tried")

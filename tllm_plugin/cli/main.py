@@ -13,11 +13,17 @@ from rich.logging import RichHandler
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.core.worker_errors import plain_error
 from tllm_plugin.hosts.console import PlainConsole, PlainFormatter, say, writing_output
+from tllm_plugin.hosts.extensions import request_import
 from tllm_plugin.version import __version__
 
 DONE, FAILED, BAD_USAGE = 0, 1, 2
 #: Modules of this package, in the order of `tllm --help`.
-COMMANDS = ("train", "test", "search", "demo", "validate", "show", "compare", "headroom", "report", "tables", "host")
+COMMANDS = (
+    *("train", "test", "search", "demo", "validate", "config"),
+    *("show", "compare", "headroom", "report", "tables", "host"),
+)
+#: Those that read configs, in which users' own detectors and methods may stand.
+IMPORTING = ("train", "test", "search", "validate", "config")
 
 
 def build_parser(commands_wanted: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
@@ -33,6 +39,8 @@ def build_parser(commands_wanted: Sequence[str] = COMMANDS) -> argparse.Argument
         import_module(f"tllm_plugin.cli.{name}").add_parser(commands)
         # An error in a command's words is shown with its usage.
         commands.choices[name].set_defaults(parser=commands.choices[name])
+        if name in IMPORTING:
+            _add_import(commands.choices[name])
     return parser
 
 
@@ -48,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(leaving.code or 0)
     except KeyboardInterrupt:  # While a command's modules are imported.
         return _interrupted()
+    except ConfigError as error:  # Of a module of the user's own, which parsers that list its options import.
+        print(f"tllm: {error}", file=sys.stderr)
+        return BAD_USAGE
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # A terminal may have fewer signs than names do.
@@ -73,6 +84,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return DONE
 
 
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--import",
+        action="append",
+        default=[],
+        dest="imports",
+        metavar="MODULE",
+        help="import a module first, which registers detectors or methods of your own; may be repeated",
+    )
+
+
 def _line(error: Exception) -> str | None:
     """Return what is said of an error that is no mistake in a program."""
     if isinstance(error, TLLMError):
@@ -83,6 +105,13 @@ def _line(error: Exception) -> str | None:
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
+    # Before the parsers are made: their help lists what can be set.
+    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_import(before)
+    words = list(words)
+    own = words[: words.index("--")] if "--" in words else words
+    if own[:1] and own[0] in IMPORTING:
+        request_import(before.parse_known_args(own)[0].imports)
     # What the other commands import takes seconds.
     parser = build_parser([name for name in COMMANDS if name in words[:1]] or COMMANDS)
     options, rest = parser.parse_known_args(words)

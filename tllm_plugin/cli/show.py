@@ -14,11 +14,14 @@ from tllm_plugin.core.scores import SCORES
 from tllm_plugin.hosts.console import PlainConsole
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.flags_file import ClassFlag, FlagsRecord
+from tllm_plugin.runs.policy_file import PolicyRecord
 from tllm_plugin.runs.run_folder import RunFolder
 
 _COLUMNS = 6
 #: The evidence's headings, and how many characters a column of it is wide.
 _EVIDENCE = {"flagged\nafter\nepoch": 7, "drop": 5, "McNemar\np": 7, "e-value": 7, "hold-out": 8}
+#: The same of what a policy has decided.
+_WEIGHTS = {"teacher\nstrength": 8, "teaching\nweight": 8}
 _VALUE, _BORDER = 4, 3
 
 
@@ -41,13 +44,25 @@ def run(options: argparse.Namespace) -> None:
     flags = folder.read_flags()
     curves = Curves.from_state(to_state(folder.read_curves()))
     console = PlainConsole()
-    console.print(table(flags, curves, options.score, console.width))
+    policy = folder.read_policy() if folder.policy_json.exists() else None
+    console.print(table(flags, curves, options.score, console.width, policy))
+    if policy is not None:
+        console.print(_described(policy))
     if flags.reason:
         console.print(f"nothing flagged: {flags.reason}")
     console.print(f"{len(flags.flagged)} of {flags.num_classes} classes flagged by `{flags.detector.name}`")
 
 
-def table(flags: FlagsRecord, curves: Curves, score: str, width: int) -> Table:
+def _described(policy: PolicyRecord) -> str:
+    weights = [item.weight for item in policy.classes]
+    return (
+        f"policy `{policy.policy}`: {sum(weight < 1 for weight in weights)} of {policy.num_classes} classes are taught "
+        f"less (mean weight {sum(weights) / len(weights):.3f}, least {min(weights):.3f}). A class's strength is the "
+        f"teacher's mean probability of it at temperature {policy.temperature:g}; the level is {policy.level:.3f}."
+    )
+
+
+def table(flags: FlagsRecord, curves: Curves, score: str, width: int, policy: PolicyRecord | None = None) -> Table:
     """Return one row per class: evidence, and the curve at a few epochs. Flagged classes come first.
 
     Args:
@@ -55,24 +70,37 @@ def table(flags: FlagsRecord, curves: Curves, score: str, width: int) -> Table:
         curves: Likewise.
         score: What the curves show.
         width: Of the console, in characters; so many epochs are shown as fit into it, at least two.
+        policy: Teaching weights of the run, if a policy set them.
     """
+    weights = {} if policy is None else _WEIGHTS
     names = max(len("class"), *(cell_len(visible(item.name)) for item in flags.classes))
-    taken = names + sum(_EVIDENCE.values()) + (1 + len(_EVIDENCE)) * _BORDER + 1
+    columns = {**weights, **_EVIDENCE}
+    taken = names + sum(columns.values()) + (1 + len(columns)) * _BORDER + 1
     picked = _spread(len(curves), min(_COLUMNS, max(2, (width - taken) // (_VALUE + _BORDER))))
     result = Table(title=f"hold-out {score} per class, after the epochs in the heading", title_justify="left")
     result.add_column("class", overflow="fold")
-    for name in (*_EVIDENCE, *(str(curves.epochs[row]) for row in picked)):
+    for name in (*columns, *(str(curves.epochs[row]) for row in picked)):
         result.add_column(name, justify="right", overflow="fold")
     values = curves.class_curves(score)
     for item in sorted(flags.classes, key=lambda item: (not item.flagged, item.index)):
         cells = [f"{values[row, item.index]:.2f}" for row in picked]
-        result.add_row(*_evidence(item), *cells, style="bold" if item.flagged else None)
+        result.add_row(
+            visible(item.name),
+            *_weight(policy, item.index),
+            *_evidence(item),
+            *cells,
+            style="bold" if item.flagged else None,
+        )
     return result
+
+
+def _weight(policy: PolicyRecord | None, index: int) -> list[str]:
+    found = [] if policy is None else [policy.classes[index]]
+    return [text for item in found for text in (f"{item.strength:.3f}", f"{item.weight:.3f}")]
 
 
 def _evidence(item: ClassFlag) -> list[str]:
     return [
-        visible(item.name),
         "" if item.epoch_flagged is None else str(item.epoch_flagged),
         "" if item.drop is None else f"{item.drop:+.2f}",
         "" if item.p_value is None else f"{item.p_value:.2g}",

@@ -13,7 +13,7 @@ from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.console import say
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.late_test import ensure_tested
-from tllm_plugin.hosts.embedded.same_run import config_of, is_embedded
+from tllm_plugin.hosts.run_spec import RunSpec
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.space import with_values
@@ -67,14 +67,15 @@ def _tested(folder: RunFolder, options: argparse.Namespace, bundles: dict[str, D
     metrics = folder.read_metrics()
     if folder.has_results():
         return metrics
-    if not is_embedded(folder):
+    spec = RunSpec.read(folder)
+    if not spec.is_embedded:
         if metrics.tested:
             return metrics  # Numbers per class are all that some hosts' runs have.
         raise ConfigError(
             f"Expected {folder.log_folder} to be a run of the embedded host, but it has no config.yaml of that"
         )
     given = {"DATASET.PATH": options.path, "RUNTIME.DEVICE": options.device}
-    cfg = with_values(config_of(folder), {key: value for key, value in given.items() if value})
+    cfg = with_values(spec.config(), {key: value for key, value in given.items() if value})
     # What a data set is, and which of its images are drawn.
     recorded = folder.read_data()
     key = f"{cfg.DATASET} {cfg.EXPERIMENT.SEED} {recorded.digest()}"

@@ -17,6 +17,7 @@ from tllm_plugin.hosts.checkouts import locate, make_importable
 from tllm_plugin.hosts.console import say
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.config import load_config
+from tllm_plugin.hosts.extensions import import_words
 from tllm_plugin.hosts.plain_errors import ending_plainly
 from tllm_plugin.hosts.repdistiller import launch as repdistiller
 from tllm_plugin.report.page import write_report_if_possible
@@ -36,18 +37,20 @@ def add_parser(commands: Any) -> None:
     hosts = ("embedded", "mdistiller", "repdistiller")
     parser.add_argument("--host", choices=hosts, default="embedded", help="whose loop trains")
     parser.add_argument(
-        "--script", default="train_student.py", metavar="FILE", help="of repdistiller: train_teacher.py for a teacher"
+        "--script",
+        metavar="FILE",
+        help="of repdistiller (train_student.py; train_teacher.py for a teacher) or mdistiller (tools/train.py)",
     )
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of this run")
     parser.add_argument("--overwrite", action="store_true", help="start anew although the run exists")
-    add_overrides(parser, "; for repdistiller its own arguments after --")
+    add_overrides(parser, "; for repdistiller its own arguments after --, as for mdistiller those of its script")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Train, and say where the results are."""
-    if options.host != "embedded":
-        processes.refuse_several(f"the host {options.host}", "only the embedded host trains with several")
+    if options.host == "repdistiller":
+        processes.refuse_several(f"the host {options.host}", "the others train with several")
     if options.host == "repdistiller":
         if options.cfg or options.overwrite:
             raise ConfigError(
@@ -66,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
         from tllm_plugin.hosts.mdistiller.launch import launch
 
         with ending_plainly():
-            launch(root, options.cfg, options.opts, resume=options.resume)
+            launch(root, options.cfg, options.opts, resume=options.resume, script=options.script or "")
         return
     with processes.joined():
         # Of several processes, those on other machines need not have the files that it names.
@@ -84,7 +87,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _command(options: argparse.Namespace, *, resume: bool) -> str:
-    words = ["train", "--cfg", options.cfg, *(["--resume"] if resume else []), *options.opts]
+    words = ["train", *import_words(), "--cfg", options.cfg, *(["--resume"] if resume else []), *options.opts]
     if not processes.were_started():
         return shlex.join(["tllm", *words])
     started_here = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
@@ -124,11 +127,12 @@ def _teacher(cfg: CfgNode, student: RunFolder) -> str:
 
 
 def _run_repdistiller(options: argparse.Namespace) -> None:
+    script = options.script or "train_student.py"
     try:
         with ending_plainly():
-            repdistiller.launch(locate("repdistiller"), options.opts, resume=options.resume, script=options.script)
+            repdistiller.launch(locate("repdistiller"), options.opts, resume=options.resume, script=script)
     except KeyboardInterrupt:
         if "--tllm" not in options.opts:
             raise
-        words = ["tllm", "train", "--host", "repdistiller", "--resume", "--", *options.opts]
+        words = ["tllm", "train", *import_words(), "--host", "repdistiller", "--resume", "--", *options.opts]
         raise TLLMError(f"interrupted; continue with: {shlex.join(words)}") from None

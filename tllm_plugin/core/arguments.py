@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tllm_plugin.core import options
 from tllm_plugin.core.errors import ConfigError
 
 
@@ -105,13 +106,10 @@ def number_in(
     Raises:
         ConfigError: It is none, or outside.
     """
-    wanted = f"Expected `{name}` to be in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
-    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
-        raise ConfigError(f"{wanted}, but got {value!r}")
-    number = float(value)
-    if not (low < number if open_low else low <= number) or not (number < high if open_high else number <= high):
-        raise ConfigError(f"{wanted}, but got {value}")
-    return number
+    expected = options.number_in(low, high, open_low=open_low, open_high=open_high)(value)
+    if expected is not None:
+        raise ConfigError(f"Expected `{name}` to be {expected}, but got {value!r}")
+    return float(value)
 
 
 def _plain(values: Any) -> Any:

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 Losses = dict[str, Tensor]
 #: What a single loss is called among ours.
 ONE_LOSS = "loss_ce"
+_LABELS = ("label", "labels", "targets", "gt", "y")
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -42,6 +43,12 @@ def check_networks(distiller: nn.Module) -> None:
         )
 
 
+def teacher_of(distiller: nn.Module) -> nn.Module | None:
+    """Return a distiller's teacher; None where it has none, or an `nn.Identity` in its place."""
+    teacher: nn.Module | None = getattr(distiller, "teacher", None)
+    return None if isinstance(teacher, nn.Identity) else teacher
+
+
 def by_name(distiller: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keyword arguments of a call that names some by position: `(image, target)`, or as `forward` has it.
 
@@ -65,8 +72,36 @@ def first_images(kwargs: Mapping[str, Any]) -> tuple[str, Any]:
     return next((name, kwargs[name]) for name in names if name in kwargs)
 
 
-def check_call(distiller: nn.Module, kwargs: Mapping[str, Any], num_classes: int) -> None:
+def other_names(kwargs: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a training call calls its labels and views, by the names of ours, where it has not these names.
+
+    Labels are what is called `label`, `labels` or the like; without a keyword that begins with `image`, all float
+    tensors of three dimensions or more are views.
+    """
+    found: dict[str, str] = {}
+    if "target" not in kwargs:
+        labels = [name for name in _LABELS if isinstance(kwargs.get(name), Tensor)]
+        found = {"target": labels[0]} if labels else {}
+    if not any(name.startswith("image") for name in kwargs):
+        views = [
+            name
+            for name, value in kwargs.items()
+            if isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 2
+        ]
+        found |= {f"image_{name}" if len(views) > 1 else "image": name for name in views}
+    return found
+
+
+def check_call(
+    distiller: nn.Module, kwargs: Mapping[str, Any], num_classes: int, spelled: Mapping[str, str] | None = None
+) -> None:
     """Check the keywords of a training call.
+
+    Args:
+        distiller: The distiller.
+        kwargs: Under our names.
+        num_classes: C.
+        spelled: See `other_names`.
 
     Raises:
         ConfigError: They are not what `forward(image=, target=)` takes, or labels are no class indices.
@@ -76,7 +111,7 @@ def check_call(distiller: nn.Module, kwargs: Mapping[str, Any], num_classes: int
     if "target" not in kwargs or not isinstance(image, Tensor):
         raise ConfigError(f"Expected a training call to give tensors `image` and `target`, but got {given}")
     try:
-        inspect.signature(distiller.forward).bind(**kwargs)
+        inspect.signature(distiller.forward).bind(**{(spelled or {}).get(name, name): kwargs[name] for name in kwargs})
     except TypeError as error:
         raise ConfigError(
             f"Expected `forward` of {type(distiller).__name__} to take {given} as keywords, but its signature is "

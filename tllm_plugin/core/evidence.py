@@ -79,22 +79,6 @@ def e_benjamini_hochberg(e_values: Tensor, level: float) -> Tensor:
     return e_values >= descending[count - 1] if count else torch.zeros(classes, dtype=torch.bool)
 
 
-def benjamini_hochberg(p_values: Tensor, level: float) -> Tensor:
-    """Return (C,) bool: rejected hypotheses with false discovery rate at most `level`, for independent p-values.
-
-    Source: Benjamini and Hochberg (1995).
-
-    >>> benjamini_hochberg(torch.tensor([0.001, 0.8, 0.02]), level=0.05).tolist()
-    [True, False, True]
-    """
-    classes = p_values.numel()
-    ascending = p_values.sort().values
-    place = torch.arange(1, classes + 1)
-    passed = ascending <= level * place / max(classes, 1)
-    count = int((place * passed).max()) if classes else 0
-    return p_values <= ascending[count - 1] if count else torch.zeros(classes, dtype=torch.bool)
-
-
 def sampling_variance(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Return (C,) float64: the variance of each class's mean of `values` (n,), estimated from its samples.
 

@@ -21,6 +21,7 @@ class Known:
         call: Which call of the student returns the logits, counted from 0.
         leaf: Which tensor of its output they are; None: not seen yet.
         image: Keyword that the student is given as it is; None: something is made of it first, or not seen yet.
+        columns: Of the logits; None: not seen yet.
         checked: Whether a call was checked in this process.
         few_rows_steps: Steps whose distillable rows got plain cross-entropy because they were few.
     """
@@ -30,6 +31,7 @@ class Known:
     call: int = 0
     leaf: int | None = None
     image: str | None = None
+    columns: int | None = None
     checked: bool = False
     few_rows_steps: int = 0
 

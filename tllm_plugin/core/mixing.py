@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.core.outputs import find_logits, has_rows, map_tensors, named_logits, tensors_in
+from tllm_plugin.core.outputs import find_logits, has_rows, map_tensors, named_logits, possible_logits, tensors_in
 
 #: What distillers call their temperature.
 _NAMES = ("temperature", "T", "kd_T", "tau")
@@ -75,7 +75,7 @@ class _Scaled(torch.autograd.Function):
         return _scaled(weights, gradient), None
 
 
-@dataclass(frozen=True)
+@dataclass
 class RowWeights:
     """The teaching weights of the rows that an inner distiller sees in one call.
 
@@ -85,6 +85,7 @@ class RowWeights:
         num_classes: C.
         temperature: T > 0, of the teacher's softened predictions.
         leaf: Which tensor of the student's output its logits are; None: the only one of their shape.
+        columns: Of the logits, which may be more than C; None: not seen yet.
     """
 
     weights: Tensor
@@ -92,6 +93,7 @@ class RowWeights:
     num_classes: int
     temperature: float
     leaf: int | None = None
+    columns: int | None = None
 
     def mix(self, output: Any) -> Any:
         """Return a teacher's output with its logits mixed with the labels; one without logits is left alone.
@@ -100,9 +102,9 @@ class RowWeights:
             ConfigError: Several tensors may be the logits.
         """
         rows = self.target.shape[0]
-        if not any(tensor.shape == (rows, self.num_classes) for tensor in tensors_in(output)):
+        if not possible_logits(output, rows, self.num_classes, self.columns):
             return output
-        logits = find_logits(output, rows, self.num_classes, network="teacher")
+        logits = find_logits(output, rows, self.num_classes, network="teacher", columns=self.columns)
         mixed = mixed_logits(logits, self.target, self.weights, self.temperature)
         return map_tensors(output, lambda tensor: mixed if tensor is logits else tensor)
 
@@ -114,6 +116,7 @@ class RowWeights:
         rows = self.target.shape[0]
         tensors = list(tensors_in(output))
         first = find_logits(output, rows, self.num_classes) if self.leaf is None else tensors[self.leaf]
+        self.columns = first.shape[1]
         kept = {id(first), *(id(tensor) for tensor in named_logits(output))}
 
         def lessened(tensor: Tensor) -> Tensor:

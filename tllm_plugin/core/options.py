@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from tllm_plugin.core.errors import ConfigError
@@ -68,7 +68,7 @@ class Option:
     Args:
         name: Of the constructor's argument, and of the attribute that holds it.
         default: Its type is that of the option.
-        check: What is accepted; None for every value of the default's type.
+        check: What is accepted; None where a config's check of the type is enough.
         help: For lists of options and the help of flags; begins with a small letter and has no full stop.
         key: In a config, below the node of the detector or the method; empty for the name in capitals.
         flag: In RepDistiller, without the dashes; empty for the name behind that of its owner, None for none.
@@ -96,11 +96,22 @@ class Option:
         return type(self.default)(value) if type(self.default) in (int, float) else value
 
 
-class WithOptions:
-    """Base of classes whose constructor takes options by name; each becomes an attribute."""
+def option(default: Any, check: Check | None, help: str, key: str = "", flag: str | None = "") -> Any:
+    """Declare an option in the body of a class: `eta: float = option(0.05, INSIDE, "how far ...")`; see `Option`."""
+    return Option("", default, check, help, key, flag)
 
-    #: What can be set, in the order of lists and help.
+
+class WithOptions:
+    """Base of classes that declare options in their body and take them by name; each is an attribute of instances."""
+
+    #: Declared by the class and its bases, in the order of lists and help.
     options: ClassVar[tuple[Option, ...]] = ()
+
+    def __init_subclass__(cls, **how: Any) -> None:
+        super().__init_subclass__(**how)
+        declared = {name: item for name, item in vars(cls).items() if isinstance(item, Option)}
+        named = (replace(item, name=name, key=item.key or name.upper()) for name, item in declared.items())
+        cls.options = (*(item for item in cls.options if item.name not in declared), *named)
 
     def set_options(self, given: Mapping[str, Any]) -> None:
         """Set an attribute for each option: what is given, otherwise the default.

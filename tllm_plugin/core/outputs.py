@@ -95,19 +95,39 @@ def named_logits(output: Any) -> Iterator[Tensor]:
             yield from named_logits(item)
 
 
-def find_logits(output: Any, rows: int, num_classes: int, *, network: str = "student") -> Tensor:
-    """Return the logits of a network's output by their shape; of several, the only one that is not nested.
+def possible_logits(output: Any, rows: int, num_classes: int, columns: int | None = None) -> list[Tensor]:
+    """Return the tensors of a network's output that may be its logits; of several, those that are not nested.
+
+    Args:
+        output: Of the network.
+        rows: n.
+        num_classes: C. Where no tensor is of shape (n, C), those with more columns may be: a network may have more
+            outputs than there are classes.
+        columns: Of the logits, where they are known.
+    """
+    tensors = [tensor for tensor in tensors_in(output) if tensor.dim() == 2 and tensor.shape[0] == rows]
+    found = [tensor for tensor in tensors if tensor.shape[1] == (num_classes if columns is None else columns)]
+    if columns is None and not found:
+        found = [tensor for tensor in tensors if tensor.shape[1] > num_classes]
+    if len(found) > 1 and isinstance(output, (tuple, list, Mapping)):
+        items = {id(item) for item in (output.values() if isinstance(output, Mapping) else output)}
+        found = [tensor for tensor in found if id(tensor) in items] or found
+    return found
+
+
+def find_logits(
+    output: Any, rows: int, num_classes: int, *, network: str = "student", columns: int | None = None
+) -> Tensor:
+    """Return the logits of a network's output by their shape; see `possible_logits`.
 
     Raises:
-        ConfigError: No tensor in `output` has that shape, or several have.
+        ConfigError: No tensor in `output` may be its logits, or several may.
     """
-    found = [tensor for tensor in tensors_in(output) if tensor.shape == (rows, num_classes)]
-    if len(found) > 1 and isinstance(output, (tuple, list, Mapping)):
-        items = output.values() if isinstance(output, Mapping) else output
-        found = [item for item in items if isinstance(item, Tensor) and item.shape == (rows, num_classes)] or found
+    found = possible_logits(output, rows, num_classes, columns)
     if len(found) != 1:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(output)) or "no tensor"
         raise ConfigError(
-            f"Expected the {network} to return one tensor of logits, of shape ({rows}, {num_classes}), but got {shapes}"
+            f"Expected the {network} to return one tensor of logits, of shape ({rows}, {columns or num_classes}), but "
+            f"got {shapes}"
         )
     return found[0]

@@ -26,7 +26,7 @@ class Predictions:
         labels: (n,) int64, true classes.
         prediction: (n,) int64, predicted classes; the label exactly where the true class ranks first. -1 stands for a
             wrong prediction that was not kept.
-        num_classes: C.
+        num_classes: C; labels are below it, predictions of a network with more outputs need not be.
         rank: (n,) uint8, place of the true class among the logits, 1 = predicted; 255 stands for 255 or worse. None
             where it was not kept, as in `predictions.npz`.
         true_prob: (n,) float32, softmax probability of the true class; None likewise.
@@ -110,11 +110,15 @@ class Collector:
     """Makes `Predictions` of logits that come batch by batch; for loops over a data set that a host runs itself.
 
     Per sample a few bytes are kept on the device, of features as many as they have, and of logits nothing.
+
+    Args:
+        num_classes: C; None: as many as there are logits. A network may have more outputs than there are classes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_classes: int | None = None) -> None:
+        self._num_classes = num_classes
         self._parts: dict[str, list[Tensor]] = {
-            name: [] for name in ("labels", "prediction", "rank", "true_prob", "classes", "features")
+            name: [] for name in ("labels", "prediction", "rank", "true_prob", "outputs", "features")
         }
 
     def add(self, logits: Tensor, label: Tensor, features: Tensor | None = None) -> None:
@@ -132,16 +136,15 @@ class Collector:
         logits = logits.detach().float()
         label = label.to(logits.device, torch.int64)
         rank = true_class_rank(logits, label)
-        column = label[:, None]
-        # Where the true class does not rank first, the best of the others: with NaN among the logits, argmax over all
-        # of them could still be the true class.
-        others = logits.scatter(1, column, -torch.inf).argmax(1)
+        best = logits.argmax(1)
+        # A true logit of NaN ranks last, but argmax finds it: then any other class counts as predicted.
+        wrong = torch.where(best == label, (label + 1) % logits.shape[1], best)
         batch = {
             "labels": label,
-            "prediction": torch.where(rank == 1, label, others),
+            "prediction": torch.where(rank == 1, label, wrong),
             "rank": rank.clamp(max=MAX_RANK).to(torch.uint8),
-            "true_prob": F.softmax(logits, dim=1).gather(1, column).squeeze(1),
-            "classes": torch.full_like(label, logits.shape[1]),
+            "true_prob": F.softmax(logits, dim=1).gather(1, label[:, None]).squeeze(1),
+            "outputs": torch.full_like(label, logits.shape[1]),
         }
         for name, values in batch.items():
             self._parts[name].append(values)
@@ -171,7 +174,7 @@ class Collector:
         return Predictions(
             labels=labels,
             prediction=whole("prediction", torch.int64),
-            num_classes=int(whole("classes", torch.int64).max()),
+            num_classes=self._num_classes or int(whole("outputs", torch.int64).max()),
             rank=whole("rank", torch.uint8),
             true_prob=torch.nan_to_num(whole("true_prob", torch.float32), nan=0.0),
             features=whole("features", torch.float32) if self._parts["features"] else None,
@@ -184,6 +187,7 @@ def predict(
     batches: Iterable[Sequence[Any]],
     *,
     keyword: str = "",
+    num_classes: int | None = None,
     device: torch.device | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     features: bool = False,
@@ -194,9 +198,10 @@ def predict(
         network: Image batch -> logits (b, C), unnormalised, alone or with other outputs (see `logits_of`). A module is
             put into evaluation mode and left in it.
         batches: Yields `(image, label, ...)` in the same order every time; labels (b,) of an integer type. A loader of
-            a shard has `gather`, which see `tllm_plugin.data.loaders.EvalLoader`; then all processes get all samples.
+            one of several processes has a method `gather`, which see `Collector.predictions`: all get all samples.
         keyword: Name of the argument that takes the images, for a distiller, which takes keywords and returns logits
             alone.
+        num_classes: See `Collector`.
         device: Where to put the images first; None: they are on the network's device.
         autocast: Makes the context of a forward pass, that is, its precision.
         features: Whether to keep the pooled features, `pooled_feat` of the outputs beside the logits. They take memory.
@@ -206,7 +211,7 @@ def predict(
     """
     if isinstance(network, nn.Module):
         network.eval()
-    collector = Collector()
+    collector = Collector(num_classes)
     for image, label, *_ in batches:
         image = image if device is None else image.to(device, non_blocking=True)
         with autocast():

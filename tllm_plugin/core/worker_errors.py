@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing.connection
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -41,18 +43,16 @@ def plain_error(error: BaseException) -> TLLMError | None:
     caught = _CAUGHT.match(text)
     if caught:
         return _of_worker(caught[1], text)
-    if not isinstance(error, RuntimeError | OSError):
+    if not isinstance(error, RuntimeError | OSError | EOFError):
         return None
     # Which signal it was stands in the message or in that of the cause.
     gone = _GONE.search(f"{error.__cause__}") or _GONE.search(text)
+    if isinstance(error, ConnectionError | EOFError) and _while_receiving(error):
+        return _ended("ended")
     if gone and gone["signal"] == "Bus error":
         return DataError(_NO_ROOM)
     if gone:
-        how = f"was killed (signal {gone['signal']})" if gone["signal"] else "ended"
-        return DataError(
-            f"Expected the processes that read images to go on, but one {how}, as happens where memory is short; "
-            f"{_FEWER}, or 0 to read without them and see why"
-        )
+        return _ended(f"was killed (signal {gone['signal']})" if gone["signal"] else "ended")
     return _of_sharing(text)
 
 
@@ -62,10 +62,27 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        plain = plain_error(error)
+        try:
+            plain = plain_error(error)
+        except RuntimeError as later:  # PyTorch's handler of SIGCHLD raises wherever this process is, here as well.
+            plain = plain_error(later)
         if plain is None:
             raise
         raise plain from None
+
+
+def _ended(how: str) -> DataError:
+    return DataError(
+        f"Expected the processes that read images to go on, but one {how}, as happens where memory or shared memory "
+        f"(/dev/shm) is short; "
+        f"{_FEWER}, or 0 to read without them and see why"
+    )
+
+
+def _while_receiving(error: BaseException) -> bool:
+    """Return whether an error came up while processes of Python's `multiprocessing` talked to each other."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code.co_filename == multiprocessing.connection.__file__ for frame, _ in frames)
 
 
 def _of_worker(name: str, text: str) -> TLLMError | None:

@@ -99,6 +99,7 @@ class TLLMWrapper(nn.Module):
         self._note_weights()
         self._known = Known.told_by(distiller)
         self._carried: dict[str, HasState] = {}
+        self._spelled: dict[str, str] = {}
         self._waiting_state: dict[str, Mapping[str, Any]] = {}
         self._owner = uuid.uuid4().hex
         if self.balance is not None:
@@ -113,7 +114,7 @@ class TLLMWrapper(nn.Module):
     @property
     def teacher(self) -> nn.Module | None:
         """The inner distiller's teacher, or None where it has none."""
-        return getattr(self.distiller, "teacher", None)
+        return contract.teacher_of(self.distiller)
 
     @property
     def undistillable(self) -> Tensor:
@@ -141,7 +142,9 @@ class TLLMWrapper(nn.Module):
             inner = self.__dict__.get("_modules", {}).get("distiller")
             if inner is None or not hasattr(inner, name):
                 raise
-            return getattr(inner, name)
+            found = getattr(inner, name)
+            # A distiller that is its own `module`, for loops that expect to find it in a DataParallel.
+            return self if found is inner else found
 
     def get_learnable_parameters(self) -> list[nn.Parameter]:
         """Return what the optimizer trains: the distiller's choice, or what requires gradients outside the teacher."""
@@ -205,7 +208,8 @@ class TLLMWrapper(nn.Module):
 
         Args:
             image: (n, ...); or several views, in keywords that begin with `image`.
-            target: (n,) int64 class indices; needed in training. Batched tensors in the other keywords are sliced to
+            target: (n,) int64 class indices; needed in training (`label` and the like will do, and views of any name
+                where none begins with `image`). Batched tensors in the other keywords are sliced to
                 the distillable rows, except those whose name begins with `image`.
 
         Returns:
@@ -221,10 +225,14 @@ class TLLMWrapper(nn.Module):
             kwargs = contract.by_name(self.distiller, args, kwargs)
         if not self.training:
             return self.distiller(**kwargs)
+        self._spelled = contract.other_names(kwargs)
+        if self._spelled:
+            ours = {theirs: name for name, theirs in self._spelled.items()}
+            kwargs = {ours.get(name, name): value for name, value in kwargs.items()}
         if not self._known.checked:
-            contract.check_call(self.distiller, kwargs, self.num_classes)
+            contract.check_call(self.distiller, kwargs, self.num_classes, self._spelled)
         if not (self._any_flagged or self._any_between):
-            return self.distiller(**kwargs) if self._known.checked else self._inner(kwargs)[0]
+            return self._call(kwargs) if self._known.checked else self._inner(kwargs)[0]
         if "target" not in kwargs:
             raise ConfigError(f"Expected a training call to give `target`, but got {', '.join(kwargs) or 'nothing'}")
         if not self._any_flagged:
@@ -241,6 +249,10 @@ class TLLMWrapper(nn.Module):
             logits, losses = self._mixed(kwargs, flagged, rows)
         return logits, losses[ONE_LOSS] if self._known.one_loss else losses
 
+    def _call(self, kwargs: Mapping[str, Any]) -> Any:
+        """Call the inner distiller with the names that it was called with."""
+        return self.distiller(**{self._spelled.get(name, name): value for name, value in kwargs.items()})
+
     def _inner(self, kwargs: Mapping[str, Any], rows: Tensor | None = None) -> tuple[Any, Route]:
         """Call the inner distiller; return what it returns, and the route with what its student returned."""
         route = Route(self._owner, self.student, kwargs["target"].shape[0], rows, self._row_weights(kwargs, rows))
@@ -248,7 +260,7 @@ class TLLMWrapper(nn.Module):
         given = {name: value if name.startswith("image") else route.slice(value) for name, value in kwargs.items()}
         if self._known.checked:
             with routed(route):
-                return self.distiller(**given), route
+                return self._call(given), route
         if can_watch(self.distiller):
             images = [
                 tensor for name, value in given.items() if name.startswith("image") for tensor in tensors_in(value)
@@ -258,7 +270,7 @@ class TLLMWrapper(nn.Module):
             ]
             route.watch = Watch(images, batched, route.row_counts())
         with routed(route), route.watch or nullcontext():
-            result = self.distiller(**given)
+            result = self._call(given)
         self._learn(kwargs, result, route)
         return result, route
 
@@ -269,7 +281,8 @@ class TLLMWrapper(nn.Module):
         target = kwargs["target"].long()
         target = target if rows is None else target.index_select(0, rows)
         weights = self.teaching_weights.index_select(0, target)
-        return RowWeights(weights, target, self.num_classes, self.mixing_temperature, self._known.leaf)
+        known = self._known
+        return RowWeights(weights, target, self.num_classes, self.mixing_temperature, known.leaf, known.columns)
 
     def _learn(self, kwargs: Mapping[str, Any], result: Any, route: Route) -> None:
         """Check the first call of the inner distiller, and take note of what later ones need to know."""
@@ -280,6 +293,7 @@ class TLLMWrapper(nn.Module):
         trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.student.parameters())
         contract.check_result(result, rows, self.num_classes, trains=trains)
         known.call, known.leaf = route.place_of(result[0])
+        known.columns = result[0].shape[1]
         if route.watch is not None:
             known.image = contract.image_of_student(self.student, kwargs, *route.watch.student_calls[known.call])
         contract.tell_of_training_teacher(self.distiller)
@@ -330,7 +344,7 @@ class TLLMWrapper(nn.Module):
         route = Route(self._owner, self.student, rows, cut=known.call)
         try:
             with routed(route):
-                self.distiller(**kwargs)
+                self._call(kwargs)
         except Cut as cut:
             if cut.output is not None:
                 if known.leaf is not None:

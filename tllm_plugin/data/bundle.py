@@ -106,7 +106,6 @@ class DataBundle(ABC):
         batch_size: int,
         seed: int,
         device: torch.device | str,
-        drop_last: bool = False,
         shard: Shard = WHOLE,
         least_rows: int = 1,
     ) -> TrainLoader:
@@ -117,7 +116,6 @@ class DataBundle(ABC):
             batch_size: Images per batch, those of all shards together.
             seed: Of order and augmentation.
             device: Where the batches end up.
-            drop_last: Leave out a smaller last batch.
             shard: Whose rows of every batch to yield. Batches and augmentation are the same whatever their number, but
                 for a last batch that is too small for it.
             least_rows: A last batch with fewer rows for a shard is put into the one before it: 2 where BatchNorm is
@@ -129,9 +127,7 @@ class DataBundle(ABC):
         """
         _check_batch_size(batch_size)
         rows = _checked_rows(indices, len(self.train_labels), "training images")
-        loader = self._train_loader(
-            rows, batch_size=batch_size, seed=seed, device=torch.device(device), drop_last=drop_last
-        )
+        loader = self._train_loader(rows, batch_size=batch_size, seed=seed, device=torch.device(device))
         loader.restrict(shard, least_rows)
         return loader
 
@@ -168,9 +164,7 @@ class DataBundle(ABC):
         return loader
 
     @abstractmethod
-    def _train_loader(
-        self, rows: Tensor, *, batch_size: int, seed: int, device: torch.device, drop_last: bool
-    ) -> TrainLoader:
+    def _train_loader(self, rows: Tensor, *, batch_size: int, seed: int, device: torch.device) -> TrainLoader:
         """`train_loader` with checked arguments."""
 
     @abstractmethod

@@ -54,10 +54,8 @@ class InMemoryBundle(DataBundle):
         images, files = (self.train, self.train_files) if split == "train" else (self.test, self.test_files)
         return part_of(images.labels, self.num_classes, files=files, images=images.images.permute(0, 2, 3, 1))
 
-    def _train_loader(
-        self, rows: Tensor, *, batch_size: int, seed: int, device: torch.device, drop_last: bool
-    ) -> TrainLoader:
-        return _TrainLoader(self, rows, device=device, batch_size=batch_size, seed=seed, drop_last=drop_last)
+    def _train_loader(self, rows: Tensor, *, batch_size: int, seed: int, device: torch.device) -> TrainLoader:
+        return _TrainLoader(self, rows, device=device, batch_size=batch_size, seed=seed)
 
     def _eval_loader(self, rows: Tensor, *, batch_size: int, device: torch.device, split: Split) -> EvalLoader:
         return _EvalLoader(self, split, rows, device=device, batch_size=batch_size)
@@ -127,9 +125,8 @@ class _TrainLoader(TrainLoader):
         device: torch.device,
         batch_size: int,
         seed: int,
-        drop_last: bool,
     ) -> None:
-        super().__init__(rows, batch_size=batch_size, seed=seed, drop_last=drop_last)
+        super().__init__(rows, batch_size=batch_size, seed=seed)
         self._bundle = bundle
         self._device = device
 

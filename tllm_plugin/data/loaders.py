@@ -29,31 +29,24 @@ class TrainLoader(ABC):
         rows: (N,) int64 on the CPU, positions in the training set. A position that occurs twice is seen twice.
         batch_size: Images per batch, at least 1; of all shards together.
         seed: Any integer.
-        drop_last: Leave out the last batch of an epoch if it is smaller than the others.
 
     Attributes:
-        num_samples: Number of rows of all shards together, those that `drop_last` leaves out included.
+        num_samples: Number of rows of all shards together.
 
     Raises:
-        ConfigError: There would be no batch at all.
+        ConfigError: There are no rows.
     """
 
-    def __init__(self, rows: Tensor, *, batch_size: int, seed: int, drop_last: bool) -> None:
+    def __init__(self, rows: Tensor, *, batch_size: int, seed: int) -> None:
         self.num_samples = len(rows)
         self._rows = rows
         self._batch_size = batch_size
         self._seed = seed
-        self._drop_last = drop_last
         self._epoch = 0
         self._shard = WHOLE
         self._least_rows = 1
         if self.num_samples == 0:
             raise ConfigError("Expected `indices` to name at least one training image, but got none")
-        if len(self) == 0:
-            raise ConfigError(
-                f"Expected `batch_size` to be at most {self.num_samples}, the number of training images, "
-                f"because the last smaller batch is dropped, but got {batch_size}"
-            )
 
     def __len__(self) -> int:
         return len(self.batch_rows)
@@ -63,7 +56,7 @@ class TrainLoader(ABC):
         """Rows of every batch of an epoch, those of all shards together."""
         full, rest = divmod(self.num_samples, self._batch_size)
         sizes = [self._batch_size] * full
-        if rest and not self._drop_last:
+        if rest:
             if full and rest < self._least_rows:
                 sizes[-1] += rest
             else:
@@ -97,7 +90,7 @@ class TrainLoader(ABC):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         generator = derived_generator(self._seed, self._epoch, "order")
         sizes = self.batch_rows
-        order = torch.randperm(self.num_samples, generator=generator)[: sum(sizes)]
+        order = torch.randperm(self.num_samples, generator=generator)
         return self._batches(self._shard.rows_of(self._rows[order].split(sizes)), self._epoch)
 
     @abstractmethod

@@ -35,9 +35,6 @@ def borrowed_cpu_rng(seed: int) -> Iterator[None]:
     For torchvision's transforms, which draw from the global generator and take no other. `torch.manual_seed` would do
     too much: it also reseeds the accelerators, whose state is not put back here.
     """
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)
-    try:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         yield
-    finally:
-        torch.set_rng_state(state)

@@ -55,10 +55,8 @@ class StreamedBundle(DataBundle):
         )
         return part_of(labels, self.num_classes, files=files)
 
-    def _train_loader(
-        self, rows: Tensor, *, batch_size: int, seed: int, device: torch.device, drop_last: bool
-    ) -> TrainLoader:
-        return _TrainLoader(self, rows, device=device, batch_size=batch_size, seed=seed, drop_last=drop_last)
+    def _train_loader(self, rows: Tensor, *, batch_size: int, seed: int, device: torch.device) -> TrainLoader:
+        return _TrainLoader(self, rows, device=device, batch_size=batch_size, seed=seed)
 
     def _eval_loader(self, rows: Tensor, *, batch_size: int, device: torch.device, split: Split) -> EvalLoader:
         return _EvalLoader(self, split, rows, device=device, batch_size=batch_size)
@@ -73,9 +71,8 @@ class _TrainLoader(TrainLoader):
         device: torch.device,
         batch_size: int,
         seed: int,
-        drop_last: bool,
     ) -> None:
-        super().__init__(rows, batch_size=batch_size, seed=seed, drop_last=drop_last)
+        super().__init__(rows, batch_size=batch_size, seed=seed)
         self._bundle = bundle
         self._device = device
         steps: list[Transform] = [transforms.RandomResizedCrop(bundle.image_size), transforms.RandomHorizontalFlip()]

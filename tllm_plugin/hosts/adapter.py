@@ -1,28 +1,36 @@
-"""Registers TLLM in a host with the contract of mdistiller: a config node, the trainer `tllm`, the distiller `TLLM`.
+"""Puts TLLM into the trainers of a host with the contract of mdistiller, and registers the distiller `TLLM` there.
 
-The trainer is the host's own (`TLLM.TRAINER`), subclassed at the time of the call: its loop, logging and checkpoints
-run as they are, around a wrapped distiller and without the hold-out.
+The trainer is the host's own, subclassed at the time of the call: its loop, logging and checkpoints run as they are,
+around a wrapped distiller and without the hold-out.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
-from tllm_plugin.core.errors import ConfigError, unknown_name
+from tllm_plugin.core.errors import ConfigError, TLLMError, unknown_name
 from tllm_plugin.core.predictions import Predictions, predict
+from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.config_checks import refuse
+from tllm_plugin.hosts.loader_data import whole
 from tllm_plugin.hosts.optimizers import spare_from_decay, use_nesterov
 from tllm_plugin.hosts.options import settle_fdr
 from tllm_plugin.hosts.random_state import RandomState
 from tllm_plugin.hosts.results import write_results
 from tllm_plugin.hosts.same_data import CarriedData, check_named_teacher
+from tllm_plugin.hosts.switch import is_on, spelled_at_first
 from tllm_plugin.hosts.teaching import Batches, Teaching, TrainingData
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.reading import check_torch
@@ -33,11 +41,10 @@ class Host:
     """What the adapter needs to know of a host.
 
     Args:
-        trainers: Name -> class with the signature of mdistiller's `BaseTrainer`.
+        trainers: Name -> class of a trainer.
         distillers: Name -> `(student, teacher, cfg) -> distiller`.
         special_types: Distiller types that the host itself treats by name.
         training_data: `(train_loader, val_loader, cfg) -> TrainingData`.
-        inner_trainer: `cfg ->` name of the trainer whose loop is used.
         carries_rng: Whether the host's checkpoint lacks the random numbers' state, and what the run was trained on, so
             that the wrapper brings them.
     """
@@ -46,30 +53,27 @@ class Host:
     distillers: Mapping[str, Any]
     special_types: frozenset[str]
     training_data: Callable[[Any, Any, CfgNode], TrainingData]
-    inner_trainer: Callable[[CfgNode], str] = lambda cfg: str(cfg.TLLM.TRAINER)
     carries_rng: bool = False
 
 
 def make_trainer_factory(host: Host) -> Callable[..., Any]:
-    """Return what a host registers as the trainer `tllm`."""
+    """Return what a host registers as the trainer `tllm`: its trainer of the name `TLLM.TRAINER`, with TLLM."""
 
     def tllm_trainer(
         experiment_name: str, distiller: nn.Module, train_loader: Any, val_loader: Any, cfg: CfgNode
     ) -> Any:
-        refuse(settle_fdr(cfg.TLLM))
-        name = host.inner_trainer(cfg)
+        name = str(cfg.TLLM.TRAINER)
         if name not in host.trainers or name == "tllm":
             known = sorted(set(host.trainers) - {"tllm"})
             raise ConfigError(f"Expected `TLLM.TRAINER` to be one of {', '.join(known)}, but got {name!r}")
-        trainer = type("TLLMTrainer", (_TLLMTrainer, host.trainers[name]), {"carries_rng": host.carries_rng})
-        data = host.training_data(train_loader, val_loader, cfg)
-        return trainer(experiment_name, distiller, data, val_loader, cfg)
+        trainer = with_tllm(host.trainers[name], host)
+        return trainer(experiment_name, distiller, train_loader, val_loader, cfg)
 
     return tllm_trainer
 
 
 def make_distiller_factory(host: Host) -> Callable[..., nn.Module]:
-    """Return what a host registers as the distiller `TLLM`: the inner one, which the trainer `tllm` then wraps."""
+    """Return what a host registers as the distiller `TLLM`: the inner one, which the trainer then wraps."""
 
     def tllm_distiller(student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> nn.Module:
         inner = cfg.TLLM.DISTILLER
@@ -80,7 +84,7 @@ def make_distiller_factory(host: Host) -> Callable[..., nn.Module]:
                 f"Expected `TLLM.DISTILLER` to be a type that the host does not treat by name, but got {inner!r}: keep "
                 f"DISTILLER.TYPE {inner!r} and set SOLVER.TRAINER to 'tllm' instead"
             )
-        if cfg.SOLVER.TRAINER != "tllm":
+        if not is_on(cfg):
             raise ConfigError(
                 f"Expected `SOLVER.TRAINER` to be 'tllm' for DISTILLER.TYPE 'TLLM', but got {cfg.SOLVER.TRAINER!r}"
             )
@@ -90,46 +94,166 @@ def make_distiller_factory(host: Host) -> Callable[..., nn.Module]:
     return tllm_distiller
 
 
+def with_tllm(trainer: type, host: Host) -> type[Any]:
+    """Return a subclass of a host's trainer that trains with TLLM.
+
+    Raises:
+        ConfigError: Its loop does not say which epoch it is in.
+    """
+    epochs = _TLLMTrainer
+    if not hasattr(trainer, "train_epoch"):
+        if not hasattr(trainer, "train_iter") or "epoch" not in inspect.signature(trainer.train_iter).parameters:
+            raise ConfigError(
+                f"Expected the host's trainer to have `train_epoch(epoch)` or `train_iter(..., epoch, ...)`, but "
+                f"{trainer.__name__} has neither, so that TLLM cannot tell its epochs apart"
+            )
+        epochs = _ByIterations
+    return type("TLLMTrainer", (epochs, trainer), {"tllm_host": host})
+
+
+def put_tllm_into(trainer: type[Any], host: Host) -> None:
+    """Let a class of the host's, and its subclasses, train with TLLM where their config says so.
+
+    However a script comes by the class and whatever it passes: nothing of the class is changed but `__init__`, which
+    does nothing of its own without `TLLM.ON`.
+    """
+    original = trainer.__init__
+    if hasattr(original, "put_in_by_tllm"):
+        return
+
+    @wraps(original)
+    def init(self: Any, *given: Any, **named: Any) -> None:
+        begin = partial(original, self)
+        if not isinstance(self, _TLLMTrainer):
+            call = _Call.of(begin, given, named)
+            # One that passes everything on as it came is met again in the class above it.
+            if call is not None and is_on(call["cfg"]):
+                self.__class__ = with_tllm(type(self), host)
+                self.begin(begin, call)
+                return
+        begin(*given, **named)
+
+    init.put_in_by_tllm = True  # type: ignore[attr-defined]
+    trainer.__init__ = init
+
+
+class _Call:
+    """The arguments of a trainer, by what they are: `distiller`, `train_loader`, `val_loader` and `cfg`.
+
+    They are found by the names of the parameters, and otherwise by kind: a module, loaders in this order, a config.
+    Everything else is passed through.
+    """
+
+    def __init__(self, bound: inspect.BoundArguments, names: dict[str, str]) -> None:
+        self.bound = bound
+        self.names = names
+
+    @classmethod
+    def of(cls, begin: Callable[..., None], given: tuple[Any, ...], named: Mapping[str, Any]) -> _Call | None:
+        """Return the call; None if it has not all four, or is none that the function takes."""
+        try:
+            bound = inspect.signature(begin).bind(*given, **named)
+        except TypeError:
+            return None
+        names: dict[str, str] = {}
+        for part, words, kind in (
+            ("distiller", ("distiller",), nn.Module),
+            ("cfg", ("cfg", "config"), CfgNode),
+            ("train_loader", ("train",), DataLoader),
+            ("val_loader", ("val", "test"), DataLoader),
+        ):
+            free = {name: value for name, value in bound.arguments.items() if name not in names.values()}
+            by_name = (name for name in free if any(word in name.lower() for word in words) and _fits(free[name], kind))
+            by_kind = (name for name in free if isinstance(free[name], kind))
+            found = next(by_name, None) or next(by_kind, None)
+            if found is None:
+                return None
+            names[part] = found
+        return cls(bound, names)
+
+    def __getitem__(self, part: str) -> Any:
+        return self.bound.arguments[self.names[part]]
+
+    def __setitem__(self, part: str, value: Any) -> None:
+        self.bound.arguments[self.names[part]] = value
+
+
+def _fits(value: Any, kind: type) -> bool:
+    # Loaders of other makes have no common class.
+    return isinstance(value, kind) if kind is not DataLoader else not isinstance(value, str | bool | int | float)
+
+
 class _TLLMTrainer:
     """Mixed in before a host's trainer; touches only what every trainer of that contract has."""
 
-    distiller: nn.Module
-    log_path: str
-    tf_writer: Any
+    tllm_host: Host
     cfg: CfgNode
-    carries_rng = False
 
-    def __init__(
-        self, experiment_name: str, distiller: nn.Module, data: TrainingData, val_loader: Any, cfg: CfgNode
-    ) -> None:
-        parallel = distiller if isinstance(distiller, nn.DataParallel) else None
+    def __init__(self, *given: Any, **named: Any) -> None:
+        begin = super().__init__
+        call = _Call.of(begin, given, named)
+        if call is None:
+            raise ConfigError(
+                "Expected the host's trainer to be called with a distiller, two loaders and a config, but its "
+                f"signature is {inspect.signature(begin)}"
+            )
+        self.begin(begin, call)
+
+    def begin(self, init: Callable[..., None], call: _Call) -> None:
+        """Wrap the distiller, cut the hold-out, and call the host's `__init__` with what became of them."""
+        distiller, cfg, val_loader = call["distiller"], call["cfg"], call["val_loader"]
+        parallel = distiller if isinstance(distiller, nn.DataParallel | DistributedDataParallel) else None
         inner: nn.Module = distiller if parallel is None else parallel.module
+        refuse(settle_fdr(cfg.TLLM))
+        if processes.count() == 1:  # Otherwise the script has joined them, and its trainer is made for that.
+            processes.refuse_several("a script that does not make a process group", "start it without")
+        data = self.tllm_host.training_data(call["train_loader"], val_loader, cfg)
         self.teaching = Teaching(cfg.TLLM, inner, data, cfg.SOLVER.EPOCHS)
         wrapped: nn.Module = self.teaching.wrapper
         self.tllm_device = next(inner.parameters()).device
+        self.tllm_cfg = cfg
         wrapped.to(self.tllm_device)
-        if self.carries_rng:
+        carried = CarriedData(self.teaching.data, cfg.LOG.PREFIX)
+        if self.tllm_host.carries_rng:
             self.teaching.wrapper.carry("rng", RandomState())
-            folder = Path(cfg.LOG.PREFIX) / experiment_name
-            self.teaching.wrapper.carry("data", CarriedData(self.teaching.data, folder))
+            self.teaching.wrapper.carry("data", carried)
             check_named_teacher(cfg.get("DISTILLER", {}).get("TEACHER_CHECKPOINT", ""), self.teaching.data)
-        if parallel is not None:
-            wrapped = nn.DataParallel(wrapped, device_ids=parallel.device_ids)
-        super().__init__(experiment_name, wrapped, self.teaching.train_loader, val_loader, cfg)  # type: ignore[call-arg]
+        if parallel is None:
+            call["distiller"] = wrapped
+        else:
+            parallel.module = wrapped
+        self.tllm_several = isinstance(parallel, DistributedDataParallel)
+        call["train_loader"] = self.teaching.train_loader
+        self.tllm_optimizer: Any = None
+        init(*call.bound.args, **call.bound.kwargs)
+        if self.tllm_optimizer is None:  # A trainer that makes it elsewhere.
+            self._adapt(getattr(self, "optimizer", None))
+        # Of several processes each predicts by itself, where DDP would wait for the others.
+        self.tllm_network: nn.Module = wrapped if self.tllm_several else getattr(self, "distiller", call["distiller"])
         self.test_batches = val_loader
-        run = self.teaching.open(self.log_path)
+        # Some have a folder in the main process only.
+        self.tllm_folder = Path(getattr(self, "log_path", None) or cfg.LOG.PREFIX)
+        carried.where = self.tllm_folder
+        run = self.teaching.open(str(self.tllm_folder))
         # A host that has such a method tests and describes its runs itself.
         self.writes_results = hasattr(self, "write_metrics")
-        if not self.writes_results:
+        if not self.writes_results and processes.is_main():
             run.metrics_json.unlink(missing_ok=True)  # Of an earlier run in this folder.
-            run.write_config(cfg.dump())
+            run.write_config(spelled_at_first(cfg).dump())
+        #: The last epoch that this process has trained, or has begun to train; None before the first.
+        self.tllm_epoch: int | None = None
 
-    def init_optimizer(self, cfg: CfgNode) -> Any:
-        optimizer = super().init_optimizer(cfg)  # type: ignore[misc]
-        spare_from_decay(optimizer, self.teaching.wrapper)
-        if cfg.SOLVER.get("NESTEROV", False):
-            use_nesterov(optimizer)
+    def init_optimizer(self, *given: Any, **named: Any) -> Any:
+        optimizer = super().init_optimizer(*given, **named)  # type: ignore[misc]
+        self._adapt(optimizer)
         return optimizer
+
+    def _adapt(self, optimizer: Any) -> None:
+        if isinstance(optimizer, Optimizer):
+            self.tllm_optimizer = optimizer
+            spare_from_decay(optimizer, self.teaching.wrapper)
+            if self.tllm_cfg.SOLVER.get("NESTEROV", False):
+                use_nesterov(optimizer)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the precision to score in; a host's trainer that has its own overrides this."""
@@ -137,32 +261,51 @@ class _TLLMTrainer:
         context: AbstractContextManager[Any] = parent()
         return context
 
-    def train_epoch(self, epoch: int) -> None:
+    def train_epoch(self, *given: Any, **named: Any) -> Any:
+        step = super().train_epoch  # type: ignore[misc]
+        epoch = _epoch_in(step, given, named)
+        self.teaching.decide()
         self._catch_up(epoch - 1)
-        super().train_epoch(epoch)  # type: ignore[misc]
+        self.tllm_epoch = epoch
+        result = step(*given, **named)
         self._catch_up(epoch)
+        return result
 
-    def train(self, resume: bool = False) -> None:
-        latest = Path(self.log_path) / "latest"
+    def train(self, *given: Any, **named: Any) -> Any:
+        resume = bool(named.get("resume", given[0] if given else False))
+        latest = self.tllm_folder / "latest"
         if resume and not self.writes_results and latest.exists():
             check_torch(latest, "a checkpoint to resume from")  # The host loads it without looking.
-        super().train(resume=resume)  # type: ignore[misc]
-        self._catch_up(self.cfg.SOLVER.EPOCHS)
+        try:
+            result = super().train(*given, **named)  # type: ignore[misc]
+        except FileNotFoundError as error:
+            if not resume or self.writes_results or self.tllm_epoch is not None:
+                raise
+            raise TLLMError(self._why_not_resumed(error)) from error
+        last = self.tllm_cfg.SOLVER.EPOCHS if self.tllm_epoch is None else self.tllm_epoch
+        self._catch_up(last)
         if not self.writes_results and self.teaching.run is not None:
             metrics = MetricsRecord(
-                test_accuracy=None,
-                class_correct=(),
-                class_total=(),
+                *(None, (), ()),  # Test results: see `write_results`.
                 seconds_per_epoch=(),
                 peak_memory_bytes=None,
-                epochs_done=self.cfg.SOLVER.EPOCHS,
+                epochs_done=last,
                 finished=True,
             )
-            write_results(self.teaching.run, metrics, self._predict(self.test_batches))
+            write_results(self.teaching.run, metrics, self._predict(whole(self.test_batches)))
+        return result
+
+    def _why_not_resumed(self, error: FileNotFoundError) -> str:
+        there = sorted(path.name for path in self.tllm_folder.iterdir() if path.is_file())
+        return (
+            f"Expected {error.filename}, from which the host's trainer resumes, to exist, but it does not; "
+            f"{self.tllm_folder} has {', '.join(there) or 'no file'}: copy a checkpoint of the whole run to the place "
+            "that it looks at, or start anew without --resume"
+        )
 
     def score_holdout(self, epoch: int) -> None:
         # A host that has such a method calls it before it saves; then its checkpoints hold the scores.
-        self.teaching.score(epoch, self._predict, self.tf_writer)
+        self.teaching.score(epoch, self._predict, self._writer())
 
     def save_epoch(self, epoch: int, *, kept: bool) -> None:
         # A host that has such a method calls it when files are to be written.
@@ -178,10 +321,42 @@ class _TLLMTrainer:
             self.teaching.write(self.cfg.SOLVER.EPOCHS)
         super().finish()  # type: ignore[misc]
         if self.cfg.LOG.get("TEST_FREQ", 0) < 0:  # Otherwise the test data have said it.
-            self.teaching.tell_if_at_chance(self.log_path)
+            self.teaching.tell_if_at_chance(str(self.tllm_folder))
+
+    def _writer(self) -> Any:
+        return getattr(self, "tf_writer", None)
 
     def _catch_up(self, epoch: int) -> None:
-        self.teaching.catch_up(epoch, self._predict, self.tf_writer)
+        if self.tllm_several and epoch and epoch not in self.teaching.curves.epochs:
+            processes.share_buffers(self.tllm_network)
+        self.teaching.catch_up(epoch, self._predict, self._writer())
 
     def _predict(self, batches: Batches) -> Predictions:
-        return predict(self.distiller, batches, keyword="image", device=self.tllm_device, autocast=self.autocast)
+        return predict(
+            self.tllm_network,
+            batches,
+            keyword="image",
+            num_classes=len(self.teaching.class_names),
+            device=self.tllm_device,
+            autocast=self.autocast,
+        )
+
+
+class _ByIterations(_TLLMTrainer):
+    """For a trainer whose loop over epochs and batches is one, and which names the epoch with every batch only."""
+
+    def train_iter(self, *given: Any, **named: Any) -> Any:
+        step = super().train_iter  # type: ignore[misc]
+        epoch = _epoch_in(step, given, named)
+        if epoch != self.tllm_epoch:
+            self.teaching.decide()
+            self._catch_up(epoch - 1)
+            self.tllm_epoch = epoch
+            self.tllm_network.train()
+        return step(*given, **named)
+
+
+def _epoch_in(step: Callable[..., Any], given: tuple[Any, ...], named: Mapping[str, Any]) -> int:
+    """Return the epoch, counted from 1, that a call of a loop's step is about."""
+    arguments = inspect.signature(step).bind(*given, **named).arguments
+    return int(arguments["epoch"] if "epoch" in arguments else next(iter(arguments.values())))

@@ -25,7 +25,15 @@ def merge_file(cfg: CfgNode, path: Path) -> list[str]:
         return []
     if not isinstance(loaded, Mapping):
         return [f"Expected {path} to hold keys and values, but got a {type(plain(loaded)).__name__}"]
-    return _merge(cfg, loaded, "")
+    return _merge(cfg, with_switch(loaded), "")
+
+
+def with_switch(loaded: Any) -> Any:
+    """Return what a YAML file says with the key `TLLM.ON` as it was meant: an unquoted ON is YAML's word for true."""
+    node = loaded.get("TLLM") if isinstance(loaded, Mapping) else None
+    if not isinstance(node, Mapping) or not any(key is True or plain(key) is True for key in node):
+        return loaded
+    return {**loaded, "TLLM": {"ON" if plain(key) is True else key: value for key, value in node.items()}}
 
 
 def read_file(path: Path) -> Any:

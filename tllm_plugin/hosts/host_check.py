@@ -19,9 +19,15 @@ from pathlib import Path
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.core.escaping import visible
 
-#: Verdicts on a method: TLLM trains it; TLLM refuses it before training; the host itself does not train it here.
-TRAINS, REFUSED, BROKEN = "trains", "refused", "broken"
-_MEANING = {TRAINS: "train with TLLM", REFUSED: "are refused by TLLM", BROKEN: "do not train in the host either"}
+#: Verdicts on a method: TLLM trains it; TLLM refuses it before training; it fails with TLLM, our mistake; the host
+#: itself does not train it here.
+TRAINS, REFUSED, FAILS, BROKEN = "trains", "refused", "fails", "broken"
+_MEANING = {
+    TRAINS: "train with TLLM",
+    REFUSED: "are refused by TLLM",
+    FAILS: "fail with TLLM",
+    BROKEN: "do not train in the host either",
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class MethodCheck:
 
     Args:
         method: As the host's options call it.
-        verdict: One of `TRAINS`, `REFUSED`, `BROKEN`.
+        verdict: One of `TRAINS`, `REFUSED`, `FAILS`, `BROKEN`.
         reason: Why, in one line; or with which options it trains.
     """
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, Subset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, SequentialSampler, Subset
 
 from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.errors import ConfigError
@@ -49,7 +49,8 @@ class LoaderData:
                 "Expected the host's training data to have `targets` and `transform` as torchvision's have, but got a "
                 f"{type(self.dataset).__name__}"
             )
-        if not isinstance(loader.sampler, RandomSampler | SequentialSampler) or loader.batch_size is None:
+        known = RandomSampler | SequentialSampler | DistributedSampler
+        if not isinstance(loader.sampler, known) or loader.batch_size is None:
             raise ConfigError(
                 "Expected the host's training loader to take all samples, in order or shuffled, but got one with a "
                 f"{type(loader.sampler).__name__}"
@@ -76,8 +77,11 @@ class LoaderData:
                 *("multiprocessing_context", "generator", "prefetch_factor", "persistent_workers"),
             )
         }
-        shuffle = isinstance(loader.sampler, RandomSampler)
         rows: Dataset[Any] = Subset(self.dataset, indices.tolist())  # type: ignore[arg-type]
+        if isinstance(loader.sampler, DistributedSampler):
+            # The host's loop calls its `set_epoch`.
+            options["sampler"] = _of_rows(loader.sampler, rows)
+        shuffle = isinstance(loader.sampler, RandomSampler)
         return without_single_row(DataLoader(rows, shuffle=shuffle, **options))  # type: ignore[arg-type]
 
     def holdout_loader(self, indices: Tensor) -> Any:
@@ -90,6 +94,27 @@ class LoaderData:
                 generator=torch.Generator(),
             )
         )
+
+
+def whole(loader: Any) -> Any:
+    """Return a host's test loader, or one over all of its rows in order where it reads one process's part of them."""
+    if not isinstance(getattr(loader, "sampler", None), DistributedSampler):
+        return loader
+    return DataLoader(
+        loader.dataset, batch_size=loader.batch_size, num_workers=loader.num_workers, collate_fn=loader.collate_fn
+    )
+
+
+def _of_rows(sampler: DistributedSampler[Any], rows: Dataset[Any]) -> DistributedSampler[Any]:
+    """Return what a process draws of `rows` by the rules of its sampler over all of them."""
+    return DistributedSampler(
+        rows,
+        num_replicas=sampler.num_replicas,
+        rank=sampler.rank,
+        shuffle=sampler.shuffle,
+        seed=sampler.seed,
+        drop_last=sampler.drop_last,
+    )
 
 
 class _InOrder:

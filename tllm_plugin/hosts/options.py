@@ -13,7 +13,9 @@ from yacs.config import CfgNode
 from tllm_plugin.core.detectors import DETECTORS
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.options import INSIDE, SHARE, Option, at_least, count_in, one_of
+from tllm_plugin.core.policies import POLICIES, is_level
 from tllm_plugin.hosts.config_checks import lookup, shown
+from tllm_plugin.hosts.extensions import load_extensions
 from tllm_plugin.methods import METHODS
 
 #: Of `TLLMWrapper`: what is done with flagged classes.
@@ -22,6 +24,27 @@ WRAPPER = (
     Option("ce_weight", 1.0, at_least(0), "weight of the cross-entropy of undistillable classes"),
     Option("balance", True, None, "True: multiply that weight by what the distillation losses weigh"),
     Option("min_rows", 4, count_in(1), "fewest rows of a batch that are distilled"),
+)
+#: The policy that leaves everything to the detector.
+WITHDRAWAL = "withdrawal"
+#: Of `PolicyOptions`, and which policy they are for.
+POLICY = (
+    Option(
+        "policy",
+        "",
+        lambda value: one_of(["", WITHDRAWAL, *POLICIES])(value),
+        f"teaching weights from the teacher alone: {', '.join(POLICIES)}",
+        flag="tllm_policy",
+    ),
+    Option(
+        "level",
+        "mean",
+        lambda value: None if is_level(value) else "mean, max or a number in (0, 1)",
+        "strength of equal_strength: mean, max or a number",
+        "POLICY_OPTIONS.LEVEL",
+        "tllm_policy_level",
+    ),
+    Option("seed", 0, at_least(0), "of the policy permuted", "POLICY_OPTIONS.SEED", "tllm_policy_seed"),
 )
 #: Of `split`.
 HOLDOUT = (
@@ -46,13 +69,14 @@ def table() -> dict[str, Option]:
     Raises:
         ConfigError: Two of them have one key and are not the same.
     """
+    load_extensions()
     found: dict[str, Option] = {}
     for prefix, options, _ in _declared():
         for key, option in under(prefix, options).items():
             if found.setdefault(key, option) != option:
                 raise ConfigError(
                     f"Expected one option for the key `{key}`, but two detectors or methods declare it differently: "
-                    "give one of them another name, or let both have the same `Option`"
+                    "give one of them another name, or derive one class from the other"
                 )
     return found
 
@@ -149,23 +173,21 @@ def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
     return known
 
 
-def as_named(cfg: CfgNode) -> CfgNode:
-    """Return a copy of a config to name runs after: as it was spelled at first, so that what is there is found.
+def first_spelling(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by full key as they were spelled at first, so that runs that are named after them are found.
 
     Options that users' own detectors and methods declare are left out at their defaults: a run does not get another
     name because something was installed.
     """
-    plain = cfg.clone()
-    plain.defrost()
-    plain.TLLM.DETECTOR.CONFIDENCE = complement(plain.TLLM.DETECTOR.pop("FDR"))
     ours = {key for prefix, options, is_ours in _declared() if is_ours for key in under(prefix, options)}
-    for key, option in table().items():
-        node, _, last = key.rpartition(".")
-        if key not in ours and lookup(plain, key, None) == option.default:
-            lookup(plain, node).pop(last)
-    for name in [name for name in METHODS if name in plain and not plain[name]]:
-        plain.pop(name)
-    return plain
+    of_users = {key: option.default for key, option in table().items() if key not in ours}
+    spelled = {}
+    for key, value in values.items():
+        if key == FDR:
+            spelled[CONFIDENCE] = complement(value)
+        elif not (key in of_users and of_users[key] == value) and not (key in METHODS and not value):
+            spelled[key] = value
+    return spelled
 
 
 #: In RepDistiller these are flags of the host's own.
@@ -181,7 +203,7 @@ def _declared() -> Iterator[tuple[str, Iterable[Option], bool]]:
     """Yield nodes with their options, and whether these are our own."""
     kinds = f"which classes lose their teacher: {', '.join(DETECTORS)}"
     kind = Option("type", "reference", one_of(DETECTORS), kinds, flag="tllm_detector")
-    yield "TLLM", (*INNER, *WRAPPER, *HOLDOUT), True
+    yield "TLLM", (*INNER, *WRAPPER, *POLICY, *HOLDOUT), True
     yield "TLLM.DETECTOR", (kind, _REFERENCE, _CLASSES), True
     for detector in DETECTORS.values():
         yield "TLLM.DETECTOR", detector.options, detector.__module__.startswith("tllm_plugin.")

@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError, unknown_name
 from tllm_plugin.hosts.options import arguments, check_options, table
+from tllm_plugin.hosts.switch import is_on
 from tllm_plugin.methods import METHODS, SFTN, Branch, find_map
 from tllm_plugin.models import FeatureNet, Tail, create_model, head, head_name, is_model, map_shapes, model_names
 
@@ -28,7 +29,7 @@ def check_methods(cfg: CfgNode) -> list[str]:
 def check_sftn(cfg: CfgNode) -> list[str]:
     """Return the problems of a config as far as it is of SFTN's teacher stage, which has no teacher to take away."""
     problems = []
-    if cfg.DISTILLER.TYPE == "SFTN" and cfg.SOLVER.TRAINER == "tllm" and cfg.TLLM.DETECTOR.TYPE != "none":
+    if cfg.DISTILLER.TYPE == "SFTN" and is_on(cfg) and cfg.TLLM.DETECTOR.TYPE != "none":
         problems.append(
             "Expected `TLLM.DETECTOR.TYPE` to be none for DISTILLER.TYPE SFTN, which trains a teacher, but got "
             f"{cfg.TLLM.DETECTOR.TYPE!r}"

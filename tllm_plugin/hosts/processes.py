@@ -12,11 +12,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import cache
 from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.data.shards import Shard
@@ -141,7 +142,7 @@ def from_main(read: Callable[[], T]) -> T:
             outcome = [(read(), None)]
         except (TLLMError, OSError) as error:
             outcome = [(None, error)]
-    dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
+    dist.broadcast_object_list(outcome, src=0, group=_group(), device=torch.device("cpu"))
     result, problem = outcome[0]
     if problem is not None:
         raise problem
@@ -163,7 +164,7 @@ def summed(values: Tensor) -> Tensor:
     if count() == 1:
         return values
     total = values.detach().clone()
-    dist.all_reduce(total)
+    dist.all_reduce(total, group=_group())
     return total
 
 
@@ -180,10 +181,23 @@ def check_same(what: str, values: Tensor) -> None:
     if count() == 1:
         return
     low, high = values.clone(), values.clone()
-    dist.all_reduce(low, dist.ReduceOp.MIN)
-    dist.all_reduce(high, dist.ReduceOp.MAX)
+    dist.all_reduce(low, dist.ReduceOp.MIN, group=_group())
+    dist.all_reduce(high, dist.ReduceOp.MAX, group=_group())
     if not torch.equal(low, high):
         raise TLLMError(f"Expected {what} to be the same in all {count()} processes, but they differ")
+
+
+def share_buffers(network: nn.Module) -> None:
+    """Give every process the main one's buffers, as DDP does before a step: statistics of BatchNorm, for example."""
+    if count() > 1:
+        for buffer in network.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+@cache
+def _group() -> Any:
+    """Return the group for what is on the CPU; None, the common one, unless a host's script made that for GPUs only."""
+    return None if "gloo" in str(dist.get_backend_config()) else dist.new_group(backend="gloo")
 
 
 def _are_joined() -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import sys
-from dataclasses import replace
 
 import torch
 
@@ -26,12 +25,7 @@ def write_results(run: RunFolder, metrics: MetricsRecord, predictions: Predictio
         The metrics as written.
     """
     if predictions is not None:
-        metrics = replace(
-            metrics,
-            test_accuracy=predictions.accuracy,
-            class_correct=tuple(predictions.class_correct.tolist()),
-            class_total=tuple(predictions.class_total.tolist()),
-        )
+        metrics = metrics.with_results(predictions)
         if metrics.finished:
             tell_if_at_chance("trained", str(run.log_folder), predictions, "test images")
             run.write_predictions(predictions)

@@ -65,7 +65,8 @@ def check_teacher(checkpoint: str | Path, recorded: DataIdentity, now: DataIdent
     Raises:
         ConfigError: Its classes, or their order, are others.
     """
-    check_classes(checkpoint, recorded, now, "train another teacher, or state the order with DATASET.CLASS_ORDER")
+    remedy = "train another teacher, or state the order with DATASET.CLASS_ORDER (RepDistiller: --class_order)"
+    check_classes(checkpoint, recorded, now, remedy)
     difference = normalisation_difference(recorded, now) or training_difference(recorded, now)
     if difference:
         tell_once(

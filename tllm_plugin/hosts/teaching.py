@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
@@ -12,22 +13,26 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from yacs.config import CfgNode
 
+from tllm_plugin.core.contract import teacher_of
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.detectors import Detector
 from tllm_plugin.core.escaping import visible
 from tllm_plugin.core.holdout import Split, split
-from tllm_plugin.core.predictions import Predictions, predict
+from tllm_plugin.core.outputs import logits_of
+from tllm_plugin.core.policies import Decision
+from tllm_plugin.core.predictions import Predictions, class_means, predict
 from tllm_plugin.core.wrapper import TLLMWrapper
 from tllm_plugin.data.identity import part_of
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.at_chance import tell_if_at_chance
 from tllm_plugin.hosts.tensorboard import log_holdout
-from tllm_plugin.hosts.tllm_node import build_detector
+from tllm_plugin.hosts.tllm_node import build_decision, build_detector
 from tllm_plugin.runs import data_file
 from tllm_plugin.runs.atomic import save_torch, write_link
 from tllm_plugin.runs.finite import check_finite
 from tllm_plugin.runs.flags_file import ClassFlag, DetectorChoice, FlagsRecord
+from tllm_plugin.runs.policy_file import ClassWeight, PolicyRecord
 from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.runs.split_file import SplitRecord
@@ -106,7 +111,7 @@ class Teaching:
         self.curves = Curves(data.labels[self.split.holdout], num_classes, self.split.holdout)
         # Choices of eta are judged on these. Neither the detector nor the training sees them.
         self.search_curves = Curves(data.labels[self.split.search], num_classes, self.split.search)
-        teacher = getattr(distiller, "teacher", None)
+        teacher = teacher_of(distiller)
         has_teacher = teacher is not None
         if teacher is not None:
             # Most hosts read its checkpoint themselves.
@@ -136,7 +141,11 @@ class Teaching:
         self.wrapper.carry("detector", self.detector)
         if len(self.split.search):
             self.wrapper.carry("search_curves", self.search_curves)
-        self.wrapper.set_undistillable(self.detector.flags)
+        self.decision: Decision | None = build_decision(node, num_classes, has_teacher=has_teacher)
+        if self.decision is not None:
+            self.wrapper.carry("policy", self.decision)
+            self._policy_loader = data.holdout_loader(self.split.train)
+        self._set_weights()
         self._teacher_prediction: Tensor | None = None
         self._holdout_accuracy: dict[int, float] = {}
         self._last_scored: Predictions | None = None
@@ -165,6 +174,31 @@ class Teaching:
         )
         self.run.write_data(self.data)
         return self.run
+
+    def _set_weights(self) -> None:
+        """Set the policy's weights, and 0 for flagged classes."""
+        if self.decision is None:
+            self.wrapper.set_undistillable(self.detector.flags)
+        else:
+            self.wrapper.set_teaching_weights(self.decision.weights.masked_fill(self.detector.flags, 0.0))
+
+    def decide(self) -> None:
+        """Let the policy set the teaching weights, unless it did so before; to be called before an epoch is trained."""
+        if self.decision is None or self.decision.is_made:
+            return
+        temperature = self.wrapper.mixing_temperature
+        # Loaders may draw random numbers; the run's own are those that it has without a policy.
+        with torch.random.fork_rng(devices=[]):
+            predictions = self._ask_teacher(self._policy_loader, temperature)
+        strengths = class_means(predictions.kept("true_prob"), predictions.labels, len(self.class_names))
+        self.decision.make(strengths, temperature)
+        self._set_weights()
+        less = self.decision.weights[self.decision.weights < 1]
+        logger.info(
+            "policy %s at temperature %g: %d of %d classes are taught less, with weights from %.3f on",
+            *(self.decision.policy, temperature, len(less), len(self.class_names)),
+            float(less.min()) if len(less) else 1.0,
+        )
 
     def catch_up(self, epoch: int, predict_student: PredictStudent, writer: SummaryWriter | None = None) -> None:
         """Score the hold-out after `epoch`, update the flags and write, unless that has been done; see `score`."""
@@ -195,7 +229,7 @@ class Teaching:
         flags = self.detector.update(epoch, self.curves.samples_at(epoch))
         if processes.count() > 1:
             processes.check_same("hold-out scores and flags", torch.cat([self.curves.digest(), flags.to(torch.uint8)]))
-        self.wrapper.set_undistillable(flags)
+        self._set_weights()
         new = (flags & ~before).nonzero().squeeze(1).tolist()
         if new and self.detector.holdout_count.any():
             logger.info(
@@ -278,6 +312,8 @@ class Teaching:
         if len(self.split.search):
             self.run.write_search_curves(self.search_curves.state_dict())
         self.run.write_flags(flags_record(self.detector, self.node, self.class_names, epoch))
+        if self.decision is not None:
+            self.run.write_policy(policy_record(self.decision, self.class_names))
         self.written = epoch
 
     def settle(self) -> None:
@@ -299,19 +335,43 @@ class Teaching:
                 path.unlink()
 
     def _teacher_predictions(self) -> Tensor | None:
-        teacher = self.wrapper.teacher
-        if teacher is None:
+        if self.wrapper.teacher is None:
             return None
         if self._teacher_prediction is None:
             # The teacher is frozen: once is enough.
-            was_training = teacher.training
-            # A host's loader leaves the images on the CPU.
-            device = next(teacher.parameters()).device
-            predictions = predict(teacher, self.holdout_loader, device=device)
-            teacher.train(was_training)
+            predictions = self._ask_teacher(self.holdout_loader)
             tell_if_at_chance("teacher", "the teacher", predictions, "hold-out images")
             self._teacher_prediction = predictions.prediction
         return self._teacher_prediction
+
+    def _ask_teacher(self, loader: Batches, temperature: float = 1.0) -> Predictions:
+        """Return what the teacher predicts, in evaluation mode, with probabilities at a temperature."""
+        teacher: Any = self.wrapper.teacher
+        was_training = teacher.training
+        teacher.eval()
+        # A host's loader leaves the images on the CPU.
+        device = next(teacher.parameters()).device
+        predictions = predict(
+            lambda image: logits_of(teacher(image)) / temperature,
+            loader,
+            num_classes=len(self.class_names),
+            device=device,
+        )
+        teacher.train(was_training)
+        return predictions
+
+
+def policy_record(decision: Decision, class_names: Sequence[str]) -> PolicyRecord:
+    """Return what `policy.json` says of a decision that is made."""
+    columns = zip(class_names, decision.strengths.tolist(), decision.weights.tolist(), strict=True)
+    return PolicyRecord(
+        policy=decision.policy,
+        options=asdict(decision.options),
+        temperature=decision.temperature,
+        level=decision.level,
+        num_classes=len(class_names),
+        classes=tuple(ClassWeight(name, strength, weight) for name, strength, weight in columns),
+    )
 
 
 def flags_record(detector: Detector, node: CfgNode, class_names: Sequence[str], epochs: int) -> FlagsRecord:

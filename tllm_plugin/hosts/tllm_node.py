@@ -12,14 +12,13 @@ from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.detectors import DETECTORS, Detector, create_detector, detector_options, options_for
 from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.policies import POLICIES, Decision, PolicyOptions
 from tllm_plugin.hosts.class_lists import list_problems, resolve_classes
-from tllm_plugin.hosts.options import WRAPPER, arguments, as_node, check_options, table, under
+from tllm_plugin.hosts.options import WITHDRAWAL, arguments, as_node, check_options, table
 from tllm_plugin.hosts.same_data import check_same_data
+from tllm_plugin.hosts.switch import is_on
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.run_folder import RunFolder, find_curves
-
-#: What is done with flagged classes. Like the detector's keys, these have no effect before the first flag.
-TREATMENT = tuple(under("TLLM", WRAPPER))
 
 
 def tllm_node() -> CfgNode:
@@ -51,8 +50,10 @@ def check_tllm(cfg: CfgNode) -> list[str]:
 
 def _without_teacher(cfg: CfgNode) -> list[str]:
     """Return what a vanilla run cannot have, in a host whose configs say that a run is one."""
-    if "DISTILLER" not in cfg or cfg.DISTILLER.TYPE != "NONE" or cfg.SOLVER.TRAINER != "tllm":
+    if "DISTILLER" not in cfg or cfg.DISTILLER.TYPE != "NONE" or not is_on(cfg):
         return []
+    if cfg.TLLM.POLICY in POLICIES:
+        return [f"Expected a teacher for `TLLM.POLICY` {cfg.TLLM.POLICY}, but `DISTILLER.TYPE` is NONE"]
     detector = cfg.TLLM.DETECTOR
     kind = DETECTORS.get(detector.TYPE)
     if kind is not None and kind.needs_teacher:
@@ -99,6 +100,19 @@ def build_detector(
     if "classes" in known:
         options["classes"] = resolve_classes("TLLM.DETECTOR.CLASSES", node.DETECTOR.CLASSES, class_names, files=True)
     return create_detector(node.DETECTOR.TYPE, len(class_names), **options_for(node.DETECTOR.TYPE, options))
+
+
+def build_decision(node: CfgNode, num_classes: int, *, has_teacher: bool) -> Decision | None:
+    """Return what the policy of a `TLLM` node is to decide; None where everything is left to the detector.
+
+    Raises:
+        ConfigError: There is no teacher.
+    """
+    if node.POLICY in ("", WITHDRAWAL):
+        return None
+    if not has_teacher:
+        raise ConfigError(f"Expected a teacher for `TLLM.POLICY` {node.POLICY}, but the distiller has none")
+    return Decision(node.POLICY, num_classes, PolicyOptions(node.POLICY_OPTIONS.LEVEL, node.POLICY_OPTIONS.SEED))
 
 
 def read_reference(path: str, holdout: Curves, data: DataIdentity | None = None) -> Curves:

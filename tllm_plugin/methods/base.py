@@ -19,7 +19,7 @@ METHODS: Registry[type[Any]] = Registry("method")
 class Distiller(WithOptions, nn.Module):
     """Student, frozen teacher, and losses between them.
 
-    A subclass implements `losses` and declares its `options`. In training `forward(image=, target=, ...)` returns
+    A subclass implements `losses` and declares options in its body. In training `forward(image=, target=, ...)` returns
     `(logits, losses)`, in evaluation `forward(image=)` returns logits. The logits that the student returns are those
     that predict; a method that predicts by other means gives the student a module around it that does so
     (`ContextStudent` is an example), so that evaluation, checkpoints and TLLM need not know. A method with a
@@ -36,7 +36,7 @@ class Distiller(WithOptions, nn.Module):
         student: `image -> (logits, features)`, a dictionary with `feats`, `preact_feats` and `pooled_feat`, of which a
             method reads what it needs.
         teacher: The same; kept in evaluation mode and without gradients.
-        options: Values of what the class lists in `options`.
+        options: Values of the declared options.
 
     Raises:
         ConfigError: An option is unknown or out of range.

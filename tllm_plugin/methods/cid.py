@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tllm_plugin.core.options import Option, at_least, count_in, more_than
+from tllm_plugin.core.options import at_least, count_in, more_than, option
 from tllm_plugin.methods.base import METHODS, Distiller, Losses
 from tllm_plugin.methods.context import ContextStudent
 from tllm_plugin.methods.kd_loss import kd_loss
@@ -85,8 +85,8 @@ class CID(Distiller):
         num_classes: C.
         student_dim: Entries of the student's `pooled_feat`.
         teacher_dim: Entries of the teacher's `pooled_feat`.
-        options: See `options`. The temperature is that of the divergence, of the context's weights and of its look-up;
-            the weights are the paper's a, b and c.
+        options: Values of the options below. The temperature is that of the divergence, of the context's weights and
+            of its look-up; the weights are the paper's a, b and c.
 
     Raises:
         ConfigError: An option is out of range.
@@ -95,19 +95,12 @@ class CID(Distiller):
         There `r` has no weight decay and the optimizer is Nesterov's.
     """
 
-    options = (
-        Option("temperature", 4.0, more_than(0), "temperature for KD distillation", flag="kd_T"),
-        Option("kd_weight", 1.0, at_least(0), "weight of cross-entropy and divergence", "LOSS.KD_WEIGHT", "cid_a"),
-        Option("sample_weight", 10.0, at_least(0), "weight of CID's loss of samples", "LOSS.SAMPLE_WEIGHT", "cid_b"),
-        Option("class_weight", 1.0, at_least(0), "weight of CID's loss of classes", "LOSS.CLASS_WEIGHT", "cid_c"),
-        # At least one: the first epoch has no context before it.
-        Option("warmup_epochs", 20, count_in(1), "first epochs of CID, which have no context"),
-    )
-    temperature: float
-    warmup_epochs: int
-    kd_weight: float
-    sample_weight: float
-    class_weight: float
+    temperature: float = option(4.0, more_than(0), "temperature for KD distillation", flag="kd_T")
+    kd_weight: float = option(1.0, at_least(0), "weight of cross-entropy and divergence", "LOSS.KD_WEIGHT", "cid_a")
+    sample_weight: float = option(10.0, at_least(0), "weight of CID's loss of samples", "LOSS.SAMPLE_WEIGHT", "cid_b")
+    class_weight: float = option(1.0, at_least(0), "weight of CID's loss of classes", "LOSS.CLASS_WEIGHT", "cid_c")
+    # At least one: the first epoch has no context before it.
+    warmup_epochs: int = option(20, count_in(1), "first epochs of CID, which have no context")
     student: ContextStudent
 
     def __init__(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.core.options import Option, WithOptions, at_least, more_than
+from tllm_plugin.core.options import WithOptions, at_least, more_than, option
 from tllm_plugin.methods.base import METHODS, Losses
 from tllm_plugin.methods.kd_loss import kd_loss
 
@@ -80,7 +80,7 @@ class SFTN(WithOptions, nn.Module):
     Args:
         network: The teacher: `image -> (logits, features)`.
         branches: At least one; not part of what is saved as the network.
-        options: See `options`; the weights are the paper's l_T, l_KL and l_CE.
+        options: Values of the options below; the weights are the paper's l_T, l_KL and l_CE.
 
     Raises:
         ConfigError: There is no branch, or an option is out of range.
@@ -92,16 +92,10 @@ class SFTN(WithOptions, nn.Module):
     #: Name -> shape of every loss: without a teacher, the wrapper would expect a `ce` alone.
     loss_shapes: dict[str, tuple[int, ...]] = {"loss_ce": (), "loss_kd": ()}
 
-    options = (
-        Option("temperature", 1.0, more_than(0), "temperature of SFTN's divergence", flag="sftn_T"),
-        Option("ce_weight", 1.0, at_least(0), "weight of the teacher's cross-entropy", "LOSS.CE_WEIGHT"),
-        Option("kl_weight", 3.0, at_least(0), "weight of the branches' divergence from the teacher", "LOSS.KL_WEIGHT"),
-        Option("branch_ce_weight", 1.0, at_least(0), "weight of the branches' cross-entropy", "LOSS.BRANCH_CE_WEIGHT"),
-    )
-    temperature: float
-    ce_weight: float
-    kl_weight: float
-    branch_ce_weight: float
+    temperature: float = option(1.0, more_than(0), "temperature of SFTN's divergence", flag="sftn_T")
+    ce_weight: float = option(1.0, at_least(0), "weight of the teacher's cross-entropy", "LOSS.CE_WEIGHT")
+    kl_weight: float = option(3.0, at_least(0), "weight of the branches' divergence from the teacher", "LOSS.KL_WEIGHT")
+    branch_ce_weight: float = option(1.0, at_least(0), "weight of the branches' cross-entropy", "LOSS.BRANCH_CE_WEIGHT")
 
     def __init__(self, network: nn.Module, branches: Sequence[Branch], **options: Any) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.core.options import Option, at_least
+from tllm_plugin.core.options import at_least, option
 from tllm_plugin.methods.base import METHODS, Distiller, Losses
 from tllm_plugin.methods.student_map import MAPS, read_map
 
@@ -34,7 +34,7 @@ class SRRL(Distiller):
         student_map: What of the student's features is the map that its head pools: `pooled_map`, an entry of that name
             or, where there is none, the pooled features as a map of one pixel; `feats`, the last of these;
             `preact_feats`, the last of these after a ReLU. For other people's networks `find_map` tells.
-        options: Weights; see `options`. `regression_weight` is the paper's w.
+        options: Values of the options below. `regression_weight` is the paper's w.
 
     Raises:
         ConfigError: `student_map` is none of these, or an option is out of range.
@@ -43,14 +43,9 @@ class SRRL(Distiller):
         equations 4 and 6.
     """
 
-    options = (
-        Option("ce_weight", 1.0, at_least(0), "weight for classification", "LOSS.CE_WEIGHT", "gamma"),
-        Option("feature_weight", 1.0, at_least(0), "weight of SRRL's features", "LOSS.FEAT_WEIGHT", "srrl_feat_weight"),
-        Option("regression_weight", 1.0, at_least(0), "regression's weight", "LOSS.REGRESSION_WEIGHT", "srrl_weight"),
-    )
-    ce_weight: float
-    feature_weight: float
-    regression_weight: float
+    ce_weight: float = option(1.0, at_least(0), "weight for classification", "LOSS.CE_WEIGHT", "gamma")
+    feature_weight: float = option(1.0, at_least(0), "features' weight", "LOSS.FEAT_WEIGHT", "srrl_feat_weight")
+    regression_weight: float = option(1.0, at_least(0), "regression's weight", "LOSS.REGRESSION_WEIGHT", "srrl_weight")
 
     def __init__(
         self,

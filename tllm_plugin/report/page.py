@@ -10,10 +10,10 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-from tllm_plugin.analysis.likeness import Likeness, likeness_of
 from tllm_plugin.analysis.loaded_run import LoadedRun, load_run, reference_of
 from tllm_plugin.analysis.networks import with_predictions
 from tllm_plugin.analysis.representations import TSNE_POINTS
+from tllm_plugin.analysis.similarity import Similarity, similarity_of
 from tllm_plugin.analysis.study import Study, build_study
 from tllm_plugin.analysis.teachers import teacher_run
 from tllm_plugin.core.errors import ConfigError, TLLMError
@@ -53,10 +53,10 @@ def write_report(
         raise ConfigError("Expected at least one run to report on, but got none")
     everything = [*runs, *_mentioned(runs)]
     study = build_study(with_predictions(everything) if networks else everything)
-    likeness = likeness_of(study, points=points) if networks else None
+    similarity = similarity_of(study, points=points) if networks else None
     folder = runs[-1].folder
     path = Path(target) if target is not None else Path(folder.report_html if folder is not None else "report.html")
-    write_text(path, render(study, likeness))
+    write_text(path, render(study, similarity))
     return path
 
 
@@ -73,12 +73,12 @@ def write_report_if_possible(paths: Sequence[str | os.PathLike[str]], *, network
         return None
 
 
-def render(study: Study, likeness: Likeness | None = None) -> str:
+def render(study: Study, similarity: Similarity | None = None) -> str:
     """Return the page."""
     from plotly.offline import get_plotlyjs
 
     assets = files("tllm_plugin.report") / "assets"
-    content = all_visible(payload(study, likeness))
+    content = all_visible(payload(study, similarity))
     # ASCII, and no "<", so that no class name can end the script element.
     data = json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     parts = {

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tllm_plugin.analysis.comparison import Count, Spread
-from tllm_plugin.analysis.likeness import Likeness
 from tllm_plugin.analysis.loaded_run import LoadedRun
 from tllm_plugin.analysis.results import Vector
+from tllm_plugin.analysis.similarity import Similarity
 from tllm_plugin.analysis.study import Method, Study, separate_vanilla
 from tllm_plugin.analysis.teachers import TeacherRow, named, teacher_rows
 from tllm_plugin.analysis.wording import counted
@@ -33,14 +33,14 @@ MOST_CURVES = 8
 _PICKS = 12
 
 
-def payload(study: Study, likeness: Likeness | None) -> Json:
+def payload(study: Study, similarity: Similarity | None) -> Json:
     """Return everything that the page shows."""
     classes = len(study.class_names)
     teachers = teacher_rows(study)
-    teacher = _teacher(study, likeness, teachers)
+    teacher = _teacher(study, similarity, teachers)
     runs = len(study.vanilla) + sum(len(method.runs) for method in study.methods)
     curves = [curve for curve in map(_curve, _shown_curves(study)) if curve]
-    methods = [_method(method, likeness) for method in study.methods]
+    methods = [_method(method, similarity) for method in study.methods]
     return {
         "title": f"What distillation did to {classes} classes",
         "subtitle": _subtitle(study, runs),
@@ -54,7 +54,7 @@ def payload(study: Study, likeness: Likeness | None) -> Json:
             {"label": label, "accuracy": _numbers(study.accuracy_of(runs))}
             for label, runs in study.vanilla_students.items()
         ],
-        "rows": [*_rows(study), *_teacher_rows(teachers, likeness)],
+        "rows": [*_rows(study), *_teacher_rows(teachers, similarity)],
         "methods": methods,
         "counts": [_counts(method) for method in study.compared],
         "picks": _picks(study) if curves else [],
@@ -62,8 +62,8 @@ def payload(study: Study, likeness: Likeness | None) -> Json:
         "overlap": _overlap(study),
         "every": _every(study),
         "teacher": teacher,
-        "similar_note": _similar_note(likeness) if any("agreement" in method for method in methods) else "",
-        **_tsne(study, likeness),
+        "similar_note": _similar_note(similarity) if any("agreement" in method for method in methods) else "",
+        **_tsne(study, similarity),
     }
 
 
@@ -92,18 +92,23 @@ def _rows(study: Study) -> list[Json]:
     return rows
 
 
-def _teacher_rows(teachers: list[TeacherRow], likeness: Likeness | None) -> list[Json]:
+def _teacher_rows(teachers: list[TeacherRow], similarity: Similarity | None) -> list[Json]:
     rows: list[Json] = [
         {"label": row.label, "accuracy": None if row.accuracy is None else _spread(row.accuracy)} for row in teachers
     ]
     # Of the first method's only, hence not where there are several.
-    if len(teachers) == 1 and teachers[0].planted and likeness is not None and likeness.teacher_accuracy is not None:
-        met = Spread.of([float(np.nanmean(likeness.teacher_accuracy))])
+    if (
+        len(teachers) == 1
+        and teachers[0].planted
+        and similarity is not None
+        and similarity.teacher_accuracy is not None
+    ):
+        met = Spread.of([float(np.nanmean(similarity.teacher_accuracy))])
         rows.append({"label": f"the same, wrong on {named(teachers[0].planted)}", "accuracy": _spread(met)})
     return rows
 
 
-def _method(method: Method, likeness: Likeness | None) -> Json:
+def _method(method: Method, similarity: Similarity | None) -> Json:
     content: Json = {"label": method.label, "runs": len(method.runs), "flagged": _epochs_flagged(method)}
     if len(method.runs) > 1 and method.flagged.any():
         content["flagged_runs"] = method.runs_that_flagged.tolist()
@@ -116,9 +121,9 @@ def _method(method: Method, likeness: Likeness | None) -> Json:
             "high": _numbers(high),
             "q": _numbers(comparison.q_value, digits=5),
         }
-    if likeness is not None and method.label in likeness.cka:
-        content["cka"] = _numbers(likeness.cka[method.label], digits=3)
-        content["agreement"] = _numbers(likeness.agreement[method.label])
+    if similarity is not None and method.label in similarity.cka:
+        content["cka"] = _numbers(similarity.cka[method.label], digits=3)
+        content["agreement"] = _numbers(similarity.agreement[method.label])
     else:
         agreement = _holdout_agreement(method.runs[0])
         if agreement is not None:
@@ -230,11 +235,11 @@ def _every(study: Study) -> Json | None:
     return {"classes": sorted(found.classes, key=lambda index: means[index])[:50], "note": note}
 
 
-def _teacher(study: Study, likeness: Likeness | None, teachers: list[TeacherRow]) -> Json | None:
+def _teacher(study: Study, similarity: Similarity | None, teachers: list[TeacherRow]) -> Json | None:
     accuracy, origin, planted = None, "", [row for row in teachers if row.planted]
     column, included = "teacher", ""
-    if likeness is not None and likeness.teacher_accuracy is not None:
-        accuracy, origin = likeness.teacher_accuracy, "the teacher as the students met it, on the test images"
+    if similarity is not None and similarity.teacher_accuracy is not None:
+        accuracy, origin = similarity.teacher_accuracy, "the teacher as the students met it, on the test images"
         if planted:
             origin += f"; it was made wrong on purpose on {named(planted[0].planted)}"
             column, included = "teacher, made wrong", " (those that were planted included)"
@@ -259,18 +264,18 @@ def _teacher(study: Study, likeness: Likeness | None, teachers: list[TeacherRow]
     }
 
 
-def _similar_note(likeness: Likeness | None) -> str:
-    if likeness is not None and likeness.cka:
+def _similar_note(similarity: Similarity | None) -> str:
+    if similarity is not None and similarity.cka:
         return (
             "Linear CKA (unbiased) of the pooled features, and the share of equal answers, per class, of teacher and "
-            f"first student on {likeness.images:,} test images. A CKA far below the others' says that the student sees "
-            f"the class in its own way."
+            f"first student on {similarity.images:,} test images. A CKA far below the others' says that the student "
+            "sees the class in its own way."
         )
     return "Share of equal answers of teacher and student on the hold-out after the last epoch."
 
 
-def _tsne(study: Study, likeness: Likeness | None) -> Json:
-    if likeness is None or not likeness.pictures:
+def _tsne(study: Study, similarity: Similarity | None) -> Json:
+    if similarity is None or not similarity.pictures:
         return {"tsne": None, "tsne_note": ""}
     methods = [method for method in study.compared if method.runs[0].teacher]
     comparison = methods[0].comparison
@@ -285,7 +290,7 @@ def _tsne(study: Study, likeness: Likeness | None) -> Json:
             "labels": picture.labels.tolist(),
             "hurt": np.nonzero(hurt)[0].tolist(),
         }
-        for picture in likeness.pictures
+        for picture in similarity.pictures
     ]
     which = "surely hurt" if sure.any() else "delta acc < 0"
     return {

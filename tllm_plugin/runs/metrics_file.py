@@ -7,6 +7,7 @@ from dataclasses import replace
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
+from tllm_plugin.core.predictions import Predictions
 from tllm_plugin.runs.records import Amount, Count, Flag, Fraction, Inconsistent, List, Record
 
 # Some hosts divide in single precision.
@@ -42,6 +43,15 @@ class MetricsRecord(Record):
         """Whether there are results on test data."""
         return sum(self.class_total) > 0
 
+    def with_results(self, predictions: Predictions) -> MetricsRecord:
+        """Return the record with the test results that these predictions give."""
+        correct, total = _counts(predictions)
+        return replace(self, test_accuracy=predictions.accuracy, class_correct=correct, class_total=total)
+
+    def agrees_with(self, predictions: Predictions) -> bool:
+        """Whether these predictions give the recorded counts of every class."""
+        return (self.class_correct, self.class_total) == _counts(predictions)
+
     def without_results(self) -> MetricsRecord:
         """Return the record of such a run that never looked at test data."""
         return replace(self, test_accuracy=None, class_correct=(), class_total=())
@@ -59,3 +69,7 @@ class MetricsRecord(Record):
         if (accuracy is None) != (of_classes is None) or abs((accuracy or 0) - (of_classes or 0)) > _ROUNDING:
             raise Inconsistent("test_accuracy", f"the {of_classes} of all classes together", accuracy)
         return self
+
+
+def _counts(predictions: Predictions) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple(predictions.class_correct.tolist()), tuple(predictions.class_total.tolist())

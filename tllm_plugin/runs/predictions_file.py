@@ -23,14 +23,18 @@ def write_predictions(path: str | os.PathLike[str], predictions: Predictions) ->
     Raises:
         TLLMError: The system refused to write.
     """
-    kind = np.min_scalar_type(max(predictions.num_classes - 1, 0))
+    classes, predicted = predictions.num_classes, predictions.prediction.numpy()
+    # A network may have more outputs than there are classes.
+    outputs = int(predicted.max(initial=classes - 1)) + 1
+    kind = np.min_scalar_type(max(outputs - 1, 0))
     write_npz(
         path,
         schema=schema_of(KIND),
         version=VERSION,
-        num_classes=predictions.num_classes,
+        num_classes=classes,
         labels=predictions.labels.numpy().astype(kind),
-        predictions=predictions.prediction.numpy().astype(kind),
+        predictions=predicted.astype(kind),
+        **({"num_outputs": outputs} if outputs > classes else {}),
     )
 
 
@@ -41,7 +45,8 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
         FileFormatError: It is missing, truncated, of another kind or version, or its arrays do not fit together.
     """
     arrays = read_npz(path, KIND, VERSION)
-    for name, dims in (("num_classes", 0), ("labels", 1), ("predictions", 1)):
+    outputs = "num_outputs" if "num_outputs" in arrays else "num_classes"
+    for name, dims in (("num_classes", 0), (outputs, 0), ("labels", 1), ("predictions", 1)):
         if name not in arrays or arrays[name].ndim != dims or arrays[name].dtype.kind not in "iu":
             raise FileFormatError(f"Expected `{name}` in {path} to be integers in {dims} dimensions; run again")
     classes = int(arrays["num_classes"])
@@ -50,7 +55,8 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
         raise FileFormatError(
             f"Expected as many predictions as labels in {path}, but got {predictions.size} and {labels.size}"
         )
-    for name, values in (("labels", labels), ("predictions", predictions)):
-        if values.size and not (values.min() >= 0 and values.max() < classes):
-            raise FileFormatError(f"Expected `{name}` in {path} to be from 0 to {classes - 1}, but they are not")
+    bounds = (classes, int(arrays[outputs]))
+    for name, values, bound in zip(("labels", "predictions"), (labels, predictions), bounds, strict=True):
+        if values.size and not (values.min() >= 0 and values.max() < bound):
+            raise FileFormatError(f"Expected `{name}` in {path} to be from 0 to {bound - 1}, but they are not")
     return Predictions(torch.from_numpy(labels), torch.from_numpy(predictions), classes)

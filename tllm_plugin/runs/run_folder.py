@@ -18,6 +18,7 @@ from tllm_plugin.runs.atomic import remove_temporaries
 from tllm_plugin.runs.data_file import DataRecord, record_of
 from tllm_plugin.runs.flags_file import FlagsRecord
 from tllm_plugin.runs.metrics_file import MetricsRecord
+from tllm_plugin.runs.policy_file import PolicyRecord
 from tllm_plugin.runs.split_file import SplitRecord
 
 NAME = "tllm"
@@ -115,6 +116,11 @@ class RunFolder:
         return self.path / "flags.json"
 
     @property
+    def policy_json(self) -> Path:
+        """Teaching weights; `PolicyRecord`. Only where a policy has decided on them."""
+        return self.path / "policy.json"
+
+    @property
     def metrics_json(self) -> Path:
         """Test results and cost; `MetricsRecord`."""
         return self.path / "metrics.json"
@@ -189,6 +195,14 @@ class RunFolder:
         """Read `flags.json`; a `FileFormatError` says what is wrong with it."""
         return FlagsRecord.read(self.flags_json)
 
+    def write_policy(self, record: PolicyRecord) -> None:
+        """Write `policy.json`."""
+        record.write(self.policy_json)
+
+    def read_policy(self) -> PolicyRecord:
+        """Read `policy.json`; a `FileFormatError` says what is wrong with it."""
+        return PolicyRecord.read(self.policy_json)
+
     def write_metrics(self, record: MetricsRecord) -> None:
         """Write `metrics.json`."""
         record.write(self.metrics_json)
@@ -204,11 +218,9 @@ class RunFolder:
     def has_results(self) -> bool:
         """Tell whether test results per class and per image are there, are readable and agree."""
         try:
-            metrics, predictions = self.read_metrics(), self.read_predictions()
+            return self.read_metrics().agrees_with(self.read_predictions())
         except FileFormatError:
             return False
-        counts = (predictions.class_correct, predictions.class_total)
-        return tuple(tuple(values.tolist()) for values in counts) == (metrics.class_correct, metrics.class_total)
 
     def write_predictions(self, predictions: Predictions) -> None:
         """Write `predictions.npz`."""

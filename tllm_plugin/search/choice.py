@@ -1,13 +1,12 @@
-"""How good a student is on the search hold-out, how sure that is, and which trial is the best."""
+"""How good a student is on the search hold-out, and how sure that is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from tllm_plugin.core.evidence import mcnemar_p_value
+from tllm_plugin.core.evidence import mcnemar_p_value, sampling_variance
 from tllm_plugin.core.predictions import class_means
 
 #: Two-sided; a difference whose p-value is not below this is called noise.
@@ -48,15 +47,14 @@ def estimate(values: Tensor, labels: Tensor, num_classes: int) -> Estimate:
         labels: (n,) int64, at least 2 samples of every class.
         num_classes: C.
 
+    >>> import torch
     >>> estimate(torch.tensor([1, 1, 1, 0]), torch.tensor([0, 0, 1, 1]), 2)
     Estimate(value=0.75, standard_error=0.25)
     """
     values = values.double()
-    counts = torch.bincount(labels, minlength=num_classes)
     means = class_means(values, labels, num_classes)
-    squares = class_means((values - means[labels]) ** 2, labels, num_classes)
-    variance = (squares / (counts - 1)).sum() / num_classes**2
-    return Estimate(float(means.mean()), float(variance.sqrt()))
+    variances = sampling_variance(values, labels, num_classes)
+    return Estimate(float(means.mean()), float(variances.sum().sqrt()) / num_classes)
 
 
 def compare(first: Tensor, second: Tensor, labels: Tensor, num_classes: int) -> Comparison:
@@ -68,6 +66,7 @@ def compare(first: Tensor, second: Tensor, labels: Tensor, num_classes: int) -> 
         labels: (n,) int64, at least 2 samples of every class.
         num_classes: C.
 
+    >>> import torch
     >>> right = torch.tensor([True] * 6)
     >>> round(compare(right, ~right, torch.tensor([0, 0, 0, 1, 1, 1]), 2).p_value, 5)
     0.03125

@@ -13,17 +13,17 @@ from yacs.config import CfgNode
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.defaults import default_config
-from tllm_plugin.hosts.options import as_named
+from tllm_plugin.hosts.extensions import import_words
+from tllm_plugin.hosts.run_spec import RunSpec
 from tllm_plugin.runs.locks import each_under_its_lock, held
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.forking import MOST_TRIALS, SECONDS, CheckpointKeeper, Replays
-from tllm_plugin.search.host import SEARCH_FRACTION, Baselines, Watch, digest, override_words, tllm_digest
+from tllm_plugin.search.host import SEARCH_FRACTION, Baselines, Watch, override_words, tllm_digest
 from tllm_plugin.search.shared_prefix import run_sharing
 from tllm_plugin.search.space import TYPE, Dimension, Values, detector_kinds, grid, with_values
 
 NAME = "EXPERIMENT.NAME"
 NEVER = -1
-_NO_EFFECT = ("EXPERIMENT.NAME", "EXPERIMENT.TAG", "EXPERIMENT.PROJECT", "DATASET.NUM_WORKERS", "DATASET.DOWNLOAD")
 
 
 class EmbeddedSearch:
@@ -55,7 +55,8 @@ class EmbeddedSearch:
         self._trials: dict[str, CfgNode] = {}
         self._replays = Replays()
         self._run_name = job.experiment_name(cfg)[len(cfg.EXPERIMENT.PROJECT) + 1 :]
-        self._name = f"{self._run_name}-search-{self._digest()}"
+        beginning = RunSpec.of(self.cfg).beginning_digest(instead=RunSpec.of(default_config()))
+        self._name = f"{self._run_name}-search-{beginning}"
         self.folder = Path(cfg.LOG.PREFIX) / cfg.EXPERIMENT.PROJECT / self._name
 
     @property
@@ -131,7 +132,8 @@ class EmbeddedSearch:
     def next_command(self, values: Values) -> str:
         """Return the shell command that trains the chosen values, as a run with a name of its own."""
         name = {NAME: f"{self._run_name}-chosen-{self._trial_digest(values)}"}
-        return shlex.join(["tllm", "train", *self.words, *override_words({**name, **values}, self._given)])
+        words = [*self.words, *override_words({**name, **values}, self._given)]
+        return shlex.join(["tllm", "train", *import_words(), *words])
 
     def _task(self, cfg: CfgNode, keep: CheckpointKeeper | None = None) -> Callable[[int], RunFolder]:
         """Return what trains a run that is not there, once its lock is held."""
@@ -166,24 +168,6 @@ class EmbeddedSearch:
     def _inside(self, name: str, values: Values) -> CfgNode:
         frequency = {"LOG.SAVE_CHECKPOINT_FREQ": self.checkpoint_every or self.epochs}
         return with_values(self.cfg, {**values, NAME: f"{self._name}/{name}", **frequency})
-
-    def _digest(self) -> str:
-        """Digest everything that a result depends on but what is searched."""
-        default, plain = as_named(default_config()), as_named(self.cfg)
-        # As before there was a choice, so that what was searched then is found.
-        plain.LOG = CfgNode({key: value for key, value in default.LOG.items() if key != "SAVE_SECONDS"})
-        if plain.RUNTIME.DETERMINISTIC:
-            del plain.RUNTIME["DETERMINISTIC"]
-        for key in ("CLASS_ORDER", "MEAN", "STD"):
-            if not plain.DATASET[key]:
-                del plain.DATASET[key]
-        plain.TLLM = default.TLLM
-        for name in ("DISTILLER", "TRAINER", "HOLDOUT"):
-            plain.TLLM[name] = self.cfg.TLLM[name]
-        for key in _NO_EFFECT:
-            node, _, name = key.partition(".")
-            plain[node][name] = default[node][name]
-        return digest(plain.dump())
 
     def _trial_digest(self, values: Values) -> str:
         return tllm_digest(with_values(self.cfg, values))

@@ -24,7 +24,7 @@ from tllm_plugin.search.space import Dimension, Values
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
-    from tllm_plugin.search.study import SharedStudy
+    from tllm_plugin.search.optuna_study import SharedStudy
 
 #: Title of the student whose teacher is never taken away.
 TAUGHT = "taught to the end"
@@ -61,7 +61,7 @@ def search(
         host: Trains.
         space: What is searched.
         trials: How many trials TPE makes; None for every combination of the choices.
-        storage: See `study.SharedStudy`.
+        storage: See `optuna_study.SharedStudy`.
         retrain: Whether to train the final student with the choice, on everything but the detection hold-out.
         prune: See `pruning.make_pruner`.
         baseline: Whether the student that is taught to the end is trained, too, to compare the trials with.
@@ -89,8 +89,8 @@ def _searched(
     prune: str,
     baseline: bool,
 ) -> Outcome:
+    from tllm_plugin.search.optuna_study import SharedStudy
     from tllm_plugin.search.pruning import make_pruner, reporter
-    from tllm_plugin.search.study import SharedStudy
 
     problems = check_space(space, trials)
     if problems:
@@ -153,6 +153,8 @@ def check_space(space: Sequence[Dimension], trials: int | None) -> list[str]:
 
 def collect(host: SearchHost, space: Sequence[Dimension], study: SharedStudy, baselines: Baselines) -> SearchRecord:
     """Read what the trials left behind and choose among them."""
+    from optuna.trial import TrialState
+
     trials = []
     for trial in study.finished():
         title, run = f"trial {trial.number}", host.run_of(trial.params)
@@ -160,7 +162,7 @@ def collect(host: SearchHost, space: Sequence[Dimension], study: SharedStudy, ba
             place = os.path.relpath(run.log_folder, host.folder)
             trials.append(TrialRecord(trial.number, title, dict(trial.params), place, error=trial.user_attrs["error"]))
         else:
-            pruned_after = int(trial.user_attrs.get("pruned_after", 0))
+            pruned_after = trial.last_step or 0 if trial.state == TrialState.PRUNED else 0
             trials.append(_describe(host, run, trial.number, title, dict(trial.params), pruned_after))
     others = []
     if baselines.vanilla is not None:

@@ -21,9 +21,8 @@ from yacs.config import CfgNode
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors import DETECTORS, Detector
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.hosts.embedded.checkpoint import changed_keys
-from tllm_plugin.hosts.embedded.same_run import FREE_KEYS
-from tllm_plugin.hosts.tllm_node import TREATMENT, build_detector
+from tllm_plugin.hosts.run_spec import ONE_BEGINNING, Mark, RunSpec
+from tllm_plugin.hosts.tllm_node import build_detector
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.records import Count, Record, Text
 from tllm_plugin.runs.run_folder import RunFolder
@@ -116,13 +115,13 @@ class Replays:
         self._known: dict[tuple[str, str], DetectorReplay] = {}
 
     def get(
-        self, run: RunFolder, old: CfgNode, cfg: CfgNode, class_names: Sequence[str], curves: Curves
+        self, run: RunFolder, old: RunSpec, cfg: CfgNode, class_names: Sequence[str], curves: Curves
     ) -> DetectorReplay:
         """Return the replay of `run` with the detector of `cfg`; a new one has watched nothing.
 
         Args:
             run: What is watched.
-            old: Its config.
+            old: What it was told.
             cfg: Of the trial, its reference named; the trial is known by its name.
             class_names: Length C.
             curves: Of the run.
@@ -132,7 +131,7 @@ class Replays:
             if len(self._known) == _MOST_REPLAYS:
                 self._known.pop(next(iter(self._known)))
             self._known[key] = DetectorReplay(
-                _new_detector(cfg, class_names, curves), treated_alike=_treated_alike(old, cfg)
+                _new_detector(cfg, class_names, curves), treated_alike=_treated_alike(old, RunSpec.of(cfg))
             )
         return self._known[key]
 
@@ -145,32 +144,33 @@ class ForkPoint:
         run: The recorded one.
         epochs: How many epochs need not be trained.
         checkpoint: Of that epoch.
+        curves: Of the recorded run.
         replay: Of the recorded run with the detector of the new one.
     """
 
     run: RunFolder
     epochs: int
     checkpoint: Path
+    curves: Curves
     replay: DetectorReplay
 
-    def detector_after(self, epochs: Sequence[int], cfg: CfgNode, curves: Curves) -> Detector:
+    def detector_after(self, epochs: Sequence[int], cfg: CfgNode) -> Detector:
         """Return the detector of the new run as it is after the first epochs.
 
         Args:
             epochs: Those that the checkpoint has scores of.
             cfg: Of the new run.
-            curves: Of the recorded one.
         """
         if epochs and self.replay.watched == epochs[-1]:
             return self.replay.detector
-        detector = _new_detector(cfg, [item.name for item in self.run.read_flags().classes], curves)
+        detector = _new_detector(cfg, [item.name for item in self.run.read_flags().classes], self.curves)
         for epoch in epochs:
-            detector.update(epoch, curves.samples_at(epoch))
+            detector.update(epoch, self.curves.samples_at(epoch))
         return detector
 
 
 def latest_fork_point(
-    recorded: Sequence[tuple[RunFolder, CfgNode]],
+    recorded: Sequence[tuple[RunFolder, RunSpec]],
     cfg: CfgNode,
     replays: Replays | None = None,
     usable: Usable = lambda run, epoch: True,
@@ -178,8 +178,8 @@ def latest_fork_point(
     """Return where the run of `cfg` shares the most epochs, in the first of equals; None if it shares none.
 
     Args:
-        recorded: Finished runs, whose checkpoints are named `epoch_N` and `latest`, and their configs, which differ
-            from `cfg` in nothing but `FREE_KEYS`.
+        recorded: Finished runs, whose checkpoints are named `epoch_N` and `latest`, and what they were told, which
+            agrees with `cfg` in `ONE_BEGINNING`.
         cfg: Checked and frozen, its reference named.
         replays: Of the search.
         usable: See `Usable`.
@@ -195,9 +195,9 @@ def latest_fork_point(
     return best
 
 
-def check_same_but_detector(run: RunFolder, changed: Sequence[str]) -> None:
-    """Raise a `ConfigError` if among the keys that differ is one that matters before the first flag."""
-    differing = [key for key in changed if not key.startswith(FREE_KEYS)]
+def check_same_but_detector(run: RunFolder, old: RunSpec, cfg: CfgNode) -> None:
+    """Raise a `ConfigError` if a run was told otherwise than `cfg` says in what matters before the first flag."""
+    differing = old.differing(RunSpec.of(cfg), ONE_BEGINNING)
     if differing:
         raise ConfigError(
             f"Expected {run.log_folder} to be the same run but for its detector, but these keys differ: "
@@ -230,7 +230,8 @@ class CheckpointKeeper:
         replays: Replays,
         seconds: float | None = SECONDS,
     ) -> None:
-        self._new_replay = lambda trial, curves: replays.get(run, cfg, trial, class_names, curves)
+        old = RunSpec.of(cfg)
+        self._new_replay = lambda trial, curves: replays.get(run, old, trial, class_names, curves)
         self._waiting = waiting
         self._replays: list[DetectorReplay] | None = None
         self._seconds = seconds
@@ -253,7 +254,7 @@ class CheckpointKeeper:
         return keep
 
 
-def _fork_point(run: RunFolder, old: CfgNode, cfg: CfgNode, replays: Replays, usable: Usable) -> ForkPoint | None:
+def _fork_point(run: RunFolder, old: RunSpec, cfg: CfgNode, replays: Replays, usable: Usable) -> ForkPoint | None:
     curves = Curves.from_state(to_state(run.read_curves()))
     classes = run.read_flags().classes
     replay = replays.get(run, old, cfg, [item.name for item in classes], curves)
@@ -266,7 +267,7 @@ def _fork_point(run: RunFolder, old: CfgNode, cfg: CfgNode, replays: Replays, us
     for epochs, name in names:
         checkpoint = run.log_folder / name
         if epochs <= last and checkpoint.exists() and usable(run, epochs):
-            return ForkPoint(run, epochs, checkpoint, replay)
+            return ForkPoint(run, epochs, checkpoint, curves, replay)
     return None
 
 
@@ -280,7 +281,7 @@ def _new_detector(cfg: CfgNode, class_names: Sequence[str], holdout: Curves) -> 
     )
 
 
-def _treated_alike(one: CfgNode, other: CfgNode) -> bool:
-    """Tell whether runs of two configs do the same with flagged classes."""
-    smooths = {DETECTORS[cfg.TLLM.DETECTOR.TYPE].smooths_labels for cfg in (one, other)}
-    return len(smooths) == 1 and not any(key in TREATMENT for key in changed_keys(one, other))
+def _treated_alike(one: RunSpec, other: RunSpec) -> bool:
+    """Tell whether two runs do the same with flagged classes."""
+    smooths = {DETECTORS[spec.value("TLLM.DETECTOR.TYPE")].smooths_labels for spec in (one, other)}
+    return len(smooths) == 1 and not one.differing(other, frozenset({Mark.TREATMENT}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,23 +12,16 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import TLLMError
-from tllm_plugin.hosts.options import as_named
+from tllm_plugin.hosts.run_spec import RunSpec, digest
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.space import Dimension, Values, with_values
 
 SEARCH_FRACTION = "TLLM.HOLDOUT.SEARCH_FRACTION"
 REFERENCE = "TLLM.DETECTOR.REFERENCE"
 
-#: Is shown a trial's search curves after every epoch that it trains; raises `Hopeless` to stop it.
+#: Is shown a trial's search curves after every epoch that it trains; an exception, such as `optuna.TrialPruned`, stops
+#: the run and leaves it resumable.
 Watch = Callable[[Curves], None]
-
-
-class Hopeless(TLLMError):
-    """A trial is stopped after `epoch`, because others did better; its run can be continued."""
-
-    def __init__(self, epoch: int) -> None:
-        super().__init__(f"pruned after epoch {epoch}")
-        self.epoch = epoch
 
 
 @dataclass(frozen=True)
@@ -86,8 +78,8 @@ class SearchHost(Protocol):
             watch: See `Watch`.
 
         Raises:
-            Hopeless: From `watch`. What was trained stays, and the next call goes on from there.
             NonFiniteLossError: The trial diverged.
+            Exception: From `watch`. What was trained stays, and the next call goes on from there.
         """
 
     def train_final(self, values: Values) -> RunFolder:
@@ -103,18 +95,13 @@ def override_words(values: Values, given: CfgNode) -> list[str]:
     return [word for key, value in {**everything, **values}.items() for word in (key, str(value))]
 
 
-def digest(text: str | bytes) -> str:
-    """Return 8 characters that stand for a text in the name of a folder."""
-    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()[:8]
-
-
 def tllm_digest(cfg: CfgNode) -> str:
     """Return 8 characters that stand for everything that a trial may be told, a named reference's content included."""
     content = ""
     if cfg.TLLM.DETECTOR.REFERENCE:
         with suppress(TLLMError, OSError):  # Whoever trains will say that it is missing.
             content = digest(RunFolder.find(cfg.TLLM.DETECTOR.REFERENCE).curves_npz.read_bytes())
-    return digest(as_named(cfg).TLLM.dump() + content)
+    return RunSpec.of(cfg).trial_digest(content)
 
 
 def around_digest(cfg: CfgNode, space: Sequence[Dimension]) -> str:

@@ -10,16 +10,13 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from tllm_plugin.core.curves import Curves
-from tllm_plugin.hosts.embedded.checkpoint import changed_keys
-from tllm_plugin.hosts.options import as_named, renamed
-from tllm_plugin.hosts.yaml_text import plain, read_yaml
+from tllm_plugin.hosts.extensions import import_words
+from tllm_plugin.hosts.run_spec import MARKS_OF_OTHER_HOSTS, RunSpec
 from tllm_plugin.runs.atomic import save_torch, write_text
-from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.forking import check_same_but_detector, latest_fork_point, write_fork
-from tllm_plugin.search.host import SEARCH_FRACTION, digest, override_words
+from tllm_plugin.search.host import SEARCH_FRACTION, override_words
 from tllm_plugin.search.process import ProcessSearch, Wanted
 from tllm_plugin.search.space import Dimension, Values, with_values
 
@@ -27,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 # Loops that need a distiller's losses or loaders.
 _LOOPS_OF_DISTILLERS = ("crd", "dot", "crd_dot")
-# What a search is not named after.
-_NO_EFFECT = ("EXPERIMENT", "LOG")
 
 
 class MdistillerSearch(ProcessSearch):
@@ -48,7 +43,7 @@ class MdistillerSearch(ProcessSearch):
         self, cfg: CfgNode, space: Sequence[Dimension], checkpoint_every: int = 1, words: Sequence[str] = ()
     ) -> None:
         name = cfg.EXPERIMENT.NAME or cfg.EXPERIMENT.TAG
-        self._name = f"{name}-search-{_digest_of(cfg)}"
+        self._name = f"{name}-search-{RunSpec.of(cfg, MARKS_OF_OTHER_HOSTS).beginning_digest()}"
         self._given = cfg
         super().__init__(cfg, space, Path(cfg.LOG.PREFIX) / cfg.EXPERIMENT.PROJECT / self._name)
         self.checkpoint_every = checkpoint_every
@@ -95,33 +90,21 @@ class MdistillerSearch(ProcessSearch):
     def begin(self, wanted: Wanted, recorded: Sequence[RunFolder]) -> None:
         """Write the checkpoint from which a trial is to be resumed, if it shares epochs with a recorded run."""
         cfg, run = self.config(wanted), self.run_named(wanted.name)
-        point = latest_fork_point([(other, self._config_of(other, cfg)) for other in recorded], cfg)
+        specs = [RunSpec.read(other, MARKS_OF_OTHER_HOSTS) for other in recorded]
+        for other, spec in zip(recorded, specs, strict=True):
+            check_same_but_detector(other, spec, cfg)
+        point = latest_fork_point(list(zip(recorded, specs, strict=True)), cfg)
         if point is None:
             return
         state: Any = load_torch(point.checkpoint, "a checkpoint of mdistiller")
         carried = next(value for name, value in state["model"].items() if name.endswith("_extra_state"))["carried"]
-        curves = Curves.from_state(to_state(point.run.read_curves()))
         scored = carried["curves"]["epochs"].tolist()
-        carried["detector"] = point.detector_after(scored, cfg, curves).state_dict()
+        carried["detector"] = point.detector_after(scored, cfg).state_dict()
         write_fork(run.create(), point.run, point.epochs)
         save_torch(run.log_folder / "latest", state)
         logger.info("%s shares %d epochs with %s", wanted.name, point.epochs, point.run.log_folder.name)
 
-    def _config_of(self, run: RunFolder, cfg: CfgNode) -> CfgNode:
-        old = CfgNode(renamed(plain(read_yaml(run.read_config()))))
-        changed = changed_keys(old, cfg)
-        check_same_but_detector(run, [key for key in changed if not key.startswith("EXPERIMENT.")])
-        return old
-
     def next_command(self, values: Values) -> str:
         """Return the shell command that trains the chosen values."""
-        return shlex.join(["tllm", "train", "--host", "mdistiller", *self.words, *override_words(values, self._given)])
-
-
-def _digest_of(cfg: CfgNode) -> str:
-    """Digest everything that a result depends on but what is searched."""
-    plain = as_named(cfg)
-    for name in _NO_EFFECT:
-        plain.pop(name)
-    plain.TLLM = CfgNode({name: plain.TLLM[name] for name in ("DISTILLER", "TRAINER", "HOLDOUT")})
-    return digest(plain.dump())
+        words = [*self.words, *override_words(values, self._given)]
+        return shlex.join(["tllm", "train", *import_words(), "--host", "mdistiller", *words])

@@ -134,9 +134,9 @@ class ProcessSearch:
             recorded: Finished runs that it may share a beginning with.
 
         Raises:
-            Hopeless: From `watch`.
             NonFiniteLossError: The run diverged.
             TLLMError: The host ended for another reason.
+            Exception: From `watch`.
         """
         with held(self._locks / wanted.name) as lock:
             return self._trained(wanted, lock, watch, recorded)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from optuna import TrialPruned
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, SuccessiveHalvingPruner
 from optuna.trial import Trial
 
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import ConfigError, unknown_name
-from tllm_plugin.search.host import Hopeless
 
 #: Of the epochs that pass before a trial is judged.
 WARMUP_SHARE = 1 / 3
@@ -68,6 +68,6 @@ def reporter(trial: Trial, epochs: int) -> Callable[[Curves], None]:
                 trial.report(curves.mean_accuracy(epoch), epoch)
         last = curves.epochs[-1]
         if last < epochs and trial.should_prune():
-            raise Hopeless(last)
+            raise TrialPruned(f"pruned after epoch {last}")
 
     return watch

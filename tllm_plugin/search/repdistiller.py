@@ -10,9 +10,10 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from tllm_plugin.hosts.checkouts import source_of
+from tllm_plugin.hosts.extensions import import_words
 from tllm_plugin.hosts.repdistiller.arguments import StudentArguments, flags_of
+from tllm_plugin.hosts.run_spec import digest
 from tllm_plugin.runs.run_folder import RunFolder
-from tllm_plugin.search.host import digest
 from tllm_plugin.search.process import ProcessSearch, Wanted
 from tllm_plugin.search.space import Dimension, Values, with_values
 
@@ -82,4 +83,4 @@ class RepDistillerSearch(ProcessSearch):
         """Return the shell command that trains the chosen values."""
         node = with_values(self.cfg, {**values, "TLLM.HOLDOUT.SEARCH_FRACTION": 0.0}).TLLM
         words = [*self.arguments.words(absolute=False), *flags_of(node)]
-        return shlex.join(["tllm", "train", "--host", "repdistiller", "--", *words])
+        return shlex.join(["tllm", "train", *import_words(), "--host", "repdistiller", "--", *words])

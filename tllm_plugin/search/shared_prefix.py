@@ -22,13 +22,11 @@ from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import job
-from tllm_plugin.hosts.embedded.checkpoint import changed_keys, read_state
-from tllm_plugin.hosts.embedded.same_run import config_of
+from tllm_plugin.hosts.embedded.checkpoint import read_state, spec_of
 from tllm_plugin.hosts.embedded.worklog import copy_until
 from tllm_plugin.hosts.same_data import check_same_data
 from tllm_plugin.hosts.teaching import flags_record
 from tllm_plugin.runs.atomic import save_torch, write_link
-from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.flags_file import FlagsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.forking import Replays, check_same_but_detector, latest_fork_point, write_fork
@@ -88,21 +86,19 @@ def fork(
         ConfigError: Runs differ in more than their detector and the treatment of flagged classes, or in their data.
     """
     cfg, _ = job.named_reference(cfg, data)
-    configs = []
-    for run in recorded:
+    specs = [spec_of(run) for run in recorded]
+    for run, spec in zip(recorded, specs, strict=True):
         if data is not None:
             check_same_data(run.log_folder, run.read_data(), data, "set EXPERIMENT.NAME to search anew")
-        configs.append(config_of(run))
-        check_same_but_detector(run, changed_keys(configs[-1], cfg))
-    point = latest_fork_point(list(zip(recorded, configs, strict=True)), cfg, replays, _has_best_student)
+        check_same_but_detector(run, spec, cfg)
+    point = latest_fork_point(list(zip(recorded, specs, strict=True)), cfg, replays, _has_best_student)
     if point is None:
         return 0
     parent, run = point.run, RunFolder.inside(job.log_folder(cfg)).create()
-    curves = Curves.from_state(to_state(parent.read_curves()))
     state = _state_of(point.checkpoint)
     carried = state["model"]["_extra_state"]["carried"]
     scored = carried["curves"]["epochs"].tolist()
-    detector = point.detector_after(scored, cfg, curves)
+    detector = point.detector_after(scored, cfg)
     carried["detector"] = detector.state_dict()
     taught = carried["policy"]["weights"] if "policy" in carried else torch.ones(len(detector.flags))
     state["model"].pop("undistillable", None)  # Of an earlier version.
@@ -112,6 +108,8 @@ def fork(
     if student.exists():
         write_link(run.student_best_holdout, student)
     copy_until(point.epochs, parent.log_folder, run.log_folder)
+    if parent.policy_json.exists():
+        write_link(run.policy_json, parent.policy_json)
     write_fork(run, parent, point.epochs)
     # The student first: whoever finds `latest` finds its student as well.
     weights = parent.log_folder / f"student_{point.checkpoint.name.removeprefix('epoch_')}"
@@ -120,8 +118,8 @@ def fork(
     logger.info("%s shares %d epochs with %s", run.log_folder.name, point.epochs, parent.log_folder.name)
     names = [item.name for item in parent.read_flags().classes]
     if point.epochs == cfg.SOLVER.EPOCHS:
-        for epoch in curves.epochs[len(scored) :]:
-            detector.update(epoch, curves.samples_at(epoch))
+        for epoch in point.curves.epochs[len(scored) :]:
+            detector.update(epoch, point.curves.samples_at(epoch))
         _finish(run, parent, cfg, flags_record(detector, cfg.TLLM, names, point.epochs))
         return point.epochs
     flagged = zip(names, detector.epoch_flagged.tolist(), strict=True)

@@ -13,11 +13,11 @@ from tllm_plugin.core.detectors import DETECTORS, detector_options
 from tllm_plugin.core.errors import unknown_name
 from tllm_plugin.hosts.config_checks import lookup, merge_options
 from tllm_plugin.hosts.options import CONFIDENCE, FDR, accept_confidence, complement, settle_fdr
-from tllm_plugin.hosts.tllm_node import TREATMENT, check_tllm
+from tllm_plugin.hosts.run_spec import Mark, RunSpec
+from tllm_plugin.hosts.tllm_node import check_tllm
 
 ETA = "TLLM.DETECTOR.ETA"
 TYPE = "TLLM.DETECTOR.TYPE"
-_NOT_SEARCHED = ("REFERENCE", "CLASSES")
 
 Values = dict[str, Any]
 
@@ -67,9 +67,14 @@ def grid(space: Sequence[Dimension]) -> list[Values]:
 
 
 def searchable_keys(cfg: CfgNode) -> tuple[str, ...]:
-    """Return the keys that can be searched, by their full names."""
-    detector = (f"TLLM.DETECTOR.{name}" for name in cfg.TLLM.DETECTOR if name not in _NOT_SEARCHED)
-    return (*detector, *TREATMENT)
+    """Return the full names of the keys that can be searched: those of the detector, then those of the treatment."""
+    spec = RunSpec.of(cfg)
+    return tuple(
+        key
+        for mark in (Mark.DETECTION, Mark.TREATMENT)
+        for key, value in spec.values.items()
+        if spec.mark(key) is mark and not isinstance(value, list | tuple)
+    )
 
 
 def parse_space(words: Sequence[str], cfg: CfgNode) -> tuple[tuple[Dimension, ...], list[str]]:

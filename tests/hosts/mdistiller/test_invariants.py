@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tests import distiller_cases
+from tests.core import test_teaching_weights as weights
 from tests.core import test_wrapper_invariants as invariants
 
 STOCK = ("AT", "CRD", "DKD", "FITNET", "KD", "KDSVD", "NST", "OFD", "PKT", "REVIEWKD", "RKD", "SP", "VID", "NONE")
@@ -64,12 +65,13 @@ def register(kind: str, pair: tuple[str, str]) -> str:
         invariants.test_replicas_in_threads_do_not_disturb_each_other,
         invariants.test_any_distiller_can_be_balanced,
         invariants.test_channels_last,
+        *weights.CHECKS,
     ],
     ids=lambda check: check.__name__.removeprefix("test_"),
 )
 def test_same_architecture(imported: Path, kind: str, check: Callable[[str], None]) -> None:
     name = check.__name__
-    if "mixed" in name and kind in distiller_cases.WITHOUT_TEACHER:
+    if ("mixed" in name or check in weights.CHECKS) and kind in distiller_cases.WITHOUT_TEACHER:
         pytest.skip("it has no teacher")
     if "separable" in name and kind not in SEPARABLE:
         pytest.skip("its loss is about relations between rows")

@@ -218,6 +218,17 @@ def test_cifar100(scratch: Path, kind: str, trainer: str) -> None:
     assert len(run.read_split().holdout) == 500
 
 
+def test_a_policy_sets_the_weights(prepared: Path) -> None:
+    options = ("DISTILLER.TEACHER_CHECKPOINT", str(prepared / "teacher.pth"), "TLLM.DETECTOR.TYPE", "none")
+    train(prepared, *options, "TLLM.POLICY", "equal_strength")
+    run = RunFolder(next(path.parent for path in (prepared / "output").rglob("policy.json")))
+    record = run.read_policy()
+    weights = torch.tensor([item.weight for item in record.classes])
+    assert record.temperature == 4.0 and 0 < int((weights < 1).sum()) < record.num_classes
+    state = torch.load(run.log_folder / "latest", weights_only=True)["model"]
+    assert torch.equal(next(value for key, value in state.items() if key.endswith("teaching_weights")).cpu(), weights)
+
+
 def test_type_tllm(prepared: Path) -> None:
     named = ("DISTILLER.TYPE", "TLLM", "TLLM.DISTILLER", "AT", "SOLVER.EPOCHS", "1", *detecting(prepared))
     train(prepared, *named)

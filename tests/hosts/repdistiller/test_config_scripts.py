@@ -90,7 +90,7 @@ def test_the_patched_host_takes_every_command(
     teachers: dict[Path, list[str]] = {}
     for words in commands(script, tmp_path):
         options = build_parser().parse_args(words)
-        parsed = parse(options.script, options.opts)
+        parsed = parse(options.script or "train_student.py", options.opts)
         if options.script == "train_teacher.py":
             assert parsed.model in options.opts
             path = Path(parsed.save_folder) / f"{parsed.model}_last.pth"

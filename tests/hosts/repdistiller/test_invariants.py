@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests import distiller_cases
+from tests.core import test_teaching_weights as weights
 from tests.core import test_wrapper_invariants as invariants
 from tests.hosts.repdistiller.lists import KINDS, PORTED, SEPARABLE, make_lists
 from tests.hosts.repdistiller.stand_in import stand_in
@@ -31,6 +32,7 @@ CHECKS = [
     invariants.test_bf16_autocast,
     invariants.test_any_distiller_can_be_balanced,
     invariants.test_channels_last,
+    *weights.CHECKS,
 ]
 #: One of each form that the table of methods knows: the stand-in need not repeat all of them.
 FORMS = ("kd", "hint", "similarity", "correlation", "vid", "crd", "factor", "abound")

@@ -14,7 +14,7 @@ import torch
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.options import as_node, table
 from tllm_plugin.hosts.repdistiller import METHODS, parse_student, parse_teacher, suffix
-from tllm_plugin.hosts.repdistiller.checkpoint import read_state, relevant_options
+from tllm_plugin.hosts.repdistiller.checkpoint import plain_options, read_state
 from tllm_plugin.hosts.repdistiller.method_flags import (
     _CID_WEIGHTS,
     student_node,
@@ -176,7 +176,7 @@ def test_a_student_of_cid_is_refused_as_a_teacher(parse: Any, tmp_path: Path) ->
 
 
 def test_a_checkpoint_from_before_an_option_existed_can_be_resumed(parse: Any, tmp_path: Path) -> None:
-    options = relevant_options(parse("--distill", "kd"))
+    options = plain_options(parse("--distill", "kd"))
     old = {name: value for name, value in options.items() if not name.startswith(("srrl", "cid", "nesterov"))}
     state = dict.fromkeys(("epoch", "best_acc", "seconds", "wrapper", "optimizer"), 0)
     folder = RunFolder.inside(tmp_path).create()

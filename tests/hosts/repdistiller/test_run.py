@@ -123,6 +123,24 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
     assert "tllm_detector: fixed" in folder.config_yaml.read_text()
 
 
+def test_a_policy_sets_the_weights_before_the_first_epoch(tmp_path: Path) -> None:
+    chosen = {"tllm_detector": "none", "tllm_policy": "equal_strength", "tllm_policy_level": "max", "kd_T": 3}
+    lists, options = prepared(tmp_path, "kd", **chosen)
+    train_loader, val_loader = loaders("kd")
+    run = Run(options, train_loader, val_loader)
+    run.start(lists.modules, lists.criteria, lists.optimizer())
+    wrapper = run.teaching.wrapper
+    weights = wrapper.teaching_weights.clone()
+    assert wrapper.mixing_temperature == 3.0 and int((weights == 1).sum()) == 1 and bool((weights > 0).all())
+    lists, options = prepared(tmp_path, "kd", **chosen)
+    train(lists, options)
+    record = RunFolder.inside(tmp_path).read_policy()
+    assert torch.equal(torch.tensor([item.weight for item in record.classes]), weights)
+    assert (record.policy, record.temperature, record.num_classes) == ("equal_strength", 3.0, CLASSES)
+    state = torch.load(RunFolder.inside(tmp_path).state, weights_only=True)["wrapper"]
+    assert torch.equal(state["teaching_weights"], weights)
+
+
 def test_every_prediction_is_kept_and_runs_are_compared_image_by_image(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("vanilla", "kd")]
     for folder, alpha in zip(folders, (0.0, 0.9), strict=True):

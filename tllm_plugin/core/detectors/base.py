@@ -41,13 +41,13 @@ class Evidence:
 class Detector(WithOptions, ABC):
     """Decides, epoch by epoch, which classes are undistillable. Flags are never taken back.
 
-    A subclass implements `judge`, declares its `options`, lists the tensors it needs from one epoch to the next in
-    `memory`, and is registered by name. Its constructor may also ask for what the run knows: `total_epochs`; the
+    A subclass implements `judge`, declares options in its body, lists the tensors it needs from one epoch to the next
+    in `memory`, and is registered by name. Its constructor may also ask for what the run knows: `total_epochs`; the
     `reference` run's curves, with `needs_reference`; the indices of the `classes` that the user lists.
 
     Args:
         num_classes: C.
-        options: Values of what the class lists in `options`.
+        options: Values of the declared options.
 
     Raises:
         ConfigError: An option is unknown or out of range.

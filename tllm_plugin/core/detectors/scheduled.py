@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tllm_plugin.core.arguments import as_indices, whole_number
 from tllm_plugin.core.detectors.base import DETECTORS, Detector, Evidence
-from tllm_plugin.core.options import Option, number_in
+from tllm_plugin.core.options import number_in, option
 from tllm_plugin.core.predictions import Predictions
 
 
@@ -51,16 +51,13 @@ class AfterDetector(_Scheduled):
     Args:
         num_classes: C.
         total_epochs: Epochs of the run.
-        options: See `options`; the paper searches 0.7, 0.8, 0.9, 0.95.
+        options: Values of the options below; the paper searches 0.7, 0.8, 0.9, 0.95.
 
     Source: appendix F.4, Table 11 (stopping *during* distillation).
     """
 
     smooths_labels = False
-    options = (
-        Option("after_fraction", 0.8, number_in(0, 1), "of after: share of epochs that teach", flag="tllm_after"),
-    )
-    after_fraction: float
+    after_fraction: float = option(0.8, number_in(0, 1), "of after: share of epochs that teach", flag="tllm_after")
 
     def __init__(self, num_classes: int, *, total_epochs: int, **options: Any) -> None:
         super().__init__(num_classes, **options)

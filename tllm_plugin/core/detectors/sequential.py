@@ -27,7 +27,7 @@ from tllm_plugin.core.evidence import (
     robust_deviation,
     sampling_variance,
 )
-from tllm_plugin.core.options import INSIDE, SHARE, Option, count_in, number_in, one_of
+from tllm_plugin.core.options import INSIDE, SHARE, count_in, number_in, one_of, option
 from tllm_plugin.core.predictions import Predictions, class_means
 from tllm_plugin.core.scores import SCORES
 
@@ -40,8 +40,9 @@ class SequentialDetector(Detector):
     Args:
         num_classes: C.
         total_epochs: Epochs of the run.
-        options: See `options`. With `fdr` 1 no evidence is asked for, and every smoothed drop of more than eta and what
-            all classes share is flagged (the naive rule, which flags nearly everything sooner or later).
+        options: Values of the options below. With `fdr` 1 no evidence is asked for, and every smoothed drop of more
+            than eta and what all classes share is flagged (the naive rule, which flags nearly everything sooner or
+            later).
 
     Raises:
         ConfigError: An option is out of range.
@@ -52,18 +53,11 @@ class SequentialDetector(Detector):
     #: What a class is flagged for.
     offence = "fell more than eta = {eta:g} behind"
 
-    options = (
-        Option("score", "accuracy", one_of(SCORES), "what a class is judged by on the hold-out"),
-        Option("eta", 0.05, INSIDE, "how far a class may fall behind, as a fraction of accuracy"),
-        Option("fdr", 0.05, number_in(0, 1, open_low=True), "false discovery rate of the flags; 1 for the naive rule"),
-        Option("warmup_epochs", 10, count_in(0), "epochs before the first flag", flag="tllm_warmup"),
-        Option("smoothing", 0.6, SHARE, "smoothing of the teaching curves over epochs", flag="tllm_curve_smoothing"),
-    )
-    score: str
-    eta: float
-    fdr: float
-    warmup_epochs: int
-    smoothing: float
+    score: str = option("accuracy", one_of(SCORES), "what a class is judged by on the hold-out")
+    eta: float = option(0.05, INSIDE, "how far a class may fall behind, as a fraction of accuracy")
+    fdr: float = option(0.05, number_in(0, 1, open_low=True), "false discovery rate of the flags; 1 for the naive rule")
+    warmup_epochs: int = option(10, count_in(0), "epochs before the first flag", flag="tllm_warmup")
+    smoothing: float = option(0.6, SHARE, "smoothing of the teaching curves over epochs", flag="tllm_curve_smoothing")
 
     def __init__(self, num_classes: int, *, total_epochs: int, **options: Any) -> None:
         super().__init__(num_classes, **options)

@@ -1,29 +1,24 @@
-"""Reading the embedded host's checkpoints, and telling whether two configs describe one run."""
+"""What a run of the embedded host goes on from, or is used for, and whether it is the one that a config describes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from yacs.config import CfgNode
 
+from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.errors import ConfigError, FileFormatError
-from tllm_plugin.hosts.embedded.defaults import default_config
-from tllm_plugin.hosts.options import renamed
-from tllm_plugin.hosts.yaml_text import plain, read_yaml
+from tllm_plugin.hosts.run_spec import ONE_RUN, RunSpec
+from tllm_plugin.hosts.same_data import check_same_data
+from tllm_plugin.runs import data_file
 from tllm_plugin.runs.finite import check_finite
 from tllm_plugin.runs.reading import load_torch
+from tllm_plugin.runs.run_folder import RunFolder
 
 _CHECKPOINT_PARTS = {"epoch", "config", "model", "optimizer", "schedule", "seconds_per_epoch", "rng"}
-# Where a run logs, how it is named, where its data lie and how fast they are read. Of a reference the detector's
-# checkpoint knows the content; its path may change.
-_WITHOUT_EFFECT = {
-    *("LOG", "EXPERIMENT.NAME", "EXPERIMENT.TAG", "EXPERIMENT.PROJECT"),
-    *("DATASET.PATH", "DATASET.DOWNLOAD", "DATASET.NUM_WORKERS"),
-    "TLLM.DETECTOR.REFERENCE",
-}
+_REMEDY = "remove that folder, or set EXPERIMENT.NAME or LOG.PREFIX to train another one"
 
 
 def read_checkpoint(path: Path, cfg: CfgNode) -> Mapping[str, Any]:
@@ -34,7 +29,7 @@ def read_checkpoint(path: Path, cfg: CfgNode) -> Mapping[str, Any]:
         ConfigError: It was written under a config other than `cfg`.
     """
     state = read_state(path)
-    changed = changed_keys(recorded_config(state["config"]), cfg)
+    changed = RunSpec.parse(state["config"]).differing(RunSpec.of(cfg), ONE_RUN)
     if changed:
         raise ConfigError(
             f"Expected the config that {path} was written under, but these keys differ: {', '.join(changed)}; "
@@ -47,7 +42,7 @@ def read_state(path: Path) -> Mapping[str, Any]:
     """Read a checkpoint whatever its config.
 
     Raises:
-        FileFormatError: It is missing or damaged, or has weights that are not finite.
+        FileFormatError: It is missing or damaged.
     """
     state = load_torch(path, "a checkpoint to resume from")
     if not isinstance(state, Mapping) or not set(state) >= _CHECKPOINT_PARTS:
@@ -56,52 +51,54 @@ def read_state(path: Path) -> Mapping[str, Any]:
     return state
 
 
-@lru_cache(maxsize=64)  # A search compares the same runs again and again, and YAML is slow.
-def recorded_config(text: str) -> CfgNode:
-    """Return the config that a run has written down, frozen; keys that came into being later have their defaults.
-
-    `TLLM.BALANCE` is False there: no run was balanced before there was that key.
+def spec_of(run: RunFolder) -> RunSpec:
+    """Return what a run was told, from its `config.yaml` or, without one, from its last checkpoint.
 
     Raises:
-        ConfigError: It is no YAML, has no sections, or a value where a section belongs, or the other way round.
+        FileFormatError: Both are missing, or what is there is damaged.
     """
-    content = plain(read_yaml(text))
-    if not isinstance(content, dict) or not content:
-        raise ConfigError("Expected sections with keys, but there are none")
-    recorded = default_config()
-    recorded.TLLM.BALANCE = False
-    _update(recorded, CfgNode(renamed(content)))
-    recorded.freeze()
-    return recorded
+    latest = run.log_folder / "latest"
+    spec = RunSpec.read(run)
+    if not spec.values and latest.exists():
+        spec = RunSpec.parse(read_state(latest)["config"])
+    if not spec.values:
+        raise FileFormatError(f"Expected {run.config_yaml} to be the config of a run, but there is none")
+    return spec
 
 
-def _update(cfg: CfgNode, other: CfgNode, prefix: str = "") -> None:
-    for key, value in other.items():
-        known, is_section = cfg.get(key), isinstance(value, CfgNode)
-        if key in cfg and isinstance(known, CfgNode) != is_section:
-            wanted = "a section" if isinstance(known, CfgNode) else "a value"
-            raise ConfigError(f"Expected `{prefix}{key}` to be {wanted}, but it is not")
-        if key in cfg and is_section:
-            _update(known, value, f"{prefix}{key}.")
-        else:
-            cfg[key] = value
+def check_resumable(run: RunFolder, cfg: CfgNode, data: DataIdentity) -> None:
+    """Refuse to continue a run that was begun under another config or on other data.
+
+    Raises:
+        FileFormatError: Its checkpoint or record of its data is damaged.
+        ConfigError: The configs or the data differ.
+    """
+    latest = run.log_folder / "latest"
+    recorded = data_file.from_checkpoint(read_checkpoint(latest, cfg), latest)
+    remedy = "resume with the same data, or give the run another EXPERIMENT.NAME"
+    check_same_data(run.log_folder, run.read_data() if recorded is None else recorded, data, remedy)
 
 
-def changed_keys(old: CfgNode, new: CfgNode, prefix: str = "") -> list[str]:
-    """Return the dotted keys in which two configs differ, but for those that no result depends on."""
-    changed = []
-    for key in sorted(set(old) | set(new)):
-        name = f"{prefix}{key}"
-        if name in _WITHOUT_EFFECT:
-            continue
-        before, now = old.get(key), new.get(key)
-        if isinstance(before, CfgNode) and isinstance(now, CfgNode):
-            changed += changed_keys(before, now, f"{name}.")
-        elif _as_written(before) != _as_written(now):
-            changed.append(name)
-    return changed
+def check_same_run(run: RunFolder, cfg: CfgNode, data: DataIdentity) -> None:
+    """Refuse a finished run that was made under another config or on other data, by the comparison that a resume makes.
 
+    Keys that such a run does not look at are left out, so that what an earlier version trained stays usable although
+    their defaults have changed.
 
-def _as_written(value: Any) -> Any:
-    """Return a value of a config as it comes back from YAML, which turns tuples into lists."""
-    return [_as_written(item) for item in value] if isinstance(value, (tuple, list)) else value
+    Args:
+        run: The finished run.
+        cfg: Of the run that is needed.
+        data: Its data.
+
+    Raises:
+        FileFormatError: The run's config or record of its data is damaged.
+        ConfigError: The configs or the data differ.
+    """
+    old, new = spec_of(run), RunSpec.of(cfg)
+    changed = [key for key in old.differing(new, ONE_RUN) if old.reads(key) or new.reads(key)]
+    if changed:
+        raise ConfigError(
+            f"Expected the finished run in {run.log_folder} to be the one that is needed, but these keys differ: "
+            f"{', '.join(changed)}; {_REMEDY}"
+        )
+    check_same_data(run.log_folder, run.read_data(), data, _REMEDY)

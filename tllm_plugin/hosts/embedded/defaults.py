@@ -1,71 +1,100 @@
-"""The embedded host's configuration: the nodes of mdistiller, and a few of its own, at their defaults."""
+"""The embedded host's configuration as a table: the keys of mdistiller, and a few of its own."""
 
 from __future__ import annotations
 
+import re
+
 from yacs.config import CfgNode
 
-from tllm_plugin.core.options import Option
+from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.options import INSIDE, SHARE, Check, Option, at_least, count_in, more_than, number_in, one_of
+from tllm_plugin.data import DATA_SETS
 from tllm_plugin.hosts.embedded.distillers import OWN, distiller_dict
 from tllm_plugin.hosts.options import as_node, table, under
 from tllm_plugin.hosts.ported_methods import builder
 from tllm_plugin.methods import METHODS
+from tllm_plugin.models import is_model, model_names
+
+# Far beyond what anybody trains; more is a slip, and would end in want of memory or not at all.
+_EPOCHS, _ROWS, _WORKERS, _SIDE = 1_000_000, 2**31 - 1, 1024, 8192
+
+
+def _model(value: str) -> str | None:
+    return None if is_model(value) else f"one of {', '.join(model_names())}"
+
+
+def _device(value: str) -> str | None:
+    return None if re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,2})?", value) else "auto, cpu, mps, cuda or cuda:N"
+
+
+_KEYS: tuple[tuple[str, object, Check | None, str], ...] = (
+    ("EXPERIMENT.PROJECT", "embedded", None, "folder below LOG.PREFIX"),
+    ("EXPERIMENT.NAME", "", None, "folder of the run; empty: TYPE-STUDENT-seedN"),
+    ("EXPERIMENT.TAG", "default", None, "note about the run"),
+    ("EXPERIMENT.SEED", 0, None, "seed of weights, order and augmentation"),
+    ("DATASET.TYPE", "digits", one_of(DATA_SETS), "data set"),
+    ("DATASET.PATH", "", None, "folder of the data"),
+    ("DATASET.DOWNLOAD", False, None, "download what is not there"),
+    ("DATASET.IMAGE_SIZE", 0, count_in(0, _SIDE), "height and width of the images; 0: the data set's own"),
+    ("DATASET.NUM_WORKERS", 2, count_in(0, _WORKERS), "loader processes"),
+    ("DATASET.CLASS_ORDER", "", None, "of class folders: empty for text order, natural, or a file of names"),
+    ("DATASET.MEAN", [], None, "per channel, of pixels in 0..1; empty: the data set's own"),
+    ("DATASET.STD", [], None, "per channel, of pixels in 0..1; empty: the data set's own"),
+    ("DATASET.TEST.BATCH_SIZE", 500, count_in(1, _ROWS), "images that are scored at once"),
+    ("DISTILLER.TYPE", "NONE", one_of(distiller_dict), "distiller; NONE: vanilla"),
+    ("DISTILLER.TEACHER", "digits_teacher", _model, "teacher's network"),
+    ("DISTILLER.STUDENT", "digits_student", _model, "student's network"),
+    ("DISTILLER.TEACHER_CHECKPOINT", "", None, "teacher's weights; empty: trained first, and reused"),
+    ("DISTILLER.TEACHER_STAGE", "", one_of(["", "SFTN"]), "how it is trained: empty for vanilla, or SFTN"),
+    ("DISTILLER.TEACHER_EPOCHS", 0, count_in(0, _EPOCHS), "how long it is trained; 0: as long as the student"),
+    ("DISTILLER.PRETRAINED", False, None, "start what is trained from torchvision's weights (models tv_...)"),
+    ("DISTILLER.PLANT.CLASSES", [], None, "classes that the teacher is made wrong on, on purpose"),
+    ("DISTILLER.PLANT.STRENGTH", 1.0, number_in(0, 1, open_low=True), "how wrong it is made"),
+    ("SOLVER.TRAINER", "base", None, "training loop; tllm: with hold-out and detector"),
+    ("SOLVER.BATCH_SIZE", 64, count_in(1, _ROWS), "rows of a step, of all processes together"),
+    ("SOLVER.ACCUMULATE", 1, count_in(1, _ROWS), "parts in which a batch goes through the networks, for less memory"),
+    ("SOLVER.EPOCHS", 240, count_in(1, _EPOCHS), "epochs of the run"),
+    ("SOLVER.TYPE", "SGD", one_of(["SGD"]), "optimizer"),
+    ("SOLVER.LR", 0.05, more_than(0), "learning rate; of one_cycle the highest"),
+    ("SOLVER.SCHEDULE", "step", one_of(["step", "one_cycle"]), "schedule of the learning rate"),
+    ("SOLVER.LR_DECAY_STAGES", [150, 180, 210], None, "of step: epochs after which it decays"),
+    ("SOLVER.LR_DECAY_RATE", 0.1, more_than(0), "of step: factor of each decay"),
+    ("SOLVER.WARMUP_FRACTION", 0.3, INSIDE, "of one_cycle: share of the steps that climb"),
+    ("SOLVER.WEIGHT_DECAY", 0.0005, at_least(0), "weight decay"),
+    ("SOLVER.MOMENTUM", 0.9, SHARE, "momentum"),
+    ("SOLVER.NESTEROV", False, None, "Nesterov's momentum"),
+    ("RUNTIME.DEVICE", "auto", _device, "device; auto: a GPU where there is one"),
+    ("RUNTIME.PRECISION", "float32", one_of(["float32", "bfloat16"]), "bfloat16: autocast"),
+    ("RUNTIME.CHANNELS_LAST", False, None, "memory format of networks and images"),
+    ("RUNTIME.COMPILE", False, None, "compile the networks"),
+    ("RUNTIME.DETERMINISTIC", True, None, "on a GPU: the same bits every time, which exact resume needs"),
+    ("RUNTIME.SYNC_BATCHNORM", False, None, "of several processes: the student's BatchNorm sees the rows of all"),
+    ("LOG.PREFIX", "./output", None, "folder of all runs"),
+    ("LOG.SAVE_CHECKPOINT_FREQ", 40, at_least(1), "epochs between checkpoints that are kept"),
+    ("LOG.SAVE_SECONDS", 0.0, at_least(0), "at least this long between writing files; 0: after every epoch"),
+    ("LOG.TEST_FREQ", 1, at_least(-1), "epochs between tests; 0: after the last epoch only, -1: never"),
+)
+
+
+def own_options() -> dict[str, Option]:
+    """Return the options of this host and of the distillers that it alone has, by full key."""
+    found = {key: Option("", default, check, text, key) for key, default, check, text in _KEYS}
+    for name, kind in OWN.items():
+        found |= under(name, kind.options)
+    return found
 
 
 def default_config() -> CfgNode:
-    """Return a new config with every key at its default."""
-    cfg = CfgNode()
-    cfg.EXPERIMENT = CfgNode({"PROJECT": "embedded", "NAME": "", "TAG": "default", "SEED": 0})
-    cfg.DATASET = CfgNode({"TYPE": "digits", "PATH": "", "DOWNLOAD": False, "IMAGE_SIZE": 0, "NUM_WORKERS": 2})
-    cfg.DATASET.CLASS_ORDER = ""  # of class folders: "" text order, "natural", or a file of names
-    cfg.DATASET.MEAN = []  # per channel, of pixels in 0..1; empty: the data set's own
-    cfg.DATASET.STD = []
-    cfg.DATASET.TEST = CfgNode({"BATCH_SIZE": 500})
+    """Return a new config with every key at its default.
 
-    cfg.DISTILLER = CfgNode()
-    cfg.DISTILLER.TYPE = "NONE"  # vanilla
-    cfg.DISTILLER.TEACHER = "digits_teacher"
-    cfg.DISTILLER.STUDENT = "digits_student"
-    cfg.DISTILLER.TEACHER_CHECKPOINT = ""  # empty: trained first, and reused
-    cfg.DISTILLER.TEACHER_STAGE = ""  # how it is trained then: "" vanilla, "SFTN" with branches of the student
-    cfg.DISTILLER.TEACHER_EPOCHS = 0  # 0: as many as the student
-    cfg.DISTILLER.PRETRAINED = False  # what is trained starts from torchvision's weights; models tv_... only
-    cfg.DISTILLER.PLANT = CfgNode({"CLASSES": [], "STRENGTH": 1.0})  # a teacher made wrong on purpose; off if empty
-
-    cfg.SOLVER = CfgNode()
-    cfg.SOLVER.TRAINER = "base"
-    cfg.SOLVER.BATCH_SIZE = 64
-    cfg.SOLVER.ACCUMULATE = 1  # parts in which a batch goes through the networks, for less memory
-    cfg.SOLVER.EPOCHS = 240
-    cfg.SOLVER.TYPE = "SGD"
-    cfg.SOLVER.LR = 0.05  # of "one_cycle" the highest
-    cfg.SOLVER.SCHEDULE = "step"
-    cfg.SOLVER.LR_DECAY_STAGES = [150, 180, 210]
-    cfg.SOLVER.LR_DECAY_RATE = 0.1
-    cfg.SOLVER.WARMUP_FRACTION = 0.3  # of "one_cycle": share of the steps that climb
-    cfg.SOLVER.WEIGHT_DECAY = 0.0005
-    cfg.SOLVER.MOMENTUM = 0.9
-    cfg.SOLVER.NESTEROV = False
-
-    cfg.RUNTIME = CfgNode()
-    cfg.RUNTIME.DEVICE = "auto"  # cuda where there is one
-    cfg.RUNTIME.PRECISION = "float32"  # bfloat16: autocast
-    cfg.RUNTIME.CHANNELS_LAST = False
-    cfg.RUNTIME.COMPILE = False
-    cfg.RUNTIME.DETERMINISTIC = True  # on a GPU: the same bits every time, which exact resume needs
-    cfg.RUNTIME.SYNC_BATCHNORM = False  # of several processes: the student's BatchNorm sees the rows of all
-
-    cfg.LOG = CfgNode({"PREFIX": "./output", "SAVE_CHECKPOINT_FREQ": 40})
-    cfg.LOG.SAVE_SECONDS = 0.0  # at least this long between writing a run's files; 0: after every epoch
-    cfg.LOG.TEST_FREQ = 1  # epochs between looks at the test data; 0: only after the last one, -1: never
-
-    cfg.update(as_node(method_options()))
-    cfg.update(as_node(table()))
+    Raises:
+        ConfigError: A method has the name of a section of this host's.
+    """
+    cfg, shared = as_node(own_options()), as_node(table())
+    if taken := set(shared) & set(cfg):
+        raise ConfigError(f"Expected methods that are not named as sections of the config are, but got {min(taken)}")
+    cfg.update(shared)
     # As a method has its node from now on, it has its name, too.
     for name in METHODS:
         distiller_dict.register(name)(builder(name))
     return cfg
-
-
-def method_options() -> dict[str, Option]:
-    """Return the options of the distillers that this host alone has, by full key."""
-    return {key: option for name, kind in OWN.items() for key, option in under(name, kind.options).items()}

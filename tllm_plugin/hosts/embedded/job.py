@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import platform
 from collections.abc import Callable
@@ -26,9 +25,8 @@ from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.adapter import Host, make_distiller_factory, make_trainer_factory
 from tllm_plugin.hosts.at_chance import tell_if_at_chance
 from tllm_plugin.hosts.class_lists import resolve_classes
-from tllm_plugin.hosts.embedded.at_work import at_work
 from tllm_plugin.hosts.embedded.batch_norm import least_rows, synchronise_batch_norm
-from tllm_plugin.hosts.embedded.checkpoint import read_checkpoint
+from tllm_plugin.hosts.embedded.checkpoint import check_resumable, check_same_run
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.embedded.device import autocast, choose_device
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
@@ -36,21 +34,18 @@ from tllm_plugin.hosts.embedded.late_test import batches_of_test_set, ensure_tes
 from tllm_plugin.hosts.embedded.networks import load_network, make_network, show_as_recorded
 from tllm_plugin.hosts.embedded.planting import PlantedTeacher
 from tllm_plugin.hosts.embedded.reproducible import reproducible
-from tllm_plugin.hosts.embedded.same_run import check_same_run
+from tllm_plugin.hosts.embedded.run_lock import run_lock
 from tllm_plugin.hosts.embedded.trainer import trainer_dict
-from tllm_plugin.hosts.same_data import check_same_data, check_teacher, data_of_checkpoint, tell_unstated_order
-from tllm_plugin.runs import data_file
+from tllm_plugin.hosts.run_spec import RunSpec
+from tllm_plugin.hosts.same_data import check_teacher, data_of_checkpoint, tell_unstated_order
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.version import __version__
 
 logger = logging.getLogger(__name__)
 
 _WITHOUT_TEACHER = ("NONE", "SFTN")
-_NOT_IN_NAMES = ("NUM_WORKERS", "DOWNLOAD")
-_EARLIER_DATASET: tuple[tuple[str, Any], ...] = (("CLASS_ORDER", ""), ("MEAN", []), ("STD", []))
 #: About as many of the training images show whether a teacher knows anything.
 _IMAGES_FOR_A_TEACHER = 500
-_EARLIER_RUNTIME = (("SYNC_BATCHNORM", False), ("DETERMINISTIC", True))
 
 #: Is shown curves and detector of a run after every epoch that it trains; says whether to keep the checkpoint, which is
 #: kept after every `LOG.SAVE_CHECKPOINT_FREQ` epochs in any case.
@@ -151,10 +146,10 @@ def run(
             another command is training it.
         DataError, FileFormatError, NonFiniteLossError: As they say.
     """
-    with at_work(log_folder(cfg), wait=False), reproducible(cfg):
+    with run_lock(log_folder(cfg), wait=False), reproducible(cfg):
         bundle = bundle or load_bundle(cfg)
-        digest = torch.tensor(list(bytes.fromhex(bundle.identity.digest())))
-        processes.check_same("the data", digest)
+        identity = torch.tensor(list(bytes.fromhex(bundle.identity.digest())))
+        processes.check_same("the data", identity)
         trainer = _prepared(cfg, bundle, resume=resume, overwrite=overwrite)
         if watch is not None:
             trainer.teaching.watch = partial(_show, trainer, watch)
@@ -174,8 +169,6 @@ def _prepared(cfg: CfgNode, bundle: DataBundle, *, resume: bool, overwrite: bool
     cfg, vanilla = named_reference(cfg, bundle.identity)
     # Before anything is trained or written: a refusal must leave the run's files as they are.
     processes.from_main(lambda: _check_start(folder, cfg, bundle, resume=resume, overwrite=overwrite))
-    if overwrite and not resume and processes.is_main():
-        _remove_results(folder)
     teacher = _teacher(cfg, bundle, device) if cfg.DISTILLER.TYPE not in _WITHOUT_TEACHER else None
     if vanilla is not None:
         ensure_trained(vanilla, bundle)
@@ -189,6 +182,9 @@ def _prepared(cfg: CfgNode, bundle: DataBundle, *, resume: bool, overwrite: bool
     if cfg.RUNTIME.SYNC_BATCHNORM:
         distiller.student = synchronise_batch_norm(distiller.get_submodule("student"), device)
     data = EmbeddedData(bundle, cfg, device, least_rows(distiller))
+    if overwrite and not resume and processes.is_main():
+        # Not before: a teacher or network that is refused must leave the earlier run as it is.
+        _remove_results(folder)
     # The trainer `tllm` cuts the hold-out itself.
     train_data = data if cfg.SOLVER.TRAINER == "tllm" else data.train_loader(None)
     trainer = trainer_dict[cfg.SOLVER.TRAINER](
@@ -221,13 +217,7 @@ def _check_start(folder: Path, cfg: CfgNode, bundle: DataBundle, *, resume: bool
             "set EXPERIMENT.NAME"
         )
     if resume:
-        recorded = data_file.from_checkpoint(read_checkpoint(latest, cfg), latest)
-        check_same_data(
-            folder,
-            RunFolder.inside(folder).read_data() if recorded is None else recorded,
-            bundle.identity,
-            "resume with the same data, or give the run another EXPERIMENT.NAME",
-        )
+        check_resumable(RunFolder.inside(folder), cfg, bundle.identity)
 
 
 def load_bundle(cfg: CfgNode, recorded: DataIdentity | None = None) -> DataBundle:
@@ -281,36 +271,16 @@ def prerequisite(cfg: CfgNode, model: str, epochs: int, role: str, *, branches_o
         role: Begins the run's name.
         branches_of: Name of a student, or nothing.
     """
-    # From the defaults: keys that a vanilla run does not read must not keep an interrupted one from being resumed.
-    needed = default_config()
-    for name in ("EXPERIMENT", "DATASET", "SOLVER", "RUNTIME", "LOG"):
-        needed[name] = cfg[name].clone()
-    needed.TLLM.HOLDOUT = cfg.TLLM.HOLDOUT.clone()
-    needed.TLLM.TRAINER = cfg.TLLM.TRAINER
-    needed.TLLM.DETECTOR.TYPE = "none"
-    needed.defrost()
-    needed.DISTILLER.STUDENT = model
-    needed.SOLVER.EPOCHS = epochs
-    depends_on = {
-        "data": {k: v for k, v in needed.DATASET.items() if k not in _NOT_IN_NAMES and (k, v) not in _EARLIER_DATASET},
-        # What is as it was before there was a choice is left out, so that what was trained then is found.
-        "solver": CfgNode({k: v for k, v in needed.SOLVER.items() if (k, v) != ("ACCUMULATE", 1)}),
-        "runtime": CfgNode({k: v for k, v in needed.RUNTIME.items() if (k, v) not in _EARLIER_RUNTIME}),
-        "holdout": needed.TLLM.HOLDOUT,
-        "trainer": needed.TLLM.TRAINER,
-        "model": model,
-        "seed": needed.EXPERIMENT.SEED,
-    }
-    if cfg.DISTILLER.PRETRAINED:
-        needed.DISTILLER.PRETRAINED = depends_on["pretrained"] = True
+    kind = RunSpec({"DISTILLER.TYPE": "NONE", "TLLM.DETECTOR.TYPE": "none"})
+    asked, defaults = RunSpec.of(cfg).values, RunSpec.of(default_config()).values
+    # Keys that such a run does not read have their defaults: they must not keep an interrupted one from being resumed.
+    values = {**defaults, **{key: value for key, value in asked.items() if kind.reads(key)}, **kind.values}
+    values |= {"DISTILLER.STUDENT": model, "SOLVER.EPOCHS": epochs}
     if branches_of:
-        needed.DISTILLER.TYPE, needed.DISTILLER.TEACHER, needed.DISTILLER.STUDENT = "SFTN", model, branches_of
-        needed.SFTN = cfg.SFTN.clone()
-        depends_on["sftn"] = {"student": branches_of, "node": needed.SFTN}
-    digest = hashlib.sha256(str(depends_on).encode()).hexdigest()[:8]
-    needed.EXPERIMENT.NAME = f"{role}-{model}-{digest}"
-    needed.freeze()
-    return needed
+        values |= {key: value for key, value in asked.items() if key.startswith("SFTN.")}
+        values |= {"DISTILLER.TYPE": "SFTN", "DISTILLER.TEACHER": model, "DISTILLER.STUDENT": branches_of}
+    name = f"{role}-{model}-{RunSpec(values).prerequisite_digest(model)}"
+    return RunSpec({**values, "EXPERIMENT.NAME": name}).config()
 
 
 def ensure_trained(
@@ -336,7 +306,7 @@ def ensure_trained(
     folder = log_folder(cfg)
     finished = RunFolder.inside(folder)
     if not processes.from_main(lambda: _is_finished(finished, cfg, bundle)):
-        with at_work(folder, wait=True):
+        with run_lock(folder, wait=True):
             # Perhaps by the command that was waited for.
             if not processes.from_main(lambda: _is_finished(finished, cfg, bundle)):
                 resume = processes.from_main((folder / "latest").exists)
@@ -447,7 +417,7 @@ def _remove_results(folder: Path) -> None:
     """Remove what would pass for results of the run that is about to start."""
     run_folder = RunFolder.inside(folder)
     results = (
-        *(run_folder.metrics_json, run_folder.predictions_npz, run_folder.flags_json),
+        *(run_folder.metrics_json, run_folder.predictions_npz, run_folder.flags_json, run_folder.policy_json),
         *(run_folder.curves_npz, run_folder.search_curves_npz, run_folder.report_html, run_folder.data_json),
     )
     for path in (folder / "latest", *results):

@@ -14,10 +14,10 @@ from tllm_plugin.core.predictions import Predictions, predict
 from tllm_plugin.data import DataBundle
 from tllm_plugin.data.loaders import EvalLoader
 from tllm_plugin.hosts import processes
-from tllm_plugin.hosts.embedded.at_work import at_work
 from tllm_plugin.hosts.embedded.device import autocast, choose_device
 from tllm_plugin.hosts.embedded.networks import load_network, make_network, trained_model
 from tllm_plugin.hosts.embedded.reproducible import reproducible
+from tllm_plugin.hosts.embedded.run_lock import run_lock
 from tllm_plugin.hosts.results import write_results
 from tllm_plugin.hosts.same_data import check_classes, tell_once
 from tllm_plugin.runs.metrics_file import MetricsRecord
@@ -79,7 +79,7 @@ def ensure_tested(run: RunFolder, cfg: CfgNode, bundle: DataBundle) -> MetricsRe
     metrics = processes.from_main(run.read_metrics)
     if not metrics.finished:
         raise ConfigError(f"Expected {run.log_folder} to be finished, but it has trained {metrics.epochs_done} epochs")
-    with at_work(run.log_folder, wait=True):
+    with run_lock(run.log_folder, wait=True):
         metrics = processes.from_main(run.read_metrics)
         if processes.from_main(run.has_results):  # Perhaps another command has just tested it.
             return metrics

@@ -6,7 +6,6 @@ import logging
 from dataclasses import asdict, dataclass
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tllm_plugin.core.escaping import visible
@@ -40,15 +39,12 @@ class RunProgress:
         epochs: Of the whole run.
         steps_per_epoch: Batches.
         epochs_done: Epochs that a resumed run has behind it.
-        console: Where to; standard error unless given, so that results on standard output stay clean.
     """
 
-    def __init__(
-        self, title: str, epochs: int, steps_per_epoch: int, epochs_done: int = 0, console: Console | None = None
-    ) -> None:
+    def __init__(self, title: str, epochs: int, steps_per_epoch: int, epochs_done: int) -> None:
         self.title = visible(title)
         self.epochs = epochs
-        console = console or PlainConsole(stderr=True)
+        console = PlainConsole(stderr=True)  # Results on standard output stay clean.
         self.on_terminal = console.is_terminal
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),

@@ -297,9 +297,7 @@ class BaseTrainer:
         if not processes.is_main():
             return
         metrics = MetricsRecord(
-            test_accuracy=None,
-            class_correct=(),
-            class_total=(),
+            *(None, (), ()),  # Test results: see `write_results`.
             seconds_per_epoch=tuple(self.seconds_per_epoch),
             peak_memory_bytes=peak_memory_bytes(self.device),
             epochs_done=self.epochs_done,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 
 from yacs.config import CfgNode
@@ -11,12 +10,14 @@ from yacs.config import CfgNode
 from tllm_plugin.core.detectors import DETECTORS
 from tllm_plugin.hosts import config_files
 from tllm_plugin.hosts.config_checks import check_file, refuse
-from tllm_plugin.hosts.config_values import check_names, check_values, expand_paths
-from tllm_plugin.hosts.mdistiller.registration import inner_trainer
+from tllm_plugin.hosts.config_values import check_names, check_values
+from tllm_plugin.hosts.mdistiller.merging import settle
+from tllm_plugin.hosts.mdistiller.registration import find_trainers
 from tllm_plugin.hosts.mdistiller.teachers import choose_teacher
 from tllm_plugin.hosts.options import settle_fdr
 from tllm_plugin.hosts.plain_errors import say_errors_plainly
 from tllm_plugin.hosts.ported_methods import check_methods, check_sftn
+from tllm_plugin.hosts.switch import is_on, named_trainer
 from tllm_plugin.hosts.tllm_node import check_tllm
 
 
@@ -42,35 +43,33 @@ def prepare(cfg: CfgNode) -> None:
         ConfigError: One line per problem.
     """
     say_errors_plainly()
-    if cfg.LOG.WANDB and importlib.util.find_spec("wandb") is None:
-        cfg.LOG.WANDB = False  # The host would do so itself, but only once its config is frozen.
-    refuse(settle_fdr(cfg.TLLM) + expand_paths(cfg) + check_config(cfg))
+    refuse(settle_fdr(cfg.TLLM) + settle(cfg) + check_config(cfg) + _missing_images(cfg))
     choose_teacher(cfg)
 
 
 def check_config(cfg: CfgNode) -> list[str]:
     """Return every problem of a config as far as TLLM is concerned, one sentence each."""
-    trainers = importlib.import_module("mdistiller.engine").trainer_dict
+    trainers = find_trainers()
     distillers = importlib.import_module("mdistiller.distillers").distiller_dict
     problems = []
-    for key, value, known in (
-        ("DISTILLER.TYPE", cfg.DISTILLER.TYPE, distillers),
-        ("SOLVER.TRAINER", cfg.SOLVER.TRAINER, trainers),
-    ):
-        if value not in known:
-            problems.append(f"Expected `{key}` to be one of {', '.join(sorted(known))}, but got {value!r}")
+    trainer = named_trainer(cfg)
+    if cfg.DISTILLER.TYPE not in distillers:
+        known = ", ".join(sorted(distillers))
+        problems.append(f"Expected `DISTILLER.TYPE` to be one of {known}, but got {cfg.DISTILLER.TYPE!r}")
+    if "TRAINER" in cfg.SOLVER and trainer not in trainers:
+        known, key = ", ".join(sorted(trainers)), "SOLVER.TRAINER"
+        if is_on(cfg) and trainer == cfg.TLLM.TRAINER:
+            key = "TLLM.TRAINER"
+        problems.append(f"Expected `{key}` to be one of {known}, but got {trainer!r}")
     problems += check_methods(cfg)
     problems += check_names(cfg, ("EXPERIMENT.PROJECT", "EXPERIMENT.NAME", "EXPERIMENT.TAG"))
     problems += check_values(cfg, problems)
     checkpoint = cfg.DISTILLER.TEACHER_CHECKPOINT
     if checkpoint and not os.path.isfile(checkpoint):
         problems.append(f"Expected `DISTILLER.TEACHER_CHECKPOINT` to be a file, but {checkpoint} does not exist")
-    if cfg.SOLVER.TRAINER != "tllm":
+    if not is_on(cfg):
         return problems
     problems += check_tllm(cfg) + check_sftn(cfg)
-    if inner_trainer(cfg) not in trainers or cfg.TLLM.TRAINER == "tllm":
-        known = ", ".join(sorted(set(trainers) - {"tllm"}))
-        problems.append(f"Expected `TLLM.TRAINER` to be one of {known}, but got {cfg.TLLM.TRAINER!r}")
     detector = DETECTORS.get(cfg.TLLM.DETECTOR.TYPE)
     if detector is not None and detector.needs_reference and not cfg.TLLM.DETECTOR.REFERENCE:
         problems.append(
@@ -79,3 +78,18 @@ def check_config(cfg: CfgNode) -> list[str]:
             "NONE TLLM.DETECTOR.TYPE none"
         )
     return problems
+
+
+def _missing_images(cfg: CfgNode) -> list[str]:
+    """Return a sentence if a data set that the host does not download is not where the host expects it."""
+    try:
+        module = importlib.import_module(f"mdistiller.dataset.{cfg.DATASET.TYPE}")
+    except ImportError:
+        return []
+    folder = getattr(module, "data_folder", None)
+    if not isinstance(folder, str) or os.path.isdir(folder):
+        return []
+    return [
+        f"Expected the images of `DATASET.TYPE` {cfg.DATASET.TYPE} in {os.path.normpath(folder)}, but there is no such "
+        "folder: put them there, or a link to them"
+    ]

@@ -19,8 +19,8 @@ def offer_cub200(dataset: Any) -> None:
     A script that has imported the function before keeps the old one: with our launcher it has not, and our patch
     imports it again.
     """
-    original = dataset.get_dataset
-    if hasattr(original, "__wrapped__"):
+    original = getattr(dataset, "get_dataset", None)
+    if original is None or hasattr(original, "__wrapped__"):
         return
 
     @wraps(original)

@@ -12,50 +12,62 @@ from yacs.config import CfgNode
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.config_checks import merge_file, merge_options, refuse
 from tllm_plugin.hosts.config_files import find_config
-from tllm_plugin.hosts.config_values import expand_paths
 from tllm_plugin.hosts.mdistiller.configuration import check_config, prepare
 from tllm_plugin.hosts.mdistiller.mends import apply_mends
+from tllm_plugin.hosts.mdistiller.merging import settle
 from tllm_plugin.hosts.options import settle_fdr
+from tllm_plugin.hosts.switch import spelled_at_first
 
 SCRIPT = "tools/train.py"
 
 
-def launch(root: Path, config: str, options: Sequence[str] = (), *, resume: bool = False, script: str = SCRIPT) -> None:
-    """Run `tools/train.py --cfg config [--resume] options` of a checkout in this process.
+def launch(root: Path, config: str, words: Sequence[str] = (), *, resume: bool = False, script: str = "") -> None:
+    """Run `tools/train.py --cfg config [--resume] words` of a checkout in this process.
+
+    Everything is checked before the script starts, so that it does not matter when it freezes its config, and whether.
 
     Args:
         root: The checkout; importable already.
         config: A YAML file, or the name of one that comes with TLLM.
-        options: `KEY VALUE` overrides, as for the host.
+        words: `KEY VALUE` overrides, as for the host, and options of the script's own.
         resume: Continue from the host's checkpoint `latest`.
         script: The train script below `root`; some forks have several.
 
     Raises:
         ConfigError: The checkout has no such script, or the config does not hold.
     """
-    path = root / script
+    path = root / (script or SCRIPT)
     if not path.is_file():
-        raise ConfigError(f"Expected {root} to be a checkout of mdistiller, but it has no {script}")
+        there = ", ".join(sorted(str(found.relative_to(root)) for found in root.rglob("*train*.py"))[:8])
+        remedy = f"; name one with --script: {there}" if there else ""
+        raise ConfigError(f"Expected {root} to be a checkout of mdistiller, but it has no {script or SCRIPT}{remedy}")
     config_path = find_config(config)
     apply_mends()
     from mdistiller.engine.cfg import CFG
 
-    refuse(_problems(CFG, config_path, options))
-    freeze = type(CFG).freeze
-
-    def freeze_checked(node: object) -> None:
-        if node is CFG:
-            prepare(CFG)
-        freeze(node)  # type: ignore[arg-type]
-
-    arguments = [str(path), "--cfg", str(config_path), *(["--resume"] if resume else []), *options]
-    before, sys.argv = sys.argv, arguments
-    type(CFG).freeze = freeze_checked  # type: ignore[method-assign]
+    options, own = split_words(CFG, words)
+    merged, problems = _merged(CFG, config_path, options)
+    refuse(problems)
+    prepare(merged)
+    arguments = [str(path), "--cfg", str(config_path), *(["--resume"] if resume else []), *own, *options]
+    before, sys.argv, folders = sys.argv, arguments, list(sys.path)
+    # As Python itself does for a script.
+    sys.path.insert(0, str(path.parent))
     try:
         runpy.run_path(str(path), run_name="__main__")
     finally:
-        sys.argv = before
-        type(CFG).freeze = freeze  # type: ignore[method-assign]
+        sys.argv, sys.path[:] = before, folders
+
+
+def split_words(cfg: CfgNode, words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the `KEY VALUE` overrides among the words of a command line, and the options of the host's script.
+
+    The script's options begin with the first word that begins with a dash, and end where a key of the config follows.
+    """
+    first = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
+    rest = list(words[first:])
+    last = next((place for place, word in enumerate(rest) if "." in word and word.partition(".")[0] in cfg), len(rest))
+    return [*words[:first], *rest[last:]], rest[:last]
 
 
 def load_config(config: str, options: Sequence[str] = ()) -> tuple[CfgNode, list[str]]:
@@ -71,13 +83,11 @@ def load_config(config: str, options: Sequence[str] = ()) -> tuple[CfgNode, list
     apply_mends()
     from mdistiller.engine.cfg import CFG
 
-    problems = _problems(CFG, path, options)
-    cfg = CFG.clone()
+    cfg, problems = _merged(CFG, path, options)
     if problems:
         return cfg, problems
-    cfg.merge_from_file(str(path))
-    cfg.merge_from_list(list(options))
-    problems = settle_fdr(cfg.TLLM) + expand_paths(cfg)
+    problems = settle_fdr(cfg.TLLM) + settle(cfg)
+    cfg = spelled_at_first(cfg)
     if cfg.TLLM.DETECTOR.REFERENCE:
         return cfg, problems + check_config(cfg)
     checked = cfg.clone()
@@ -85,19 +95,20 @@ def load_config(config: str, options: Sequence[str] = ()) -> tuple[CfgNode, list
     return cfg, problems + check_config(checked)
 
 
-def _problems(cfg: CfgNode, config: Path, options: Sequence[str]) -> list[str]:
-    """Return what is wrong with a config file and overrides, all of ours together, then the host's first."""
-    ours = cfg.clone()
-    problems = merge_file(ours, config) + merge_options(ours, options)
-    if not problems:
-        problems = settle_fdr(ours.TLLM)
+def _merged(cfg: CfgNode, config: Path, options: Sequence[str]) -> tuple[CfgNode, list[str]]:
+    """Return a copy with a config file and overrides, and what is wrong with them: all of ours, then the host's first.
+
+    A key that the file adds, where the host's config takes new ones, is the host's business.
+    """
+    ours, theirs = cfg.clone(), cfg.clone()
+    problems = [] if cfg.is_new_allowed() else merge_file(ours, config) + merge_options(ours, options)
+    problems = problems or settle_fdr(ours.TLLM)
     if problems:
-        return problems
+        return theirs, problems
     try:
         # The host's yacs is stricter: it takes no whole number for a fraction.
-        theirs = cfg.clone()
         theirs.merge_from_file(str(config))
         theirs.merge_from_list(list(options))
     except (ValueError, KeyError, AssertionError) as error:
-        return [f"Expected {config} and the overrides to be a config of the host, but {error}"]
-    return []
+        return cfg.clone(), [f"Expected {config} and the overrides to be a config of the host, but {error}"]
+    return theirs, []

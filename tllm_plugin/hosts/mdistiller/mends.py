@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import getpass
 import importlib
+import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def apply_mends() -> None:
@@ -20,13 +23,14 @@ def apply_mends() -> None:
     _mend_user_name()
     if not torch.cuda.is_available():
         _stay_on_cpu()
-    utils, trainer = (importlib.import_module(f"mdistiller.engine.{name}") for name in ("utils", "trainer"))
+    importlib.import_module("mdistiller.engine")
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith("mdistiller.engine")]
     for name, mend in (("adjust_learning_rate", _plain_rate), ("accuracy", _few_classes)):
-        original = getattr(utils, name)
-        if not hasattr(original, "__wrapped__"):
-            mended = mend(original)
-            for module in (utils, trainer):
-                setattr(module, name, mended)
+        originals = {getattr(module, name) for module in modules if hasattr(module, name)}
+        mended = {original: mend(original) for original in originals if not hasattr(original, "__wrapped__")}
+        for module in modules:
+            if getattr(module, name, None) in mended:
+                setattr(module, name, mended[getattr(module, name)])
 
 
 def _mend_user_name() -> None:
@@ -45,17 +49,33 @@ def _stay_on_cpu() -> None:
 
     Tensor.cuda = stay  # type: ignore[method-assign, assignment]
     nn.Module.cuda = stay  # type: ignore[method-assign, assignment]
+    torch.cuda.set_device = lambda device: None
+    begin, parallel = dist.init_process_group, DistributedDataParallel.__init__
+    if hasattr(begin, "__wrapped__"):
+        return
+
+    @wraps(begin)
+    def without_nccl(backend: str | None = None, *args: Any, **kwargs: Any) -> None:
+        begin("gloo" if backend == "nccl" else backend, *args, **kwargs)
+
+    @wraps(parallel)
+    def without_devices(self: Any, module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        parallel(self, module, **{**kwargs, "device_ids": None, "output_device": None})
+
+    dist.init_process_group = without_nccl
+    DistributedDataParallel.__init__ = without_devices  # type: ignore[method-assign, assignment]
 
 
 def _plain_rate(adjust: Callable[..., Any]) -> Callable[..., Any]:
     """A learning rate of NumPy's goes into the checkpoint, and `torch.load` then refuses that."""
 
     @wraps(adjust)
-    def mended(epoch: int, cfg: Any, optimizer: torch.optim.Optimizer) -> float:
-        rate = float(adjust(epoch, cfg, optimizer))
-        for group in optimizer.param_groups:
-            group["lr"] = float(group["lr"])
-        return rate
+    def mended(*args: Any, **kwargs: Any) -> Any:
+        rate = adjust(*args, **kwargs)
+        for optimizer in (value for value in (*args, *kwargs.values()) if isinstance(value, torch.optim.Optimizer)):
+            for group in optimizer.param_groups:
+                group["lr"] = float(group["lr"])
+        return rate if rate is None else float(rate)
 
     return mended
 

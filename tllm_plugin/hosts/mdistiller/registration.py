@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,13 @@ from torch import nn
 from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.hosts.adapter import Host, make_distiller_factory, make_trainer_factory
+from tllm_plugin.hosts.adapter import Host, make_distiller_factory, put_tllm_into
 from tllm_plugin.hosts.loader_data import LoaderData
 from tllm_plugin.hosts.mdistiller.cub200 import offer_cub200
+from tllm_plugin.hosts.mdistiller.merging import settle_merges
 from tllm_plugin.hosts.options import accept_confidence, as_node, table
 from tllm_plugin.hosts.ported_methods import builder
+from tllm_plugin.hosts.switch import resolve
 from tllm_plugin.methods import METHODS
 from tllm_plugin.models import create_model, load_pretrained
 
@@ -39,39 +43,75 @@ def register() -> None:
     if "TLLM" not in cfg:
         cfg.TLLM = defaults.TLLM
         accept_confidence(cfg.TLLM)
-    if "TEACHER_CHECKPOINT" not in cfg.DISTILLER:
-        cfg.DISTILLER.TEACHER_CHECKPOINT = ""  # instead of the file that the host expects for a teacher
-    if "NESTEROV" not in cfg.SOLVER:
-        cfg.SOLVER.NESTEROV = False  # read by the trainer `tllm`
-    for name in METHODS:
-        if name not in cfg and name in defaults:
-            cfg[name] = defaults[name]
+        cfg.TLLM.ON = False  # the trainer that SOLVER.TRAINER names trains with TLLM
+    for node, name, value in (
+        (cfg.DISTILLER, "TEACHER_CHECKPOINT", ""),  # instead of the file that the host expects for a teacher
+        (cfg.DISTILLER, "PRETRAINED", False),  # students named tv_... start from torchvision's weights
+        (cfg.SOLVER, "NESTEROV", False),
+        (cfg.DATASET, "PATH", ""),  # read for cub200, which the host lacks
+        *((cfg, name, defaults[name]) for name in METHODS if name in defaults),
+    ):
+        node.setdefault(name, value)
+    settle_merges(cfg)
+    distiller_dict = distillers.distiller_dict
+    trainers = find_trainers()
     host = Host(
-        trainers=engine.trainer_dict,
-        distillers=distillers.distiller_dict,
+        trainers=trainers,
+        distillers=distiller_dict,
         special_types=special_types(Path(engine.__file__).parents[2]),
         training_data=_training_data,
-        inner_trainer=inner_trainer,
         carries_rng=True,
     )
-    engine.trainer_dict.setdefault("tllm", make_trainer_factory(host))
-    distillers.distiller_dict.setdefault("TLLM", make_distiller_factory(host))
+    for trainer in {kind for named in trainers.values() for kind in named.__mro__ if "__init__" in vars(kind)}:
+        if trainer.__module__.startswith("mdistiller."):
+            put_tllm_into(trainer, host)
+    if hasattr(engine, "trainer_dict"):
+        # For a config whose trainer was set behind the back of `merge_from_...`.
+        engine.trainer_dict.setdefault("tllm", _resolved_trainer)
+    distiller_dict.setdefault("TLLM", make_distiller_factory(host))
     for name in METHODS:
-        distillers.distiller_dict.setdefault(name, builder(name))
-    if "PATH" not in cfg.DATASET:
-        cfg.DATASET.PATH = ""  # read for cub200, which the host lacks
-    if "PRETRAINED" not in cfg.DISTILLER:
-        cfg.DISTILLER.PRETRAINED = False  # students named tv_... start from torchvision's weights
+        distiller_dict.setdefault(name, builder(name))
     offer_cub200(_import("mdistiller.dataset"))
-    for name in _PHOTOGRAPH_MODELS:
-        models.cifar_model_dict.setdefault(name, (partial(_create_for_photographs, cfg, name), None))
-    for name in _EXTRA_MODELS:
-        models.cifar_model_dict.setdefault(name, (partial(_create, name), None))
-    tiny_imagenet = getattr(models, "tiny_imagenet_model_dict", None)
-    if tiny_imagenet is not None:
-        for name, (create, _) in models.cifar_model_dict.items():
+    tables = model_tables(models)
+    small = tables.get("cifar_model_dict", {})
+    for name in _PHOTOGRAPH_MODELS if small else ():
+        small.setdefault(name, (partial(_create_for_photographs, cfg, name), None))
+    for name in _EXTRA_MODELS if small else ():
+        small.setdefault(name, (partial(_create, name), None))
+    if "tiny_imagenet_model_dict" in tables:
+        for name, (create, _) in small.items():
             # A checkpoint of the CIFAR model would not fit the other number of classes.
-            tiny_imagenet.setdefault(name, (create, None))
+            tables["tiny_imagenet_model_dict"].setdefault(name, (create, None))
+
+
+def find_trainers() -> dict[str, type]:
+    """Return the trainers of the `mdistiller` that can be imported, by the names that its configs use.
+
+    Where it has no `trainer_dict`, they are by the names of their classes: those that are called with a distiller and
+    have `train`.
+    """
+    engine = importlib.import_module("mdistiller.engine")
+    named = getattr(engine, "trainer_dict", None)
+    if named is not None:
+        return {name: kind for name, kind in named.items() if inspect.isclass(kind)}
+    folder = [name for name in sys.modules if name == "mdistiller.engine" or name.startswith("mdistiller.engine.")]
+    classes = [kind for name in folder for kind in vars(sys.modules[name]).values() if inspect.isclass(kind)]
+    return {
+        kind.__name__: kind
+        for kind in classes
+        if hasattr(kind, "train") and "distiller" in inspect.signature(kind.__init__).parameters
+    }
+
+
+def model_tables(models: Any, ending: str = "_model_dict") -> dict[str, dict[str, Any]]:
+    """Return the tables of models, `cifar_model_dict` and the like, of a host's `models` or of its parts."""
+    modules = [models, *(module for module in vars(models).values() if inspect.ismodule(module))]
+    return {
+        name: table
+        for module in reversed(modules)
+        for name, table in vars(module).items()
+        if name.endswith(ending) and isinstance(table, dict)
+    }
 
 
 def special_types(root: Path) -> frozenset[str]:
@@ -89,14 +129,15 @@ def special_types(root: Path) -> frozenset[str]:
             text = path.read_text(encoding="utf-8", errors="replace")
             for compared in re.findall(r"DISTILLER\.TYPE\s*(?:==|!=|in\b|not in\b)\s*([^:\n]+)", text):
                 found.update(re.findall(r"""["']([\w-]+)["']""", compared))
+            found.update(re.findall(r"""["']([\w-]+)["']\s*(?:==|!=|in|not in)\s*\w+\.DISTILLER\.TYPE""", text))
     return frozenset(found)
 
 
-def inner_trainer(cfg: CfgNode) -> str:
-    """Return whose loop runs: CRD's data need CRD's own loop, which a config then need not name."""
-    if cfg.DISTILLER.TYPE == "CRD" and cfg.TLLM.TRAINER == "base":
-        return "crd"
-    return str(cfg.TLLM.TRAINER)
+def _resolved_trainer(*given: Any, **named: Any) -> Any:
+    """Make the trainer that a config names in the spelling of the first versions."""
+    cfg = next(value for value in (*given, *named.values()) if isinstance(value, CfgNode))
+    resolve(cfg)
+    return find_trainers()[cfg.SOLVER.TRAINER](*given, **named)
 
 
 def _create(name: str, num_classes: int = 100) -> nn.Module:

@@ -9,11 +9,13 @@ import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError, FileFormatError, unknown_name
+from tllm_plugin.hosts.mdistiller.registration import model_tables
 from tllm_plugin.runs.atomic import save_torch
 from tllm_plugin.runs.finite import check_finite
 from tllm_plugin.runs.reading import check_torch, load_torch
@@ -39,18 +41,26 @@ def choose_teacher(cfg: CfgNode) -> None:
         return
     if checkpoint:
         check_torch(checkpoint, "a network's checkpoint")
-    models = importlib.import_module("mdistiller.models")
-    large = cfg.DATASET.TYPE == "imagenet"
-    tables = {"imagenet": "imagenet_model_dict", "tiny_imagenet": "tiny_imagenet_model_dict"}
-    known = getattr(models, tables.get(cfg.DATASET.TYPE, "cifar_model_dict"))
+    known = models_for(cfg.DATASET.TYPE)
     name = cfg.DISTILLER.TEACHER
     if name not in known:
         raise ConfigError(unknown_name("DISTILLER.TEACHER", name, known))
-    if large:
+    if callable(known[name]):
         known[name] = partial(_large_network, known[name], checkpoint)
         return
     builder = known[name][0]
-    known[name] = (builder, checkpoint or _initial_weights(builder, _CLASSES[cfg.DATASET.TYPE]))
+    weights = checkpoint or _initial_weights(builder, _CLASSES[cfg.DATASET.TYPE])
+    known[name] = (builder, weights)
+    # Some have weights of other trainings in tables of their own.
+    for table in model_tables(importlib.import_module("mdistiller.models"), "_weights_dict").values():
+        table[name] = weights
+
+
+def models_for(data: str) -> dict[str, Any]:
+    """Return the host's table of models for a data set: of that name, of CIFAR's, or the first there is."""
+    tables = model_tables(importlib.import_module("mdistiller.models"))
+    wanted = (f"{data}_model_dict", "cifar_model_dict", "cifar100_model_dict", *tables)
+    return next((tables[name] for name in wanted if name in tables), {})
 
 
 def _large_network(builder: Callable[..., nn.Module], checkpoint: str, pretrained: bool = False) -> nn.Module:

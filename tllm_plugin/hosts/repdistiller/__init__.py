@@ -9,9 +9,11 @@ In a script of a descendant `parse_fork` stands for `parse_student`, and `is_our
 For scripts of your own: `restore(network, state)` loads a student's weights, whichever method trained it.
 """
 
+from typing import Any
+
 from tllm_plugin.hosts.repdistiller.forks import parse_fork
 from tllm_plugin.hosts.repdistiller.images import DATASETS, load_images
-from tllm_plugin.hosts.repdistiller.method_flags import METHODS, is_ours
+from tllm_plugin.hosts.repdistiller.method_flags import is_ours, student_methods
 from tllm_plugin.hosts.repdistiller.options import parse_student, parse_teacher, suffix
 from tllm_plugin.hosts.repdistiller.ported import TeacherStage, add_method, restore
 from tllm_plugin.hosts.repdistiller.run import Run
@@ -30,3 +32,9 @@ __all__ = [
     "restore",
     "suffix",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "METHODS":  # Not before they are asked for: users' own are imported later than this.
+        return tuple(student_methods())
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

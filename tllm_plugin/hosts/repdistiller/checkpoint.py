@@ -7,23 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from tllm_plugin.core.errors import ConfigError, FileFormatError
-from tllm_plugin.hosts.options import renamed
+from tllm_plugin.hosts.run_spec import ONE_RUN, RunSpec
 from tllm_plugin.runs.finite import check_finite
 from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
 
 STATE_VERSION = 1
 _PARTS = {"version", "epoch", "best_acc", "seconds", "options", "wrapper", "optimizer"}
-# Where things lie and how often something is printed; no result depends on these.
-_WITHOUT_EFFECT = frozenset(
-    {"print_freq", "tb_freq", "save_freq", "tllm_resume", "path_t", "data_folder", "tllm_reference"}
-    | {"model_path", "tb_path", "tb_folder", "save_folder", "model_name"}
-)
-
-
-def relevant_options(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the options that results depend on, as plain values."""
-    return {name: value for name, value in plain_options(options).items() if name not in _WITHOUT_EFFECT}
 
 
 def plain_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -39,11 +29,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     return f"<{type(value).__module__}.{type(value).__qualname__}>"
-
-
-def _set(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that were given a value: to leave out a switch is what a version without it did."""
-    return {name: value for name, value in options.items() if value is not None and value is not False}
 
 
 def read_state(folder: RunFolder, options: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -65,8 +50,7 @@ def read_state(folder: RunFolder, options: Mapping[str, Any]) -> Mapping[str, An
             "something else; start the run anew"
         )
     check_finite({name: state[name] for name in ("wrapper", "optimizer")}, folder.state)
-    before, now = _set(renamed(state["options"])), _set(options)
-    changed = sorted(name for name in set(before) | set(now) if before.get(name, now) != now.get(name, before))
+    changed = RunSpec.of_options(state["options"]).differing(RunSpec.of_options(options), ONE_RUN)
     if changed:
         names = ", ".join(f"--{name}" for name in changed)
         raise ConfigError(

@@ -8,7 +8,7 @@ from typing import Any
 
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.repdistiller.images import DATASETS
-from tllm_plugin.hosts.repdistiller.method_flags import METHODS
+from tllm_plugin.hosts.repdistiller.method_flags import student_methods
 from tllm_plugin.hosts.repdistiller.options import parse_student
 
 _NEEDED = ("distill", "model_s", "path_t", "dataset", "epochs")
@@ -56,7 +56,7 @@ def parse_fork(
         return taken[0]
 
     def parse_own_first(*arguments: Any, **keywords: Any) -> Any:
-        distill.choices = [*own, *(_ours(name, own) for name in METHODS if ours)]
+        distill.choices = [*own, *(_ours(name, own) for name in student_methods() if ours)]
         if not images and dataset.choices is not None:
             dataset.choices = [name for name in dataset.choices if name not in DATASETS]
         options = parse(*arguments, **keywords)
@@ -71,7 +71,7 @@ def parse_fork(
                 if getattr(options, name, None) == parser.get_default(name) is not None:
                     theirs[name] = parser.get_default(name)  # Not asked for, so it is no mistake.
                     setattr(options, name, None)
-        elif options.distill in METHODS:
+        elif options.distill in student_methods():
             options.tllm_host_method = True
             # While ours are checked, which it is none of.
             options.distill = f"the host's {options.distill}"

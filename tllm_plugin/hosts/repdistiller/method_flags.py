@@ -7,16 +7,13 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from tllm_plugin import methods
 from tllm_plugin.core.errors import unknown_name
 from tllm_plugin.core.options import Option
+from tllm_plugin.hosts.extensions import load_extensions
 from tllm_plugin.hosts.options import check_options, table, under
 from tllm_plugin.hosts.repdistiller.flags import config_of, name_flags
-from tllm_plugin.methods import Distiller
+from tllm_plugin.methods import METHODS, SFTN, Distiller
 from tllm_plugin.models import is_model, model_names
-
-#: Values of --distill that the host does not have.
-METHODS = tuple(name.lower() for name, kind in methods.METHODS.items() if issubclass(kind, Distiller))
 
 # Of the host itself; they mean for these methods what they mean for the others.
 _HOSTS = ("gamma", "kd_T")
@@ -31,21 +28,28 @@ _CID_WEIGHTS = {
 }
 
 
+def student_methods() -> dict[str, str]:
+    """Return values of --distill that the host does not have, with the methods' names."""
+    load_extensions()
+    return {name.lower(): name for name, kind in METHODS.items() if issubclass(kind, Distiller)}
+
+
 def student_options() -> dict[str, Option]:
     """Return the options of the methods for students, by full key."""
-    return {key: option for key, option in table().items() if key.partition(".")[0].lower() in METHODS}
+    names = student_methods().values()
+    return {key: option for key, option in table().items() if key.partition(".")[0] in names}
 
 
 def teacher_options() -> dict[str, Option]:
     """Return the options of SFTN's teacher stage, by full key."""
-    return under("SFTN", methods.SFTN.options)
+    return under("SFTN", SFTN.options)
 
 
 def add_student_flags(parser: argparse.ArgumentParser) -> None:
     """Add what SRRL and CID need to the arguments of `train_student.py`."""
     for action in parser._actions:
         if action.dest == "distill" and action.choices is not None:
-            action.choices = [*action.choices, *METHODS]
+            action.choices = [*action.choices, *student_methods()]
     for option in student_options().values():
         if option.flag not in _HOSTS:
             by_pair = ", but the paper's for its pairs" if option.flag in ("cid_b", "cid_c") else ""
@@ -82,14 +86,14 @@ def complete_student(options: argparse.Namespace, teacher: str | None) -> list[s
         elif getattr(options, flag) is None:
             known = {"cid_b": pair[0], "cid_c": pair[1]} if pair else {}
             setattr(options, flag, known.get(flag, option.default))
-    if method not in METHODS:
+    if method not in student_methods():
         return problems
     for name, letter in (("alpha", "a"), ("beta", "b")):
         if getattr(options, name, None):
             problems.append(_foreign_weight(method, letter, getattr(options, name)))
     if method == "cid" and getattr(options, "gamma", 1) != 1:
         problems.append(_foreign_weight(method, "r", options.gamma))
-    own = {key: option for key, option in student_options().items() if key.startswith(f"{method.upper()}.")}
+    own = {key: option for key, option in student_options().items() if key.partition(".")[0].lower() == method}
     return problems + [name_flags(problem, own) for problem in check_options(student_node(options), own)]
 
 
@@ -121,7 +125,7 @@ def check_teacher(options: argparse.Namespace) -> list[str]:
 
 def is_ours(options: Any) -> bool:
     """Return whether the chosen method is one that TLLM brings, and not the host's of that name."""
-    return getattr(options, "distill", "") in METHODS and not getattr(options, "tllm_host_method", False)
+    return getattr(options, "distill", "") in student_methods() and not getattr(options, "tllm_host_method", False)
 
 
 def weights_suffix(options: argparse.Namespace) -> str:
@@ -137,8 +141,8 @@ def weights_suffix(options: argparse.Namespace) -> str:
 
 def _own_options(method: str) -> list[Option]:
     """Return the options of a method whose flags the host does not have."""
-    known = under(method.upper(), methods.METHODS[method.upper()].options) if method in METHODS else {}
-    return [option for option in known.values() if option.flag not in _HOSTS]
+    known = student_options().items()
+    return [option for key, option in known if key.partition(".")[0].lower() == method and option.flag not in _HOSTS]
 
 
 def _foreign_weight(method: str, letter: str, value: float) -> str:

@@ -12,7 +12,7 @@ from tllm_plugin.hosts.embedded.loss_guard import LossGuard
 from tllm_plugin.hosts.ported_methods import builder
 from tllm_plugin.hosts.repdistiller.contracts import as_featured, as_listed
 from tllm_plugin.hosts.repdistiller.epoch import train_epoch
-from tllm_plugin.hosts.repdistiller.method_flags import student_node, teacher_node
+from tllm_plugin.hosts.repdistiller.method_flags import student_methods, student_node, teacher_node
 from tllm_plugin.hosts.repdistiller.watched import watched_validation
 from tllm_plugin.methods import ContextStudent, Distiller
 from tllm_plugin.models import create_model, head
@@ -38,7 +38,7 @@ def add_method(
     """
     student = module_list[0]
     # Both are made where the networks are, and move with the host's lists.
-    build = builder(options.distill.upper())
+    build = builder(student_methods()[options.distill])
     method: Any = build(as_featured(student), as_featured(teacher), student_node(options))
     if isinstance(method.student, ContextStudent):
         student = module_list[0] = trainable_list[0] = as_listed(method.student)
@@ -125,6 +125,8 @@ class TeacherStage:
         options = rest[-1]
         if self._epoch < options.epochs:
             return host_validate(loader, network, *rest)
-        result, predictions = watched_validation(host_validate, loader, network, *rest)
+        result, predictions = watched_validation(
+            lambda watched: host_validate(watched, network, *rest), loader, network
+        )
         tell_if_at_chance("trained", options.save_folder, predictions, "test images")
         return result

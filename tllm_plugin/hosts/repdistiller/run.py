@@ -21,7 +21,7 @@ from tllm_plugin.hosts.embedded.loss_guard import LossGuard
 from tllm_plugin.hosts.loader_data import LoaderData
 from tllm_plugin.hosts.optimizers import spare_from_decay, use_nesterov
 from tllm_plugin.hosts.random_state import RandomState
-from tllm_plugin.hosts.repdistiller.checkpoint import STATE_VERSION, plain_options, read_state, relevant_options
+from tllm_plugin.hosts.repdistiller.checkpoint import STATE_VERSION, plain_options, read_state
 from tllm_plugin.hosts.repdistiller.distiller import ListedDistiller
 from tllm_plugin.hosts.repdistiller.epoch import train_epoch
 from tllm_plugin.hosts.repdistiller.images import DATASETS
@@ -129,9 +129,10 @@ class Run:
         self.folder = RunFolder.inside(self.options.save_folder)
         self.teaching.wrapper.carry("data", CarriedData(self.teaching.data, self.options.save_folder))
         if self.options.tllm_resume:
-            self._restore(read_state(self.folder, relevant_options(self.options)))
+            self._restore(read_state(self.folder, plain_options(self.options)))
         else:
             self.folder.state.unlink(missing_ok=True)
+        self.teaching.decide()
         self.teaching.open(self.options.save_folder)
         self.folder.write_config(_description(self.options))
         return self.best_acc
@@ -186,7 +187,10 @@ class Run:
         found = result.shaped(returned_names(host_train))
         if self.teaching is None:
             return found
-        predict_student = partial(predict, self.teaching.wrapper, keyword="image", device=self.device)
+        classes = len(self.teaching.class_names)
+        predict_student = partial(
+            predict, self.teaching.wrapper, keyword="image", num_classes=classes, device=self.device
+        )
         self.teaching.catch_up(epoch, predict_student, self.writer)
         self._seconds.append(time.time() - start)
         return found
@@ -203,17 +207,16 @@ class Run:
         place = next((place for place, argument in enumerate(arguments) if argument is self._test_loader), 0)
         network = next((part for part in arguments if isinstance(part, nn.Module)), self.teaching.wrapper.student)
         network = network[0] if isinstance(network, nn.ModuleList) else network
-
-        def with_loader(loader: Any, _: nn.Module) -> Any:
-            return host_validate(*arguments[:place], loader, *arguments[place + 1 :])
-
-        result, predictions = watched_validation(with_loader, arguments[place], network)
+        result, predictions = watched_validation(
+            lambda loader: host_validate(*arguments[:place], loader, *arguments[place + 1 :]),
+            arguments[place],
+            network,
+            len(self.teaching.class_names),
+        )
         self.best_acc = max(self.best_acc, float(result[0]))
         done = len(self._seconds)
         metrics = MetricsRecord(
-            test_accuracy=None,
-            class_correct=(),
-            class_total=(),
+            *(None, (), ()),  # Test results: see `write_results`.
             seconds_per_epoch=tuple(self._seconds),
             peak_memory_bytes=peak_memory_bytes(self.device),
             epochs_done=done,
@@ -231,7 +234,7 @@ class Run:
             "epoch": self._done,
             "best_acc": self.best_acc,
             "seconds": self._seconds,
-            "options": relevant_options(self.options),
+            "options": plain_options(self.options),
             "wrapper": teaching.wrapper.state_dict(),
             "optimizer": optimizer,
         }

@@ -12,20 +12,20 @@ from tllm_plugin.core.predictions import Collector, Predictions
 
 
 def watched_validation(
-    host_validate: Callable[..., Any], loader: Any, network: nn.Module, *arguments: Any
+    validate: Callable[[Any], Any], loader: Any, network: nn.Module, num_classes: int | None = None
 ) -> tuple[Any, Predictions]:
-    """Return what the host's `validate` does, and what the network predicted meanwhile.
+    """Return what the host's `validate` returns, and what the network predicts meanwhile.
 
     Args:
-        host_validate: Calls the network with the images of every batch.
+        validate: Calls the host's function with the loader that it is given, and that calls the network on every batch.
         loader: Yields `(image, label, ...)`.
         network: The host's.
-        arguments: What else `host_validate` takes.
+        num_classes: See `Collector`.
     """
-    watched = _WatchedLoader(loader)
+    watched = _WatchedLoader(loader, Collector(num_classes))
     hook = network.register_forward_hook(watched.see)
     try:
-        result = host_validate(watched, network, *arguments)
+        result = validate(watched)
     finally:
         hook.remove()
     return result, watched.collector.predictions()
@@ -34,9 +34,9 @@ def watched_validation(
 class _WatchedLoader:
     """A loader that pairs the labels it hands out with the network's outputs, which a forward hook shows it."""
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: Any, collector: Collector) -> None:
         self.loader = loader
-        self.collector = Collector()
+        self.collector = collector
         self._logits: Tensor | None = None
 
     def __len__(self) -> int:

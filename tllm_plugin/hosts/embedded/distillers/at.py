@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tllm_plugin.core.options import Option, at_least
+from tllm_plugin.core.options import at_least, option
 from tllm_plugin.hosts.embedded.distillers.pooling import to_smaller_size
 from tllm_plugin.methods.base import Distiller, Losses
 
@@ -51,17 +51,12 @@ class AT(Distiller):
     Args:
         student: See `Distiller`.
         teacher: See `Distiller`.
-        options: See `options`.
+        options: Values of the options below.
     """
 
-    options = (
-        Option("power", 2.0, at_least(1), "power of the attention maps", "P"),
-        Option("ce_weight", 1.0, at_least(0), "weight of the cross-entropy with the labels", "LOSS.CE_WEIGHT"),
-        Option("feature_weight", 1000.0, at_least(0), "weight of the attention maps' difference", "LOSS.FEAT_WEIGHT"),
-    )
-    power: float
-    ce_weight: float
-    feature_weight: float
+    power: float = option(2.0, at_least(1), "power of the attention maps", "P")
+    ce_weight: float = option(1.0, at_least(0), "weight of the cross-entropy with the labels", "LOSS.CE_WEIGHT")
+    feature_weight: float = option(1000.0, at_least(0), "weight of the attention maps' difference", "LOSS.FEAT_WEIGHT")
 
     def losses(self, image: Tensor, target: Tensor, **batch: Any) -> tuple[Tensor, Losses]:
         logits, features = self.student(image)

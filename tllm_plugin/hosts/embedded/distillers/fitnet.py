@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.core.options import Option, at_least, count_in
+from tllm_plugin.core.options import at_least, count_in, option
 from tllm_plugin.hosts.embedded.distillers.pooling import to_smaller_size
 from tllm_plugin.methods.base import Distiller, Losses
 
@@ -28,7 +28,7 @@ class FitNet(Distiller):
     Args:
         student: See `Distiller`.
         teacher: See `Distiller`.
-        options: See `options`.
+        options: Values of the options below.
 
     Raises:
         ConfigError: One of the networks has no such layer, or an option is out of range.
@@ -44,16 +44,10 @@ class FitNet(Distiller):
     BatchNorm in the student and in the trained teacher by a tenth towards that image's; here nothing moves.
     """
 
-    options = (
-        Option("hint_layer", 2, count_in(0), "index of the stage whose features are matched; 0 is the stem"),
-        Option("input_size", (32, 32), _image_size, "height and width of images, for finding the number of channels"),
-        Option("ce_weight", 1.0, at_least(0), "weight of the cross-entropy with the labels", "LOSS.CE_WEIGHT"),
-        Option("feature_weight", 100.0, at_least(0), "weight of the hint", "LOSS.FEAT_WEIGHT"),
-    )
-    hint_layer: int
-    input_size: tuple[int, int]
-    ce_weight: float
-    feature_weight: float
+    hint_layer: int = option(2, count_in(0), "index of the stage whose features are matched; 0 is the stem")
+    input_size: tuple[int, int] = option((32, 32), _image_size, "height and width of images to find the layers with")
+    ce_weight: float = option(1.0, at_least(0), "weight of the cross-entropy with the labels", "LOSS.CE_WEIGHT")
+    feature_weight: float = option(100.0, at_least(0), "weight of the hint", "LOSS.FEAT_WEIGHT")
 
     def __init__(self, student: nn.Module, teacher: nn.Module, **options: Any) -> None:
         super().__init__(student, teacher, **options)

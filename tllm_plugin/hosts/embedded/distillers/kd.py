@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tllm_plugin.core.options import Option, at_least, more_than
+from tllm_plugin.core.options import at_least, more_than, option
 from tllm_plugin.methods.base import Distiller, Losses
 from tllm_plugin.methods.kd_loss import kd_loss
 
@@ -19,17 +19,12 @@ class KD(Distiller):
     Args:
         student: See `Distiller`.
         teacher: See `Distiller`.
-        options: See `options`.
+        options: Values of the options below.
     """
 
-    options = (
-        Option("temperature", 4.0, more_than(0), "temperature of the softened predictions"),
-        Option("ce_weight", 0.1, at_least(0), "weight of the cross-entropy with the labels", "LOSS.CE_WEIGHT"),
-        Option("kd_weight", 0.9, at_least(0), "weight of the divergence from the teacher", "LOSS.KD_WEIGHT"),
-    )
-    temperature: float
-    ce_weight: float
-    kd_weight: float
+    temperature: float = option(4.0, more_than(0), "temperature of the softened predictions")
+    ce_weight: float = option(0.1, at_least(0), "weight of the cross-entropy with the labels", "LOSS.CE_WEIGHT")
+    kd_weight: float = option(0.9, at_least(0), "weight of the divergence from the teacher", "LOSS.KD_WEIGHT")
 
     def losses(self, image: Tensor, target: Tensor, **batch: Any) -> tuple[Tensor, Losses]:
         student_logits, _ = self.student(image)

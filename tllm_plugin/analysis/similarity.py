@@ -52,7 +52,7 @@ class Picture:
 
 
 @dataclass(frozen=True, eq=False)
-class Likeness:
+class Similarity:
     """What running the networks gave.
 
     Args:
@@ -70,7 +70,7 @@ class Likeness:
     pictures: tuple[Picture, ...]
 
 
-def likeness_of(study: Study, *, points: int = TSNE_POINTS) -> Likeness | None:
+def similarity_of(study: Study, *, points: int = TSNE_POINTS) -> Similarity | None:
     """Run the networks of a study over its test data.
 
     Args:
@@ -100,7 +100,7 @@ def likeness_of(study: Study, *, points: int = TSNE_POINTS) -> Likeness | None:
 
 def _run(
     study: Study, methods: list[Method], bundle: DataBundle, device: torch.device, rows: torch.Tensor, points: int
-) -> Likeness:
+) -> Similarity:
     def predictions_of(run: LoadedRun, checkpoint: Path | None = None) -> Predictions:
         network = (
             student_network(run, bundle, device)
@@ -119,7 +119,7 @@ def _run(
         if checkpoint is None:
             logger.info("%s: its teacher's checkpoint is not to be found", method.label)
             continue
-        key = (checkpoint, str((method.runs[0].config or {}).get("DISTILLER", {}).get("PLANT")))
+        key = (checkpoint, str(embedded_config(method.runs[0]).DISTILLER.PLANT))
         if key not in taught_by:
             taught_by[key] = predictions_of(method.runs[0], checkpoint)
         teacher, student = taught_by[key], students[method.label]
@@ -136,4 +136,4 @@ def _run(
             kept = balanced_rows(predictions.labels, points)
             positions = tsne(predictions.kept("features")[kept].numpy()).astype(np.float64)
             pictures.append(Picture(title, predictions.labels[kept].numpy(), positions))
-    return Likeness(len(rows), teacher_accuracy, cka, agreement, tuple(pictures))
+    return Similarity(len(rows), teacher_accuracy, cka, agreement, tuple(pictures))

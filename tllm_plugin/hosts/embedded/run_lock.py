@@ -24,7 +24,7 @@ _warned: set[str] = set()
 
 
 @contextmanager
-def at_work(folder: Path, *, wait: bool) -> Iterator[None]:
+def run_lock(folder: Path, *, wait: bool) -> Iterator[None]:
     """Be the only command that works in a run's folder for the duration of the block.
 
     The lock is a hidden file beside the folder, and does not outlive the process; the block may hold others of the same

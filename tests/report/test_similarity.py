@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from tllm_plugin.analysis.likeness import likeness_of
 from tllm_plugin.analysis.loaded_run import load_run
 from tllm_plugin.analysis.networks import embedded_config, student_network, with_predictions
 from tllm_plugin.analysis.representations import linear_cka
+from tllm_plugin.analysis.similarity import similarity_of
 from tllm_plugin.analysis.study import build_study
 from tllm_plugin.cli import main
 from tllm_plugin.core.predictions import predict
@@ -36,9 +36,9 @@ def test_predictions_are_those_of_the_run(digits: dict[str, Path]) -> None:
     assert (logits.argmax(1) == found.prediction).float().mean() > 0.999
 
 
-def test_likeness(digits: dict[str, Path]) -> None:
+def test_similarity(digits: dict[str, Path]) -> None:
     study = build_study([load_run(path) for path in digits.values()])
-    found = likeness_of(study, points=60)
+    found = similarity_of(study, points=60)
     assert found is not None and found.images == 600
     assert found.teacher_accuracy is not None
     # The teacher as the student met it: wrong on the planted class, unlike the run that trained it.
@@ -88,6 +88,6 @@ def test_nothing_to_run(digits: dict[str, Path], tmp_path: Path, caplog: pytest.
     caplog.set_level("INFO")
     copies = [shutil.copytree(path, tmp_path / name) for name, path in digits.items()]
     (tmp_path / "kd" / "student_latest").unlink()
-    assert likeness_of(build_study([load_run(path) for path in copies]), points=0) is None
+    assert similarity_of(build_study([load_run(path) for path in copies]), points=0) is None
     assert "networks are not compared: Expected" in caplog.text and "student_latest" in caplog.text
-    assert likeness_of(build_study([load_run(digits["vanilla"])])) is None
+    assert similarity_of(build_study([load_run(digits["vanilla"])])) is None

@@ -16,8 +16,8 @@ from tllm_plugin.runs.locks import held, is_held
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search import storage as storage_module
+from tllm_plugin.search.optuna_study import MAX_TAKEOVERS, SharedStudy
 from tllm_plugin.search.space import Dimension
-from tllm_plugin.search.study import MAX_TAKEOVERS, SharedStudy
 
 ETA = "TLLM.DETECTOR.ETA"
 GRID = (Dimension(ETA, (0.02, 0.1, 0.05)),)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna import TrialPruned
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.pruners import BasePruner
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -20,7 +22,6 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from tllm_plugin.core.errors import FileFormatError, NonFiniteLossError
 from tllm_plugin.runs.locks import held, is_held
 from tllm_plugin.runs.run_folder import RunFolder
-from tllm_plugin.search.host import Hopeless
 from tllm_plugin.search.space import Dimension, Values, grid
 from tllm_plugin.search.storage import open_storage
 
@@ -102,7 +103,7 @@ class SharedStudy:
         """Run trials until none is left, neither waiting nor under way by another worker.
 
         Args:
-            train: Values -> score; a `NonFiniteLossError` fails the trial and not the search, `Hopeless` prunes it.
+            train: Values -> score; a `NonFiniteLossError` fails the trial and not the search, `TrialPruned` prunes it.
         """
         own = self._worker_file(self.worker)
         with held(own):
@@ -185,10 +186,8 @@ class SharedStudy:
             self.study.sampler = TPESampler(
                 seed=self.seed * 100_003 + drawn, n_startup_trials=min(10, startup), constant_liar=True
             )
-            trial = self.study.ask()
+            trial = self.study.ask({item.key: distribution(item) for item in self.space})
             trial.set_user_attr("worker", self.worker)
-            for item in self.space:
-                suggest(trial, item)
             return trial
 
     def _finish(self, trial: Trial, train: Callable[[Values, Trial], float]) -> None:
@@ -201,9 +200,8 @@ class SharedStudy:
             logger.warning("trial %d failed: %s", trial.number, error)
             trial.set_user_attr("error", str(error))
             self.study.tell(trial, state=TrialState.FAIL)
-        except Hopeless as stopped:
-            logger.info("trial %d: %s", trial.number, stopped)
-            trial.set_user_attr("pruned_after", stopped.epoch)
+        except TrialPruned as pruned:
+            logger.info("trial %d: %s", trial.number, pruned)
             self.study.tell(trial, state=TrialState.PRUNED)
         except BaseException:  # Ctrl-C, a full disk, a wrong config: not the trial's fault, nor its worker's death.
             with self._alone():
@@ -239,13 +237,13 @@ class SharedStudy:
         return self.study.get_trials(deepcopy=False, states=states)
 
 
-def suggest(trial: Trial, item: Dimension) -> Any:
-    """Draw a value of one dimension."""
+def distribution(item: Dimension) -> BaseDistribution:
+    """Return what Optuna draws the values of a dimension from."""
     if item.choices:
-        return trial.suggest_categorical(item.key, list(item.choices))
+        return CategoricalDistribution(item.choices)
     if item.whole:
-        return trial.suggest_int(item.key, int(item.low), int(item.high), log=item.log)
-    return trial.suggest_float(item.key, item.low, item.high, log=item.log)
+        return IntDistribution(int(item.low), int(item.high), log=item.log)
+    return FloatDistribution(item.low, item.high, log=item.log)
 
 
 def _short(value: Any) -> str:

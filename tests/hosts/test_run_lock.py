@@ -18,7 +18,7 @@ import pytest
 from tests.hosts.digits_runs import BASE, CONFIG, EPOCHS, assert_equal, load_latest, make_config, train
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.embedded import job
-from tllm_plugin.hosts.embedded.at_work import at_work
+from tllm_plugin.hosts.embedded.run_lock import run_lock
 from tllm_plugin.runs.locks import held, is_held
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -88,12 +88,12 @@ def test_whoever_needs_it_waits_until_it_is_trained(tmp_path: Path, caplog: pyte
 
 
 def test_the_same_command_may_come_again_to_what_it_holds(tmp_path: Path) -> None:
-    with at_work(tmp_path / "run", wait=False):
-        with at_work(tmp_path / "run", wait=False):
+    with run_lock(tmp_path / "run", wait=False):
+        with run_lock(tmp_path / "run", wait=False):
             pass
         assert is_held(tmp_path / ".run.lock")
     assert not (tmp_path / ".run.lock").exists()
-    with at_work(tmp_path / "run", wait=False):
+    with run_lock(tmp_path / "run", wait=False):
         assert is_held(tmp_path / ".run.lock")
 
 
@@ -101,10 +101,10 @@ def test_another_thread_waits(tmp_path: Path) -> None:
     entered = threading.Event()
 
     def enter() -> None:
-        with at_work(tmp_path / "run", wait=True):
+        with run_lock(tmp_path / "run", wait=True):
             entered.set()
 
-    with at_work(tmp_path / "run", wait=False):
+    with run_lock(tmp_path / "run", wait=False):
         other = threading.Thread(target=enter)
         other.start()
         assert not entered.wait(1.0)
@@ -117,9 +117,9 @@ def test_a_forked_child_does_not_hold_the_lock(tmp_path: Path) -> None:
     script = """
 import os, sys, time
 from pathlib import Path
-from tllm_plugin.hosts.embedded.at_work import at_work
+from tllm_plugin.hosts.embedded.run_lock import run_lock
 
-with at_work(Path(sys.argv[1]), wait=False):
+with run_lock(Path(sys.argv[1]), wait=False):
     if os.fork() == 0:
         print(os.getpid(), flush=True)
     time.sleep(600)
@@ -146,7 +146,7 @@ def test_without_locks_there_is_a_warning(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    monkeypatch.setattr("tllm_plugin.hosts.embedded.at_work._warned", set())
+    monkeypatch.setattr("tllm_plugin.hosts.embedded.run_lock._warned", set())
     runs = [train(tmp_path / name, *VANILLA, "SOLVER.EPOCHS", "1") for name in ("a", "b")]
     assert all(run.is_finished() for run in runs)
     assert caplog.text.count("cannot be locked") == 1 and "No locks available" in caplog.text

@@ -1,0 +1,322 @@
+"""What a run was told, key by key, and what each key does to it: the one place that says when two runs are the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import lru_cache
+from typing import Any
+
+import yaml
+from yacs.config import CfgNode
+
+from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.hosts.embedded.defaults import default_config
+from tllm_plugin.hosts.options import first_spelling, renamed
+from tllm_plugin.hosts.yaml_text import plain, read_yaml
+from tllm_plugin.runs.run_folder import RunFolder
+
+
+class Mark(Enum):
+    """What a key does to a run."""
+
+    TRAINING = "changes the weights of every run"
+    TEACHING = "changes the weights of a run with a teacher"
+    DETECTION = "decides when a class is flagged"
+    TREATMENT = "decides what is done with flagged classes"
+    REPETITION = "makes another run of the same method"
+    PLACE = "says where something lies or what it is called"
+    LOOK = "changes how a run is logged and how fast it is, and nothing else"
+
+
+#: Every key, or the section that it lies in, with its mark: dotted keys of configs, names of RepDistiller's options.
+MARKS: dict[str, Mark] = {
+    key: mark
+    for mark, keys in {
+        Mark.TRAINING: (
+            *("DATASET.TYPE", "DATASET.IMAGE_SIZE", "DATASET.CLASS_ORDER", "DATASET.MEAN", "DATASET.STD"),
+            *("DISTILLER.TYPE", "DISTILLER.STUDENT", "DISTILLER.PRETRAINED", "SOLVER"),
+            *("TLLM.ON", "TLLM.TRAINER", "TLLM.HOLDOUT"),
+        ),
+        Mark.TEACHING: (
+            *("DISTILLER.TEACHER", "DISTILLER.TEACHER_STAGE", "DISTILLER.TEACHER_EPOCHS", "DISTILLER.PLANT"),
+            *("TLLM.DISTILLER", "TLLM.POLICY", "TLLM.POLICY_OPTIONS", "KD", "AT", "FITNET", "SRRL", "CID", "SFTN"),
+        ),
+        Mark.DETECTION: ("TLLM.DETECTOR",),
+        Mark.TREATMENT: ("TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.BALANCE", "TLLM.MIN_ROWS"),
+        # Seeds of a method may have teachers of their own. What is in a checkpoint is not compared, so that another
+        # path is another teacher.
+        Mark.REPETITION: (
+            *("EXPERIMENT.SEED", "RUNTIME", "DATASET.TEST", "DISTILLER.TEACHER_CHECKPOINT"),
+            *("tllm_seed", "trial", "num_workers"),
+        ),
+        # What is in the data and in a reference is compared instead.
+        Mark.PLACE: (
+            *("EXPERIMENT.PROJECT", "EXPERIMENT.NAME", "EXPERIMENT.TAG", "LOG.PREFIX"),
+            *("DATASET.PATH", "TLLM.DETECTOR.REFERENCE", "path_t", "data_folder", "tllm_reference"),
+            *("model_path", "model_name", "tb_path", "tb_folder", "save_folder"),
+        ),
+        Mark.LOOK: (
+            *("LOG", "DATASET.DOWNLOAD", "DATASET.NUM_WORKERS"),
+            *("print_freq", "tb_freq", "save_freq", "tllm_resume"),
+        ),
+    }.items()
+    for key in keys
+}
+_SECTIONS = frozenset(key.partition(".")[0] for key in MARKS)
+#: In the other hosts the workers draw the random numbers of the augmentation.
+MARKS_OF_OTHER_HOSTS = {**MARKS, "DATASET.NUM_WORKERS": Mark.REPETITION}
+
+#: A run that is resumed, and a finished one that is used again, have these in common.
+ONE_RUN = frozenset(Mark) - {Mark.PLACE, Mark.LOOK}
+#: Seeds of one method have these in common, and so have copies of one run.
+ONE_METHOD = ONE_RUN - {Mark.REPETITION}
+#: All trials of a search have these in common, and any two runs before the first flag.
+ONE_BEGINNING = ONE_RUN - {Mark.DETECTION, Mark.TREATMENT}
+
+# Keys that were added later, at the value that stands for what was done before. At this value a key is left out of
+# names, so that what was trained before is found: whoever adds a key adds it to the second table, and searches and
+# prerequisites keep their names. Those of the first table are older than the names of searches, which hold them.
+_OLDER_THAN_SEARCHES: dict[str, Any] = {
+    "SOLVER.ACCUMULATE": 1,
+    "TLLM.BALANCE": False,
+    "RUNTIME.SYNC_BATCHNORM": False,
+}
+_YOUNGER: dict[str, Any] = {
+    "LOG.SAVE_SECONDS": 0.0,
+    "RUNTIME.DETERMINISTIC": True,
+    "DATASET.CLASS_ORDER": "",
+    "DATASET.MEAN": [],
+    "DATASET.STD": [],
+    "TLLM.ON": False,
+    "TLLM.POLICY": "",
+    "TLLM.POLICY_OPTIONS.LEVEL": "mean",
+    "TLLM.POLICY_OPTIONS.SEED": 0,
+}
+_BEFORE = {**_OLDER_THAN_SEARCHES, **_YOUNGER}
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What a run was told: the config of the embedded host or of mdistiller, or the options of RepDistiller.
+
+    Args:
+        values: By dotted key; empty where a host wrote nothing down.
+        marks: Of the host's keys.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    marks: Mapping[str, Mark] = field(default_factory=lambda: MARKS, repr=False)
+
+    @classmethod
+    def of(cls, cfg: CfgNode, marks: Mapping[str, Mark] = MARKS) -> RunSpec:
+        """Return what a config says."""
+        return cls(dict(_flat(cfg)), marks)
+
+    @classmethod
+    def of_options(cls, options: Mapping[str, Any]) -> RunSpec:
+        """Return what RepDistiller's options say; to leave out a switch is what a version without it did."""
+        told = renamed(options)
+        return cls({key: value for key, value in told.items() if value is not None and value is not False})
+
+    @classmethod
+    def read(cls, run: RunFolder, marks: Mapping[str, Mark] = MARKS) -> RunSpec:
+        """Return what the `config.yaml` of a run says; nothing if the host wrote none.
+
+        Raises:
+            FileFormatError: It is there but cannot be read, or a part of it is missing.
+        """
+        try:
+            return cls.parse(run.read_config(), marks)
+        except FileNotFoundError:
+            return cls()
+        except ConfigError as error:
+            raise FileFormatError(f"Expected {run.config_yaml} to be the config of a run, but {error}") from error
+
+    @classmethod
+    def parse(cls, text: str, marks: Mapping[str, Mark] = MARKS) -> RunSpec:
+        """Return what the text of a `config.yaml` says.
+
+        Raises:
+            ConfigError: It is not YAML, or holds no sections with keys as the config of a host does.
+        """
+        content = _read(text)
+        options = content.get("options")
+        return cls.of_options(options) if isinstance(options, Mapping) else cls(dict(_flat(content)), marks)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return what was recorded for a key."""
+        return self.values.get(key, default)
+
+    def value(self, key: str) -> Any:
+        """Return what held for a key: as recorded, or what was done before there was the key, or its default."""
+        return self.values[key] if key in self.values else _defaults().get(key)
+
+    def mark(self, key: str) -> Mark:
+        """Return what a key does; an unknown one changes the weights, and an unknown section is a method's."""
+        name = key
+        while name:
+            if name in self.marks:
+                return self.marks[name]
+            name = name.rpartition(".")[0]
+        section, dot, _ = key.partition(".")
+        return Mark.TEACHING if dot and section not in _SECTIONS else Mark.TRAINING
+
+    def differing(self, other: RunSpec, marks: frozenset[Mark]) -> list[str]:
+        """Return the keys with one of `marks` in which two runs differ, sorted."""
+        keys = {*self.values, *other.values}
+        return sorted(
+            key for key in keys if self.mark(key) in marks and _listed(self.value(key)) != _listed(other.value(key))
+        )
+
+    def reads(self, key: str) -> bool:
+        """Tell whether a run of this kind looks at a key: without a teacher, or without a detector, not at all."""
+        mark = self.mark(key)
+        of_teaching = mark is Mark.TEACHING or key == "DISTILLER.TEACHER_CHECKPOINT"
+        if of_teaching and self.get("DISTILLER.TYPE") == "NONE":
+            return False
+        of_flags = mark is Mark.TREATMENT or key.startswith("TLLM.DETECTOR.")
+        return not of_flags or key == "TLLM.DETECTOR.TYPE" or self.get("TLLM.DETECTOR.TYPE") != "none"
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether this is a config of the embedded host, by its sections."""
+        return bool(self.values) and {key.partition(".")[0] for key in self.values} <= set(default_config())
+
+    def config(self) -> CfgNode:
+        """Return the config of the embedded host, frozen; what was not recorded is as `value` says."""
+        cfg = default_config()
+        before = {key: _BEFORE[key] for key, _ in _flat(cfg) if key in _BEFORE}
+        for key, value in {**before, **self.values}.items():
+            *sections, name = key.split(".")
+            node = cfg
+            for section in sections:
+                node = node.setdefault(section, CfgNode())
+            if value != {}:
+                node[name] = value
+        cfg.freeze()
+        return cfg
+
+    def prerequisite_digest(self, model: str) -> str:
+        """Return 8 characters that stand for everything that the result of a run without flags depends on.
+
+        Args:
+            model: What is trained.
+        """
+        depends_on = {
+            "data": dict(self._named("DATASET")),
+            "solver": self._named("SOLVER"),
+            "runtime": self._named("RUNTIME"),
+            "holdout": self._named("TLLM.HOLDOUT"),
+            "trainer": self.values["TLLM.TRAINER"],
+            "model": model,
+            "seed": self.values["EXPERIMENT.SEED"],
+        }
+        if self.values["DISTILLER.PRETRAINED"]:
+            depends_on["pretrained"] = True
+        if self.values["DISTILLER.TYPE"] == "SFTN":
+            depends_on["sftn"] = {"student": self.values["DISTILLER.STUDENT"], "node": self._named("SFTN")}
+        return digest(str(depends_on))
+
+    def beginning_digest(self, instead: RunSpec | None = None) -> str:
+        """Return 8 characters that stand for what all trials of a search have in common.
+
+        Args:
+            instead: Whose values stand for those of all other keys; without it these are left out.
+        """
+        others = {} if instead is None else instead.values
+        values = {key: value if self._names(key) else others.get(key) for key, value in self.values.items()}
+        return _digest_of({key: value for key, value in values.items() if self._names(key) or key in others})
+
+    def trial_digest(self, reference: str = "") -> str:
+        """Return 8 characters that stand for everything that a trial may be told.
+
+        Args:
+            reference: Digest of the reference that its detector compares with, if the config names one.
+        """
+        told = {key.removeprefix("TLLM."): value for key, value in self.values.items() if key.startswith("TLLM.")}
+        return _digest_of(told, "TLLM.", reference)
+
+    def _named(self, section: str) -> CfgNode:
+        prefix = f"{section}."
+        return CfgNode(
+            _nested(
+                {
+                    key.removeprefix(prefix): value
+                    for key, value in self.values.items()
+                    if key.startswith(prefix) and self._names(key) and not _as_before(key, value, _BEFORE)
+                }
+            )
+        )
+
+    def _names(self, key: str) -> bool:
+        # The data cannot be compared before they are read.
+        return self.mark(key) in ONE_BEGINNING or key == "DATASET.PATH"
+
+
+def digest(text: str | bytes) -> str:
+    """Return 8 characters that stand for a text in the name of a folder."""
+    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()[:8]
+
+
+def _digest_of(values: Mapping[str, Any], prefix: str = "", added: str = "") -> str:
+    # Of the values themselves: YAML writes one object that stands in two places as an anchor and an alias.
+    full = {f"{prefix}{key}": value for key, value in values.items()}
+    kept = first_spelling({key: value for key, value in full.items() if not _as_before(key, value, _YOUNGER)})
+    return digest(yaml.safe_dump(_nested({key.removeprefix(prefix): value for key, value in kept.items()})) + added)
+
+
+def _as_before(key: str, value: Any, before: Mapping[str, Any]) -> bool:
+    return key in before and before[key] == value
+
+
+@lru_cache(maxsize=64)  # A search compares the same runs again and again, and YAML is slow.
+def _read(text: str) -> Mapping[str, Any]:
+    content = plain(read_yaml(text))
+    if not isinstance(content, dict) or not content:
+        raise ConfigError("Expected sections with keys, but there are none")
+    known = default_config()
+    if set(content) <= set(known):
+        _check_sections(content, known)
+    return renamed(content)
+
+
+def _check_sections(content: Mapping[str, Any], known: CfgNode, prefix: str = "") -> None:
+    for key in content.keys() & known.keys():
+        value, is_section = content[key], isinstance(known[key], CfgNode)
+        if isinstance(value, Mapping) != is_section:
+            wanted = "a section" if is_section else "a value"
+            raise ConfigError(f"Expected `{prefix}{key}` to be {wanted}, but it is not")
+        if is_section:
+            _check_sections(value, known[key], f"{prefix}{key}.")
+
+
+@lru_cache(maxsize=1)
+def _defaults() -> Mapping[str, Any]:
+    return {**dict(_flat(default_config())), **_BEFORE}
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", {} if isinstance(value, Mapping) else value
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        node = content
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[name] = value
+    return content
+
+
+def _listed(value: Any) -> Any:
+    """Return a value as it comes back from YAML, which turns tuples into lists."""
+    return [_listed(item) for item in value] if isinstance(value, (tuple, list)) else value
