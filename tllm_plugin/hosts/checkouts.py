@@ -151,7 +151,9 @@ def locate(name: str) -> Path:
     named = os.environ.get(source.variable)
     if named:
         root = Path(named).expanduser().resolve()
-        if not (root / source.module).is_dir():
+        # Descendants of RepDistiller lay their files out in their own ways.
+        descends = name == "repdistiller" and any(root.rglob("*student*.py"))
+        if not (root / source.module).is_dir() and not descends:
             raise ConfigError(f"Expected {source.variable} to be a checkout of {name}, but got {named}")
         return root
     spec = importlib.util.find_spec(source.module)

@@ -73,11 +73,11 @@ def host_of(root: Path) -> str:
     """
     if (root / "mdistiller").is_dir():
         return "mdistiller"
-    if any(root.rglob("helper/loops.py")) or any(root.rglob("train_student*.py")):
+    if any(root.rglob("helper/loops.py")) or any(root.rglob("*student*.py")):
         return "repdistiller"
     raise ConfigError(
         f"Expected {root} to be a checkout of mdistiller, of RepDistiller or of a descendant, but it has neither a "
-        "folder `mdistiller` nor helper/loops.py nor train_student*.py"
+        "folder `mdistiller` nor helper/loops.py nor *student*.py"
     )
 
 

@@ -137,3 +137,4 @@ def test_results_have_the_shape_that_the_host_returns() -> None:
     assert returned_names(plain) == ("total", "total", "epoch", "0.5")
     assert result.shaped(("top1.avg", "losses.avg")) == result.shaped(()) == (50.0, 1.5)
     assert result.shaped(("top1.avg", "top5.avg", "losses.avg", "data_time.avg")) == (50.0, 90.0, 1.5, 0.1)
+    assert result.shaped(("top1 / n", "top5 / n", "total / n", "data_time")) == (50.0, 90.0, 1.5, 0.1)

@@ -47,10 +47,9 @@ _WORDS = {
     **{"batch_size": _BATCH, "num_workers": 0, "epochs": 1, "init_epochs": 1, "nce_k": 4, "trial": "check"},
     **{"beta": 0.5, "learning_rate": 0.01, "print_freq": 1000},
 }
-_CLASS_WORDS = ("--tllm_classes", *map(str, range(0, _CLASSES, 3)))
 _OFF: tuple[str, ...] = ()
 _NOTHING = ("--tllm", "--tllm_detector", "none", "--tllm_holdout", str(_HOLDOUT))
-_FLAGGED = ("--tllm", "--tllm_detector", "fixed", "--tllm_holdout", str(_HOLDOUT), *_CLASS_WORDS)
+_FLAGGED = ("--tllm", "--tllm_detector", "fixed", "--tllm_holdout", str(_HOLDOUT), "--tllm_classes", "0")
 
 
 class RandomImages(torchvision.datasets.VisionDataset):
@@ -79,6 +78,8 @@ class _Watched(tllm.Run):
 
     def __init__(self, options: argparse.Namespace, train_loader: Any, val_loader: Any) -> None:
         super().__init__(options, train_loader, val_loader)
+        if options.tllm_classes:
+            options.tllm_classes = [str(label) for label in range(0, len(self._data.class_names), 3)]
         if not options.tllm:
             node = node_of(options)
             node.HOLDOUT.FRACTION = _HOLDOUT
@@ -137,6 +138,7 @@ def _teacher(folder: Path) -> tuple[str, Path]:
 
 
 def _try(path: Path, found: Found, method: str, network: str, teacher: Path) -> MethodCheck:
+    """Return what becomes of a method in the three runs."""
     states = []
     for words, verdict in ((_OFF, BROKEN), (_NOTHING, REFUSED), (_FLAGGED, REFUSED)):
         chosen = {**_WORDS, "distill": method, "model_s": network, "path_t": str(teacher)}

@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+#: What the hosts' scripts import, and this package does not.
+_LOGGER = "tensorboard_logger"
+
 
 def stand_in_for_what_is_gone() -> list[str]:
     """Prepare this process for a host's script; return what was done, one sentence each.
@@ -30,11 +33,11 @@ def stand_in_for_what_is_gone() -> list[str]:
             kind.cuda = _stay  # type: ignore[assignment,method-assign]
         notes.append("no CUDA device: .cuda() leaves tensors and modules on the CPU")
     try:
-        importlib.import_module("tensorboard_logger")
+        importlib.import_module(_LOGGER)
     except (ImportError, TypeError):  # TypeError: of its generated code, by protobuf.
-        module = types.ModuleType("tensorboard_logger")
+        module = types.ModuleType(_LOGGER)
         module.Logger = _Logger  # type: ignore[attr-defined]
-        sys.modules["tensorboard_logger"] = module
+        sys.modules[_LOGGER] = module
         notes.append("tensorboard_logger does not work here: what it is told goes to PyTorch's SummaryWriter")
     return notes
 

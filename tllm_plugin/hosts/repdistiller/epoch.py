@@ -43,16 +43,22 @@ class EpochResult:
         """
         if len(names) <= 2:
             return self.accuracy_percent, self.loss
-        return tuple(self._named(name.lower(), place) for place, name in enumerate(names))
+        found = [self._named(name.lower(), first=not place) for place, name in enumerate(names)]
+        # Of names that say nothing the first is the loss, unless another one is.
+        loss = math.nan if any("loss" in name.lower() for name in names) else self.loss
+        unknown = found.index(None) if None in found else -1
+        return tuple(
+            value if value is not None else loss if place == unknown else math.nan for place, value in enumerate(found)
+        )
 
-    def _named(self, name: str, place: int) -> float:
+    def _named(self, name: str, *, first: bool) -> float | None:
         if "loss" in name:
             return self.loss
         if "5" in name:
             return self.top5_percent
         if "time" in name:
             return self.data_seconds
-        return self.accuracy_percent if place == 0 or "top" in name or "acc" in name else math.nan
+        return self.accuracy_percent if first or "top" in name or "acc" in name else None
 
 
 def train_epoch(

@@ -44,19 +44,33 @@ def parse_fork(
     own = tuple(distill.choices)
     add, parse = parser.add_argument, parser.parse_args
 
+    ours_instead: dict[str, Any] = {}  # Of options that mean something else in the host.
+    theirs: dict[str, Any] = {}
+
     def add_unless_there(*names: str, **keywords: Any) -> Any:
-        taken = [name for name in names if name in parser._option_string_actions]
-        return parser._option_string_actions[taken[0]] if taken else add(*names, **keywords)
+        taken = [parser._option_string_actions[name] for name in names if name in parser._option_string_actions]
+        if not taken:
+            return add(*names, **keywords)
+        off = False if keywords.get("action") == "store_true" else None
+        ours_instead[taken[0].dest] = keywords.get("default", off)
+        return taken[0]
 
     def parse_own_first(*arguments: Any, **keywords: Any) -> Any:
         distill.choices = [*own, *(_ours(name, own) for name in student_methods() if ours)]
         if not images and dataset.choices is not None:
             dataset.choices = [name for name in dataset.choices if name not in DATASETS]
         options = parse(*arguments, **keywords)
+        for name, value in ours_instead.items():
+            theirs[name] = getattr(options, name)
+            setattr(options, name, value)
         if not hasattr(options, "print_freq"):
             options.print_freq = 100
         if options.distill not in own:
             options.distill = options.distill.removeprefix(_OURS)
+            for name in ("alpha", "beta"):
+                if getattr(options, name, None) == parser.get_default(name) is not None:
+                    theirs[name] = parser.get_default(name)  # Not asked for, so it is no mistake.
+                    setattr(options, name, None)
         elif options.distill in student_methods():
             options.tllm_host_method = True
             # While ours are checked, which it is none of.
@@ -66,6 +80,7 @@ def parse_fork(
     parser.add_argument = add_unless_there  # type: ignore[method-assign]
     parser.parse_args = parse_own_first  # type: ignore[method-assign,assignment]
     options = parse_student(parser)
+    vars(options).update(theirs)
     options.distill = options.distill.removeprefix("the host's ")
     return options
 

@@ -57,10 +57,8 @@ def find_script(root: Path, script: str = STUDENT_SCRIPT) -> Path:
         return path
     if script != STUDENT_SCRIPT:
         raise ConfigError(f"Expected {root} to be a checkout of RepDistiller, but it has no {script}")
-    candidates = sorted(
-        path for path in root.rglob("*.py") if "parse_args" in (text := _read(path)) and "backward" in text + path.stem
-    )
-    candidates += sorted(path for path in root.rglob("*student*.py") if path not in candidates)
+    scripts = sorted(path for path in root.rglob("*.py") if "parse_args" in _read(path) and "teacher" not in path.name)
+    candidates = [path for path in scripts if "student" in path.name] or scripts
     fitting, reasons = [], []
     for candidate in candidates:
         try:

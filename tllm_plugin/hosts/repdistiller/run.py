@@ -110,7 +110,7 @@ class Run:
         self._method = last if isinstance(last, Distiller) else None
         if self._method is not None:
             spare_from_decay(optimizer, self._method)
-        if self.options.nesterov:
+        if self.options.nesterov is True:
             use_nesterov(optimizer)
         if not self.options.tllm:
             return self.best_acc
