@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import tllm_plugin.runs.atomic as atomic
-from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded import recipe
 from tllm_plugin.hosts.embedded.config import load_config
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -106,7 +106,7 @@ def train(options: tuple[str, ...], prefix: Path, resume: bool = False) -> None:
     torch.set_num_threads(1)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)  # progress bars
-    job.run(load_config(CONFIG, [*options, "LOG.PREFIX", str(prefix)]), resume=resume)
+    recipe.run(load_config(CONFIG, [*options, "LOG.PREFIX", str(prefix)]), resume=resume)
 
 
 def train_and_count(options: tuple[str, ...], prefix: Path, counts: Path) -> None:

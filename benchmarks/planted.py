@@ -30,8 +30,9 @@ import torch
 from tllm_plugin.analysis.results import TestResult, change_between
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors import DETECTORS, ImitationDetector, ReferenceDetector, create_detector, options_for
-from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded import recipe
 from tllm_plugin.hosts.embedded.config import load_config
+from tllm_plugin.hosts.embedded.data import load_bundle
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -126,7 +127,7 @@ def _run_seed(seed: int, options: argparse.Namespace, folder: Path) -> SeedResul
     ]
     untaught = ("DISTILLER.TYPE", "NONE", "TLLM.DETECTOR.TYPE", "none")
     common = load_config(options.cfg, base)
-    bundle = job.load_bundle(common)
+    bundle = load_bundle(common)
     classes = np.random.default_rng(seed).permutation(bundle.num_classes)[: options.planted].tolist()
     result = SeedResult(tuple(sorted(classes)))
     runs: dict[str, RunFolder] = {}
@@ -135,7 +136,7 @@ def _run_seed(seed: int, options: argparse.Namespace, folder: Path) -> SeedResul
         cfg = load_config(options.cfg, [*base, "EXPERIMENT.NAME", name, "EXPERIMENT.SEED", str(seed), *more])
         # Of this process, which has one thread: other load on the machine does not count.
         start = time.process_time()
-        runs[name] = job.ensure_trained(cfg, bundle)
+        runs[name] = recipe.ensure_trained(cfg, bundle)
         result.seconds[name] = time.process_time() - start
         return runs[name]
 
@@ -162,7 +163,7 @@ def _run_seed(seed: int, options: argparse.Namespace, folder: Path) -> SeedResul
     if options.online:
         # The first training of a process imports and allocates what later ones find.
         warm_up = ("EXPERIMENT.NAME", "warm-up", "SOLVER.EPOCHS", "1", "SOLVER.TRAINER", "base")
-        job.run(load_config(options.cfg, [*base, *checkpoint, *warm_up]), overwrite=True, bundle=bundle)
+        recipe.run(load_config(options.cfg, [*base, *checkpoint, *warm_up]), overwrite=True, bundle=bundle)
         train("plain", *checkpoint, *plant, "SOLVER.TRAINER", "base")
         per_image = {"plain": result.seconds["plain"] / len(bundle.train_labels)}
         for rule in ONLINE:

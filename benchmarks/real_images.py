@@ -25,8 +25,10 @@ from scipy.stats import spearmanr
 from yacs.config import CfgNode
 
 from tllm_plugin.analysis.results import TestResult, change_between
-from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded import recipe
 from tllm_plugin.hosts.embedded.config import load_config
+from tllm_plugin.hosts.embedded.data import load_bundle
+from tllm_plugin.hosts.embedded.prerequisites import log_folder, prerequisite
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.shared_prefix import run_sharing
 
@@ -92,7 +94,7 @@ def stages(options: argparse.Namespace) -> list[str]:
 def train_teacher(base: list[str], options: argparse.Namespace, stage: str) -> RunFolder:
     """Return the finished teacher."""
     cfg = teacher_config(base, options, stage)
-    return job.ensure_trained(cfg, job.load_bundle(cfg))
+    return recipe.ensure_trained(cfg, load_bundle(cfg))
 
 
 def teacher_config(base: list[str], options: argparse.Namespace, stage: str) -> CfgNode:
@@ -100,8 +102,8 @@ def teacher_config(base: list[str], options: argparse.Namespace, stage: str) -> 
     cfg = load_config(options.cfg, base)
     epochs = cfg.DISTILLER.TEACHER_EPOCHS or cfg.SOLVER.EPOCHS
     if stage == "sftn teacher":
-        return job.prerequisite(cfg, cfg.DISTILLER.TEACHER, epochs, "sftn", branches_of=cfg.DISTILLER.STUDENT)
-    return job.prerequisite(cfg, cfg.DISTILLER.TEACHER, epochs, "teacher")
+        return prerequisite(cfg, cfg.DISTILLER.TEACHER, epochs, "sftn", branches_of=cfg.DISTILLER.STUDENT)
+    return prerequisite(cfg, cfg.DISTILLER.TEACHER, epochs, "teacher")
 
 
 def train_seed(seed: int, base: list[str], options: argparse.Namespace) -> dict[tuple[str, int], RunFolder]:
@@ -110,14 +112,14 @@ def train_seed(seed: int, base: list[str], options: argparse.Namespace) -> dict[
         torch.set_num_threads(1)
     cfg = load_config(options.cfg, [*base, "EXPERIMENT.SEED", str(seed)])
     epochs = cfg.SOLVER.EPOCHS
-    bundle = job.load_bundle(cfg)
-    vanilla = job.ensure_trained(job.prerequisite(cfg, cfg.DISTILLER.STUDENT, epochs, "vanilla"), bundle)
+    bundle = load_bundle(cfg)
+    vanilla = recipe.ensure_trained(prerequisite(cfg, cfg.DISTILLER.STUDENT, epochs, "vanilla"), bundle)
     runs = {("vanilla", seed): vanilla}
     if options.method_seeds is not None and seed >= options.method_seeds:
         return runs
     for method in options.methods:
         stage = "sftn teacher" if method == "sftn" else "teacher"
-        teacher = job.log_folder(teacher_config(base, options, stage))
+        teacher = log_folder(teacher_config(base, options, stage))
         checkpoint = ("DISTILLER.TEACHER_CHECKPOINT", str(teacher / "student_latest"))
         more = list(METHODS[method])
         if method in MATCHED:
@@ -129,7 +131,7 @@ def train_seed(seed: int, base: list[str], options: argparse.Namespace) -> dict[
         cfg = load_config(options.cfg, [*base, *checkpoint, *named, *more])
         taught = runs.get(("kd", seed))
         shares = taught is not None and method not in OTHER_LOSSES
-        runs[method, seed] = run_sharing([taught], cfg, bundle) if shares else job.ensure_trained(cfg, bundle)
+        runs[method, seed] = run_sharing([taught], cfg, bundle) if shares else recipe.ensure_trained(cfg, bundle)
     return runs
 
 

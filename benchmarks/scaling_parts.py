@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from tllm_plugin import Curves, Predictions, create_detector, predict
-from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded import recipe
 from tllm_plugin.hosts.embedded.config import load_config
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.teaching import flags_record
@@ -263,7 +263,7 @@ def checkpoint_cost(epochs: int) -> CheckpointCost:
     """Train KD on digits and look at its checkpoints."""
     with tempfile.TemporaryDirectory() as folder:
         options = ["LOG.PREFIX", folder, "SOLVER.EPOCHS", str(epochs), "LOG.SAVE_CHECKPOINT_FREQ", "1"]
-        run = job.run(load_config("tllm/embedded/digits.yaml", [*options, "TLLM.DETECTOR.TYPE", "none"]))
+        run = recipe.run(load_config("tllm/embedded/digits.yaml", [*options, "TLLM.DETECTOR.TYPE", "none"]))
         state = torch.load(run.log_folder / "latest", weights_only=True)
         networks = {key: value for key, value in state["model"].items() if isinstance(value, Tensor)}
         momenta = {str(key): value["momentum_buffer"] for key, value in state["optimizer"]["state"].items()}

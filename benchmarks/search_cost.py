@@ -35,8 +35,10 @@ from typing import Any
 import torch
 from yacs.config import CfgNode
 
-from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded import recipe
 from tllm_plugin.hosts.embedded.config import load_config
+from tllm_plugin.hosts.embedded.data import load_bundle
+from tllm_plugin.hosts.embedded.prerequisites import needed_teacher
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.embedded import EmbeddedSearch
 from tllm_plugin.search.eta_search import TAUGHT, Outcome, search
@@ -137,7 +139,7 @@ def since(started: tuple[float, float]) -> tuple[float, float]:
 def timed_runs() -> dict[str, float]:
     """Let every run from now on note its CPU seconds under what it is for."""
     parts: dict[str, float] = {}
-    original = job.run
+    original = recipe.run
 
     def run(cfg: CfgNode, **how: Any) -> RunFolder:
         name = cfg.EXPERIMENT.NAME.rpartition("/")[2].partition("-")[0]
@@ -146,7 +148,7 @@ def timed_runs() -> dict[str, float]:
         parts[name] = parts.get(name, 0.0) + since(started)[0]
         return folder
 
-    job.run = run
+    recipe.run = run
     return parts
 
 
@@ -166,13 +168,13 @@ def measure(options: argparse.Namespace, number: int, parts: dict[str, float]) -
     shutil.rmtree(folder, ignore_errors=True)
     cfg = load_config(options.cfg, ["LOG.PREFIX", str(folder), *options.opts])
     cfg = with_values(cfg, {SEARCH_FRACTION: cfg.TLLM.HOLDOUT.SEARCH_FRACTION or cfg.TLLM.HOLDOUT.FRACTION})
-    bundle = job.load_bundle(cfg)
+    bundle = load_bundle(cfg)
     # Both need the teacher, which is trained once whatever is searched.
-    teacher = job.needed_teacher(cfg)
+    teacher = needed_teacher(cfg)
     if teacher is not None:
-        job.ensure_trained(teacher, bundle)
+        recipe.ensure_trained(teacher, bundle)
     started = now()
-    job.run(with_values(cfg, {TYPE: "none", "EXPERIMENT.NAME": "kd"}), bundle=bundle)
+    recipe.run(with_values(cfg, {TYPE: "none", "EXPERIMENT.NAME": "kd"}), bundle=bundle)
     kd_seconds = since(started)
     space, _ = parse_space([f"ETA={','.join(options.eta)}"], cfg)
     parts.clear()

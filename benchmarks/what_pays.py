@@ -41,8 +41,10 @@ from tllm_plugin.analysis.comparison import compare
 from tllm_plugin.analysis.headroom import Estimate, headroom
 from tllm_plugin.analysis.results import TestResult
 from tllm_plugin.data import DataBundle
-from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded import recipe
 from tllm_plugin.hosts.embedded.config import load_config
+from tllm_plugin.hosts.embedded.data import load_bundle
+from tllm_plugin.hosts.embedded.prerequisites import log_folder, needed_teacher
 
 CONTROLS = ("constant", "permuted")
 POLICIES = ("", "equal_strength", *CONTROLS)
@@ -61,7 +63,7 @@ def main(words: Sequence[str] | None = None) -> None:
     missing = [key for key, cfg in configs.items() if (*key, digest_of(cfg)) not in rows]
     if missing and not options.report:
         teacher = teacher_config(options)
-        job.ensure_trained(teacher, bundle_of(options, 0))
+        recipe.ensure_trained(teacher, bundle_of(options, 0))
         spawn, parent = get_context("spawn"), (os.getpid(),)
         with ProcessPoolExecutor(options.jobs, mp_context=spawn, initializer=begin_worker, initargs=parent) as pool:
             waiting = [pool.submit(train, options, *key) for key in missing]
@@ -138,7 +140,7 @@ def base_options(options: argparse.Namespace, seed: int) -> list[str]:
 
 def teacher_config(options: argparse.Namespace) -> CfgNode:
     """Return the config of the teacher that all students have."""
-    cfg = job.needed_teacher(load_config(options.cfg, base_options(options, 0)))
+    cfg = needed_teacher(load_config(options.cfg, base_options(options, 0)))
     if cfg is None:
         raise SystemExit(f"Expected {options.cfg} to distil from a teacher that is trained first, but it does not")
     return cfg
@@ -161,7 +163,7 @@ def config_of(options: argparse.Namespace, arm: str, seed: int) -> CfgNode:
     )
     cfg.defrost()
     if dose != "vanilla":
-        cfg.DISTILLER.TEACHER_CHECKPOINT = str(job.log_folder(teacher_config(options)) / "student_latest")
+        cfg.DISTILLER.TEACHER_CHECKPOINT = str(log_folder(teacher_config(options)) / "student_latest")
     cfg.EXPERIMENT.NAME += f"-{digest_of(cfg)}"  # Runs with other settings lie beside it.
     cfg.freeze()
     return cfg
@@ -189,7 +191,7 @@ def bundle_of(options: argparse.Namespace, seed: int) -> DataBundle:
 
 @lru_cache(maxsize=1)
 def _bundle(cfg: str, words: tuple[str, ...]) -> DataBundle:
-    return job.load_bundle(load_config(cfg, list(words)))
+    return load_bundle(load_config(cfg, list(words)))
 
 
 def train(options: argparse.Namespace, arm: str, seed: int) -> dict[str, Any]:
@@ -197,7 +199,7 @@ def train(options: argparse.Namespace, arm: str, seed: int) -> dict[str, Any]:
     if options.jobs > 1:
         torch.set_num_threads(1)
     cfg = config_of(options, arm, seed)
-    run = job.ensure_trained(cfg, bundle_of(options, seed))
+    run = recipe.ensure_trained(cfg, bundle_of(options, seed))
     metrics = run.read_metrics()
     weights = [item.weight for item in run.read_policy().classes] if run.policy_json.exists() else []
     return {

@@ -88,6 +88,6 @@ def test_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tllm_plugin.hosts.embedded.job.run", interrupt)
+    monkeypatch.setattr("tllm_plugin.hosts.embedded.recipe.run", interrupt)
     assert main(["demo", "--out", str(tmp_path)]) == 1
     assert "tllm: interrupted; start the demo again" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded import recipe
 from tllm_plugin.hosts.embedded.config import load_config
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -32,7 +32,7 @@ def make_config(prefix: Path | str, *options: str) -> CfgNode:
 
 def train(prefix: Path | str, *options: str, **how: bool) -> RunFolder:
     """Train `make_config(prefix, *options)`."""
-    return job.run(make_config(prefix, *options), **how)
+    return recipe.run(make_config(prefix, *options), **how)
 
 
 def load_latest(run: RunFolder) -> dict[str, Any]:

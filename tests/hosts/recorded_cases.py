@@ -8,8 +8,8 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.defaults import default_config
+from tllm_plugin.hosts.embedded.prerequisites import experiment_name, named_reference, needed_teacher
 from tllm_plugin.hosts.repdistiller.arguments import split_arguments
 from tllm_plugin.hosts.run_spec import MARKS_OF_OTHER_HOSTS, ONE_BEGINNING, ONE_METHOD, ONE_RUN, Mark, RunSpec
 from tllm_plugin.hosts.tllm_node import tllm_node
@@ -122,9 +122,9 @@ def names_of_embedded(values: Mapping[str, Any]) -> dict[str, str | None]:
     """Return the names of everything that a config leads to."""
     cfg = embedded_config(values)
     search = EmbeddedSearch(cfg, SPACE)
-    teacher, (_, vanilla) = job.needed_teacher(cfg), job.named_reference(cfg)
+    teacher, (_, vanilla) = needed_teacher(cfg), named_reference(cfg)
     return {
-        "run": job.experiment_name(cfg),
+        "run": experiment_name(cfg),
         "teacher": None if teacher is None else teacher.EXPERIMENT.NAME,
         "vanilla": None if vanilla is None else vanilla.EXPERIMENT.NAME,
         "search": search.folder.as_posix(),

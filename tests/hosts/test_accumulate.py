@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from tests.hosts.digits_runs import make_config
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.wrapper import TLLMWrapper
-from tllm_plugin.hosts.embedded import job
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
+from tllm_plugin.hosts.embedded.prerequisites import prerequisite
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
 from tllm_plugin.hosts.run_spec import ONE_RUN, RunSpec
 
@@ -78,7 +78,7 @@ def test_older_runs_are_continued_and_found(tmp_path: Path) -> None:
     parts = RunSpec.parse(make_config(tmp_path, "SOLVER.ACCUMULATE", "2").dump())
     assert older.differing(parts, ONE_RUN) == ["SOLVER.ACCUMULATE"]
     names = [
-        job.prerequisite(make_config(tmp_path, "SOLVER.ACCUMULATE", parts), "digits_student", 3, "vanilla")
+        prerequisite(make_config(tmp_path, "SOLVER.ACCUMULATE", parts), "digits_student", 3, "vanilla")
         for parts in ("1", "2")
     ]
     assert names[0].EXPERIMENT.NAME != names[1].EXPERIMENT.NAME

@@ -17,8 +17,10 @@ from tllm_plugin.core.errors import ConfigError, FileFormatError, NonFiniteLossE
 from tllm_plugin.core.holdout import split
 from tllm_plugin.core.wrapper import TLLMWrapper
 from tllm_plugin.data import load_data
-from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded import recipe
+from tllm_plugin.hosts.embedded.data import EmbeddedData
 from tllm_plugin.hosts.embedded.distillers import KD
+from tllm_plugin.hosts.embedded.prerequisites import log_folder
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
 from tllm_plugin.models import create_model
 from tllm_plugin.runs.run_folder import RunFolder
@@ -71,10 +73,10 @@ def test_inner_distiller_that_the_host_treats_by_name(tmp_path: Path) -> None:
     cfg.defrost()
     cfg.TLLM.DISTILLER = "NONE"
     with pytest.raises(ConfigError, match="`TLLM.DISTILLER` to be a type that the host does not treat by name"):
-        job.distiller_dict["TLLM"](None, None, cfg)
+        recipe.distiller_dict["TLLM"](None, None, cfg)
     cfg.TLLM.DISTILLER, cfg.SOLVER.TRAINER = "KD", "base"
     with pytest.raises(ConfigError, match="`SOLVER.TRAINER` to be 'tllm' for DISTILLER.TYPE 'TLLM', but got 'base'"):
-        job.distiller_dict["TLLM"](None, None, cfg)
+        recipe.distiller_dict["TLLM"](None, None, cfg)
 
 
 def test_detector_none_is_the_hosts_own_trainer(
@@ -82,9 +84,9 @@ def test_detector_none_is_the_hosts_own_trainer(
 ) -> None:
     ours = train(tmp_path / "tllm", *trained.taught, *NONE)
     rows = split(load_data("digits").train_labels, HOLDOUT_FRACTION, seed=0).train
-    original = job.EmbeddedData.train_loader
+    original = EmbeddedData.train_loader
     # The host's trainer has no hold-out: give it the rows that ours trained on.
-    monkeypatch.setattr(job.EmbeddedData, "train_loader", lambda self, indices: original(self, rows))
+    monkeypatch.setattr(EmbeddedData, "train_loader", lambda self, indices: original(self, rows))
     theirs = train(tmp_path / "base", *trained.taught, "SOLVER.TRAINER", "base")
     assert_equal(student_weights(ours), student_weights(theirs))
     for key in ("optimizer", "schedule", "rng"):
@@ -263,7 +265,7 @@ def test_teacher_that_vanished(trained: Trained, tmp_path: Path) -> None:
     cfg = make_config(tmp_path, *NONE, "DISTILLER.TEACHER_CHECKPOINT", str(path))
     path.unlink()
     with pytest.raises(FileFormatError, match="to be a network's checkpoint, but there is no such file"):
-        job.run(cfg)
+        recipe.run(cfg)
 
 
 @pytest.mark.parametrize("detector", ["none", "all"])
@@ -285,7 +287,7 @@ def test_loss_that_is_not_finite(
     # A GPU is not waited for in every step.
     assert step == made or (torch.cuda.is_available() and step <= made < step + 20)
     assert found[2] == ", ".join(map(str, rows_trained_on[step - 1][:8]))
-    run = RunFolder.inside(job.log_folder(make_config(tmp_path, *options)))
+    run = RunFolder.inside(log_folder(make_config(tmp_path, *options)))
     state = load_latest(run)
     assert state["epoch"] == 1
     assert all(torch.isfinite(value).all() for value in student_weights(run).values())
@@ -297,7 +299,7 @@ def test_trainer_that_the_host_lacks(trained: Trained, tmp_path: Path) -> None:
     cfg.defrost()
     cfg.TLLM.TRAINER = "crd"
     with pytest.raises(ConfigError, match="Expected `TLLM.TRAINER` to be one of base, but got 'crd'"):
-        job.run(cfg)
+        recipe.run(cfg)
 
 
 def test_device_that_is_not_there(trained: Trained, tmp_path: Path) -> None:

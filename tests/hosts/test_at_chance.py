@@ -20,7 +20,7 @@ from tllm_plugin.core.errors import DataError
 from tllm_plugin.core.predictions import predict
 from tllm_plugin.data import DataBundle, ImageSet
 from tllm_plugin.data.in_memory import in_memory_bundle
-from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded.data import load_bundle
 from tllm_plugin.hosts.embedded.late_test import ensure_tested
 from tllm_plugin.hosts.loader_data import LoaderData
 from tllm_plugin.hosts.repdistiller import TeacherStage
@@ -58,7 +58,7 @@ def test_a_student_that_is_never_tested(tmp_path: Path, caplog: pytest.LogCaptur
     assert "hold-out images right" in line
     caplog.clear()
     cfg = make_config(tmp_path, *ASLEEP)
-    ensure_tested(run, cfg, job.load_bundle(cfg))
+    ensure_tested(run, cfg, load_bundle(cfg))
     (line,) = told(caplog)
     assert "test images right" in line
 

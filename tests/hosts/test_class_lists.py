@@ -11,7 +11,7 @@ from tests.hosts.small_images import CLASSES, make_images
 from tests.hosts.test_other_data import config
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.class_lists import list_problems, resolve_classes
-from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded import recipe
 from tllm_plugin.hosts.tllm_node import tllm_node
 from tllm_plugin.runs.flags_file import ClassFlag, DetectorChoice, FlagsRecord
 from tllm_plugin.runs.run_folder import RunFolder
@@ -122,7 +122,7 @@ def test_planted_classes_are_read_in_the_same_way(tmp_path: Path) -> None:
     for classes, told in (("[0, 7]", None), ("['8']", None), ("[0, 1, 8]", "all class indices or all class names")):
         cfg = config(images, *options, "DISTILLER.PLANT.CLASSES", classes, "EXPERIMENT.NAME", "planted")
         if told is None:
-            job.run(cfg, overwrite=True)
+            recipe.run(cfg, overwrite=True)
             continue
         with pytest.raises(ConfigError, match=f"`DISTILLER.PLANT.CLASSES` to be {told}"):
-            job.run(cfg, overwrite=True)
+            recipe.run(cfg, overwrite=True)

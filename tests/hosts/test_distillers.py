@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from tests import distiller_cases
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.embedded.distillers.at import attention_loss
+from tllm_plugin.hosts.embedded.distillers.base import to_smaller_size
 from tllm_plugin.hosts.embedded.distillers.fitnet import FitNet
 from tllm_plugin.hosts.embedded.distillers.kd import kd_loss
-from tllm_plugin.hosts.embedded.distillers.pooling import to_smaller_size
 
 Array = npt.NDArray[np.float64]
 

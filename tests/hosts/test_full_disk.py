@@ -17,7 +17,7 @@ from tests.analysis.planted_runs import write_run
 from tests.hosts.digits_runs import BASE, CONFIG
 from tllm_plugin.core.errors import TLLMError
 from tllm_plugin.hosts.embedded.events import EventWriter
-from tllm_plugin.hosts.embedded.worklog import append_epoch
+from tllm_plugin.hosts.embedded.run_files import append_epoch
 from tllm_plugin.runs import atomic
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,8 +17,10 @@ from tllm_plugin.analysis.loaded_run import load_run
 from tllm_plugin.analysis.networks import with_predictions
 from tllm_plugin.cli import main
 from tllm_plugin.core.errors import ConfigError, TLLMError
-from tllm_plugin.hosts.embedded import job, trainer
+from tllm_plugin.hosts.embedded import recipe, trainer
+from tllm_plugin.hosts.embedded.data import load_bundle
 from tllm_plugin.hosts.embedded.late_test import ensure_tested
+from tllm_plugin.hosts.embedded.prerequisites import log_folder
 from tllm_plugin.hosts.run_spec import RunSpec
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -41,7 +43,7 @@ def contents(run: RunFolder) -> Mapping[Path, bytes]:
 @pytest.fixture
 def untested(trained: Trained, tmp_path: Path) -> RunFolder:
     """Where `make_config(tmp_path, *VANILLA)` expects it."""
-    return without_tests(trained.vanilla, job.log_folder(make_config(tmp_path, *VANILLA)))
+    return without_tests(trained.vanilla, log_folder(make_config(tmp_path, *VANILLA)))
 
 
 @pytest.fixture
@@ -67,7 +69,7 @@ def test_results_are_those_of_a_run_that_looked(
     later = without_tests(looked, tmp_path / "some where" / "else")
     before = contents(later)
     cfg = RunSpec.read(later).config()
-    metrics = ensure_tested(later, cfg, job.load_bundle(cfg))
+    metrics = ensure_tested(later, cfg, load_bundle(cfg))
     assert metrics == looked.read_metrics() and metrics.tested
     after = contents(later)
     assert after.pop(later.predictions_npz) == looked.predictions_npz.read_bytes()
@@ -178,7 +180,7 @@ def test_the_other_runs_are_tested_nevertheless(
 def test_results_that_are_lost_or_damaged_are_made_again(
     by_resume: bool, trained: Trained, tmp_path: Path, nothing_is_trained: None
 ) -> None:
-    folder = job.log_folder(make_config(tmp_path, *VANILLA))
+    folder = log_folder(make_config(tmp_path, *VANILLA))
     run = RunFolder.inside(shutil.copytree(trained.vanilla.log_folder, folder))
     kept = run.metrics_json.read_bytes(), run.predictions_npz.read_bytes()
     record = run.read_predictions()
@@ -212,7 +214,7 @@ def test_a_run_that_cannot_be_written_is_used_untested(
 
     monkeypatch.setattr(RunFolder, "write_predictions", refuse)
     cfg = make_config(tmp_path, *VANILLA)
-    assert not job.ensure_trained(cfg, job.load_bundle(cfg)).read_metrics().tested
+    assert not recipe.ensure_trained(cfg, load_bundle(cfg)).read_metrics().tested
     assert "is not tested: Cannot write it: Read-only file system" in caplog.text
     assert main(["test", str(untested.log_folder)]) == 1
 
@@ -222,7 +224,7 @@ def test_a_run_that_is_needed_is_tested_if_the_other_one_is(
 ) -> None:
     def ensured(*options: str) -> RunFolder:
         cfg = make_config(tmp_path, *VANILLA, *options)
-        return job.ensure_trained(cfg, job.load_bundle(cfg))
+        return recipe.ensure_trained(cfg, load_bundle(cfg))
 
     assert not ensured(*NEVER).read_metrics().tested
     (untested.log_folder / "latest").unlink()
@@ -237,7 +239,7 @@ def test_a_run_that_is_needed_is_tested_if_the_other_one_is(
 
 
 def test_resuming_a_finished_run_leaves_its_results(tmp_path: Path, nothing_is_trained: None, trained: Trained) -> None:
-    folder = job.log_folder(make_config(tmp_path, *VANILLA))
+    folder = log_folder(make_config(tmp_path, *VANILLA))
     run = RunFolder.inside(shutil.copytree(trained.vanilla.log_folder, folder))
     kept = run.metrics_json.read_bytes(), run.predictions_npz.read_bytes()
     for options in (NEVER, ()):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tllm_plugin.core.errors import NonFiniteLossError
-from tllm_plugin.hosts.embedded.loss_guard import LossGuard
+from tllm_plugin.hosts.loss_guard import LossGuard
 
 
 def see(guard: LossGuard, count: int, bad: dict[int, float]) -> None:

@@ -18,8 +18,9 @@ from tllm_plugin.analysis.teachers import teacher_run
 from tllm_plugin.cli import main
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts import same_data
-from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded import recipe
 from tllm_plugin.hosts.embedded.config import load_config
+from tllm_plugin.hosts.embedded.data import load_bundle
 from tllm_plugin.runs import data_file
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.shared_prefix import run_sharing
@@ -78,29 +79,29 @@ CHANGES = [
 @pytest.mark.parametrize(("change", "told"), CHANGES)
 def test_a_finished_run_is_not_used_for_other_data(images: Path, change: Callable[[Path], None], told: str) -> None:
     cfg = config(images, *VANILLA)
-    run = job.run(cfg)
-    assert job.ensure_trained(cfg, job.load_bundle(cfg)).path == run.path
+    run = recipe.run(cfg)
+    assert recipe.ensure_trained(cfg, load_bundle(cfg)).path == run.path
     change(images)
     with pytest.raises(ConfigError, match=f"trained on, but {told}"):
-        job.ensure_trained(cfg, job.load_bundle(cfg))
+        recipe.ensure_trained(cfg, load_bundle(cfg))
 
 
 @pytest.mark.parametrize(("change", "told"), CHANGES)
 @pytest.mark.parametrize("trainer", ["tllm", "base"])
 def test_resume(images: Path, trainer: str, change: Callable[[Path], None], told: str) -> None:
     cfg = config(images, *VANILLA, "SOLVER.TRAINER", trainer)
-    run = job.run(cfg)
+    run = recipe.run(cfg)
     run.data_json.unlink()  # The checkpoint knows it, too.
     before = (run.log_folder / "latest").read_bytes()
     change(images)
     with pytest.raises(ConfigError, match=f"trained on, but {told}.*resume with the same data"):
-        job.run(cfg, resume=True)
+        recipe.run(cfg, resume=True)
     assert (run.log_folder / "latest").read_bytes() == before
 
 
 def test_a_renamed_class_gets_another_teacher_and_reference(images: Path) -> None:
     options = ("DISTILLER.TYPE", "KD", "EXPERIMENT.NAME", "kd")
-    job.run(config(images, *options))
+    recipe.run(config(images, *options))
     out = images.parent / "out" / "digits"
 
     def trained(role: str) -> set[str]:
@@ -108,21 +109,21 @@ def test_a_renamed_class_gets_another_teacher_and_reference(images: Path) -> Non
 
     assert len(trained("teacher-")) == len(trained("vanilla-")) == 1
     rename_last(images)
-    job.run(config(images, *options), overwrite=True)
+    recipe.run(config(images, *options), overwrite=True)
     for role in ("teacher-", "vanilla-"):
         first, second = sorted(trained(role), key=len)
         assert second.startswith(f"{first}-"), "the first one stays"
     # Both are found from now on, each by its data.
     known = trained("")
-    job.run(config(images, *options), overwrite=True)
+    recipe.run(config(images, *options), overwrite=True)
     rename(images, "z", "n0")
-    job.run(config(images, *options), overwrite=True)
+    recipe.run(config(images, *options), overwrite=True)
     assert trained("") == known
 
 
 def test_summaries_are_of_the_teacher_that_the_run_had(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("DISTILLER.TYPE", "KD", "TLLM.DETECTOR.TYPE", "none")
-    job.run(config(images, *options, "EXPERIMENT.NAME", "kd"))
+    recipe.run(config(images, *options, "EXPERIMENT.NAME", "kd"))
     (first,) = (images.parent / "out" / "digits").glob("teacher-*")
     record = RunFolder.inside(first).read_metrics()
     none_right = replace(record, test_accuracy=0.0, class_correct=(0,) * len(record.class_total))
@@ -143,24 +144,24 @@ def test_summaries_are_of_the_teacher_that_the_run_had(images: Path, capsys: pyt
 
 def test_runs_of_earlier_versions(images: Path, caplog: pytest.LogCaptureFixture) -> None:
     cfg = config(images, *VANILLA)
-    run = job.run(cfg)
+    run = recipe.run(cfg)
     forget(run)
     caplog.set_level(logging.WARNING)
     for _ in range(2):
-        assert job.ensure_trained(cfg, job.load_bundle(cfg)).path == run.path
-    job.run(cfg, resume=True)
+        assert recipe.ensure_trained(cfg, load_bundle(cfg)).path == run.path
+    recipe.run(cfg, resume=True)
     assert sum("did not write down its data" in message for message in caplog.messages) == 1
     forget(run)
     rename_last(images)
-    for use in (lambda: job.ensure_trained(cfg, job.load_bundle(cfg)), lambda: job.run(cfg, resume=True)):
+    for use in (lambda: recipe.ensure_trained(cfg, load_bundle(cfg)), lambda: recipe.run(cfg, resume=True)):
         with pytest.raises(ConfigError, match="class 'n0' is now 'z'"):
             use()
 
 
 def test_what_is_written(images: Path) -> None:
     cfg = config(images, *VANILLA, "LOG.SAVE_CHECKPOINT_FREQ", "1")
-    run = job.run(cfg)
-    identity = job.load_bundle(cfg).identity
+    run = recipe.run(cfg)
+    identity = load_bundle(cfg).identity
     assert run.read_data() == identity and len(identity.mean) == 3 and identity.image_size == 8
     for name in ("latest", "student_latest", "epoch_1", "student_1", "tllm/student_best_holdout"):
         state = torch.load(run.log_folder / name, weights_only=True)
@@ -169,46 +170,46 @@ def test_what_is_written(images: Path) -> None:
 
 def test_other_test_images_are_told(images: Path, caplog: pytest.LogCaptureFixture) -> None:
     cfg = config(images, *VANILLA)
-    run = job.run(cfg)
+    run = recipe.run(cfg)
     (images / "val" / "n3" / "000.png").unlink()
     caplog.set_level(logging.WARNING)
-    assert job.ensure_trained(cfg, job.load_bundle(cfg)).path == run.path
+    assert recipe.ensure_trained(cfg, load_bundle(cfg)).path == run.path
     assert "its test data are others by now: 1 test image was removed" in caplog.text
 
 
 def test_a_named_teacher(images: Path, caplog: pytest.LogCaptureFixture) -> None:
-    teacher = job.run(config(images, *VANILLA, "DISTILLER.STUDENT", "digits_teacher")).log_folder / "student_latest"
+    teacher = recipe.run(config(images, *VANILLA, "DISTILLER.STUDENT", "digits_teacher")).log_folder / "student_latest"
     elsewhere = images.parent / "teacher.pth"
     elsewhere.write_bytes(teacher.read_bytes())
     taught = ("DISTILLER.TYPE", "KD", "TLLM.DETECTOR.TYPE", "none", "EXPERIMENT.NAME", "kd")
     remove_file(images)
     caplog.set_level(logging.WARNING)
-    job.run(config(images, *taught, "DISTILLER.TEACHER_CHECKPOINT", str(elsewhere)))
+    recipe.run(config(images, *taught, "DISTILLER.TEACHER_CHECKPOINT", str(elsewhere)))
     assert caplog.text.count("was trained on other data") == 1
     rename_last(images)
     run = RunFolder.inside(images.parent / "out" / "digits" / "kd")
     before = (run.log_folder / "latest").read_bytes(), run.metrics_json.read_bytes()
     for checkpoint in (elsewhere, teacher):
         with pytest.raises(ConfigError, match="Expected the classes .*class 'n0' is now 'z'"):
-            job.run(config(images, *taught, "DISTILLER.TEACHER_CHECKPOINT", str(checkpoint)), overwrite=True)
+            recipe.run(config(images, *taught, "DISTILLER.TEACHER_CHECKPOINT", str(checkpoint)), overwrite=True)
     # What was to be overwritten is still there.
     assert ((run.log_folder / "latest").read_bytes(), run.metrics_json.read_bytes()) == before
 
 
 def test_a_named_reference(images: Path) -> None:
-    vanilla = job.run(config(images, *VANILLA))
+    vanilla = recipe.run(config(images, *VANILLA))
     named = ("TLLM.DETECTOR.REFERENCE", str(vanilla.path), "EXPERIMENT.NAME", "ls", "DISTILLER.TYPE", "KD")
-    job.run(config(images, *named))
+    recipe.run(config(images, *named))
     # As many images as before, so that the hold-out is the same.
     rename_last(images)
     with pytest.raises(ConfigError, match="REFERENCE.*class 'n0' is now 'z'"):
-        job.run(config(images, *named), overwrite=True)
+        recipe.run(config(images, *named), overwrite=True)
 
 
 def test_nothing_is_shared_with_a_run_on_other_data(images: Path) -> None:
-    teacher = job.run(config(images, *VANILLA, "DISTILLER.STUDENT", "digits_teacher")).log_folder / "student_latest"
+    teacher = recipe.run(config(images, *VANILLA, "DISTILLER.STUDENT", "digits_teacher")).log_folder / "student_latest"
     options = ("DISTILLER.TYPE", "KD", "DISTILLER.TEACHER_CHECKPOINT", str(teacher))
-    base = job.run(config(images, *options, "TLLM.DETECTOR.TYPE", "none", "EXPERIMENT.NAME", "base"))
+    base = recipe.run(config(images, *options, "TLLM.DETECTOR.TYPE", "none", "EXPERIMENT.NAME", "base"))
     (images / "train" / "n3" / "000.png").rename(images / "train" / "n3" / "999.png")
     trial = config(images, *options, "TLLM.DETECTOR.TYPE", "after", "EXPERIMENT.NAME", "trial")
     with pytest.raises(ConfigError, match="names or sizes of training files are others"):

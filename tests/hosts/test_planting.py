@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.hosts.embedded.planting import PlantedTeacher, wrong_classes
+from tllm_plugin.models.planting import PlantedTeacher, wrong_classes
 
 NUM_CLASSES = 6
 LOGITS = torch.randn(200, NUM_CLASSES, generator=torch.Generator().manual_seed(0)) * 3

@@ -13,7 +13,8 @@ from tllm_plugin.cli import main
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.outputs import logits_of
 from tllm_plugin.core.predictions import class_means
-from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded.data import load_bundle
+from tllm_plugin.hosts.embedded.networks import load_teacher
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
 from tllm_plugin.hosts.teaching import Teaching
 from tllm_plugin.runs.run_folder import RunFolder
@@ -41,8 +42,8 @@ def options_of(folder: Path) -> tuple[str, str]:
 def test_weights_are_those_of_the_teacher_on_training_images(run: RunFolder, folder: Path) -> None:
     record = run.read_policy()
     cfg = make_config(folder, *POLICY)
-    bundle, cpu = job.load_bundle(cfg), torch.device("cpu")
-    teacher = job._teacher(cfg, bundle, cpu).eval()
+    bundle, cpu = load_bundle(cfg), torch.device("cpu")
+    teacher = load_teacher(cfg, options_of(folder)[1], bundle, cpu)
     held = set(run.read_split().holdout)
     rows = torch.tensor([index for index in range(len(bundle.train_labels)) if index not in held])
     batches = list(bundle.eval_loader(rows, batch_size=500, device=cpu, split="train"))
@@ -107,7 +108,7 @@ def test_flags_come_on_top_and_a_fork_keeps_the_weights(run: RunFolder, folder: 
 
     kept = train(folder / "shared", *POLICY, *options_of(folder), "LOG.SAVE_CHECKPOINT_FREQ", "1")
     cfg = make_config(folder / "shared", *options, "LOG.SAVE_CHECKPOINT_FREQ", "1")
-    shared = run_sharing([kept], cfg, job.load_bundle(cfg))
+    shared = run_sharing([kept], cfg, load_bundle(cfg))
     assert torch.equal(load_latest(shared)["model"]["teaching_weights"], torch.zeros(10))
     assert_same_run(alone, shared)
     assert shared.policy_json.read_bytes() == alone.policy_json.read_bytes()

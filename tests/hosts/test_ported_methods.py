@@ -16,7 +16,7 @@ from tllm_plugin.analysis.networks import student_network
 from tllm_plugin.analysis.similarity import teacher_checkpoint
 from tllm_plugin.cli import main
 from tllm_plugin.core.errors import ConfigError, FileFormatError
-from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded.data import load_bundle
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
 from tllm_plugin.hosts.embedded.networks import load_network
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
@@ -70,7 +70,7 @@ def test_the_context_head_of_cid_is_as_initialised_when_the_first_context_appear
 
 
 def test_metrics_and_checkpoints_of_cid_are_of_the_head_that_predicts(cid_run: RunFolder) -> None:
-    bundle = job.load_bundle(make_config("unused"))
+    bundle = load_bundle(make_config("unused"))
     for path in (cid_run.log_folder / "student_latest", cid_run.student_best_holdout):
         student = load_network(create_model("digits_student", 10, 1), path).eval()
         assert isinstance(student, ContextStudent)
@@ -176,7 +176,7 @@ def test_a_teacher_of_sftn_is_trained_first_where_the_config_asks_for_it(tmp_pat
     assert taught is not None and main(["test", str(taught.log_folder)]) == 0
     found = teacher_checkpoint(load_run(taught.log_folder))
     assert found is not None and found.parent.name.startswith("sftn-") and found.parent != stage
-    bundle = job.load_bundle(make_config(tmp_path))
+    bundle = load_bundle(make_config(tmp_path))
     network = student_network(load_run(stage), bundle, torch.device("cpu"))
     assert_equal(dict(network.state_dict()), dict(torch.load(stage / "student_latest", weights_only=True)["model"]))
 

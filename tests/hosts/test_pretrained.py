@@ -12,7 +12,7 @@ import torchvision
 from tests.data.test_cub200 import official  # noqa: F401 (a fixture)
 from tests.hosts.digits_runs import load_latest
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded import recipe
 from tllm_plugin.hosts.embedded.config import load_config
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs/tllm/embedded/cub200_res50_res18.yaml"
@@ -28,7 +28,7 @@ def test_a_run_of_table_10_in_small(official: Path, tmp_path: Path, monkeypatch:
     # Without the hold-out, for which there are too few birds.
     plain = ("SOLVER.TRAINER", "base", "SOLVER.LR", "1e-9", "DISTILLER.TEACHER", "tv_resnet18")
     cfg = load_config(CONFIG, ["DATASET.PATH", str(official), "LOG.PREFIX", str(tmp_path), *small, *plain])
-    run = job.run(cfg)
+    run = recipe.run(cfg)
     assert asked == [torchvision.models.ResNet18_Weights.IMAGENET1K_V1] * 2, "of the teacher's run and of the student's"
     model = load_latest(run)["model"]
     for network in ("student", "teacher"):

@@ -33,8 +33,8 @@ from tests.hosts.together import (
 from tllm_plugin.cli import main
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts import processes
-from tllm_plugin.hosts.embedded import job
-from tllm_plugin.hosts.embedded.device import choose_device
+from tllm_plugin.hosts.embedded import recipe
+from tllm_plugin.hosts.embedded.runtime import choose_device
 from tllm_plugin.runs.run_folder import RunFolder
 
 pytestmark = [
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One job alone, the same with two processes, and runs that were begun by the one and ended by the other."""
     path = tmp_path_factory.mktemp("processes")
     with doubles():
-        job.run(make_config(path / "alone", *JOB))
+        recipe.run(make_config(path / "alone", *JOB))
         interrupted(path / "alone", 2, "EXPERIMENT.NAME", "ends together")
     single_precision(path, "alone")
     other_machine = path / "other machine"
@@ -60,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "errors").write_text("".join(errors))
     (path / "codes").write_text(" ".join(str(process.returncode) for process in together))
     with doubles():
-        job.run(make_config(path / "together", *JOB, "EXPERIMENT.NAME", "ends alone"), resume=True)
+        recipe.run(make_config(path / "together", *JOB, "EXPERIMENT.NAME", "ends alone"), resume=True)
     return path
 
 

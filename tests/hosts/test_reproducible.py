@@ -12,9 +12,11 @@ import torch
 
 from tests.hosts.conftest import Trained
 from tests.hosts.digits_runs import make_config
-from tllm_plugin.hosts.embedded import job, late_test
+from tllm_plugin.hosts.embedded import late_test, recipe
 from tllm_plugin.hosts.embedded import reproducible as reproducible_module
-from tllm_plugin.hosts.embedded.reproducible import reproducible
+from tllm_plugin.hosts.embedded.data import load_bundle
+from tllm_plugin.hosts.embedded.prerequisites import prerequisite
+from tllm_plugin.hosts.embedded.runtime import reproducible
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
 from tllm_plugin.search.embedded import EmbeddedSearch
 from tllm_plugin.search.space import parse_space
@@ -91,9 +93,9 @@ def test_runs_are_trained_and_tested_so(
     monkeypatch.setattr(late_test, "predict", noted("test", late_test.predict))
     options = (*trained.taught, "RUNTIME.DEVICE", "cpu", "TLLM.DETECTOR.TYPE", "none", "SOLVER.EPOCHS", "1")
     cfg = make_config(tmp_path, *options, "LOG.TEST_FREQ", "-1")
-    run = job.run(cfg)
+    run = recipe.run(cfg)
     assert not run.has_results() and seen == {"train": {1}, "test": set()} and asked()[0] == 0
-    late_test.ensure_tested(run, cfg, job.load_bundle(cfg))
+    late_test.ensure_tested(run, cfg, load_bundle(cfg))
     assert run.has_results() and seen["test"] == {1} and asked()[0] == 0
 
 
@@ -116,7 +118,7 @@ def test_nothing_is_asked_for_on_a_cpu() -> None:
 
 def test_runs_that_were_trained_before_there_was_a_choice_are_found(tmp_path: Path) -> None:
     names = {
-        value: job.prerequisite(make_config(tmp_path, *options), "digits_student", 1, "vanilla").EXPERIMENT.NAME
+        value: prerequisite(make_config(tmp_path, *options), "digits_student", 1, "vanilla").EXPERIMENT.NAME
         for value, options in {
             "default": (),
             "True": ("RUNTIME.DETERMINISTIC", "True"),

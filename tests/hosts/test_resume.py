@@ -20,7 +20,7 @@ from tests.hosts.digits_runs import BASE, CONFIG, EPOCHS, assert_equal, assert_s
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.adapter import _TLLMTrainer
-from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded.prerequisites import log_folder
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
 from tllm_plugin.hosts.teaching import Teaching
 from tllm_plugin.runs.run_folder import RunFolder
@@ -178,7 +178,7 @@ def test_files_every_so_many_seconds(
         interrupt_at(patch, 3, 2)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "parts", *options, "LOG.SAVE_CHECKPOINT_FREQ", "2")
-    folder = job.log_folder(make_config(tmp_path / "parts", *options))
+    folder = log_folder(make_config(tmp_path / "parts", *options))
     assert load_latest(RunFolder.inside(folder))["epoch"] == 2 and (folder / "epoch_2").exists()
     resumed = train(tmp_path / "parts", *options, resume=True)
     assert_same_run(resumed, uninterrupted)
@@ -209,7 +209,7 @@ def test_the_best_student_is_never_ahead_of_the_checkpoint(
         interrupt_before(patch, method)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "parts", *options, "2", "LOG.SAVE_SECONDS", "1000")
-    run = RunFolder.inside(job.log_folder(make_config(tmp_path / "parts", *options, "2")))
+    run = RunFolder.inside(log_folder(make_config(tmp_path / "parts", *options, "2")))
     assert load_latest(run)["epoch"] == (2 if method == "save_checkpoint" else 4)
     resumed = train(tmp_path / "parts", *options, "1", resume=True)
     assert_same_run(resumed, whole)
@@ -226,7 +226,7 @@ def test_a_run_that_lost_its_best_student_goes_on(trained: Trained, tmp_path: Pa
         interrupt_at(patch, 3, 0)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, *options)
-    run = RunFolder.inside(job.log_folder(make_config(tmp_path, *options)))
+    run = RunFolder.inside(log_folder(make_config(tmp_path, *options)))
     run.student_best_holdout.unlink()
     monkeypatch.setattr(Teaching, "_note_best", lambda *given: None)
     assert train(tmp_path, *options, resume=True).is_finished()
@@ -253,7 +253,7 @@ def test_starting_anew_leaves_nothing_of_what_was_there(
         interrupt_at(patch, 3, 0)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, *trained.detecting, "LOG.SAVE_CHECKPOINT_FREQ", "1")
-    folder = job.log_folder(make_config(tmp_path, *trained.detecting))
+    folder = log_folder(make_config(tmp_path, *trained.detecting))
     assert (folder / "epoch_2").exists()
     run = train(tmp_path, *trained.detecting, overwrite=True)
     assert not list(folder.glob("epoch_*")) and not list(run.path.glob("student_best_holdout_*"))
@@ -268,7 +268,7 @@ def test_what_is_trained_again_is_logged_once(
         interrupt_before(patch, "save_checkpoint")
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, *trained.detecting)
-    folder = job.log_folder(make_config(tmp_path, *trained.detecting))
+    folder = log_folder(make_config(tmp_path, *trained.detecting))
     assert "epoch: 2\n" in (folder / "worklog.txt").read_text()
     train(tmp_path, *trained.detecting, resume=True)
     logs = [(path / "worklog.txt").read_text() for path in (folder, uninterrupted.log_folder)]
@@ -305,7 +305,7 @@ def start(*words: str) -> subprocess.Popen[bytes]:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 @pytest.mark.parametrize("awaited", ["student_latest", "latest"])
 def test_killed(awaited: str, uninterrupted: RunFolder, trained: Trained, tmp_path: Path) -> None:
-    folder = job.log_folder(make_config(tmp_path, *trained.detecting))
+    folder = log_folder(make_config(tmp_path, *trained.detecting))
     process = start("-c", WAITING_AFTER_WRITING, awaited, *arguments(trained, tmp_path))
     deadline = time.monotonic() + 120
     while not (folder / awaited).exists() and process.poll() is None and time.monotonic() < deadline:
@@ -320,7 +320,7 @@ def test_killed(awaited: str, uninterrupted: RunFolder, trained: Trained, tmp_pa
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_killed_while_writing_a_checkpoint(uninterrupted: RunFolder, trained: Trained, tmp_path: Path) -> None:
-    folder = job.log_folder(make_config(tmp_path, *trained.detecting))
+    folder = log_folder(make_config(tmp_path, *trained.detecting))
     process = start("-c", KILLED_WHILE_WRITING, "2", *arguments(trained, tmp_path))
     assert process.wait(timeout=120) == -signal.SIGKILL
     assert load_latest(RunFolder.inside(folder))["epoch"] == 1, "the old checkpoint must be whole"

@@ -24,7 +24,7 @@ from tllm_plugin.analysis.loaded_run import load_run
 from tllm_plugin.analysis.study import build_study
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts import run_spec
-from tllm_plugin.hosts.embedded import job, trainer
+from tllm_plugin.hosts.embedded import recipe, trainer
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.repdistiller.checkpoint import read_state
 from tllm_plugin.hosts.run_spec import MARKS, ONE_METHOD, ONE_RUN, Mark, RunSpec
@@ -72,9 +72,9 @@ def test_a_recorded_run_goes_on_with_what_was_trained_for_it(recorded: Path, mon
     before = {path.name for path in (recorded / "digits").iterdir()}
     with pytest.raises(ConfigError, match=r"these keys differ: KD\.TEMPERATURE, RUNTIME\.DEVICE, TLLM\.DETECTOR\.ETA;"):
         other = ("KD.TEMPERATURE", "2.0", "RUNTIME.DEVICE", "auto", "TLLM.DETECTOR.ETA", "0.3")
-        job.run(make_config(recorded, *OPTIONS, *other), resume=True)
+        recipe.run(make_config(recorded, *OPTIONS, *other), resume=True)
     cfg = make_config(recorded, *OPTIONS, "LOG.TEST_FREQ", "2", "DATASET.NUM_WORKERS", "1", "EXPERIMENT.TAG", "again")
-    run = job.run(cfg, resume=True)
+    run = recipe.run(cfg, resume=True)
     assert epochs == [("kd-digits_student-seed0", 2)] and run.is_finished()
     assert {path.name for path in (recorded / "digits").iterdir()} == before, "nothing beside it was trained"
 

@@ -10,7 +10,9 @@ import pytest
 from tests.hosts.conftest import Trained
 from tests.hosts.digits_runs import EPOCHS, assert_same_run, make_config, train
 from tllm_plugin.core.errors import ConfigError, FileFormatError
-from tllm_plugin.hosts.embedded import job, trainer
+from tllm_plugin.hosts.embedded import recipe, trainer
+from tllm_plugin.hosts.embedded.data import load_bundle
+from tllm_plugin.hosts.embedded.prerequisites import log_folder
 from tllm_plugin.runs.run_folder import RunFolder
 
 VANILLA = ("DISTILLER.TYPE", "NONE", "TLLM.DETECTOR.TYPE", "none", "EXPERIMENT.NAME", "vanilla")
@@ -19,14 +21,14 @@ VANILLA = ("DISTILLER.TYPE", "NONE", "TLLM.DETECTOR.TYPE", "none", "EXPERIMENT.N
 @pytest.fixture
 def copied(trained: Trained, tmp_path: Path) -> RunFolder:
     """A copy of the finished vanilla run, where `make_config(tmp_path, *VANILLA)` expects it."""
-    folder = job.log_folder(make_config(tmp_path, *VANILLA))
+    folder = log_folder(make_config(tmp_path, *VANILLA))
     shutil.copytree(trained.vanilla.log_folder, folder)
     return RunFolder.inside(folder)
 
 
 def ensured(prefix: Path, *options: str) -> RunFolder:
     cfg = make_config(prefix, *VANILLA, *options)
-    return job.ensure_trained(cfg, job.load_bundle(cfg))
+    return recipe.ensure_trained(cfg, load_bundle(cfg))
 
 
 @pytest.fixture(autouse=True)

@@ -15,10 +15,9 @@ from tests.hosts.digits_runs import assert_same_run, make_config, train
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.wrapper import TLLMWrapper
 from tllm_plugin.hosts import processes
-from tllm_plugin.hosts.embedded import job
-from tllm_plugin.hosts.embedded.batch_norm import least_rows
+from tllm_plugin.hosts.embedded.data import EmbeddedData, load_bundle
 from tllm_plugin.hosts.embedded.distillers import KD, Vanilla
-from tllm_plugin.hosts.embedded.parallel import ParallelDistiller
+from tllm_plugin.hosts.embedded.distributed import ParallelDistiller, least_rows
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
 from tllm_plugin.hosts.loader_data import LoaderData
 from tllm_plugin.hosts.single_rows import without_single_row
@@ -117,7 +116,7 @@ def test_how_many_rows_a_pass_needs(norm: bool, needed: int, monkeypatch: pytest
 @pytest.mark.parametrize(("least", "expected"), [(1, [128, 1]), (2, [129])])
 def test_without_batch_norm_the_single_row_stays(least: int, expected: list[int], tmp_path: Path) -> None:
     cfg = make_config(tmp_path, "SOLVER.BATCH_SIZE", "128")
-    data = job.EmbeddedData(job.load_bundle(cfg), cfg, torch.device("cpu"), least)
+    data = EmbeddedData(load_bundle(cfg), cfg, torch.device("cpu"), least)
     assert data.train_loader(torch.arange(129)).batch_rows == expected
 
 

@@ -24,9 +24,10 @@ from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.predictions import predict
 from tllm_plugin.data import load_data
 from tllm_plugin.hosts import same_data
-from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded import recipe
 from tllm_plugin.hosts.embedded.config import load_config
-from tllm_plugin.hosts.embedded.networks import show_as_recorded
+from tllm_plugin.hosts.embedded.data import load_bundle
+from tllm_plugin.hosts.embedded.networks import load_teacher, show_as_recorded
 from tllm_plugin.models import create_model
 from tllm_plugin.runs import data_file
 from tllm_plugin.runs.run_folder import RunFolder
@@ -41,7 +42,7 @@ def nothing_told_yet(monkeypatch: pytest.MonkeyPatch) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     images = tmp_path_factory.mktemp("trained") / "images"
     make_images(images)
-    return job.run(config(images, *VANILLA, "SOLVER.EPOCHS", "3"))
+    return recipe.run(config(images, *VANILLA, "SOLVER.EPOCHS", "3"))
 
 
 @pytest.fixture
@@ -165,15 +166,15 @@ def test_a_teacher_is_shown_images_as_it_was_trained(
 ) -> None:
     images, teacher = tmp_path / "images", tmp_path / "teacher.pth"
     numbers = ("DATASET.MEAN", "[0.1, 0.2, 0.3]", "DATASET.STD", "[0.5, 0.4, 0.3]")
-    trained = job.run(config(images, *VANILLA, *numbers, "DISTILLER.STUDENT", "digits_teacher"))
+    trained = recipe.run(config(images, *VANILLA, *numbers, "DISTILLER.STUDENT", "digits_teacher"))
     shutil.copy(trained.log_folder / "student_latest", teacher)
     caplog.set_level(logging.WARNING)
     bundles, agreement = [], []
     for name, options in (("same", numbers), ("other", ())):
         taught = ("DISTILLER.TYPE", "KD", "TLLM.DETECTOR.TYPE", "none", "EXPERIMENT.NAME", name, *options)
         cfg = config(images, *taught, "DISTILLER.TEACHER_CHECKPOINT", str(teacher))
-        bundle = job.load_bundle(cfg)
-        network = job._teacher(cfg, bundle, torch.device("cpu"))
+        bundle = load_bundle(cfg)
+        network = load_teacher(cfg, teacher, bundle, torch.device("cpu"))
         batches = bundle.eval_loader(None, batch_size=50, device="cpu", split="test")
         with torch.no_grad():
             agreement.append(torch.cat([network(image)[0] for image, _ in batches]))
@@ -181,7 +182,7 @@ def test_a_teacher_is_shown_images_as_it_was_trained(
     assert bundles[0] != bundles[1]
     torch.testing.assert_close(agreement[0], agreement[1], rtol=1e-3, atol=1e-3)
     assert caplog.text.count("was trained on other data: the mean was 0.1, 0.2, 0.3 and is") == 1
-    job.run(cfg)  # It trains, too.
+    recipe.run(cfg)  # It trains, too.
 
 
 def test_equal_numbers_change_nothing() -> None:
@@ -233,7 +234,7 @@ def test_an_unstated_order_of_a_foreign_teacher(tmp_path: Path, caplog: pytest.L
 
     def taught(*options: str) -> Any:
         cfg = config(images, "DISTILLER.TYPE", "KD", "DISTILLER.TEACHER_CHECKPOINT", str(teacher), *options)
-        return job._teacher(cfg, job.load_bundle(cfg), torch.device("cpu"))
+        return load_teacher(cfg, teacher, load_bundle(cfg), torch.device("cpu"))
 
     taught("DATASET.CLASS_ORDER", "natural")
     assert not caplog.text

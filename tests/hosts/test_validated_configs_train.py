@@ -18,9 +18,10 @@ from tllm_plugin.core.errors import ConfigError, DataError, NonFiniteLossError, 
 from tllm_plugin.data import load_data
 from tllm_plugin.hosts import tllm_node
 from tllm_plugin.hosts.config_checks import lookup
-from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded import networks, recipe
 from tllm_plugin.hosts.embedded.config import check_config, load_config
 from tllm_plugin.hosts.embedded.defaults import default_config
+from tllm_plugin.hosts.embedded.prerequisites import log_folder, named_reference, needed_teacher
 from tllm_plugin.hosts.run_spec import ONE_RUN, RunSpec
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -100,13 +101,13 @@ def written(content: dict[str, Any], path: Path) -> Path:
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`job`'s preparation of a run, but for what other runs would leave behind: a teacher's weights, a reference."""
     bundle = load_data("digits")
-    monkeypatch.setattr(job, "ensure_trained", lambda cfg, bundle: RunFolder.inside(tmp_path))
-    monkeypatch.setattr(job, "load_network", lambda network, path: network)
-    monkeypatch.setattr(job, "data_of_checkpoint", lambda path: DataIdentity())
+    monkeypatch.setattr(recipe, "ensure_trained", lambda cfg, bundle: RunFolder.inside(tmp_path))
+    monkeypatch.setattr(networks, "load_network", lambda network, path: network)
+    monkeypatch.setattr(networks, "data_of_checkpoint", lambda path: DataIdentity())
     monkeypatch.setattr(tllm_node, "read_reference", lambda path, holdout: holdout)
 
     def prepare(cfg: Any) -> nn.Module:
-        return job._prepared(cfg, bundle, resume=False, overwrite=True)
+        return recipe.prepare(cfg, bundle, resume=False, overwrite=True)
 
     return prepare
 
@@ -129,11 +130,11 @@ def test_what_is_accepted_can_be_begun(content: dict[str, Any], prepared: Any, t
         return
     # What is written down is what is read again, by this and every later command.
     assert not RunSpec.parse(cfg.dump()).differing(RunSpec.of(cfg), ONE_RUN)
-    assert job.log_folder(cfg).resolve().is_relative_to(prefix.resolve() / "") and job.log_folder(cfg) != prefix
-    needed = [job.needed_teacher(cfg), job.named_reference(cfg)[1]]
+    assert log_folder(cfg).resolve().is_relative_to(prefix.resolve() / "") and log_folder(cfg) != prefix
+    needed = [needed_teacher(cfg), named_reference(cfg)[1]]
     for other in filter(None, needed):
         assert check_config(other) == []
-        assert job.log_folder(other).resolve().is_relative_to(prefix.resolve())
+        assert log_folder(other).resolve().is_relative_to(prefix.resolve())
     try:
         trainer = prepared(cfg)
         if max(cfg.SOLVER.BATCH_SIZE, cfg.DISTILLER.STUDENT != "ShuffleV1") < 100:

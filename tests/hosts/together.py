@@ -27,11 +27,11 @@ from tllm_plugin.core.errors import TLLMError
 from tllm_plugin.core.wrapper import TLLMWrapper
 from tllm_plugin.data import in_memory
 from tllm_plugin.hosts import processes
-from tllm_plugin.hosts.embedded import job
-from tllm_plugin.hosts.embedded.batch_norm import synchronise_batch_norm
+from tllm_plugin.hosts.embedded import recipe
+from tllm_plugin.hosts.embedded.data import load_bundle
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
+from tllm_plugin.hosts.embedded.distributed import ParallelDistiller, begin_epoch, merge_buffers, synchronise_batch_norm
 from tllm_plugin.hosts.embedded.late_test import ensure_tested
-from tllm_plugin.hosts.embedded.parallel import ParallelDistiller, begin_epoch, merge_buffers
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -99,7 +99,7 @@ def interrupted(prefix: Path, epoch: int, *options: str) -> None:
 
     BaseTrainer.train_iter = train_iter  # type: ignore[method-assign]
     try:
-        job.run(shared_config(prefix, *options))
+        recipe.run(shared_config(prefix, *options))
     except KeyboardInterrupt:
         pass
     else:
@@ -115,7 +115,7 @@ def single_precision(folder: Path, prefix: str) -> None:
         lambda: [next(below.glob(f"{role}-*")) for role in ("teacher", "vanilla")],
     )
     given = ("DISTILLER.TEACHER_CHECKPOINT", str(teacher / "student_latest"), "TLLM.DETECTOR.REFERENCE", str(vanilla))
-    job.run(shared_config(folder / prefix, *given, "SOLVER.LR", "0.05", "EXPERIMENT.NAME", "single"))
+    recipe.run(shared_config(folder / prefix, *given, "SOLVER.LR", "0.05", "EXPERIMENT.NAME", "single"))
 
 
 #: Class -> teaching weight below 1.
@@ -254,14 +254,14 @@ def everything(folder: Path) -> None:
     }
     single_precision(folder, "together")
     with doubles():
-        job.run(shared_config(folder / "together"))
+        recipe.run(shared_config(folder / "together"))
         interrupted(folder / "together", 2, "EXPERIMENT.NAME", "ends alone")
         # Was begun by one process.
         ends = ("EXPERIMENT.NAME", "ends together")
-        job.run(shared_config(folder / "alone", *ends, "LOG.TEST_FREQ", "-1"), resume=True)
+        recipe.run(shared_config(folder / "alone", *ends, "LOG.TEST_FREQ", "-1"), resume=True)
         run = RunFolder.inside(folder / "alone/digits/ends together")
         assert not processes.from_main(lambda: run.read_metrics().tested or run.predictions_npz.exists())
-        ensure_tested(run, shared_config(folder / "alone", *ends), job.load_bundle(shared_config(folder / "alone")))
+        ensure_tested(run, shared_config(folder / "alone", *ends), load_bundle(shared_config(folder / "alone")))
     torch.save(found, folder / f"found-{number}")
 
 
@@ -269,20 +269,20 @@ def run_then_fail(folder: Path) -> int:
     """Do `everything` in the place of a command's job, then train with a loss that is not finite in process 1."""
     from tllm_plugin.cli import main
 
-    train_iter, run = BaseTrainer.train_iter, job.run
+    train_iter, run = BaseTrainer.train_iter, recipe.run
 
     def spoilt(self: BaseTrainer, image: Tensor, target: Tensor, index: Tensor, now: int) -> Any:
         return train_iter(self, image * (torch.nan if processes.number() == 1 else 1.0), target, index, now)
 
     def replaced(*arguments: Any, **how: Any) -> RunFolder:
-        job.run = run
+        recipe.run = run
         everything(folder)
         if processes.number() == 0:
             atexit.register(os.abort)  # As threads of PyTorch now and then do where another process has failed.
         BaseTrainer.train_iter = spoilt  # type: ignore[method-assign]
         return run(*arguments, **how)
 
-    job.run = replaced
+    recipe.run = replaced
     vanilla = ("DISTILLER.TYPE", "NONE", "TLLM.DETECTOR.TYPE", "none", "RUNTIME.DEVICE", "cpu")
     return main(["train", "--cfg", str(CONFIG), "LOG.PREFIX", str(folder / "failed"), "EXPERIMENT.NAME", "x", *vanilla])
 

@@ -17,7 +17,7 @@ from tllm_plugin.analysis.similarity import similarity_of
 from tllm_plugin.analysis.study import build_study
 from tllm_plugin.cli import main
 from tllm_plugin.core.predictions import predict
-from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded.data import load_bundle
 from tllm_plugin.hosts.embedded.late_test import batches_of_test_set
 from tllm_plugin.models import create_model
 from tllm_plugin.runs.atomic import save_torch
@@ -26,7 +26,7 @@ from tllm_plugin.runs.atomic import save_torch
 def test_predictions_are_those_of_the_run(digits: dict[str, Path]) -> None:
     run = load_run(digits["kd"])
     cfg, device = embedded_config(run), torch.device("cpu")
-    bundle = job.load_bundle(cfg)
+    bundle = load_bundle(cfg)
     network = student_network(run, bundle, device)
     found, kept = predict(network, batches_of_test_set(bundle, cfg, device), features=True), run.result.predictions
     assert kept is not None and found.features is not None
@@ -49,7 +49,7 @@ def test_similarity(digits: dict[str, Path]) -> None:
     )
     run = study.methods[0].runs[0]
     cfg, device = embedded_config(run), torch.device("cpu")
-    bundle = job.load_bundle(cfg)
+    bundle = load_bundle(cfg)
     features = [
         predict(network, batches_of_test_set(bundle, cfg, device), features=True)
         for network in (

@@ -13,7 +13,7 @@ from tests.search.staged import epochs_trained  # noqa: F401  (fixture)
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors import create_detector
 from tllm_plugin.core.predictions import Predictions
-from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded import recipe
 from tllm_plugin.hosts.run_spec import RunSpec
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.run_folder import RunFolder
@@ -102,7 +102,7 @@ def test_all_are_kept_where_it_cannot_be_told(
     host = plan(trained, tmp_path, *words, options=options)
     cfg = host.taught()
     # As by a second worker, while the first one is still at the vanilla reference.
-    run = job.run(cfg, bundle=host.bundle, keep=host._keep(cfg))
+    run = recipe.run(cfg, bundle=host.bundle, keep=host._keep(cfg))
     assert kept(run) == list(range(1, EPOCHS + 1))
 
 

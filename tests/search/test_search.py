@@ -24,8 +24,8 @@ from tllm_plugin.cli.main import build_parser
 from tllm_plugin.cli.search import _words, table
 from tllm_plugin.core.errors import FileFormatError
 from tllm_plugin.data import DataBundle
-from tllm_plugin.hosts.embedded import job
-from tllm_plugin.hosts.embedded.device import choose_device
+from tllm_plugin.hosts.embedded.data import load_bundle
+from tllm_plugin.hosts.embedded.runtime import choose_device
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
 from tllm_plugin.hosts.run_spec import RunSpec
 from tllm_plugin.models import create_model
@@ -57,7 +57,7 @@ def searched(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def bundle() -> DataBundle:
-    return job.load_bundle(make_config("unused"))
+    return load_bundle(make_config("unused"))
 
 
 def test_scores_are_those_of_the_students_on_the_search_hold_out(searched: Path, bundle: DataBundle) -> None:

@@ -14,8 +14,8 @@ from tests.hosts.conftest import Trained, trained  # noqa: F401  (fixture)
 from tests.hosts.digits_runs import EPOCHS, assert_equal, assert_same_run, make_config, train
 from tests.search.staged import SAVING, epochs_trained  # noqa: F401  (fixture)
 from tllm_plugin.core.errors import ConfigError, FileFormatError
-from tllm_plugin.hosts.embedded import job
-from tllm_plugin.hosts.embedded.checkpoint import read_state
+from tllm_plugin.hosts.embedded.prerequisites import log_folder
+from tllm_plugin.hosts.embedded.run_files import read_state
 from tllm_plugin.runs.atomic import save_torch
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search import shared_prefix
@@ -120,7 +120,7 @@ def test_a_checkpoint_is_read_once_and_again_when_it_has_changed(
     for cfg in trials[:2]:
         assert fork([parent], cfg) == 2
     assert read == ["epoch_2"]
-    before = [torch.load(job.log_folder(cfg) / "latest", weights_only=True) for cfg in trials[:2]]
+    before = [torch.load(log_folder(cfg) / "latest", weights_only=True) for cfg in trials[:2]]
     assert_equal(*({key: value for key, value in state.items() if key != "config"} for state in before))
     # Somebody has trained the parent anew.
     path = parent.log_folder / "epoch_2"
@@ -128,7 +128,7 @@ def test_a_checkpoint_is_read_once_and_again_when_it_has_changed(
     state["model"]["distiller.student.conv1.weight"] += 1
     save_torch(path, state)
     assert fork([parent], trials[2]) == 2 and read == ["epoch_2", "epoch_2"]
-    again = torch.load(job.log_folder(trials[2]) / "latest", weights_only=True)["model"]
+    again = torch.load(log_folder(trials[2]) / "latest", weights_only=True)["model"]
     assert torch.equal(
         again["distiller.student.conv1.weight"], before[0]["model"]["distiller.student.conv1.weight"] + 1
     )

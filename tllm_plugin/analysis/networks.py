@@ -18,12 +18,13 @@ from tllm_plugin.core.data_identity import difference_in_test, training_differen
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.class_lists import resolve_classes
-from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded.data import load_bundle
 from tllm_plugin.hosts.embedded.late_test import predict_test_set
 from tllm_plugin.hosts.embedded.networks import load_network, show_as_recorded, trained_model
-from tllm_plugin.hosts.embedded.planting import PlantedTeacher
+from tllm_plugin.hosts.embedded.prerequisites import log_folder, needed_teacher
 from tllm_plugin.hosts.same_data import data_of_checkpoint
 from tllm_plugin.models import create_model
+from tllm_plugin.models.planting import PlantedTeacher
 from tllm_plugin.runs.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def _predict_again(run: LoadedRun, bundles: dict[str, DataBundle]) -> TestResult
     recorded = run.folder.read_data()
     key = f"{cfg.DATASET} {cfg.EXPERIMENT.SEED} {recorded.digest()}"
     if key not in bundles:
-        bundles[key] = job.load_bundle(cfg, recorded)
+        bundles[key] = load_bundle(cfg, recorded)
     difference = difference_in_test(recorded, bundles[key].identity)
     if difference:
         raise ConfigError(f"the test data are others by now: {difference}")
@@ -146,11 +147,11 @@ def teacher_checkpoint(run: LoadedRun) -> Path | None:
     named = Path(cfg.DISTILLER.TEACHER_CHECKPOINT)
     if cfg.DISTILLER.TEACHER_CHECKPOINT:
         return named if named.is_file() else None
-    needed = job.needed_teacher(cfg)
+    needed = needed_teacher(cfg)
     if run.folder is None or needed is None:
         return None
     # A teacher whose name was taken by one that was trained on other data has more after it.
-    name, data = job.log_folder(needed).name, run.folder.read_data()
+    name, data = log_folder(needed).name, run.folder.read_data()
     beside = (path for folder in list(run.folder.log_folder.parents)[:2] for path in sorted(folder.glob(f"{name}*")))
     for folder in beside:
         checkpoint = folder / "student_latest"

@@ -26,9 +26,8 @@ from tllm_plugin.core.data_identity import DataIdentity, class_difference
 from tllm_plugin.core.errors import TLLMError
 from tllm_plugin.core.predictions import Predictions, class_means, predict
 from tllm_plugin.data import DataBundle
-from tllm_plugin.hosts.embedded import job
-from tllm_plugin.hosts.embedded.device import autocast, choose_device
-from tllm_plugin.hosts.embedded.late_test import batches_of_test_set
+from tllm_plugin.hosts.embedded.data import batches_of_test_set, load_bundle
+from tllm_plugin.hosts.embedded.runtime import autocast, choose_device
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +86,7 @@ def similarity_of(study: Study, *, points: int = TSNE_POINTS) -> Similarity | No
         cfg = embedded_config(methods[0].runs[0])
         folder = methods[0].runs[0].folder
         recorded = folder.read_data() if folder is not None else DataIdentity()
-        bundle, device = job.load_bundle(cfg, recorded), choose_device(cfg)
+        bundle, device = load_bundle(cfg, recorded), choose_device(cfg)
         if class_difference(recorded, bundle.identity) or len(bundle.class_names) != len(study.class_names):
             logger.info("networks are not compared: the data of %s are others by now", methods[0].runs[0].name)
             return None

@@ -20,8 +20,9 @@ from tllm_plugin.core.escaping import visible
 from tllm_plugin.core.paths import expanded
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.console import PlainConsole
-from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded import recipe
 from tllm_plugin.hosts.embedded.config import load_config
+from tllm_plugin.hosts.embedded.data import load_bundle
 from tllm_plugin.report.page import write_report_if_possible
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _check_planted(cfg: CfgNode, planted: Sequence[int]) -> None:
-    classes = job.load_bundle(cfg).num_classes
+    classes = load_bundle(cfg).num_classes
     if max(planted) >= classes:
         names = " and ".join(map(str, planted))
         raise ConfigError(
@@ -87,7 +88,7 @@ def _train_all(base: Sequence[str], plant: Sequence[str]) -> dict[str, RunFolder
             raise ConfigError(
                 "Expected `LOG.TEST_FREQ` of the demo, whose table is of test data, to be at least 0, but got -1"
             )
-        runs[name] = job.run(cfg, overwrite=True)
+        runs[name] = recipe.run(cfg, overwrite=True)
 
     def checkpoint_of(name: str) -> str:
         return str(runs[name].log_folder / "student_latest")

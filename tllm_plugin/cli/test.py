@@ -11,7 +11,7 @@ from tllm_plugin.core.paths import expanded
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.console import say
-from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded.data import load_bundle
 from tllm_plugin.hosts.embedded.late_test import ensure_tested
 from tllm_plugin.hosts.run_spec import RunSpec
 from tllm_plugin.runs.metrics_file import MetricsRecord
@@ -80,5 +80,5 @@ def _tested(folder: RunFolder, options: argparse.Namespace, bundles: dict[str, D
     recorded = folder.read_data()
     key = f"{cfg.DATASET} {cfg.EXPERIMENT.SEED} {recorded.digest()}"
     if key not in bundles:
-        bundles[key] = job.load_bundle(cfg, recorded)
+        bundles[key] = load_bundle(cfg, recorded)
     return ensure_tested(folder, cfg, bundles[key])

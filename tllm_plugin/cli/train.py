@@ -15,8 +15,9 @@ from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.checkouts import locate, make_importable
 from tllm_plugin.hosts.console import say
-from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded import recipe
 from tllm_plugin.hosts.embedded.config import load_config
+from tllm_plugin.hosts.embedded.prerequisites import log_folder, needed_teacher
 from tllm_plugin.hosts.extensions import import_words
 from tllm_plugin.hosts.plain_errors import ending_plainly
 from tllm_plugin.hosts.repdistiller import launch as repdistiller
@@ -75,13 +76,13 @@ def run(options: argparse.Namespace) -> None:
         # Of several processes, those on other machines need not have the files that it names.
         cfg = processes.from_main(lambda: load_config(options.cfg, options.opts))
         try:
-            folder = job.run(cfg, resume=options.resume, overwrite=options.overwrite)
+            folder = recipe.run(cfg, resume=options.resume, overwrite=options.overwrite)
         except KeyboardInterrupt:
-            latest = job.log_folder(cfg) / "latest"
+            latest = log_folder(cfg) / "latest"
             raise TLLMError(f"interrupted; continue with: {_command(options, resume=latest.exists())}") from None
         writes = processes.is_main()
     if writes:
-        has_teacher = job.needed_teacher(cfg) is not None or bool(cfg.DISTILLER.TEACHER_CHECKPOINT)
+        has_teacher = needed_teacher(cfg) is not None or bool(cfg.DISTILLER.TEACHER_CHECKPOINT)
         taught = cfg.DISTILLER.TYPE != "NONE"
         _print_results(folder, taught=taught, teacher=_teacher(cfg, folder) if taught and has_teacher else "")
 
@@ -114,8 +115,8 @@ def _print_results(folder: RunFolder, *, taught: bool, teacher: str) -> None:
 
 def _teacher(cfg: CfgNode, student: RunFolder) -> str:
     """Return what is known of the teacher's test accuracy, and whether it was made wrong on purpose."""
-    needed = job.needed_teacher(cfg, student.read_data())
-    place = job.log_folder(needed) if needed is not None else Path(cfg.DISTILLER.TEACHER_CHECKPOINT).parent
+    needed = needed_teacher(cfg, student.read_data())
+    place = log_folder(needed) if needed is not None else Path(cfg.DISTILLER.TEACHER_CHECKPOINT).parent
     try:
         accuracy = RunFolder.find(place).read_metrics().test_accuracy
     except TLLMError:  # A checkpoint from elsewhere.

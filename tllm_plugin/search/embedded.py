@@ -11,8 +11,10 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from tllm_plugin.data import DataBundle
-from tllm_plugin.hosts.embedded import job
+from tllm_plugin.hosts.embedded import recipe
+from tllm_plugin.hosts.embedded.data import load_bundle
 from tllm_plugin.hosts.embedded.defaults import default_config
+from tllm_plugin.hosts.embedded.prerequisites import experiment_name, log_folder, named_reference, needed_teacher
 from tllm_plugin.hosts.extensions import import_words
 from tllm_plugin.hosts.run_spec import RunSpec
 from tllm_plugin.runs.locks import each_under_its_lock, held
@@ -54,7 +56,7 @@ class EmbeddedSearch:
         self.words = tuple(words)
         self._trials: dict[str, CfgNode] = {}
         self._replays = Replays()
-        self._run_name = job.experiment_name(cfg)[len(cfg.EXPERIMENT.PROJECT) + 1 :]
+        self._run_name = experiment_name(cfg)[len(cfg.EXPERIMENT.PROJECT) + 1 :]
         beginning = RunSpec.of(self.cfg).beginning_digest(instead=RunSpec.of(default_config()))
         self._name = f"{self._run_name}-search-{beginning}"
         self.folder = Path(cfg.LOG.PREFIX) / cfg.EXPERIMENT.PROJECT / self._name
@@ -72,7 +74,7 @@ class EmbeddedSearch:
     @cached_property
     def bundle(self) -> DataBundle:
         """The data set."""
-        return job.load_bundle(self.cfg)
+        return load_bundle(self.cfg)
 
     def taught(self) -> CfgNode:
         """Return the config of the run that is taught to the end."""
@@ -92,12 +94,12 @@ class EmbeddedSearch:
 
     def run_of(self, values: Values) -> RunFolder:
         """Return the folder of a trial, whether it exists or not."""
-        return RunFolder.inside(job.log_folder(self.trial(values)))
+        return RunFolder.inside(log_folder(self.trial(values)))
 
     def prepare(self, *, taught: bool = True) -> Baselines:
         """Train what all trials need and is not there; several processes train different runs of it."""
         locks = self.folder / "locks"
-        teacher, vanilla = job.needed_teacher(self.cfg, self.bundle.identity), self._vanilla()
+        teacher, vanilla = needed_teacher(self.cfg, self.bundle.identity), self._vanilla()
         # First, as the two others are at work at once and both may need it.
         if teacher is not None:
             each_under_its_lock(locks, {"teacher": self._task(teacher)})
@@ -127,7 +129,7 @@ class EmbeddedSearch:
         The teacher and the reference are trained on that, too, unless the config names its own.
         """
         with held(self.folder / "locks" / "final"):
-            return job.ensure_trained(self.final(values), self.bundle)
+            return recipe.ensure_trained(self.final(values), self.bundle)
 
     def next_command(self, values: Values) -> str:
         """Return the shell command that trains the chosen values, as a run with a name of its own."""
@@ -137,11 +139,11 @@ class EmbeddedSearch:
 
     def _task(self, cfg: CfgNode, keep: CheckpointKeeper | None = None) -> Callable[[int], RunFolder]:
         """Return what trains a run that is not there, once its lock is held."""
-        return lambda _: job.ensure_trained(cfg, self.bundle, keep=keep)
+        return lambda _: recipe.ensure_trained(cfg, self.bundle, keep=keep)
 
     def _keep(self, cfg: CfgNode) -> CheckpointKeeper:
         """Return what says which checkpoints of a run are kept besides those of `checkpoint_every`."""
-        run = RunFolder.inside(job.log_folder(cfg))
+        run = RunFolder.inside(log_folder(cfg))
         seconds = None if self.checkpoint_every else SECONDS
         return CheckpointKeeper(run, cfg, self._waiting, self.bundle.class_names, self._replays, seconds)
 
@@ -152,8 +154,8 @@ class EmbeddedSearch:
             return None
         waiting = []
         for values in grid(self.space):
-            cfg, vanilla = job.named_reference(self.trial(values), self.bundle.identity)
-            if vanilla is not None and not RunFolder.inside(job.log_folder(vanilla)).is_finished():
+            cfg, vanilla = named_reference(self.trial(values), self.bundle.identity)
+            if vanilla is not None and not RunFolder.inside(log_folder(vanilla)).is_finished():
                 return None  # Another worker is at it.
             if not self.run_of(values).is_finished():
                 waiting.append(cfg)
@@ -162,7 +164,7 @@ class EmbeddedSearch:
     def _vanilla(self) -> CfgNode | None:
         kinds = detector_kinds(self.space, self.cfg)
         data = self.bundle.identity
-        found = (job.named_reference(with_values(self.cfg, {TYPE: kind}), data)[1] for kind in kinds)
+        found = (named_reference(with_values(self.cfg, {TYPE: kind}), data)[1] for kind in kinds)
         return next((vanilla for vanilla in found if vanilla is not None), None)
 
     def _inside(self, name: str, values: Values) -> CfgNode:

@@ -21,9 +21,10 @@ from yacs.config import CfgNode
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.data import DataBundle
-from tllm_plugin.hosts.embedded import job
-from tllm_plugin.hosts.embedded.checkpoint import read_state, spec_of
-from tllm_plugin.hosts.embedded.worklog import copy_until
+from tllm_plugin.hosts.embedded import recipe
+from tllm_plugin.hosts.embedded.data import load_bundle
+from tllm_plugin.hosts.embedded.prerequisites import log_folder, named_reference
+from tllm_plugin.hosts.embedded.run_files import copy_until, described, read_state, spec_of
 from tllm_plugin.hosts.same_data import check_same_data
 from tllm_plugin.hosts.teaching import flags_record
 from tllm_plugin.runs.atomic import save_torch, write_link
@@ -40,7 +41,7 @@ def run_sharing(
     bundle: DataBundle | None = None,
     *,
     watch: Callable[[Curves], None] | None = None,
-    keep: job.Keep | None = None,
+    keep: recipe.Keep | None = None,
     replays: Replays | None = None,
 ) -> RunFolder:
     """Train what `cfg` describes, from where it parts from a recorded run; a run that is there is used or continued.
@@ -49,19 +50,19 @@ def run_sharing(
         recorded: See `fork`.
         cfg: Checked and frozen.
         bundle: The data set, if it is in memory already.
-        watch: See `job.run`.
-        keep: See `job.Keep`.
+        watch: See `recipe.run`.
+        keep: See `recipe.Keep`.
         replays: Of the search.
 
     Raises:
         ConfigError: Two runs differ in more than their detector and what is done with flagged classes.
     """
-    folder = job.log_folder(cfg)
+    folder = log_folder(cfg)
     # Its files are not to be replaced by those of an earlier epoch because somebody has removed `latest`.
     if not ((folder / "latest").exists() or RunFolder.inside(folder).is_finished()):
-        bundle = bundle or job.load_bundle(cfg)
+        bundle = bundle or load_bundle(cfg)
         fork(recorded, cfg, bundle.identity, replays)
-    return job.ensure_trained(cfg, bundle or job.load_bundle(cfg), watch=watch, keep=keep)
+    return recipe.ensure_trained(cfg, bundle or load_bundle(cfg), watch=watch, keep=keep)
 
 
 def fork(
@@ -85,7 +86,7 @@ def fork(
     Raises:
         ConfigError: Runs differ in more than their detector and the treatment of flagged classes, or in their data.
     """
-    cfg, _ = job.named_reference(cfg, data)
+    cfg, _ = named_reference(cfg, data)
     specs = [spec_of(run) for run in recorded]
     for run, spec in zip(recorded, specs, strict=True):
         if data is not None:
@@ -94,7 +95,7 @@ def fork(
     point = latest_fork_point(list(zip(recorded, specs, strict=True)), cfg, replays, _has_best_student)
     if point is None:
         return 0
-    parent, run = point.run, RunFolder.inside(job.log_folder(cfg)).create()
+    parent, run = point.run, RunFolder.inside(log_folder(cfg)).create()
     state = _state_of(point.checkpoint)
     carried = state["model"]["_extra_state"]["carried"]
     scored = carried["curves"]["epochs"].tolist()
@@ -154,7 +155,7 @@ def _read_once(checkpoint: Path, *which: int) -> Mapping[str, Any]:
 
 def _finish(run: RunFolder, parent: RunFolder, cfg: CfgNode, flags: FlagsRecord) -> None:
     """Write what a run leaves behind that equals a finished one in everything but its flags."""
-    run.write_config(job.described(cfg.dump()))
+    run.write_config(described(cfg.dump()))
     tested = cfg.LOG.TEST_FREQ >= 0
     results = [parent.predictions_npz] if tested else []
     for path in (parent.split_json, parent.data_json, parent.curves_npz, parent.search_curves_npz, *results):

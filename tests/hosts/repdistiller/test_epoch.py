@@ -14,7 +14,7 @@ from tests.hosts.digits_runs import assert_equal
 from tests.hosts.repdistiller.lists import KINDS, batches, make_lists
 from tllm_plugin.core.errors import ConfigError, NonFiniteLossError
 from tllm_plugin.core.wrapper import TLLMWrapper
-from tllm_plugin.hosts.embedded.loss_guard import LossGuard
+from tllm_plugin.hosts.loss_guard import LossGuard
 from tllm_plugin.hosts.repdistiller.distiller import ListedDistiller
 from tllm_plugin.hosts.repdistiller.epoch import train_epoch
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from yacs.config import CfgNode
 
+from tllm_plugin.core.errors import TLLMError
 from tllm_plugin.data.class_order import NATURAL
 from tllm_plugin.hosts.class_lists import list_problems
 from tllm_plugin.hosts.config_checks import merge_file, merge_options, refuse
 from tllm_plugin.hosts.config_files import find_config
 from tllm_plugin.hosts.config_values import check_names, check_values, expand_paths
-from tllm_plugin.hosts.embedded import job  # noqa: F401 (it registers the trainer and the distiller of TLLM)
-from tllm_plugin.hosts.embedded.buildable import buildable
+from tllm_plugin.hosts.embedded import recipe  # noqa: F401 (it registers the trainer and the distiller of TLLM)
 from tllm_plugin.hosts.embedded.defaults import default_config, own_options
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
 from tllm_plugin.hosts.embedded.networks import trained_model
@@ -23,9 +25,14 @@ from tllm_plugin.hosts.embedded.trainer import trainer_dict
 from tllm_plugin.hosts.options import accept_confidence, check_options, settle_fdr
 from tllm_plugin.hosts.ported_methods import check_methods, check_sftn
 from tllm_plugin.hosts.tllm_node import check_tllm
+from tllm_plugin.models import create_model
+
+logger = logging.getLogger(__name__)
 
 _NOT_INNER = {"TLLM", "NONE", "SFTN"}
 _LARGEST_RATE = 3e38  # In float32.
+# Of made-up data. No distiller is refused for these; for real data the run itself says what does not fit.
+_CLASSES, _CHANNELS, _SIDE, _ROWS = 10, 3, 32, 4
 
 
 def load_config(path: str | os.PathLike[str], options: Sequence[str] = ()) -> CfgNode:
@@ -81,7 +88,7 @@ def check_config(cfg: CfgNode) -> list[str]:
         problems.append("Expected `EXPERIMENT.PROJECT` to be the name of a folder below LOG.PREFIX, but got ''")
     problems += check_names(cfg, ("EXPERIMENT.PROJECT", "EXPERIMENT.NAME"))
     problems += check_values(cfg, problems)
-    return problems or _rate_problems(cfg.SOLVER) or buildable(cfg)
+    return problems or _rate_problems(cfg.SOLVER) or _buildable(cfg)
 
 
 def _rate_problems(solver: CfgNode) -> list[str]:
@@ -109,3 +116,24 @@ def _data_problems(dataset: CfgNode) -> list[str]:
             kind = "finite numbers" if name == "MEAN" else "numbers above 0"
             problems.append(f"Expected `DATASET.{name}` to be {kind}, one for each channel, but got {values!r}")
     return problems
+
+
+def _buildable(cfg: CfgNode) -> list[str]:
+    """Return what keeps the distiller of a checked config from its first step: layers or maps that do not fit."""
+    if cfg.DISTILLER.TYPE == "NONE":
+        return []
+    try:
+        with torch.device("meta"):
+            teacher, student = (
+                create_model(name, num_classes=_CLASSES, in_channels=_CHANNELS)
+                for name in (cfg.DISTILLER.TEACHER, cfg.DISTILLER.STUDENT)
+            )
+            distiller = distiller_dict[cfg.DISTILLER.TYPE](student, teacher, cfg)
+            side = cfg.DATASET.IMAGE_SIZE or _SIDE
+            image, target = torch.zeros(_ROWS, _CHANNELS, side, side), torch.zeros(_ROWS, dtype=torch.int64)
+            distiller(image=image, target=target, index=target, epoch=1)
+    except TLLMError as error:
+        return str(error).splitlines()
+    except Exception:  # A network of the user's own that cannot be made without memory says nothing about the config.
+        logger.debug("%s cannot be tried out", cfg.DISTILLER.TYPE, exc_info=True)
+    return []

@@ -1,42 +1,24 @@
-"""The test data of a run, and test results for a finished run that has none: it never looked at them, or lost them."""
+"""Test results for a finished run that has none: it never looked at the test data, or lost them."""
 
 from __future__ import annotations
 
 from functools import partial
 
-import torch
-from torch import Tensor
 from yacs.config import CfgNode
 
 from tllm_plugin.core.data_identity import DataIdentity, difference_in_test
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.predictions import Predictions, predict
 from tllm_plugin.data import DataBundle
-from tllm_plugin.data.loaders import EvalLoader
 from tllm_plugin.hosts import processes
-from tllm_plugin.hosts.embedded.device import autocast, choose_device
+from tllm_plugin.hosts.embedded.data import batches_of_test_set
 from tllm_plugin.hosts.embedded.networks import load_network, make_network, trained_model
-from tllm_plugin.hosts.embedded.reproducible import reproducible
-from tllm_plugin.hosts.embedded.run_lock import run_lock
+from tllm_plugin.hosts.embedded.run_files import run_lock
+from tllm_plugin.hosts.embedded.runtime import autocast, choose_device, reproducible
 from tllm_plugin.hosts.results import write_results
 from tllm_plugin.hosts.same_data import check_classes, tell_once
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.run_folder import RunFolder
-
-
-def batches_of_test_set(
-    bundle: DataBundle, cfg: CfgNode, device: torch.device, rows: Tensor | None = None
-) -> EvalLoader:
-    """Return this process's batches `(image, label)` of the test data, in order.
-
-    Args:
-        bundle: The data.
-        cfg: Says how large a batch is.
-        device: Where to.
-        rows: (K,) int64 positions in the test data; all of them for None.
-    """
-    size = cfg.DATASET.TEST.BATCH_SIZE
-    return bundle.eval_loader(rows, batch_size=size, device=device, split="test", shard=processes.shard())
 
 
 def predict_test_set(run: RunFolder, cfg: CfgNode, bundle: DataBundle) -> Predictions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,21 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.data_identity import DataIdentity, normalisation_difference
 from tllm_plugin.core.errors import FileFormatError
+from tllm_plugin.core.predictions import predict
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts import processes
+from tllm_plugin.hosts.at_chance import tell_if_at_chance
+from tllm_plugin.hosts.class_lists import resolve_classes
+from tllm_plugin.hosts.embedded.runtime import autocast
+from tllm_plugin.hosts.same_data import check_teacher, data_of_checkpoint, tell_unstated_order
 from tllm_plugin.methods import ContextStudent
 from tllm_plugin.models import create_model, load_pretrained
+from tllm_plugin.models.planting import PlantedTeacher
 from tllm_plugin.runs.finite import check_finite
 from tllm_plugin.runs.reading import load_torch
+
+#: About as many of the training images show whether a teacher knows anything.
+_IMAGES_FOR_A_TEACHER = 500
 
 
 def make_network(
@@ -108,3 +118,41 @@ def load_network(network: nn.Module, path: str | Path) -> nn.Module:
         cause = " ".join(str(error).split())
         raise FileFormatError(f"Expected {path} to fit {type(network).__name__}, but {cause[:300]}") from error
     return network
+
+
+def load_teacher(cfg: CfgNode, checkpoint: str | Path, bundle: DataBundle, device: torch.device) -> nn.Module:
+    """Return the teacher of a run, in evaluation mode, on the device; it sees images as it was trained.
+
+    Args:
+        cfg: Of the run.
+        checkpoint: Of the teacher.
+        bundle: The data of the run.
+        device: Where the teacher is to be.
+
+    Raises:
+        FileFormatError: See `load_network`.
+        ConfigError: It was trained on other classes.
+    """
+    teacher = make_network(cfg, cfg.DISTILLER.TEACHER, bundle, device)
+    teacher = load_network(teacher, checkpoint).to(device)
+    recorded = processes.from_main(lambda: data_of_checkpoint(checkpoint))
+    if cfg.DISTILLER.TEACHER_CHECKPOINT:  # Otherwise the run that trained it has been compared.
+        check_teacher(checkpoint, recorded, bundle.identity)
+        if not (recorded.class_names or bundle.order_stated):
+            tell_unstated_order(checkpoint, bundle.class_folders)
+    show_as_recorded(teacher, recorded, bundle.identity)
+    if cfg.SOLVER.TRAINER != "tllm":  # That one scores it on the hold-out.
+        _tell_if_at_chance(teacher, str(checkpoint), cfg, bundle, device)
+    plant = cfg.DISTILLER.PLANT
+    if plant.CLASSES:
+        planted = resolve_classes("DISTILLER.PLANT.CLASSES", plant.CLASSES, bundle.class_names)
+        teacher = PlantedTeacher(teacher, planted, bundle.num_classes, plant.STRENGTH).to(device)
+    return teacher.eval()
+
+
+def _tell_if_at_chance(teacher: nn.Module, name: str, cfg: CfgNode, bundle: DataBundle, device: torch.device) -> None:
+    """Warn if a teacher knows nothing of some of the images that it is to teach."""
+    rows = torch.arange(0, len(bundle.train_labels), max(1, len(bundle.train_labels) // _IMAGES_FOR_A_TEACHER))
+    batches = bundle.eval_loader(rows, batch_size=cfg.DATASET.TEST.BATCH_SIZE, device=device, split="train")
+    predictions = predict(teacher, batches, autocast=partial(autocast, cfg, device))
+    tell_if_at_chance("teacher", name, predictions, "training images")

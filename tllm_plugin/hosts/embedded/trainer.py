@@ -19,17 +19,13 @@ from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.core.predictions import Predictions, predict
 from tllm_plugin.core.registry import Registry
 from tllm_plugin.hosts import processes
-from tllm_plugin.hosts.embedded.batch_norm import single_rows_explained
-from tllm_plugin.hosts.embedded.checkpoint import read_checkpoint
-from tllm_plugin.hosts.embedded.device import autocast
+from tllm_plugin.hosts.embedded.distributed import ParallelDistiller, begin_epoch, merge_buffers, single_rows_explained
 from tllm_plugin.hosts.embedded.events import EventWriter
-from tllm_plugin.hosts.embedded.kept import remove_kept
-from tllm_plugin.hosts.embedded.loss_guard import LossGuard
-from tllm_plugin.hosts.embedded.parallel import ParallelDistiller, begin_epoch, merge_buffers
 from tllm_plugin.hosts.embedded.progress import EpochReport, RunProgress
-from tllm_plugin.hosts.embedded.schedule import make_schedule
-from tllm_plugin.hosts.embedded.worklog import append_epoch, copy_until
-from tllm_plugin.hosts.optimizers import spare_from_decay
+from tllm_plugin.hosts.embedded.run_files import append_epoch, copy_until, read_checkpoint, remove_kept
+from tllm_plugin.hosts.embedded.runtime import autocast
+from tllm_plugin.hosts.loss_guard import LossGuard
+from tllm_plugin.hosts.optimizers import make_schedule, spare_from_decay
 from tllm_plugin.hosts.results import peak_memory_bytes, write_results
 from tllm_plugin.runs import data_file
 from tllm_plugin.runs.atomic import remove_temporaries, save_torch, write_link

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tllm_plugin.hosts.embedded.loss_guard import LossGuard
+from tllm_plugin.hosts.loss_guard import LossGuard
 from tllm_plugin.hosts.repdistiller.loop import NoLossError
 
 # What a batch of the host's loaders holds, in order; the last only for crd, what follows only in forks.

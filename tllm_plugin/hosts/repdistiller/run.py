@@ -17,8 +17,8 @@ from torch import nn
 
 from tllm_plugin.core.predictions import predict
 from tllm_plugin.hosts.checkouts import source_of
-from tllm_plugin.hosts.embedded.loss_guard import LossGuard
 from tllm_plugin.hosts.loader_data import LoaderData
+from tllm_plugin.hosts.loss_guard import LossGuard
 from tllm_plugin.hosts.optimizers import spare_from_decay, use_nesterov
 from tllm_plugin.hosts.random_state import RandomState
 from tllm_plugin.hosts.repdistiller.checkpoint import STATE_VERSION, plain_options, read_state

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tllm_plugin.core.options import at_least, option
-from tllm_plugin.hosts.embedded.distillers.pooling import to_smaller_size
+from tllm_plugin.hosts.embedded.distillers.base import to_smaller_size
 from tllm_plugin.methods.base import Distiller, Losses
 
 

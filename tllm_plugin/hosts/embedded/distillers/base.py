@@ -1,4 +1,4 @@
-"""The embedded host's registry of distillers, and the vanilla one."""
+"""The embedded host's registry of distillers, the vanilla one, and what several of them need."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from tllm_plugin.core.registry import Registry
 
@@ -34,3 +34,22 @@ class Vanilla(nn.Module):
 #: Name -> (student, teacher, cfg) -> distiller, except for NONE, which takes the student alone.
 distiller_dict: Registry[Callable[..., nn.Module]] = Registry("distiller")
 distiller_dict.register("NONE")(Vanilla)
+
+
+def to_smaller_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two maps, (n, C, H, W) each, average-pooled to the size of the smaller one.
+
+    On a GPU PyTorch's adaptive pooling adds up gradients in any order, so it is used only where it must be: where one
+    size is no multiple of the other.
+    """
+    height, width = min(one.shape[-2:], other.shape[-2:])
+    return _pool(one, height, width), _pool(other, height, width)
+
+
+def _pool(maps: Tensor, height: int, width: int) -> Tensor:
+    rows, columns = maps.shape[-2:]
+    if (rows, columns) == (height, width):
+        return maps
+    if rows % height == 0 and columns % width == 0:
+        return F.avg_pool2d(maps, (rows // height, columns // width))
+    return F.adaptive_avg_pool2d(maps, (height, width))

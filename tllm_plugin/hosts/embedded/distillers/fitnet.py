@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.options import at_least, count_in, option
-from tllm_plugin.hosts.embedded.distillers.pooling import to_smaller_size
+from tllm_plugin.hosts.embedded.distillers.base import to_smaller_size
 from tllm_plugin.methods.base import Distiller, Losses
 
 _LARGEST_PROBE = 1024
