@@ -56,7 +56,8 @@ def check_config(cfg: CfgNode) -> list[str]:
     if cfg.DISTILLER.TYPE not in distillers:
         known = ", ".join(sorted(distillers))
         problems.append(f"Expected `DISTILLER.TYPE` to be one of {known}, but got {cfg.DISTILLER.TYPE!r}")
-    if "TRAINER" in cfg.SOLVER and trainer not in trainers:
+    by_name = hasattr(importlib.import_module("mdistiller.engine"), "trainer_dict")
+    if by_name and trainer not in trainers:
         known, key = ", ".join(sorted(trainers)), "SOLVER.TRAINER"
         if is_on(cfg) and trainer == cfg.TLLM.TRAINER:
             key = "TLLM.TRAINER"

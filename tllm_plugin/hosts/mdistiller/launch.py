@@ -38,7 +38,9 @@ def launch(root: Path, config: str, words: Sequence[str] = (), *, resume: bool =
     """
     path = root / (script or SCRIPT)
     if not path.is_file():
-        there = ", ".join(sorted(str(found.relative_to(root)) for found in root.rglob("*train*.py"))[:8])
+        there = ", ".join(
+            sorted(str(found.relative_to(root)) for part in (root / "tools", root) for found in part.glob("train*.py"))
+        )
         remedy = f"; name one with --script: {there}" if there else ""
         raise ConfigError(f"Expected {root} to be a checkout of mdistiller, but it has no {script or SCRIPT}{remedy}")
     config_path = find_config(config)
