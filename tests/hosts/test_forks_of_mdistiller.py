@@ -240,7 +240,7 @@ PARALLEL = {
         ("        self.save(epoch)\n", "        if torch.distributed.get_rank() == 0:\n            self.save(epoch)\n"),
     ],
     SCRIPT: [
-        ("torch.nn.DataParallel(build(cfg))", f"{_DDP}(build(cfg), device_ids=[rank])"),
+        ("torch.nn.DataParallel(build(cfg))", f"{_DDP}(build(cfg), device_ids=[rank], find_unused_parameters=True)"),
         (
             "    torch.manual_seed(0);",
             '    rank = int(os.environ["LOCAL_RANK"])\n    torch.cuda.set_device(rank)\n'
