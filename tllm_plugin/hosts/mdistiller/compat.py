@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 
-def apply_mends() -> None:
+def apply_compat() -> None:
     """Mend the `mdistiller` that can be imported, for the rest of this process."""
     _mend_user_name()
     if not torch.cuda.is_available():
