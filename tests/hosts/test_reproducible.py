@@ -12,8 +12,7 @@ import torch
 
 from tests.hosts.conftest import Trained
 from tests.hosts.digits_runs import make_config
-from tllm_plugin.hosts.embedded import late_test, recipe
-from tllm_plugin.hosts.embedded import runtime
+from tllm_plugin.hosts.embedded import late_test, recipe, runtime
 from tllm_plugin.hosts.embedded.data import load_bundle
 from tllm_plugin.hosts.embedded.prerequisites import prerequisite
 from tllm_plugin.hosts.embedded.runtime import reproducible
