@@ -147,7 +147,7 @@ def get_dataset(cfg):
 """
 
 SCRIPT = """
-import argparse, os, torch
+import argparse, numpy, os, random, torch
 from mdistiller.engine.cfg import CFG as cfg
 from mdistiller.engine import trainer_dict
 from mdistiller.distillers import distiller_dict
@@ -160,7 +160,7 @@ def build(cfg):
     return distiller_dict[cfg.DISTILLER.TYPE](student, *([] if cfg.DISTILLER.TYPE == "NONE" else [teacher, cfg]))
 
 def main(cfg, args):
-    torch.manual_seed(0)
+    torch.manual_seed(0); random.seed(0); numpy.random.seed(0)
     train_loader, val_loader, num_data, num_classes = get_dataset(cfg)
     distiller = torch.nn.DataParallel(build(cfg))
     name = os.path.join(cfg.EXPERIMENT.PROJECT, cfg.EXPERIMENT.TAG)

@@ -165,11 +165,10 @@ def test_another_script_with_options_of_its_own_that_never_freezes(tmp_path: Pat
 
 
 def test_a_type_that_is_tested_the_other_way_round(tmp_path: Path) -> None:
-    from tllm_plugin.hosts.mdistiller.registration import special_types
-
-    (tmp_path / "tools").mkdir()
-    (tmp_path / "tools" / "train.py").write_text("if 'MLKD' in cfg.DISTILLER.TYPE or cfg.DISTILLER.TYPE == 'X': pass")
-    assert {"MLKD", "X"} <= special_types(tmp_path)
+    edits = {SCRIPT: [("    cfg.freeze()\n", '    assert "KD" not in cfg.DISTILLER.TYPE\n    cfg.freeze()\n')]}
+    config = CONFIG.replace("TYPE: KD", "TYPE: TLLM").replace("ON: true", "ON: true, DISTILLER: KD")
+    done = train(write_host(tmp_path, edits, config))
+    assert done.returncode == 2 and "a type that the host does not treat by name, but got 'KD'" in done.stderr
 
 
 OTHER_NAMES = {
@@ -212,7 +211,7 @@ def test_a_dummy_teacher_is_none(tmp_path: Path) -> None:
 
 def test_wandb_that_does_not_start(tmp_path: Path) -> None:
     start = "    import wandb\n    if cfg.LOG.WANDB:\n        wandb.init(project='p')\n    assert not cfg.LOG.WANDB\n"
-    root = write_host(tmp_path, {SCRIPT: [("    torch.manual_seed(0)\n", f"    torch.manual_seed(0)\n{start}")]})
+    root = write_host(tmp_path, {SCRIPT: [("    torch.manual_seed(0);", f"{start}    torch.manual_seed(0);")]})
     (root / "wandb.py").write_text("def init(**options):\n    raise RuntimeError('no login')\n")
     done = train(root)
     run_of(root, done)
@@ -241,9 +240,12 @@ PARALLEL = {
         ("        self.save(epoch)\n", "        if torch.distributed.get_rank() == 0:\n            self.save(epoch)\n"),
     ],
     SCRIPT: [
-        ("torch.nn.DataParallel(build(cfg))", f"{_DDP}(build(cfg), device_ids=[rank])"),
-        ("    torch.manual_seed(0)\n", '    torch.manual_seed(0)\n    rank = int(os.environ["LOCAL_RANK"])\n'
-         '    torch.cuda.set_device(rank)\n    torch.distributed.init_process_group("nccl")\n'),
+        ("torch.nn.DataParallel(build(cfg))", f"{_DDP}(build(cfg), device_ids=[rank], find_unused_parameters=True)"),
+        (
+            "    torch.manual_seed(0);",
+            '    rank = int(os.environ["LOCAL_RANK"])\n    torch.cuda.set_device(rank)\n'
+            '    torch.distributed.init_process_group("nccl")\n    torch.manual_seed(0);',
+        ),
     ],
 }  # fmt: skip
 

@@ -198,7 +198,7 @@ def test_an_error_in_one_process_ends_all_with_one_message(folder: Path) -> None
 def test_each_process_has_a_device(
     device: str, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "count", lambda: 3)
+    monkeypatch.setattr(processes, "world_size", lambda: 3)
     monkeypatch.setenv("LOCAL_RANK", "2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     cfg = make_config(tmp_path, "RUNTIME.DEVICE", device)
@@ -224,8 +224,8 @@ def test_what_the_main_process_cannot_read_is_an_error_everywhere(monkeypatch: p
     for read, expected in ((lambda: "content", "content"), (unreadable, None)):
         for place, broadcast in ((0, main_process), (1, other_process)):
             with monkeypatch.context() as patch:
-                patch.setattr(processes, "count", lambda: 2)
-                patch.setattr(processes, "number", lambda place=place: place)
+                patch.setattr(processes, "world_size", lambda: 2)
+                patch.setattr(processes, "rank", lambda place=place: place)
                 patch.setattr(processes, "_group", lambda: None)
                 patch.setattr(torch.distributed, "broadcast_object_list", broadcast)
                 if expected:

@@ -107,7 +107,7 @@ def test_how_many_rows_a_pass_needs(norm: bool, needed: int, monkeypatch: pytest
     assert least_rows(distiller) == least_rows(TLLMWrapper(distiller, 10)) == needed
     parallel = ParallelDistiller(Vanilla(Flat(norm)))
     assert [parallel.parts(100, rows) for rows in (1, 2, 5, 64)] == [1, 2 // needed, 5 // needed, 64 // needed]
-    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
     parallel.begin_batch(9)
     # The other process has 4 of the 9 rows.
     assert parallel.parts(100, 5) == 4 // needed

@@ -99,12 +99,12 @@ def written(content: dict[str, Any], path: Path) -> Path:
 
 @pytest.fixture
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`job`'s preparation of a run, but for what other runs would leave behind: a teacher's weights, a reference."""
+    """The preparation of a run, but for what other runs would leave behind: a teacher's weights, a reference."""
     bundle = load_data("digits")
     monkeypatch.setattr(recipe, "ensure_trained", lambda cfg, bundle: RunFolder.inside(tmp_path))
     monkeypatch.setattr(networks, "load_network", lambda network, path: network)
     monkeypatch.setattr(networks, "data_of_checkpoint", lambda path: DataIdentity())
-    monkeypatch.setattr(tllm_node, "read_reference", lambda path, holdout: holdout)
+    monkeypatch.setattr(tllm_node, "read_reference", lambda path, holdout, data: holdout)
 
     def prepare(cfg: Any) -> nn.Module:
         return recipe.prepare(cfg, bundle, resume=False, overwrite=True)

@@ -159,7 +159,7 @@ def steps(folder: Path, accumulate: int, untaught: dict[int, float]) -> dict[str
     for _ in range(3):
         image = torch.randn(ROWS, 1, 8, 8, generator=generator)
         target = torch.cat([torch.randint(10, (12,), generator=generator), torch.full((11,), 3)])
-        trainer.parallel.begin_batch(ROWS if processes.count() > 1 else None)
+        trainer.parallel.begin_batch(ROWS if processes.world_size() > 1 else None)
         shared = (processes.shard().rows_of([item])[0] for item in (image, target, torch.arange(ROWS)))
         trainer.train_iter(*shared, 1)
     return dict(student.state_dict())
@@ -173,13 +173,13 @@ def method_steps(name: str) -> dict[str, Any]:
     parallel = ParallelDistiller(wrapper)
     optimizer = torch.optim.SGD(wrapper.get_learnable_parameters(), lr=0.01)
     begin_epoch(wrapper, 0, 5)
-    generator = torch.Generator().manual_seed(processes.number())
+    generator = torch.Generator().manual_seed(processes.rank())
     # Of all rows, of none here or there, of one row (fewer than `min_rows`), and of some.
     less = dict.fromkeys([0, 1], 0.5) if wrapper.teacher is not None else {}
     flags: list[dict[int, float]] = [dict.fromkeys(f, 0.0) for f in ([], [0], [1], range(2, NUM_CLASSES), [0, 5])]
     for untaught in (*flags, less):
         wrapper.set_teaching_weights([untaught.get(index, 1.0) for index in range(NUM_CLASSES)])
-        target = torch.full((6,), processes.number())
+        target = torch.full((6,), processes.rank())
         target[-1 if len(untaught) > 3 else 6 :] = 2
         parallel.begin_batch(12)
         optimizer.zero_grad()
@@ -207,7 +207,7 @@ def held_steps(folder: Path) -> dict[str, bool]:
     before = {name: layer.weight.detach().clone() for name, layer in layers.items()}
     begin_epoch(wrapper, 0, 1)
     for _ in range(3):
-        trainer.parallel.begin_batch(12 * processes.count())
+        trainer.parallel.begin_batch(12 * processes.world_size())
         trainer.train_iter(torch.randn(12, 1, 8, 8), torch.arange(12) % NUM_CLASSES, torch.arange(12), 1)
     return {
         name: torch.equal(layer.weight, before[name]) and layer.weight not in trainer.optimizer.state
@@ -243,7 +243,7 @@ def disagreement(*values: int) -> str:
 
 def everything(folder: Path) -> None:
     """Do all of the above, and write down what came of it."""
-    number = processes.number()
+    number = processes.rank()
     found: dict[str, Any] = {"norms": norms(), "methods": {name: method_steps(name) for name in METHODS}}
     found["held"] = held_steps(folder / "together")
     found["disagreements"] = [disagreement(7, number), disagreement(7, 8)]
@@ -272,12 +272,12 @@ def run_then_fail(folder: Path) -> int:
     train_iter, run = BaseTrainer.train_iter, recipe.run
 
     def spoilt(self: BaseTrainer, image: Tensor, target: Tensor, index: Tensor, now: int) -> Any:
-        return train_iter(self, image * (torch.nan if processes.number() == 1 else 1.0), target, index, now)
+        return train_iter(self, image * (torch.nan if processes.rank() == 1 else 1.0), target, index, now)
 
     def replaced(*arguments: Any, **how: Any) -> RunFolder:
         recipe.run = run
         everything(folder)
-        if processes.number() == 0:
+        if processes.rank() == 0:
             atexit.register(os.abort)  # As threads of PyTorch now and then do where another process has failed.
         BaseTrainer.train_iter = spoilt  # type: ignore[method-assign]
         return run(*arguments, **how)

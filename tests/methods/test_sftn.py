@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tests import distiller_cases
 from tests.methods.references import OneMap, cross_entropy, divergence
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.hosts.ported_methods import make_branches
+from tllm_plugin.hosts.method_options import make_branches
 from tllm_plugin.methods import SFTN, Branch
 from tllm_plugin.models import create_model
 

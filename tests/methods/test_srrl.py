@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 from tests import distiller_cases
 from tests.methods.references import OneMap, cross_entropy, norm_relu
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.hosts.ported_methods import builder
+from tllm_plugin.hosts.method_options import builder
 from tllm_plugin.methods import SRRL, find_map
 from tllm_plugin.methods.student_map import read_map
 from tllm_plugin.models import create_model, head_name

@@ -205,7 +205,7 @@ class _TLLMTrainer:
         parallel = distiller if isinstance(distiller, nn.DataParallel | DistributedDataParallel) else None
         inner: nn.Module = distiller if parallel is None else parallel.module
         refuse(settle_fdr(cfg.TLLM))
-        if processes.count() == 1:  # Otherwise the script has joined them, and its trainer is made for that.
+        if processes.world_size() == 1:  # Otherwise the script has joined them, and its trainer is made for that.
             processes.refuse_several("a script that does not make a process group", "start it without")
         data = self.tllm_host.training_data(call["train_loader"], val_loader, cfg)
         self.teaching = Teaching(cfg.TLLM, inner, data, cfg.SOLVER.EPOCHS)

@@ -149,7 +149,8 @@ def report(root: Path, result: CheckResult) -> str:
     width = max((len(part) for part, _ in result.facts), default=0)
     lines += [f"  {part:<{width}}  {text}" for part, text in result.facts]
     if result.problem:
-        return "\n".join([*lines, f"nothing of it was tried: {visible(result.problem)}"])
+        problem = "\n".join(map(visible, result.problem.splitlines()))
+        return "\n".join([*lines, f"nothing of it was tried: {problem}"])
     width = max((len(method.method) for method in result.methods), default=0)
     lines += [
         f"  {method.method:<{width}}  {method.verdict:<7}  {visible(method.reason)}".rstrip()

@@ -35,29 +35,29 @@ def were_started() -> bool:
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def number() -> int:
+def rank() -> int:
     """Return which of the processes this one is; 0 is the main one."""
     return dist.get_rank() if _are_joined() else 0
 
 
-def count() -> int:
+def world_size() -> int:
     """Return how many processes train together."""
     return dist.get_world_size() if _are_joined() else 1
 
 
 def is_main() -> bool:
     """Return whether this process is the one that writes."""
-    return number() == 0
+    return rank() == 0
 
 
 def shard() -> Shard:
     """Return what this process reads of the data."""
-    return Shard(number(), count())
+    return Shard(rank(), world_size())
 
 
-def place_on_machine() -> int:
+def local_rank() -> int:
     """Return which of the processes of its machine this one is."""
-    return int(os.environ.get("LOCAL_RANK", number()))
+    return int(os.environ.get("LOCAL_RANK", rank()))
 
 
 def refuse_several(what: str, instead: str) -> None:
@@ -134,7 +134,7 @@ def from_main(read: Callable[[], T]) -> T:
     Raises:
         TLLMError, OSError: `read` raised it; it is raised in every process.
     """
-    if count() == 1:
+    if world_size() == 1:
         return read()
     outcome: list[Any] = [None]
     if is_main():
@@ -152,16 +152,16 @@ def from_main(read: Callable[[], T]) -> T:
 
 def one_per_machine_first(load: Callable[[], T]) -> T:
     """Return `load()`, which one process of each machine calls before the others do: it may download something."""
-    if count() == 1:
+    if world_size() == 1:
         return load()
-    loaded = load() if place_on_machine() == 0 else None
+    loaded = load() if local_rank() == 0 else None
     summed(torch.zeros(1))  # Nobody gets past this before all are here.
     return load() if loaded is None else loaded
 
 
 def summed(values: Tensor) -> Tensor:
     """Return the sum of the `values` of all processes; the same in each, exact for integers."""
-    if count() == 1:
+    if world_size() == 1:
         return values
     total = values.detach().clone()
     dist.all_reduce(total, group=_group())
@@ -178,18 +178,18 @@ def check_same(what: str, values: Tensor) -> None:
     Raises:
         TLLMError: They have not.
     """
-    if count() == 1:
+    if world_size() == 1:
         return
     low, high = values.clone(), values.clone()
     dist.all_reduce(low, dist.ReduceOp.MIN, group=_group())
     dist.all_reduce(high, dist.ReduceOp.MAX, group=_group())
     if not torch.equal(low, high):
-        raise TLLMError(f"Expected {what} to be the same in all {count()} processes, but they differ")
+        raise TLLMError(f"Expected {what} to be the same in all {world_size()} processes, but they differ")
 
 
 def share_buffers(network: nn.Module) -> None:
     """Give every process the main one's buffers, as DDP does before a step: statistics of BatchNorm, for example."""
-    if count() > 1:
+    if world_size() > 1:
         for buffer in network.buffers():
             dist.broadcast(buffer, src=0)
 

@@ -135,7 +135,7 @@ class Teaching:
             balance=node.BALANCE,
             min_rows=node.MIN_ROWS,
         )
-        if self.wrapper.balance is not None and processes.count() > 1:
+        if self.wrapper.balance is not None and processes.world_size() > 1:
             self.wrapper.balance.add_up = processes.summed
         self.wrapper.carry("curves", self.curves)
         self.wrapper.carry("detector", self.detector)
@@ -227,7 +227,7 @@ class Teaching:
         before = self.detector.flags.clone()
         # As recorded, probabilities rounded: whoever replays the curves comes to the same flags.
         flags = self.detector.update(epoch, self.curves.samples_at(epoch))
-        if processes.count() > 1:
+        if processes.world_size() > 1:
             processes.check_same("hold-out scores and flags", torch.cat([self.curves.digest(), flags.to(torch.uint8)]))
         self._set_weights()
         new = (flags & ~before).nonzero().squeeze(1).tolist()

@@ -29,9 +29,9 @@ def checkout() -> Path:
 def imported(checkout: Path) -> Iterator[Path]:
     """The checkout, importable in this process and mended for it."""
     sys.path.insert(0, str(checkout))
-    from tllm_plugin.hosts.mdistiller.mends import apply_mends
+    from tllm_plugin.hosts.mdistiller.compat import apply_compat
 
-    apply_mends()
+    apply_compat()
     import tllm_plugin.hosts.mdistiller  # noqa: F401
 
     yield checkout

@@ -10,7 +10,7 @@ import torch
 from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import FileFormatError
-from tllm_plugin.hosts.ported_methods import make_branches
+from tllm_plugin.hosts.method_options import make_branches
 from tllm_plugin.models import create_model
 
 PAIRS = [("ResNet34", "ResNet18"), ("ResNet50", "MobileNetV1")]

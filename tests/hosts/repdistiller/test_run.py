@@ -202,6 +202,15 @@ def test_a_new_run_forgets_the_checkpoint_of_an_old_one(tmp_path: Path) -> None:
     assert not RunFolder.inside(tmp_path).state.exists()
 
 
+def test_weights_that_are_left_out_count_as_nothing(tmp_path: Path) -> None:
+    for name, weight in (("left out", None), ("zero", 0.0)):
+        (tmp_path / name).mkdir()
+        train(*prepared(tmp_path / name, "kd", epochs=1, alpha=weight, beta=weight))
+    left_out, zero = (torch.load(RunFolder.inside(tmp_path / name).state)["wrapper"] for name in ("left out", "zero"))
+    weights = [name for name, value in zero.items() if isinstance(value, torch.Tensor)]
+    assert weights and all(torch.equal(left_out[name], zero[name]) for name in weights)
+
+
 def test_errors_of_detector_and_hold_out_are_about_flags(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Expected `--tllm_classes` to be one of class 0, .*, but got 'no'"):
         train(*prepared(tmp_path, tllm_classes=["no"]))

@@ -22,8 +22,8 @@ from tllm_plugin.hosts.embedded.defaults import default_config, own_options
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
 from tllm_plugin.hosts.embedded.networks import trained_model
 from tllm_plugin.hosts.embedded.trainer import trainer_dict
+from tllm_plugin.hosts.method_options import check_methods, check_sftn
 from tllm_plugin.hosts.options import accept_confidence, check_options, settle_fdr
-from tllm_plugin.hosts.ported_methods import check_methods, check_sftn
 from tllm_plugin.hosts.tllm_node import check_tllm
 from tllm_plugin.models import create_model
 

@@ -10,8 +10,8 @@ from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.options import INSIDE, SHARE, Check, Option, at_least, count_in, more_than, number_in, one_of
 from tllm_plugin.data import DATA_SETS
 from tllm_plugin.hosts.embedded.distillers import OWN, distiller_dict
+from tllm_plugin.hosts.method_options import builder
 from tllm_plugin.hosts.options import as_node, table, under
-from tllm_plugin.hosts.ported_methods import builder
 from tllm_plugin.methods import METHODS
 from tllm_plugin.models import is_model, model_names
 

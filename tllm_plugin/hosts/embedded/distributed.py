@@ -89,7 +89,7 @@ def synchronise_batch_norm(network: nn.Module, device: torch.device) -> nn.Modul
     Returns:
         The network; something else only if it is a BatchNorm itself.
     """
-    if processes.count() == 1:
+    if processes.world_size() == 1:
         return network
     if device.type != "cpu":
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -163,7 +163,7 @@ class ParallelDistiller:
         self._least_rows = least_rows(distiller)
         self._module = distiller
         self._holding: list[Any] = [module for module in distiller.modules() if hasattr(module, "held_parameters")]
-        if processes.count() > 1:
+        if processes.world_size() > 1:
             self._module = DistributedDataParallel(distiller, **_KEEPS_BUFFERS)
 
     def begin_batch(self, rows: int | None) -> None:
@@ -179,7 +179,7 @@ class ParallelDistiller:
 
         As many as are `wanted`, if every process has rows for them: two for each where BatchNorm is trained.
         """
-        return max(1, min(wanted, (self.batch_rows or rows) // processes.count() // self._least_rows))
+        return max(1, min(wanted, (self.batch_rows or rows) // processes.world_size() // self._least_rows))
 
     def weight(self, rows: int, rows_here: int) -> float:
         """Return the weight of a loss that is a mean over some rows.
@@ -188,7 +188,7 @@ class ParallelDistiller:
             rows: That it is a mean over.
             rows_here: Of the batch in this process.
         """
-        return rows * processes.count() / (self.batch_rows or rows_here)
+        return rows * processes.world_size() / (self.batch_rows or rows_here)
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[Any]:
         """Return the context of one part's passes; gradients are averaged over processes with the `last` one only."""
@@ -217,7 +217,7 @@ def begin_epoch(distiller: nn.Module, seed: int, epoch: int) -> None:
     if begin is not None:
         begin(epoch)
     if not processes.is_main():
-        torch.manual_seed(derived_seed(seed, epoch, "process", processes.number()))
+        torch.manual_seed(derived_seed(seed, epoch, "process", processes.rank()))
 
 
 @torch.no_grad()
@@ -227,7 +227,7 @@ def merge_buffers(distiller: nn.Module) -> None:
     The running statistics of BatchNorm become their mean over processes, its counter the highest. Buffers that a module
     names in `row_sums` are added up. The teacher, which is in evaluation mode, is left alone.
     """
-    if processes.count() == 1:
+    if processes.world_size() == 1:
         return
     means: list[Tensor] = []
     sums: list[Tensor] = []
@@ -243,7 +243,7 @@ def merge_buffers(distiller: nn.Module) -> None:
     _reduce(counters, dist.ReduceOp.MAX)
     _reduce(means, dist.ReduceOp.SUM)
     for buffer in means:
-        buffer.div_(processes.count())
+        buffer.div_(processes.world_size())
 
 
 def _reduce(buffers: list[Tensor], operation: Any) -> None:

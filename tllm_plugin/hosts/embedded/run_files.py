@@ -237,7 +237,7 @@ def described(dumped: str) -> str:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
-        "processes": processes.count(),
+        "processes": processes.world_size(),
     }
     header = "".join(f"# {name} {version}\n" for name, version in versions.items())
     return header + dumped

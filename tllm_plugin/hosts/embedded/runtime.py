@@ -22,7 +22,7 @@ def choose_device(cfg: CfgNode) -> torch.device:
         ConfigError: There is no such device.
     """
     name = cfg.RUNTIME.DEVICE
-    if processes.count() > 1:
+    if processes.world_size() > 1:
         return _device_of_process(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -44,7 +44,7 @@ def _device_of_process(name: str) -> torch.device:
         return torch.device("cpu")
     if name not in ("auto", "cuda"):
         raise ConfigError(f"Expected `RUNTIME.DEVICE` to be auto, cpu or cuda for several processes, but got {name!r}")
-    place = processes.place_on_machine()
+    place = processes.local_rank()
     if place >= torch.cuda.device_count():
         raise ConfigError(
             f"Expected at most {torch.cuda.device_count()} processes on this machine, one for each GPU, but got one "

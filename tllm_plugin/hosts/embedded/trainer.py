@@ -145,7 +145,7 @@ class BaseTrainer:
         rows_seen = [0]
         hits = [torch.zeros(0, dtype=torch.bool, device=self.device)]
         loss_means = [torch.zeros((), device=self.device)]
-        sizes = self.train_loader.batch_rows if processes.count() > 1 else repeat(None)
+        sizes = self.train_loader.batch_rows if processes.world_size() > 1 else repeat(None)
         for rows, (image, target, index) in zip(sizes, self.train_loader, strict=False):
             self.parallel.begin_batch(rows)
             logits, loss = self.train_iter(image, target, index, epoch)

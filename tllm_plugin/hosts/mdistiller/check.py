@@ -148,7 +148,15 @@ class Tried:
 
     def resume(self, name: str, config: Path, script: str) -> str:
         """Return what becomes of a run with TLLM that is stopped after its first epoch and resumed."""
-        known = set(self.folder.rglob("flags.json"))
+        folder = self.folder
+        self.folder = folder / "resumed"
+        self.folder.mkdir()
+        try:
+            return self._resume_in_new_folder(name, config, script)
+        finally:
+            self.folder = folder
+
+    def _resume_in_new_folder(self, name: str, config: Path, script: str) -> str:
         with _stopped_after_an_epoch():
             problem = self.run(name, config, script, _ON, epochs=2)
         if "Stopped" not in problem:
@@ -156,7 +164,7 @@ class Tried:
         problem = self.run(name, config, script, _ON, epochs=2, resume=True)
         if problem:
             return f"no: {problem}"
-        epochs = [RunFolder(path.parent).read_flags().epochs for path in set(self.folder.rglob("flags.json")) - known]
+        epochs = [RunFolder(path.parent).read_flags().epochs for path in self.folder.rglob("flags.json")]
         return "yes" if epochs == [2] else f"no: it starts anew, in a folder of its own ({len(epochs)} folders)"
 
     def teacher(self, name: str) -> str:

@@ -14,9 +14,9 @@ from tllm_plugin.hosts.config_values import check_names, check_values
 from tllm_plugin.hosts.mdistiller.merging import settle
 from tllm_plugin.hosts.mdistiller.registration import find_trainers
 from tllm_plugin.hosts.mdistiller.teachers import choose_teacher
+from tllm_plugin.hosts.method_options import check_methods, check_sftn
 from tllm_plugin.hosts.options import settle_fdr
 from tllm_plugin.hosts.plain_errors import say_errors_plainly
-from tllm_plugin.hosts.ported_methods import check_methods, check_sftn
 from tllm_plugin.hosts.switch import is_on, named_trainer
 from tllm_plugin.hosts.tllm_node import check_tllm
 
@@ -56,7 +56,8 @@ def check_config(cfg: CfgNode) -> list[str]:
     if cfg.DISTILLER.TYPE not in distillers:
         known = ", ".join(sorted(distillers))
         problems.append(f"Expected `DISTILLER.TYPE` to be one of {known}, but got {cfg.DISTILLER.TYPE!r}")
-    if "TRAINER" in cfg.SOLVER and trainer not in trainers:
+    by_name = hasattr(importlib.import_module("mdistiller.engine"), "trainer_dict")
+    if by_name and trainer not in trainers:
         known, key = ", ".join(sorted(trainers)), "SOLVER.TRAINER"
         if is_on(cfg) and trainer == cfg.TLLM.TRAINER:
             key = "TLLM.TRAINER"

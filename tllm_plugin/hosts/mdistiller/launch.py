@@ -12,8 +12,8 @@ from yacs.config import CfgNode
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.config_checks import merge_file, merge_options, refuse
 from tllm_plugin.hosts.config_files import find_config
+from tllm_plugin.hosts.mdistiller.compat import apply_compat
 from tllm_plugin.hosts.mdistiller.configuration import check_config, prepare
-from tllm_plugin.hosts.mdistiller.mends import apply_mends
 from tllm_plugin.hosts.mdistiller.merging import settle
 from tllm_plugin.hosts.options import settle_fdr
 from tllm_plugin.hosts.switch import spelled_at_first
@@ -38,11 +38,13 @@ def launch(root: Path, config: str, words: Sequence[str] = (), *, resume: bool =
     """
     path = root / (script or SCRIPT)
     if not path.is_file():
-        there = ", ".join(sorted(str(found.relative_to(root)) for found in root.rglob("*train*.py"))[:8])
+        there = ", ".join(
+            sorted(str(found.relative_to(root)) for part in (root / "tools", root) for found in part.glob("train*.py"))
+        )
         remedy = f"; name one with --script: {there}" if there else ""
         raise ConfigError(f"Expected {root} to be a checkout of mdistiller, but it has no {script or SCRIPT}{remedy}")
     config_path = find_config(config)
-    apply_mends()
+    apply_compat()
     from mdistiller.engine.cfg import CFG
 
     options, own = split_words(CFG, words)
@@ -80,7 +82,7 @@ def load_config(config: str, options: Sequence[str] = ()) -> tuple[CfgNode, list
         options: `KEY VALUE` overrides, as for the host.
     """
     path = find_config(config)
-    apply_mends()
+    apply_compat()
     from mdistiller.engine.cfg import CFG
 
     cfg, problems = _merged(CFG, path, options)

@@ -72,12 +72,12 @@ def settle(cfg: CfgNode) -> list[str]:
     """Make a merged config, which is not frozen, what the host can go by; return what is wrong with its paths."""
     resolve(cfg)
     log = cfg.get("LOG", {})
-    if log.get("WANDB", False) and not _wandb_is_usable(log):
+    if log.get("WANDB", False) and not _wandb_is_usable():
         log.WANDB = False  # The host would do so itself, but only once its config is frozen.
     return expand_paths(cfg)
 
 
-def _wandb_is_usable(log: CfgNode) -> bool:
+def _wandb_is_usable() -> bool:
     """Return whether wandb can be imported; if it can, but then fails to start, it is off from there on."""
     if importlib.util.find_spec("wandb") is None:
         return False
@@ -95,7 +95,8 @@ def _wandb_is_usable(log: CfgNode) -> bool:
                 return start(*given, **named)
             except Exception as error:
                 logger.warning("wandb does not start (%s); the run goes on without it", " ".join(str(error).split()))
-                dict.__setitem__(log, "WANDB", False)  # The config is frozen by now.
+                cfg = importlib.import_module("mdistiller.engine.cfg").CFG
+                dict.__setitem__(cfg.LOG, "WANDB", False)  # It is frozen by now.
                 return None
 
         wandb.init = init

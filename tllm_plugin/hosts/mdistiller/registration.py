@@ -18,8 +18,8 @@ from tllm_plugin.hosts.adapter import Host, make_distiller_factory, put_tllm_int
 from tllm_plugin.hosts.loader_data import LoaderData
 from tllm_plugin.hosts.mdistiller.cub200 import offer_cub200
 from tllm_plugin.hosts.mdistiller.merging import settle_merges
+from tllm_plugin.hosts.method_options import builder
 from tllm_plugin.hosts.options import accept_confidence, as_node, table
-from tllm_plugin.hosts.ported_methods import builder
 from tllm_plugin.hosts.switch import resolve
 from tllm_plugin.methods import METHODS
 from tllm_plugin.models import create_model, load_pretrained

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tllm_plugin.hosts.at_chance import tell_if_at_chance
 from tllm_plugin.hosts.loss_guard import LossGuard
-from tllm_plugin.hosts.ported_methods import builder
+from tllm_plugin.hosts.method_options import builder
 from tllm_plugin.hosts.repdistiller.contracts import as_featured, as_listed
 from tllm_plugin.hosts.repdistiller.epoch import train_epoch
 from tllm_plugin.hosts.repdistiller.method_flags import student_methods, student_node, teacher_node

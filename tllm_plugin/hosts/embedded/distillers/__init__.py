@@ -6,7 +6,7 @@ from tllm_plugin.hosts.embedded.distillers.at import AT
 from tllm_plugin.hosts.embedded.distillers.base import Vanilla, distiller_dict
 from tllm_plugin.hosts.embedded.distillers.fitnet import FitNet
 from tllm_plugin.hosts.embedded.distillers.kd import KD
-from tllm_plugin.hosts.ported_methods import make
+from tllm_plugin.hosts.method_options import make
 from tllm_plugin.methods.base import Distiller
 
 #: Classes with `options`, by the name of their config node.

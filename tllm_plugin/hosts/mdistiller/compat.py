@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 
-def apply_mends() -> None:
+def apply_compat() -> None:
     """Mend the `mdistiller` that can be imported, for the rest of this process."""
     _mend_user_name()
     if not torch.cuda.is_available():
@@ -51,7 +51,7 @@ def _stay_on_cpu() -> None:
     nn.Module.cuda = stay  # type: ignore[method-assign, assignment]
     torch.cuda.set_device = lambda device: None
     begin, parallel = dist.init_process_group, DistributedDataParallel.__init__
-    if hasattr(begin, "__wrapped__"):
+    if hasattr(begin, "without_nccl"):
         return
 
     @wraps(begin)
@@ -62,6 +62,7 @@ def _stay_on_cpu() -> None:
     def without_devices(self: Any, module: nn.Module, *args: Any, **kwargs: Any) -> None:
         parallel(self, module, **{**kwargs, "device_ids": None, "output_device": None})
 
+    without_nccl.without_nccl = True  # type: ignore[attr-defined]
     dist.init_process_group = without_nccl
     DistributedDataParallel.__init__ = without_devices  # type: ignore[method-assign, assignment]
 
