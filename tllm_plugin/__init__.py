@@ -1,4 +1,4 @@
-"""TLLM: class-wise knowledge distillation. The core of it, importable from here."""
+"""TLLM: class-wise knowledge distillation. The public names of the core can be imported from here."""
 
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors import (

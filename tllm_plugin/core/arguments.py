@@ -1,4 +1,4 @@
-"""What people hand over from their own code: lists and arrays become tensors, and what has no meaning is refused."""
+"""Validate arguments from user code: convert lists and arrays to tensors and reject invalid values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tllm_plugin.core.errors import ConfigError
 
 
 def is_integer(values: Tensor) -> bool:
-    """Tell whether a tensor is of an integer type; truth values are none."""
+    """Return whether a tensor has an integer type; bool does not count."""
     return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
 
 
@@ -20,13 +20,12 @@ def as_indices(name: str, values: Any, below: int | None = None) -> Tensor:
     """Return indices as (n,) int64 on the CPU.
 
     Args:
-        name: Of the argument, for error messages.
+        name: Name of the argument, used in error messages.
         values: A list, a tuple, an array or a tensor of any integer type.
-        below: All must be less than this.
+        below: Exclusive upper bound; None for no bound.
 
     Raises:
-        ConfigError: They are no whole numbers (truth values and floats are refused, too), negative, not below `below`,
-            or not in one row.
+        ConfigError: The values are not integers (bools and floats are rejected), out of range, or not one-dimensional.
 
     >>> as_indices("labels", [2, 0, 1])
     tensor([2, 0, 1])
@@ -57,10 +56,10 @@ def as_indices(name: str, values: Any, below: int | None = None) -> Tensor:
 
 
 def as_flags(name: str, values: Any, num_classes: int) -> Tensor:
-    """Return truth values as (num_classes,) bool.
+    """Return flags as (num_classes,) bool.
 
     Raises:
-        ConfigError: They are of another number or type: a list of class indices is no list of flags.
+        ConfigError: The number or type of the values is wrong; a list of class indices is rejected.
     """
     wanted = f"Expected `{name}` to be {num_classes} truth values, one per class"
     flags = _as_tensor(wanted, _plain(values))
@@ -73,7 +72,7 @@ def as_weights(name: str, values: Any, num_classes: int) -> Tensor:
     """Return numbers in [0, 1] as (num_classes,) float32.
 
     Raises:
-        ConfigError: They are of another number or type, or one is outside or NaN.
+        ConfigError: The number or type of the values is wrong, or one is outside [0, 1] or NaN.
     """
     wanted = f"Expected `{name}` to be {num_classes} numbers in [0, 1], one per class"
     weights = _as_tensor(wanted, _plain(values))
@@ -88,10 +87,10 @@ def as_weights(name: str, values: Any, num_classes: int) -> Tensor:
 
 
 def whole_number(name: str, value: Any, least: int) -> int:
-    """Return a whole number of at least `least`.
+    """Validate and return an integer of at least `least`.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: The value is not an integer, or too small.
     """
     if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < least:
         raise ConfigError(f"Expected `{name}` to be a whole number of at least {least}, but got {value!r}")
@@ -101,10 +100,10 @@ def whole_number(name: str, value: Any, least: int) -> int:
 def number_in(
     name: str, value: Any, low: float, high: float, *, open_low: bool = False, open_high: bool = False
 ) -> float:
-    """Return a number between `low` and `high`; an open end does not belong.
+    """Validate and return a number between `low` and `high`; an open end is excluded.
 
     Raises:
-        ConfigError: It is none, or outside.
+        ConfigError: The value is not a number, or outside the interval.
     """
     expected = options.number_in(low, high, open_low=open_low, open_high=open_high)(value)
     if expected is not None:
@@ -113,7 +112,7 @@ def number_in(
 
 
 def _plain(values: Any) -> Any:
-    """Return arrays as PyTorch takes them: forwards, in the machine's order of bytes, objects as a list."""
+    """Convert arrays to a form that PyTorch accepts: positive strides, native byte order, objects as a list."""
     if isinstance(values, Tensor) or not hasattr(values, "dtype"):
         return values
     array = values.to_numpy() if hasattr(values, "to_numpy") else values  # Of pandas.

@@ -1,4 +1,4 @@
-"""How much an inner distiller's losses weigh, so that rows without a teacher can be given the same weight."""
+"""Measure the weight of an inner distiller's losses, so that rows without a teacher can be given the same weight."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _TINY = 1e-12
-#: Steps from one measurement to the next. The weight drifts slowly, and with tiny networks measuring shows in the time.
+#: Steps between measurements. The weight drifts slowly, and for tiny networks each measurement costs noticeable time.
 EVERY = 4
 
 
 class Balance:
-    """Weighs losses against label-smoothed cross-entropy by their gradients at the logits.
+    """Measure the weight of losses relative to label-smoothed cross-entropy by their gradients at the logits.
 
-    The weight is a ratio of two gradient lengths, each summed over the distillable rows: of the inner losses, and of
-    the cross-entropy on the same rows. KD's weight depends on its temperature, its weights, the number of classes and
-    on how far student and teacher are apart; rows that get cross-entropy times this weight pull at the logits neither
-    harder nor more softly than rows that are taught, so that predictions do not tilt towards their classes, or away
-    from them.
+    The weight is the ratio of two gradient norms, each summed over the distillable rows: that of the inner losses and
+    that of the cross-entropy on the same rows. For KD it depends on the temperature, the loss weights, the number of
+    classes and the distance between student and teacher. Rows trained with cross-entropy times this weight pull on
+    the logits as strongly as rows trained with the teacher, so predictions are biased neither towards nor away from
+    their classes.
 
     Args:
-        label_smoothing: Of the cross-entropy.
+        label_smoothing: Label smoothing of the cross-entropy.
     """
 
     def __init__(self, label_smoothing: float) -> None:
@@ -32,16 +32,16 @@ class Balance:
         #: 0-dim, the latest measurement.
         self.latest = torch.ones(())
         self.steps = 0
-        #: Adds up a tensor over processes. Then all of them call `update` or `skip` in every step.
+        #: Sums a tensor over all ranks; if set, every rank must call `update` or `skip` in every step.
         self.add_up: Callable[[Tensor], Tensor] | None = None
 
     def update(self, losses: Mapping[str, Tensor], logits: Tensor, rows: Tensor, target: Tensor) -> Tensor:
-        """Return the weight of this step, 0-dim; 1 where the losses do not depend on the logits.
+        """Return the weight for this step, 0-dim; 1 if the losses do not depend on the logits.
 
         Args:
-            losses: Means over `rows`, which a trainer adds up (each averaged first if it is not 0-dim). Their graph is
-                kept.
-            logits: (n, C), of the whole batch; the losses were computed from them.
+            losses: Means over `rows`, which a trainer sums (after averaging those that are not 0-dim). Their autograd
+                graph is retained.
+            logits: (n, C), logits of the whole batch from which the losses were computed.
             rows: (n_d,) int64, at least one.
             target: (n,) int64.
         """
@@ -51,12 +51,12 @@ class Balance:
         (taught,) = torch.autograd.grad(total, logits, retain_graph=True, allow_unused=True)
         goal = smoothed_targets(target[rows], logits.shape[1], self.label_smoothing)
         untaught = (_precise(logits.detach()[rows]).softmax(1) - goal).norm(dim=1).sum()
-        # The gradient is of a mean over `rows`; here every row counts as what it is in the sum.
+        # The gradient is that of a mean over `rows`; scaled here to the gradient of a sum.
         length = untaught.new_zeros(()) if taught is None else _precise(taught[rows]).norm(dim=1).sum() * rows.numel()
         return self._settle(torch.stack([torch.where(length > 0, length, untaught), untaught]))
 
     def skip(self, logits: Tensor) -> Tensor:
-        """Return the weight for a step without rows to measure, 0-dim: the other processes' or the latest."""
+        """Return the weight for a step without rows to measure, 0-dim: from the other ranks, or the latest one."""
         if not self._is_due():
             return self.latest.to(logits.device)
         return self._settle(_precise(logits.new_zeros(2)))
@@ -80,10 +80,10 @@ class Balance:
 
 
 def _precise(values: Tensor) -> Tensor:
-    """Return `values` in single precision at least."""
+    """Return `values` in at least single precision."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def smoothed_targets(target: Tensor, num_classes: int, label_smoothing: float) -> Tensor:
-    """Return (n, C), what label-smoothed cross-entropy pulls the probabilities of (n,) int64 targets to."""
+    """Return the target distributions of label-smoothed cross-entropy, (n, C), for (n,) int64 targets."""
     return F.one_hot(target, num_classes) * (1 - label_smoothing) + label_smoothing / num_classes

@@ -1,4 +1,4 @@
-"""Whether a network knows anything of its data at all."""
+"""Test whether a network's predictions are better than chance."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AgainstChance:
-    """How many answers are right, and how many would be if they had nothing to do with the images.
+    """Number of correct predictions, and the number expected under the null that they are independent of the images.
 
     Args:
-        correct: Right answers.
-        count: All of them.
-        expected: What the same answers would get right on average if they were dealt out to the images at random.
-        p_value: Probability of at least as many right answers by such chance.
+        correct: Number of correct predictions.
+        count: Number of predictions.
+        expected: Mean number correct if the same predictions were assigned to the images at random.
+        p_value: Probability of at least `correct` correct predictions under the null.
     """
 
     correct: int
@@ -26,10 +26,11 @@ class AgainstChance:
 
 
 def against_chance(labels: Tensor, predictions: Tensor) -> AgainstChance:
-    """Compare answers with chance, by an exact one-sided binomial test.
+    """Compare predictions with chance by a one-sided exact binomial test.
 
-    An answer is right by chance with the probability that a random label equals a random answer: one in C where the
-    labels are balanced, and the most frequent class's share for a network that always answers with that.
+    The probability of a correct prediction by chance is the probability that a random label equals a random
+    prediction: 1 / C for balanced labels, and the frequency of the most frequent class for a network that always
+    predicts this class.
 
     Args:
         labels: (n,) int64, n at least 1.
@@ -51,7 +52,7 @@ def against_chance(labels: Tensor, predictions: Tensor) -> AgainstChance:
 
 
 def binomial_tail(successes: int, trials: int, probability: float) -> float:
-    """Return the probability of at least so many successes.
+    """Return the probability of at least `successes` successes in `trials` trials.
 
     >>> binomial_tail(2, 2, 0.5), binomial_tail(0, 5, 0.1), binomial_tail(3, 3, 1.0), binomial_tail(1, 3, 0.0)
     (0.25, 1.0, 1.0, 0.0)

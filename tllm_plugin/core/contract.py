@@ -1,4 +1,4 @@
-"""What the wrapper asks of a distiller and of a call, checked once and without computing anything of its own."""
+"""Check what the wrapper requires of a distiller and its calls, once and without extra computation."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tllm_plugin.core.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 Losses = dict[str, Tensor]
-#: What a single loss is called among ours.
+#: Name under which the wrapper keeps a single loss.
 ONE_LOSS = "loss_ce"
 _LABELS = ("label", "labels", "targets", "gt", "y")
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def check_networks(distiller: nn.Module) -> None:
-    """Check that a distiller has a student and, if it has a teacher, that this is a module.
+    """Check that a distiller has a student, and that its teacher, if any, is a module.
 
     Raises:
-        ConfigError: It has not.
+        ConfigError: The student is missing, or student or teacher is not a module.
     """
     kind = type(distiller).__name__
     if not isinstance(distiller, nn.Module):
@@ -44,16 +44,16 @@ def check_networks(distiller: nn.Module) -> None:
 
 
 def teacher_of(distiller: nn.Module) -> nn.Module | None:
-    """Return a distiller's teacher; None where it has none, or an `nn.Identity` in its place."""
+    """Return a distiller's teacher, or None without one; an `nn.Identity` counts as none."""
     teacher: nn.Module | None = getattr(distiller, "teacher", None)
     return None if isinstance(teacher, nn.Identity) else teacher
 
 
 def by_name(distiller: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keyword arguments of a call that names some by position: `(image, target)`, or as `forward` has it.
+    """Convert positional arguments of a call to keywords: `(image, target)`, or the parameter names of `forward`.
 
     Raises:
-        ConfigError: There are more of them than names, or one is given twice.
+        ConfigError: There are more positional arguments than names, or an argument is passed twice.
     """
     parameters = inspect.signature(distiller.forward).parameters.values()
     names = [parameter.name for parameter in parameters if parameter.kind in _POSITIONAL] or ["image", "target"]
@@ -67,16 +67,16 @@ def by_name(distiller: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
 
 
 def first_images(kwargs: Mapping[str, Any]) -> tuple[str, Any]:
-    """Return the keyword whose images the returned logits belong to, `image` or the first such, and its value."""
+    """Return name and value of the keyword to whose images the logits belong: `image`, or the first that begins so."""
     names = ["image", *(name for name in kwargs if name.startswith("image"))]
     return next((name, kwargs[name]) for name in names if name in kwargs)
 
 
 def other_names(kwargs: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a training call calls its labels and views, by the names of ours, where it has not these names.
+    """Map our keyword names to those of a training call that names its labels or views differently.
 
-    Labels are what is called `label`, `labels` or the like; without a keyword that begins with `image`, all float
-    tensors of three dimensions or more are views.
+    A keyword `label`, `labels` or similar holds the labels. Without a keyword that begins with `image`, all float
+    tensors of three or more dimensions are views.
     """
     found: dict[str, str] = {}
     if "target" not in kwargs:
@@ -99,12 +99,12 @@ def check_call(
 
     Args:
         distiller: The distiller.
-        kwargs: Under our names.
+        kwargs: Keywords of the call, under our names.
         num_classes: C.
-        spelled: See `other_names`.
+        spelled: Result of `other_names`.
 
     Raises:
-        ConfigError: They are not what `forward(image=, target=)` takes, or labels are no class indices.
+        ConfigError: `forward(image=, target=)` does not accept the keywords, or the labels are not class indices.
     """
     given = ", ".join(kwargs) or "nothing"
     image = next((value for name, value in kwargs.items() if name.startswith("image")), None)
@@ -124,7 +124,7 @@ def check_target(target: Any, rows: int | None, num_classes: int) -> None:
     """Check labels: (rows,) class indices of an integer type, in [0, num_classes).
 
     Raises:
-        ConfigError: They are not.
+        ConfigError: Shape, type or range of the labels is wrong.
     """
     wanted = f"Expected `target` to be class indices, (n,) int64 for (n, ...) images with n = {rows}"
     if not isinstance(target, Tensor):
@@ -138,18 +138,18 @@ def check_target(target: Any, rows: int | None, num_classes: int) -> None:
 
 
 def check_result(result: Any, rows: int, num_classes: int, *, trains: bool) -> None:
-    """Check what a training call of the distiller returned: `(logits (rows, at least C), losses)`.
+    """Check the result of a training call of the distiller: `(logits (rows, at least C), losses)`.
 
-    A network may have more outputs than there are classes, as the hosts' networks have for a part of a data set.
+    A network may have more outputs than classes, as the hosts' networks have for a subset of a data set.
 
     Args:
-        result: Of the call.
-        rows: That the distiller saw.
+        result: Result of the call.
+        rows: Number of rows that the distiller saw.
         num_classes: C.
-        trains: Whether a gradient is wanted.
+        trains: Whether the losses must require gradients.
 
     Raises:
-        ConfigError: It is something else.
+        ConfigError: The result has another form.
     """
     if not isinstance(result, (tuple, list)) or len(result) != 2:
         got = f"{len(result)} values" if isinstance(result, (tuple, list)) else type(result).__name__
@@ -180,7 +180,7 @@ def check_result(result: Any, rows: int, num_classes: int, *, trains: bool) -> N
 
 
 def student_not_called(distiller: nn.Module) -> ConfigError:
-    """Return the error for a distiller that does without its student."""
+    """Return the error for a distiller that does not call its student."""
     return ConfigError(
         f"Expected `forward` of {type(distiller).__name__} to call `student` (as a whole, not its `forward` or parts "
         "of it), but it did not"
@@ -190,19 +190,19 @@ def student_not_called(distiller: nn.Module) -> ConfigError:
 def image_of_student(
     student: nn.Module, kwargs: Mapping[str, Any], given: Iterable[Tensor], after_others: bool
 ) -> str | None:
-    """Return the keyword that the student was given; None if it was given something that was made of it.
+    """Return the keyword whose images the student received unchanged; None if the distiller changed them first.
 
-    Where no row has a teacher, the distiller is called up to its student's call. If it calls another network before
-    that, the student has to be called by itself.
+    In a batch in which no row has a teacher, the distiller runs only up to the call of its student. If it calls another
+    network before that, the wrapper has to call the student directly.
 
     Args:
         student: The student.
-        kwargs: Of the call.
-        given: Tensors that the student was given.
-        after_others: Whether a teacher, or a copy, was called before.
+        kwargs: Keywords of the call.
+        given: Tensors that the student received.
+        after_others: Whether a teacher or a copy of a network was called before.
 
     Raises:
-        ConfigError: The student cannot be called by itself.
+        ConfigError: The student cannot be called directly.
     """
     first = next(iter(given), None)
     name = next((name for name, value in kwargs.items() if name.startswith("image") and value is first), None)
@@ -219,12 +219,12 @@ def image_of_student(
 
 
 def named_losses(losses: Tensor | Mapping[str, Tensor]) -> Losses:
-    """Return losses by name; a single one is called `loss_ce`."""
+    """Return losses by name; a single tensor is named `loss_ce`."""
     return {ONE_LOSS: losses} if isinstance(losses, Tensor) else dict(losses)
 
 
 def trained_parameters(distiller: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that require gradients, each once, without those that only the teacher has."""
+    """Return all parameters that require gradients, without duplicates and without the teacher's own."""
     teacher = getattr(distiller, "teacher", None)
     own = {id(parameter) for parameter in distiller.student.parameters()}  # type: ignore[operator, union-attr]
     frozen = set() if teacher is None else {id(parameter) for parameter in teacher.parameters()} - own
@@ -234,13 +234,13 @@ def trained_parameters(distiller: nn.Module) -> list[nn.Parameter]:
 
 
 def extra_parameters(learnable: Iterable[nn.Parameter], student: nn.Module) -> int:
-    """Return how many of the learnable numbers are not the student's."""
+    """Return the number of learnable parameters (scalars) outside the student."""
     own = {id(parameter) for parameter in student.parameters()}
     return sum(parameter.numel() for parameter in {id(p): p for p in learnable}.values() if id(parameter) not in own)
 
 
 def tell_of_training_teacher(distiller: nn.Module) -> None:
-    """Warn of a teacher in training mode that nobody seems to have put there on purpose."""
+    """Warn if the teacher is in training mode without the distiller having chosen so."""
     teacher = getattr(distiller, "teacher", None)
     if teacher is None or not teacher.training or type(distiller).train is not nn.Module.train:
         return

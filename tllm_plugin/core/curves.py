@@ -1,4 +1,4 @@
-"""Teaching curves: what is kept of every class and hold-out sample, epoch by epoch."""
+"""Teaching curves: the scores of every class and hold-out sample, recorded after each epoch."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _PER_SAMPLE = ("rank", "true_prob", "agree")
 
 
 class Curves:
-    """The hold-out history of one run.
+    """Hold-out history of one run.
 
-    Per sample and epoch it keeps the rank of the true class (rank 1 is the correctness bit), its probability in steps
-    of 1/255 and agreement with the teacher; per-class curves of any score are derived from these.
+    For each sample and epoch it records the rank of the true class (rank 1 means correct), the probability of the true
+    class in steps of 1/255, and agreement with the teacher. Per-class curves of any score are derived from these.
 
     Args:
-        labels: (n,) whole numbers, classes of the hold-out samples, in the order in which they are scored.
+        labels: (n,) integers, classes of the hold-out samples in scoring order.
         num_classes: C.
-        sample_ids: (n,) whole numbers, indices of the samples in the training data; tells whether two runs can be
-            paired.
+        sample_ids: (n,) integers, indices of the samples in the training data; two runs can be paired if these are
+            equal.
 
     Raises:
-        ConfigError: They are no indices, of other lengths, or a class is not below C.
+        ConfigError: The arguments are not index vectors of one length, or a class is not below C.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Curves:
         """Add one epoch.
 
         Raises:
-            ConfigError: `epoch` does not come after the last one, or the samples are not this hold-out's.
+            ConfigError: `epoch` is not later than the last recorded one, or the samples are not those of this hold-out.
         """
         epoch = whole_number("epoch", epoch, 0)
         if self.epochs and epoch <= self.epochs[-1]:
@@ -78,10 +78,10 @@ class Curves:
             self._rows["agree"].append(samples.agree)
 
     def samples_at(self, epoch: int) -> Predictions:
-        """Return the scores of `epoch`; the prediction of a wrong sample is not kept and given as -1.
+        """Return the predictions of `epoch`; wrong predictions are -1, because their class is not recorded.
 
         Raises:
-            ConfigError: That epoch was not recorded.
+            ConfigError: The epoch was not recorded.
         """
         if epoch not in self.epochs:
             known = f"{self.epochs[0]} to {self.epochs[-1]}" if self.epochs else "none"
@@ -98,26 +98,26 @@ class Curves:
         )
 
     def class_curves(self, score: str = "accuracy") -> Tensor:
-        """Return (E, C) float64 in [0, 1]: the mean of a score per class, one row per recorded epoch."""
+        """Return the mean of a score per class, (E, C) float64 in [0, 1], one row per recorded epoch."""
         rows = [
             class_means(SCORES[score](self.samples_at(epoch)), self.labels, self.num_classes) for epoch in self.epochs
         ]
         return torch.stack(rows) if rows else torch.zeros(0, self.num_classes, dtype=torch.float64)
 
     def mean_accuracy(self, epoch: int) -> float:
-        """Return the accuracy after `epoch`, classes counting alike; those without samples do not count.
+        """Return the class-balanced accuracy after `epoch`: the mean over classes that have samples.
 
         Raises:
-            ConfigError: That epoch was not recorded.
+            ConfigError: The epoch was not recorded.
         """
         return float(self.samples_at(epoch).class_accuracy.nanmean())
 
     def same_holdout(self, other: Curves) -> bool:
-        """Tell whether both histories are of the same samples in the same order."""
+        """Return whether both histories cover the same samples in the same order."""
         return torch.equal(self.sample_ids, other.sample_ids) and torch.equal(self.labels, other.labels)
 
     def digest(self) -> Tensor:
-        """Return (32,) uint8, the SHA-256 of everything recorded."""
+        """Return the SHA-256 of all recorded values as (32,) uint8."""
         digest = hashlib.sha256(str(self.num_classes).encode())
         for name, value in self.state_dict().items():
             if isinstance(value, Tensor):
@@ -125,7 +125,7 @@ class Curves:
         return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain values only; `rank`, `true_prob` (E, n) uint8 and `agree` (E or 0, n) bool."""
+        """Return tensors and plain values: `rank` and `true_prob` (E, n) uint8, `agree` (E or 0, n) bool, and ids."""
         size = (0, self.labels.numel())
         return {
             "num_classes": self.num_classes,
@@ -141,8 +141,8 @@ class Curves:
         """Replace the history.
 
         Raises:
-            ConfigError: It was recorded on another hold-out.
-            FileFormatError: Its parts do not fit together.
+            ConfigError: The history was recorded on another hold-out.
+            FileFormatError: The parts of the history are inconsistent.
         """
         other = Curves.from_state(state)
         if not self.same_holdout(other):
@@ -154,10 +154,10 @@ class Curves:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Curves:
-        """Rebuild a history from what `state_dict` returned.
+        """Rebuild a history from the result of `state_dict`.
 
         Raises:
-            FileFormatError: Its parts do not fit together.
+            FileFormatError: The parts of the state are inconsistent.
         """
         try:
             curves = cls(state["labels"], int(state["num_classes"]), state["sample_ids"])

@@ -1,4 +1,4 @@
-"""What a run was trained on, as a small record that can be kept with it and compared later."""
+"""Describe the data of a run in a small record that is stored with the run and can be compared later."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class DataPart:
-    """The training or the test part of a data set. What is empty is not known.
+    """Training or test part of a data set; empty fields are unknown.
 
     Args:
-        counts: (C,) images of each class.
+        counts: (C,) images per class.
         labels: Digest of the labels, in order.
-        files: Digest of the files, in order: their names below the folder that they share, and their sizes.
-        contents: Digest of the images themselves, where they are in memory.
+        files: Digest of the files, in order: their sizes and their names below their common folder.
+        contents: Digest of the images, if they are in memory.
     """
 
     counts: tuple[int, ...] = ()
@@ -29,16 +29,16 @@ class DataPart:
 
 @dataclass(frozen=True)
 class DataIdentity:
-    """A data set as a network met it. What is empty or 0 is not known.
+    """Data set as a network sees it; fields that are empty or 0 are unknown.
 
     Args:
-        class_names: (C,) names, in the order of the labels.
-        train: Training images, those of the hold-outs included.
+        class_names: (C,) names, in label order.
+        train: Training images, including the hold-outs.
         test: Test images.
-        image_size: Height and width for the network, in pixels.
-        mean: Per channel, subtracted from pixels that are scaled to 0..1.
-        std: Per channel, what they are divided by then.
-        class_folders: (C,) names of the class folders, where there are any: a class may be called otherwise.
+        image_size: Height and width of the network's input, in pixels.
+        mean: Mean per channel, subtracted from pixels in [0, 1].
+        std: Standard deviation per channel, by which pixels are divided afterwards.
+        class_folders: (C,) names of the class folders, if any; they may differ from the class names.
     """
 
     class_names: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ class DataIdentity:
     class_folders: tuple[str, ...] = ()
 
     def digest(self) -> str:
-        """Return 64 hexadecimal digits that stand for the whole record.
+        """Return the SHA-256 of the record as 64 hexadecimal digits.
 
         >>> DataIdentity(("cat", "dog")).digest() == DataIdentity(("cat", "dog")).digest()
         True
@@ -58,12 +58,12 @@ class DataIdentity:
         return hashlib.sha256(repr(asdict(self)).encode("utf-8", "surrogatepass")).hexdigest()
 
     def for_training(self) -> DataIdentity:
-        """Return what a trained network depends on: neither test images nor by what name people call a class."""
+        """Return the part on which a trained network depends, without test images and display names of classes."""
         return replace(self, test=DataPart(), class_names=self.class_folders or self.class_names)
 
 
 def class_difference(recorded: DataIdentity, now: DataIdentity) -> str:
-    """Return how the classes differ, as the end of a sentence; empty if they do not or are not known.
+    """Describe how the classes differ, as the end of a sentence; empty if they are equal or unknown.
 
     >>> class_difference(DataIdentity(("ant", "bee")), DataIdentity(("bee", "wasp")))
     "class 'ant' is now 'wasp'"
@@ -72,7 +72,7 @@ def class_difference(recorded: DataIdentity, now: DataIdentity) -> str:
     """
     old, new = recorded.class_names, now.class_names
     if recorded.class_folders and now.class_folders:
-        # By what name people call a class matters to no network.
+        # The display name of a class does not affect a network.
         old, new = recorded.class_folders, now.class_folders
     if not old or not new or old == new:
         return ""
@@ -90,7 +90,7 @@ def class_difference(recorded: DataIdentity, now: DataIdentity) -> str:
 
 
 def training_difference(recorded: DataIdentity, now: DataIdentity) -> str:
-    """Return how two data sets differ for a network that is trained on them; empty if they do not."""
+    """Describe how two data sets differ for training; empty if they do not."""
     return (
         class_difference(recorded, now)
         or _part_difference(recorded.train, now.train, "training", now.class_names)
@@ -99,12 +99,12 @@ def training_difference(recorded: DataIdentity, now: DataIdentity) -> str:
 
 
 def difference_in_test(recorded: DataIdentity, now: DataIdentity) -> str:
-    """Return how two data sets differ for a network that is tested on them; empty if they do not."""
+    """Describe how two data sets differ for testing; empty if they do not."""
     return class_difference(recorded, now) or _part_difference(recorded.test, now.test, "test", now.class_names)
 
 
 def normalisation_difference(recorded: DataIdentity, now: DataIdentity) -> str:
-    """Return how the images differ that the network sees of the same files; empty if they do not.
+    """Describe how image size or normalisation differ; empty if they do not.
 
     >>> normalisation_difference(DataIdentity(mean=(0.5,), std=(0.2,)), DataIdentity(mean=(0.4,), std=(0.2,)))
     'the mean was 0.5 and is 0.4'
@@ -119,7 +119,7 @@ def normalisation_difference(recorded: DataIdentity, now: DataIdentity) -> str:
 
 
 def shown_numbers(values: Sequence[float]) -> str:
-    """Return numbers per channel as a person would write them."""
+    """Format per-channel numbers for messages."""
     return ", ".join(f"{value:.4g}" for value in values)
 
 

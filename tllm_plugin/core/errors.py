@@ -1,4 +1,4 @@
-"""Errors that a user can act on; the command line prints their text alone and turns them into exit codes."""
+"""Errors that a user can act on; the command line prints only their message and maps them to exit codes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class TLLMError(Exception):
 
 
 class ConfigError(TLLMError, ValueError):
-    """A configuration or an argument that cannot be used. Exit code 2."""
+    """An invalid configuration or argument. Exit code 2."""
 
 
 class DataError(TLLMError):
-    """Data that cannot be read or does not hold what is needed: an empty class, a corrupt image."""
+    """Data that cannot be read or is incomplete: an empty class, a corrupt image."""
 
 
 class FileFormatError(TLLMError):
@@ -28,7 +28,7 @@ class NonFiniteLossError(TLLMError, ArithmeticError):
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
-    """Text of the error for a name that nothing is registered under.
+    """Return the error message for a name that is not registered.
 
     >>> unknown_name("detector", "refrence", ["none", "reference"])
     "Expected `detector` to be one of none, reference, but got 'refrence'"

@@ -1,8 +1,8 @@
-"""Names are data: how any text is shown on a terminal, in Markdown, in LaTeX and in a cell of a CSV file.
+"""Escape arbitrary text for a terminal, Markdown, LaTeX and CSV cells.
 
-Class names come from folders and runs are named by people, so a name may hold whatever a file system takes: escape
-sequences, signs that turn the direction of a line, bytes that are not UTF-8, formulas. JSON and HTML need nothing from
-here but `visible`: their writers escape everything themselves.
+Class names come from folders and run names from users, so a name may hold anything that a file system accepts: escape
+sequences, characters that change the writing direction, bytes that are not UTF-8, formulas. JSON and HTML need only
+`visible` from here, because their writers escape everything else.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "'", "\uff1d", "\uff0b", "\uff
 
 
 def visible(text: str, *, keep: str = "") -> str:
-    r"""Return `text` with everything written out that a terminal would obey instead of showing.
+    r"""Replace every character that a terminal would interpret instead of display by an escape sequence.
 
     Args:
-        text: Any string; what is shown already stays as it is.
-        keep: Signs that are meant as such, as the ends of lines of a message.
+        text: Any string; printable characters are unchanged.
+        keep: Characters to leave unchanged, for example the line breaks of a message.
 
     >>> print(visible("caf\udce9 \x1b[31mred\u202e"))
     caf\xe9 \x1b[31mred\u202e
@@ -49,7 +49,7 @@ def visible(text: str, *, keep: str = "") -> str:
 
 
 def all_visible(value: Any) -> Any:
-    """Return JSON values with `visible` applied to every string but the keys of mappings."""
+    """Apply `visible` to every string in a JSON value except the keys of mappings."""
     if isinstance(value, str):
         return visible(value)
     if isinstance(value, dict):
@@ -58,7 +58,7 @@ def all_visible(value: Any) -> Any:
 
 
 def markdown_text(text: str) -> str:
-    r"""Return `text` as Markdown shows it, also in a cell of a table.
+    r"""Escape `text` for Markdown, including table cells.
 
     >>> print(markdown_text("a|b [x](y)"))
     a\|b \[x\](y)
@@ -67,7 +67,7 @@ def markdown_text(text: str) -> str:
 
 
 def latex_text(text: str) -> str:
-    r"""Return `text` as LaTeX shows it.
+    r"""Escape `text` for LaTeX.
 
     >>> print(latex_text("50 % of a_b"))
     50 \% of a\_b
@@ -76,9 +76,9 @@ def latex_text(text: str) -> str:
 
 
 def csv_text(text: str) -> str:
-    """Return `text` as a cell that no spreadsheet takes for a formula: with an apostrophe before it, where it must be.
+    """Prefix `text` with an apostrophe if a spreadsheet would take the CSV cell for a formula.
 
-    `csv` quotes the rest. A reader gets the text back by leaving out one apostrophe at the beginning.
+    The `csv` module does all other quoting. A reader recovers the text by removing one leading apostrophe.
 
     >>> csv_text("=1+1"), csv_text("'s"), csv_text("cat")
     ("'=1+1", "''s", 'cat')

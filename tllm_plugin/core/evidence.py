@@ -1,4 +1,4 @@
-"""Evidence that a class is hurt: exact paired tests, betting e-values, and false discovery control over classes.
+"""Test whether classes got worse: exact paired tests, betting e-values, and false discovery control over classes.
 
 All functions are pure, work on CPU tensors and treat all classes at once.
 """
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from tllm_plugin.core.predictions import class_means, class_sums
 
-# Stakes between "hardly anything" and "nearly all", as fractions of the largest stake that cannot lose everything.
+# Ten stakes between 0 and 1, as fractions of the largest stake that cannot lose everything.
 _STAKES = torch.linspace(0.05, 0.95, 10, dtype=torch.float64)
 
 
 def mcnemar_p_value(losses: Tensor, gains: Tensor) -> Tensor:
-    """Return (C,) float64 one-sided exact p-values of McNemar's test that samples were lost rather than gained.
+    """Return exact one-sided p-values of McNemar's test for more losses than gains, (C,) float64.
 
     Args:
-        losses: (C,) int64, samples that were right before and are wrong now.
-        gains: (C,) int64, samples that were wrong before and are right now.
+        losses: (C,) int64, samples that were correct before and are wrong now.
+        gains: (C,) int64, samples that were wrong before and are correct now.
 
     Source: McNemar (1947), exact binomial form: P(X >= losses) for X ~ Binomial(losses + gains, 1/2).
 
@@ -36,14 +36,14 @@ def mcnemar_p_value(losses: Tensor, gains: Tensor) -> Tensor:
 
 
 def betting_e_value(differences: Tensor, labels: Tensor, margin: Tensor) -> Tensor:
-    """Return (C,) float64 e-values against "the mean difference of this class is at most its margin".
+    """Return e-values against the null hypothesis that a class's mean difference is at most its margin, (C,) float64.
 
-    A gambler bets on every sample that its difference exceeds the margin; the e-value is the money after all samples,
-    averaged over ten sizes of the stake. Under the hypothesis its expectation is at most 1 for samples drawn
-    independently, whatever their distribution.
+    A gambler bets on every sample that its difference exceeds the margin. The e-value is the gambler's wealth after all
+    samples, averaged over ten stakes. Under the null hypothesis its expectation is at most 1 for independent samples of
+    any distribution.
 
     Args:
-        differences: (n,) in [-1, 1], score of the better run minus score of this run, per sample.
+        differences: (n,) in [-1, 1], per sample the score of the comparison minus the score of this run.
         labels: (n,) int64.
         margin: (C,) float64 in [0, 1).
 
@@ -60,11 +60,11 @@ def betting_e_value(differences: Tensor, labels: Tensor, margin: Tensor) -> Tens
 
 
 def e_benjamini_hochberg(e_values: Tensor, level: float) -> Tensor:
-    """Return (C,) bool: rejected hypotheses with false discovery rate at most `level`, under any dependence.
+    """Reject hypotheses at false discovery rate `level` under any dependence (e-BH); return (C,) bool.
 
     Args:
-        e_values: (C,).
-        level: In (0, 1).
+        e_values: (C,), one per hypothesis.
+        level: False discovery rate, in (0, 1).
 
     Source: Wang and Ramdas, "False discovery rate control with e-values" (2022).
 
@@ -80,7 +80,7 @@ def e_benjamini_hochberg(e_values: Tensor, level: float) -> Tensor:
 
 
 def sampling_variance(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Return (C,) float64: the variance of each class's mean of `values` (n,), estimated from its samples.
+    """Estimate the sampling variance of each class's mean of `values` (n,); return (C,) float64.
 
     >>> sampling_variance(torch.tensor([0.0, 1.0, 1.0, 1.0]), torch.tensor([0, 0, 1, 1]), 2).tolist()
     [0.25, 0.0]
@@ -92,12 +92,12 @@ def sampling_variance(values: Tensor, labels: Tensor, num_classes: int) -> Tenso
 
 
 def robust_deviation(deviations: Tensor) -> Tensor:
-    """Return 1.4826 times the median absolute deviation, 0-dim: of a normal distribution, its standard deviation."""
+    """Return 1.4826 times the median absolute deviation, 0-dim; estimates the standard deviation of normal data."""
     return 1.4826 * deviations.abs().median()
 
 
 def paired_counts(before: Tensor, now: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Return (losses, gains), each (C,) int64, from correctness before and now, (n,) bool each."""
+    """Count per class the samples that became wrong and correct: (losses, gains), (C,) int64 each, from (n,) bool."""
     losses = class_sums(before & ~now, labels, num_classes)
     gains = class_sums(~before & now, labels, num_classes)
     return losses.long(), gains.long()

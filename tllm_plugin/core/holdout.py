@@ -1,4 +1,4 @@
-"""The hold-outs: class-balanced parts of the training data that are never trained on."""
+"""Cut hold-outs: class-balanced parts of the training data that are never trained on."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Split:
     """Disjoint indices into the training data, each ascending int64 on the CPU.
 
     Args:
-        train: What is trained on.
-        holdout: Judges the classes.
-        search: Judges choices of eta; empty unless asked for.
+        train: Samples to train on.
+        holdout: Hold-out on which the detector judges the classes.
+        search: Hold-out on which a search compares values of eta; empty unless requested.
     """
 
     train: Tensor
@@ -39,21 +39,21 @@ def split(
     seed: int = 0,
     class_names: Sequence[str] | None = None,
 ) -> Split:
-    """Cut a class-balanced hold-out, and a second one from what remains, out of the training data.
+    """Split the training data into a class-balanced hold-out, an optional second one, and the rest.
 
     Args:
-        labels: (N,) class indices of the training data: a tensor, an array or a list of whole numbers. Every class in
+        labels: (N,) class indices of the training data: a tensor, an array or a list of integers. Every class in
             `range(max + 1)` must occur.
-        fraction: Share of the training data in the hold-out, in (0, 1), or 0 for none. The same number of samples,
+        fraction: Fraction of the training data in the hold-out, in (0, 1), or 0 for none. The same number of samples,
             `round(fraction * N / C)`, is taken from every class.
-        search_fraction: Share of the *remaining* data in the search hold-out, in [0, 1).
-        seed: Chooses the samples.
-        class_names: (C,), for error messages.
+        search_fraction: Fraction of the *remaining* data in the search hold-out, in [0, 1).
+        seed: Seed of the random choice of samples.
+        class_names: (C,) names, used in error messages.
 
     Raises:
-        ConfigError: Labels are no class indices (floats, truth values and names are refused), or a fraction is out of
-            range, gives fewer than 5 samples per class, or would leave a class with nothing to train on. The message
-            names the class and the fraction that would do.
+        ConfigError: The labels are not class indices (floats, bools and names are rejected), or a fraction is out of
+            range, gives fewer than 5 samples per class, or leaves a class without training samples. The message names
+            the class and a fraction that works.
 
     Source: appendix B: 5 % (ImageNet 2 %) with the same number of samples per class; for the search "another 5 % of
         the pruned training data".
@@ -90,7 +90,7 @@ def split(
 
 
 def _rank_within_class(labels: Tensor, order: Tensor) -> Tensor:
-    """Return (N,) the position of each sample among those of its class when visited in `order`."""
+    """Return (N,) the position of each sample among the samples of its class when visited in `order`."""
     visited = labels[order]
     by_class = visited.argsort(stable=True)
     starts = torch.bincount(labels).cumsum(0) - torch.bincount(labels)
@@ -120,7 +120,7 @@ def _per_class(name: str, fraction: float, counts: Tensor, names: Sequence[str])
 
 
 def _what_would_do(counts: Tensor, *, least: bool) -> str:
-    """Return the least or the largest fraction that would do, with as few digits as can be."""
+    """Describe the smallest or the largest fraction that works, with as few digits as possible."""
     smallest, total, classes = int(counts.min()), int(counts.sum()), counts.numel()
     if smallest <= MIN_PER_CLASS:
         return f"no fraction would do: the class needs more than {MIN_PER_CLASS} samples"

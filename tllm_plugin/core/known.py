@@ -1,4 +1,4 @@
-"""What calls of an inner distiller have shown, for batches in which it cannot be asked."""
+"""Record facts from earlier calls of an inner distiller, for batches in which it cannot be called."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from tllm_plugin.core.contract import ONE_LOSS, named_losses
 
 @dataclass
 class Known:
-    """Mutable on purpose: replicas copy attributes shallowly, so that they share it with the original module.
+    """Facts known about an inner distiller; mutable, so that DataParallel replicas share it with the original module.
 
     Args:
-        loss_shapes: Name -> shape.
+        loss_shapes: Name -> shape of each loss.
         one_loss: Whether the distiller returns one tensor instead of a dictionary.
-        call: Which call of the student returns the logits, counted from 0.
-        leaf: Which tensor of its output they are; None: not seen yet.
-        image: Keyword that the student is given as it is; None: something is made of it first, or not seen yet.
-        columns: Of the logits; None: not seen yet.
+        call: Index (from 0) of the student call that returns the logits.
+        leaf: Index of the logits among the tensors of that output; None before the first call.
+        image: Keyword that the student receives unchanged; None if the distiller changes it first, or before the first
+            call.
+        columns: Number of columns of the logits; None before the first call.
         checked: Whether a call was checked in this process.
-        few_rows_steps: Steps whose distillable rows got plain cross-entropy because they were few.
+        few_rows_steps: Number of steps with fewer than `min_rows` distillable rows, which got plain cross-entropy.
     """
 
     loss_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -37,23 +38,23 @@ class Known:
 
     @classmethod
     def told_by(cls, distiller: nn.Module) -> Known:
-        """Return what a distiller says of itself, by an attribute `loss_shapes`."""
+        """Return the facts that a distiller announces by its attribute `loss_shapes`."""
         shapes: Any = getattr(distiller, "loss_shapes", {})
         if isinstance(shapes, Mapping):
             return cls({name: tuple(shape) for name, shape in shapes.items()})
         return cls({ONE_LOSS: tuple(shapes)}, one_loss=True)
 
     def remember(self, losses: Tensor | Mapping[str, Tensor]) -> None:
-        """Take note of what losses are called and shaped."""
+        """Record names and shapes of the losses."""
         self.one_loss = isinstance(losses, Tensor)
         self.loss_shapes.update({name: tuple(loss.shape) for name, loss in named_losses(losses).items()})
 
     def loss_shapes_or_guess(self, *, has_teacher: bool) -> dict[str, tuple[int, ...]]:
-        """Return name -> shape of the losses; before any was seen, those that mdistiller's methods have."""
+        """Return name -> shape of the losses; before the first call, those of mdistiller's methods."""
         return self.loss_shapes or ({"loss_ce": (), "loss_kd": ()} if has_teacher else {"ce": ()})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain Python values."""
+        """Return the state as plain Python values."""
         return {
             "counters": {"few_rows_steps": self.few_rows_steps},
             "loss_shapes": {name: list(shape) for name, shape in self.loss_shapes.items()},
@@ -62,7 +63,7 @@ class Known:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned, also that of an earlier version."""
+        """Restore the result of `state_dict`, including states of earlier versions."""
         self.few_rows_steps = state["counters"]["few_rows_steps"]
         self.loss_shapes.update({name: tuple(shape) for name, shape in state["loss_shapes"].items()})
         if "logits_at" in state:

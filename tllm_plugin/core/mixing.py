@@ -1,4 +1,4 @@
-"""Teaching weights between 0 and 1: the teacher's logits move towards the label, features are matched less."""
+"""Apply teaching weights between 0 and 1: mix the teacher's logits with the label and weaken feature losses."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _NAMES = ("temperature", "T", "kd_T", "tau")
 def mixed_logits(logits: Tensor, target: Tensor, weights: Tensor, temperature: float) -> Tensor:
     """Return logits whose softmax at `temperature` is `w * softmax(logits / temperature) + (1 - w) * onehot(target)`.
 
-    The logsumexp of a row (of logits / temperature) stays what it was. Rows of weight 1 are returned bit for bit.
+    The logsumexp of each row (of logits / temperature) is preserved. Rows of weight 1 are returned bit for bit.
 
     Args:
-        logits: (n, C), the teacher's, unnormalised; computed in float32 at least, returned in their own type.
+        logits: (n, C), unnormalised teacher logits; computed in at least float32, returned in the input type.
         target: (n,) int64.
         weights: (n,) w in (0, 1].
         temperature: T > 0.
@@ -44,9 +44,9 @@ def mixed_logits(logits: Tensor, target: Tensor, weights: Tensor, temperature: f
 
 
 def temperature_of(distiller: nn.Module) -> float:
-    """Return the temperature of a distiller, read from the attribute that holds it; 1 where there is none.
+    """Return the temperature of a distiller from the attribute that holds it, or 1 without one.
 
-    Methods without a temperature match features, or logits as they are.
+    Methods without a temperature match features, or logits at temperature 1.
     """
     for name in _NAMES:
         value: Any = getattr(distiller, name, None)
@@ -62,7 +62,7 @@ def _scaled(weights: Tensor, gradient: Tensor) -> Tensor:
 
 
 class _Scaled(torch.autograd.Function):
-    """The same as a hook on a view, which a compiled network gets wrong; but it forbids changes in place."""
+    """Scale gradients like a hook on a view, but also under torch.compile; forbids in-place changes of the output."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, weights: Tensor) -> Tensor:
@@ -77,15 +77,15 @@ class _Scaled(torch.autograd.Function):
 
 @dataclass
 class RowWeights:
-    """The teaching weights of the rows that an inner distiller sees in one call.
+    """Teaching weights of the rows that an inner distiller sees in one call.
 
     Args:
         weights: (n_d,), in (0, 1].
         target: (n_d,) int64.
         num_classes: C.
-        temperature: T > 0, of the teacher's softened predictions.
-        leaf: Which tensor of the student's output its logits are; None: the only one of their shape.
-        columns: Of the logits, which may be more than C; None: not seen yet.
+        temperature: T > 0 of the teacher's softened predictions.
+        leaf: Index of the logits among the tensors of the student's output; None finds them by shape.
+        columns: Number of columns of the logits, which may exceed C; None before the first call.
     """
 
     weights: Tensor
@@ -96,10 +96,10 @@ class RowWeights:
     columns: int | None = None
 
     def mix(self, output: Any) -> Any:
-        """Return a teacher's output with its logits mixed with the labels; one without logits is left alone.
+        """Mix the logits in a teacher's output with the labels; an output without logits is returned unchanged.
 
         Raises:
-            ConfigError: Several tensors may be the logits.
+            ConfigError: Several tensors could be the logits.
         """
         rows = self.target.shape[0]
         if not possible_logits(output, rows, self.num_classes, self.columns):
@@ -109,9 +109,9 @@ class RowWeights:
         return map_tensors(output, lambda tensor: mixed if tensor is logits else tensor)
 
     def scale(self, output: Any) -> Any:
-        """Return a student's output through whose features the gradient of a row is multiplied by its weight.
+        """Multiply the gradient of each row by its weight in all features of a student's output.
 
-        Logits pass theirs as it is, and so do tensors that a mapping holds under a name that ends in `logits`.
+        Gradients of the logits are unchanged, as are gradients of tensors in a mapping whose name ends in `logits`.
         """
         rows = self.target.shape[0]
         tensors = list(tensors_in(output))
@@ -122,7 +122,7 @@ class RowWeights:
         def lessened(tensor: Tensor) -> Tensor:
             if id(tensor) in kept or not (tensor.requires_grad and has_rows(tensor, rows)):
                 return tensor
-            # A view of its own, so that what flows from the logits through the same features is left alone.
+            # A separate view leaves the gradients that flow from the logits through the same features unchanged.
             if torch.compiler.is_compiling():
                 compiled: Tensor = _Scaled.apply(tensor, self.weights)
                 return compiled
@@ -134,10 +134,10 @@ class RowWeights:
 
 
 def check_temperature(temperature: float | None) -> float | None:
-    """Return a temperature that was given, or None.
+    """Validate and return a temperature; None is accepted.
 
     Raises:
-        ConfigError: It is no number above 0.
+        ConfigError: The value is not a number above 0.
     """
     fine = isinstance(temperature, (int, float)) and not isinstance(temperature, bool) and 0 < temperature < math.inf
     if temperature is not None and not fine:

@@ -1,4 +1,4 @@
-"""Options of detectors and methods as data: config keys, flags, checks and help are made of them by the hosts."""
+"""Declare options of detectors and methods as data; hosts derive config keys, flags, checks and help from them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 from tllm_plugin.core.errors import ConfigError
 
-#: Returns what was expected of a value, or None where the value is fine.
+#: Returns a description of the accepted values, or None if the value is accepted.
 Check = Callable[[Any], str | None]
 
 
 def number_in(low: float, high: float, *, open_low: bool = False, open_high: bool = False) -> Check:
-    """Return a check for numbers in an interval; infinite ends are left out of the message."""
+    """Return a check for numbers in an interval; the message omits an infinite upper end."""
 
     def check(value: Any) -> str | None:
         if not isinstance(value, (bool, str)) and hasattr(value, "__float__"):
@@ -31,7 +31,7 @@ def number_in(low: float, high: float, *, open_low: bool = False, open_high: boo
 
 
 def at_least(low: float) -> Check:
-    """Return a check for finite numbers not below `low`."""
+    """Return a check for finite numbers of at least `low`."""
     return number_in(low, math.inf, open_high=True)
 
 
@@ -41,7 +41,7 @@ def more_than(low: float) -> Check:
 
 
 def count_in(low: int, high: float = math.inf) -> Check:
-    """Return a check for whole numbers; both ends are in, and an infinite one is left out of the message."""
+    """Return a check for integers in [low, high]; the message omits an infinite upper end."""
     expected = f"at least {low}" if math.isinf(high) else f"in [{low}, {high}]"
 
     def check(value: Any) -> str | None:
@@ -52,11 +52,11 @@ def count_in(low: int, high: float = math.inf) -> Check:
 
 
 def one_of(known: Iterable[str]) -> Check:
-    """Return a check for names; what is known is looked up, and listed, when a value is checked."""
+    """Return a check for names; `known` is read when a value is checked, so later registrations count."""
     return lambda value: None if value in known else f"one of {', '.join(sorted(known))}"
 
 
-#: Of shares and weights of a past, in [0, 1); of thresholds, in (0, 1).
+#: Checks for fractions in [0, 1) (SHARE) and for thresholds in (0, 1) (INSIDE).
 SHARE = number_in(0, 1, open_high=True)
 INSIDE = number_in(0, 1, open_low=True, open_high=True)
 
@@ -66,12 +66,12 @@ class Option:
     """One option of a detector, a method or a host.
 
     Args:
-        name: Of the constructor's argument, and of the attribute that holds it.
-        default: Its type is that of the option.
-        check: What is accepted; None where a config's check of the type is enough.
-        help: For lists of options and the help of flags; begins with a small letter and has no full stop.
-        key: In a config, below the node of the detector or the method; empty for the name in capitals.
-        flag: In RepDistiller, without the dashes; empty for the name behind that of its owner, None for none.
+        name: Name of the constructor's argument and of the attribute that holds the value.
+        default: Default value; its type is the type of the option.
+        check: Check of the value; None if the config's type check is sufficient.
+        help: Text for lists of options and flag help; starts in lower case and has no full stop.
+        key: Config key below the node of the detector or method; empty derives it as the upper-case name.
+        flag: Flag in RepDistiller, without dashes; empty derives it from the names of owner and option, None for none.
     """
 
     name: str
@@ -85,10 +85,10 @@ class Option:
         object.__setattr__(self, "key", self.key or self.name.upper())
 
     def read(self, value: Any) -> Any:
-        """Return a checked value; numbers as the type of the default.
+        """Check a value and return it; numbers are converted to the type of the default.
 
         Raises:
-            ConfigError: The check refuses it.
+            ConfigError: The check rejects the value.
         """
         expected = self.check(value) if self.check is not None else None
         if expected is not None:
@@ -97,14 +97,14 @@ class Option:
 
 
 def option(default: Any, check: Check | None, help: str, key: str = "", flag: str | None = "") -> Any:
-    """Declare an option in the body of a class: `eta: float = option(0.05, INSIDE, "how far ...")`; see `Option`."""
+    """Declare an option in a class body: `eta: float = option(0.05, INSIDE, "how far ...")`; see `Option`."""
     return Option("", default, check, help, key, flag)
 
 
 class WithOptions:
-    """Base of classes that declare options in their body and take them by name; each is an attribute of instances."""
+    """Base of classes that declare options in their body; each option becomes an attribute of the instance."""
 
-    #: Declared by the class and its bases, in the order of lists and help.
+    #: Options of the class and its bases, in the order of lists and help texts.
     options: ClassVar[tuple[Option, ...]] = ()
 
     def __init_subclass__(cls, **how: Any) -> None:
@@ -114,10 +114,10 @@ class WithOptions:
         cls.options = (*(item for item in cls.options if item.name not in declared), *named)
 
     def set_options(self, given: Mapping[str, Any]) -> None:
-        """Set an attribute for each option: what is given, otherwise the default.
+        """Set an attribute for each option to the given value or the default.
 
         Raises:
-            ConfigError: A value is refused, or given for what is no option.
+            ConfigError: A value is rejected, or a name is not an option.
         """
         unknown = set(given) - {option.name for option in self.options}
         if unknown:

@@ -1,4 +1,4 @@
-"""What networks take and return: tensors in containers of any kind, the logits among them."""
+"""Handle inputs and outputs of networks: tensors in nested containers, and the logits among them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tllm_plugin.core.errors import ConfigError
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return `value` with every tensor in it changed; containers keep their type, everything else is left alone."""
+    """Apply `change` to every tensor in `value`; containers keep their type, other values are unchanged."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):
@@ -22,7 +22,7 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
             return changed
         if not isinstance(value, MutableMapping):
             return type(value)(changed)  # type: ignore[call-arg]
-        # Not every mapping can be made from another one: a default dictionary, for example.
+        # Not every mapping type can be constructed from a dictionary; defaultdict, for example, cannot.
         same_kind = copy.copy(value)
         same_kind.update(changed)
         return same_kind
@@ -37,7 +37,7 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield every tensor in `value` (a tensor, or containers of them at any depth), in order."""
+    """Yield every tensor in `value`, a tensor or nested containers of tensors, in order."""
     found: list[Tensor] = []
 
     def note(tensor: Tensor) -> Tensor:
@@ -49,12 +49,12 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def slice_rows(value: Any, rows: Tensor, batch_rows: int) -> Any:
-    """Select `rows` from every tensor in `value` whose first dimension is the batch; leave everything else alone.
+    """Select `rows` from every tensor in `value` whose first dimension is the batch; other values are unchanged.
 
     Args:
-        value: A tensor, or tuples, lists, mappings and dataclasses of them at any depth, or anything else.
+        value: A tensor, nested tuples, lists, mappings and dataclasses of tensors, or any other value.
         rows: (n_d,) int64.
-        batch_rows: n; tensors with another first dimension are not batched.
+        batch_rows: n; tensors whose first dimension differs are not batched.
     """
     return map_tensors(value, lambda tensor: tensor.index_select(0, rows) if has_rows(tensor, batch_rows) else tensor)
 
@@ -66,10 +66,10 @@ def has_rows(tensor: Tensor, rows: int) -> bool:
 def logits_of(output: Any) -> Tensor:
     """Return the logits of a network's output: the output itself, or the first tensor among its items.
 
-    Features come in a list or mapping, so that `(logits, features)` and `(features, logits)` both do.
+    Features are in a list or mapping, so that `(logits, features)` and `(features, logits)` both work.
 
     Raises:
-        ConfigError: There is no tensor.
+        ConfigError: The output contains no tensor at the top level.
     """
     if isinstance(output, Tensor):
         return output
@@ -83,7 +83,7 @@ def logits_of(output: Any) -> Tensor:
 
 
 def named_logits(output: Any) -> Iterator[Tensor]:
-    """Yield the tensors that mappings in `output` hold under a name that ends in `logits`."""
+    """Yield the tensors in mappings of `output` whose key ends in `logits`."""
     if isinstance(output, Mapping):
         for name, item in output.items():
             if isinstance(item, Tensor) and str(name).endswith("logits"):
@@ -96,14 +96,14 @@ def named_logits(output: Any) -> Iterator[Tensor]:
 
 
 def possible_logits(output: Any, rows: int, num_classes: int, columns: int | None = None) -> list[Tensor]:
-    """Return the tensors of a network's output that may be its logits; of several, those that are not nested.
+    """Return the tensors of a network's output that may be its logits; if several match, prefer unnested ones.
 
     Args:
-        output: Of the network.
+        output: Output of the network.
         rows: n.
-        num_classes: C. Where no tensor is of shape (n, C), those with more columns may be: a network may have more
-            outputs than there are classes.
-        columns: Of the logits, where they are known.
+        num_classes: C. Without a tensor of shape (n, C), tensors with more columns qualify: a network may have more
+            outputs than classes.
+        columns: Number of columns of the logits, if known.
     """
     tensors = [tensor for tensor in tensors_in(output) if tensor.dim() == 2 and tensor.shape[0] == rows]
     found = [tensor for tensor in tensors if tensor.shape[1] == (num_classes if columns is None else columns)]
@@ -121,7 +121,7 @@ def find_logits(
     """Return the logits of a network's output by their shape; see `possible_logits`.
 
     Raises:
-        ConfigError: No tensor in `output` may be its logits, or several may.
+        ConfigError: No tensor in `output` qualifies, or several do.
     """
     found = possible_logits(output, rows, num_classes, columns)
     if len(found) != 1:

@@ -1,4 +1,4 @@
-"""Paths as people type them."""
+"""Expand paths that users type."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 
 
 def expanded(path: str | os.PathLike[str]) -> str:
-    """Return a path with `~` and `~NAME` at its beginning replaced by that home; one that nobody has stays as it is.
+    """Replace `~` or `~NAME` at the beginning of a path by the home folder; an unknown user's stays unchanged.
 
-    A shell does so only for words of their own: neither for `LABEL=~/run` nor for what stands in a file.
+    A shell expands `~` only at the beginning of a word, so neither in `LABEL=~/run` nor inside a file.
     """
     return os.path.expanduser(os.fspath(path))

@@ -1,7 +1,7 @@
-"""Policies: teaching weights of all classes, from the teacher alone and before training, with their controls.
+"""Policies set the teaching weights of all classes before training, from the teacher alone; controls are included.
 
-The strength of a class is the mean probability, at the distiller's temperature, that the teacher gives the class on
-training images of that class. Students learn to predict classes less often whose softened targets are flat.
+The strength of a class is the mean probability, at the distiller's temperature, that the teacher assigns to the class
+on training images of that class. Students learn to under-predict classes whose softened targets are flat.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from torch import Tensor
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.registry import Registry
 
-#: No class is taught less than this: at 0 it would be undistillable, and lose the teacher altogether.
+#: Lower bound of a policy's weights: at 0 a class would count as undistillable and lose the teacher altogether.
 LEAST_WEIGHT = 1e-3
 
 
 @dataclass(frozen=True)
 class PolicyOptions:
-    """What policies are told.
+    """Options of the policies.
 
     Args:
-        level: Of `equal_strength`: "mean" or "max" of the strengths over classes, or a number in (0, 1).
-        seed: Of `permuted`.
+        level: Target strength of `equal_strength`: "mean" or "max" over classes, or a number in (0, 1).
+        seed: Seed of the permutation in `permuted`.
     """
 
     level: str = "mean"
@@ -39,14 +39,14 @@ POLICIES: Registry[Policy] = Registry("policy")
 
 
 def strength_level(strengths: Tensor, level: str) -> float:
-    """Return the strength that classes are raised to.
+    """Return the strength to which weaker classes are raised.
 
     Args:
-        strengths: (C,), NaN where there is no image.
+        strengths: (C,), NaN for a class without images.
         level: See `PolicyOptions`.
 
     Raises:
-        ConfigError: It is none of these.
+        ConfigError: `level` is not valid.
     """
     known = strengths[~strengths.isnan()]
     if level in ("mean", "max"):
@@ -57,7 +57,7 @@ def strength_level(strengths: Tensor, level: str) -> float:
 
 
 def is_level(level: str) -> bool:
-    """Tell whether a level is one."""
+    """Return whether `level` is "mean", "max" or a number in (0, 1)."""
     try:
         return level in ("mean", "max") or 0 < float(level) < 1
     except ValueError:
@@ -66,10 +66,10 @@ def is_level(level: str) -> bool:
 
 @POLICIES.register("equal_strength")
 def equal_strength(strengths: Tensor, options: PolicyOptions) -> Tensor:
-    """Return the weights that raise every class below the level to it, by as much label as that takes.
+    """Return the weights that raise every weaker class to the level by mixing in the label.
 
-    With the mixture `w p + (1 - w) label`, a class of strength s has the strength `w s + 1 - w`, which is the level m
-    for `w = (1 - m) / (1 - s)`. Classes above the level keep the teacher as it is.
+    The mixture `w p + (1 - w) label` raises a class of strength s to `w s + 1 - w`, which equals the level m for
+    `w = (1 - m) / (1 - s)`. Classes above the level keep weight 1.
 
     >>> equal_strength(torch.tensor([0.2, 0.4, 0.6]), PolicyOptions())
     tensor([0.7500, 1.0000, 1.0000])
@@ -80,28 +80,28 @@ def equal_strength(strengths: Tensor, options: PolicyOptions) -> Tensor:
 
 @POLICIES.register("constant")
 def constant(strengths: Tensor, options: PolicyOptions) -> Tensor:
-    """Return the mean weight of `equal_strength` for every class: as much label, whatever the class."""
+    """Return the mean weight of `equal_strength` for every class: the same amount of label for all."""
     weights = equal_strength(strengths, options)
     return weights.mean().expand(len(weights)).clone()
 
 
 @POLICIES.register("permuted")
 def permuted(strengths: Tensor, options: PolicyOptions) -> Tensor:
-    """Return the weights of `equal_strength`, dealt out to the classes at random."""
+    """Return the weights of `equal_strength`, randomly permuted over the classes."""
     order = torch.randperm(len(strengths), generator=torch.Generator().manual_seed(options.seed))
     return equal_strength(strengths, options)[order]
 
 
 class Decision:
-    """What a policy came to; its state travels in the wrapper's checkpoint, so that the teacher is asked once.
+    """Hold the weights that a policy chose; saved in the wrapper's checkpoint, so that the teacher runs only once.
 
     Args:
         policy: Name of the policy.
         num_classes: C.
-        options: Its options.
+        options: Options of the policy.
 
     Raises:
-        ConfigError: There is no such policy, or an option is none.
+        ConfigError: The policy is unknown, or an option is invalid.
     """
 
     def __init__(self, policy: str, num_classes: int, options: PolicyOptions) -> None:
@@ -119,15 +119,15 @@ class Decision:
 
     @property
     def level(self) -> float:
-        """The strength that classes are raised to."""
+        """Strength to which weaker classes are raised."""
         return strength_level(self.strengths, self.options.level)
 
     def make(self, strengths: Tensor, temperature: float) -> None:
-        """Set the weights.
+        """Compute the weights.
 
         Args:
             strengths: (C,) in [0, 1].
-            temperature: At which they were measured.
+            temperature: Temperature at which the strengths were measured.
         """
         self.strengths, self.temperature = strengths.double(), temperature
         self.weights = self._rule(self.strengths, self.options).float()

@@ -1,4 +1,4 @@
-"""What a network predicts for a data set: one pass over its batches, and the record that all results are made from."""
+"""Predict a data set with a network in one pass, and hold the predictions from which all results are computed."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ MAX_RANK = 255
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Predictions of one network for `n` samples in the order of the data set, on the CPU; checked when made.
+    """Predictions of one network for `n` samples, in data-set order and on the CPU; validated at construction.
 
     Args:
         labels: (n,) int64, true classes.
-        prediction: (n,) int64, predicted classes; the label exactly where the true class ranks first. -1 stands for a
-            wrong prediction that was not kept.
-        num_classes: C; labels are below it, predictions of a network with more outputs need not be.
-        rank: (n,) uint8, place of the true class among the logits, 1 = predicted; 255 stands for 255 or worse. None
-            where it was not kept, as in `predictions.npz`.
-        true_prob: (n,) float32, softmax probability of the true class; None likewise.
+        prediction: (n,) int64, predicted classes; equal to the label exactly where `rank` is 1. -1 stands for a wrong
+            prediction whose class was not recorded.
+        num_classes: C. Labels are below C; predictions may not be, if the network has more than C outputs.
+        rank: (n,) uint8, rank of the true class among the logits, 1 = predicted; 255 stands for 255 or worse. None if
+            it was not recorded, as in `predictions.npz`.
+        true_prob: (n,) float32, softmax probability of the true class; None if it was not recorded.
         agree: (n,) bool, whether the prediction equals the teacher's; None without a teacher.
-        features: (n, D) float32, what the last layer reads; None unless asked for.
+        features: (n, D) float32, input of the last layer; None unless requested.
 
     Raises:
-        ConfigError: A part is no tensor with one value (of `features`: one row) per sample.
+        ConfigError: A field is not a tensor with one value per sample (`features`: one row per sample).
     """
 
     labels: Tensor
@@ -58,7 +58,7 @@ class Predictions:
 
     @property
     def correct(self) -> Tensor:
-        """(n,) bool."""
+        """(n,) bool, whether each prediction is correct."""
         return self.prediction == self.labels
 
     @property
@@ -78,14 +78,14 @@ class Predictions:
 
     @property
     def accuracy(self) -> float:
-        """Share of all samples that are predicted correctly, in [0, 1]; in single precision, as the hosts divide."""
+        """Fraction of samples predicted correctly, in [0, 1]; divided in single precision, as the hosts do."""
         return float(self.class_correct.sum() / self.class_total.sum())
 
     def kept(self, name: str) -> Tensor:
         """Return `rank`, `true_prob` or `features`.
 
         Raises:
-            ConfigError: It was not kept.
+            ConfigError: The field was not recorded.
         """
         value: Tensor | None = getattr(self, name)
         if value is None:
@@ -102,17 +102,17 @@ class Predictions:
         return replace(self, **parts)
 
     def beside(self, teacher: Tensor) -> Predictions:
-        """Return these predictions with `agree`, where a teacher predicted the classes (n,) int64."""
+        """Return a copy whose `agree` compares these predictions with the teacher's, (n,) int64."""
         return replace(self, agree=self.prediction == teacher)
 
 
 class Collector:
-    """Makes `Predictions` of logits that come batch by batch; for loops over a data set that a host runs itself.
+    """Collect `Predictions` from logits batch by batch, for loops that the host runs itself.
 
-    Per sample a few bytes are kept on the device, of features as many as they have, and of logits nothing.
+    A few bytes per sample stay on the device, plus the features if they are passed; logits are not kept.
 
     Args:
-        num_classes: C; None: as many as there are logits. A network may have more outputs than there are classes.
+        num_classes: C; None takes the number of logits. A network may have more outputs than there are classes.
     """
 
     def __init__(self, num_classes: int | None = None) -> None:
@@ -127,17 +127,17 @@ class Collector:
         Args:
             logits: (b, C), unnormalised.
             label: (b,) of an integer type, on any device.
-            features: (b, D), in every batch or in none.
+            features: (b, D), either in every batch or in none.
 
         Raises:
-            ConfigError: The logits are of another shape, or the labels are no class indices.
+            ConfigError: The logits do not have shape (b, C), or the labels are not class indices.
         """
         _check_batch(logits, label)
         logits = logits.detach().float()
         label = label.to(logits.device, torch.int64)
         rank = true_class_rank(logits, label)
         best = logits.argmax(1)
-        # A true logit of NaN ranks last, but argmax finds it: then any other class counts as predicted.
+        # A true logit of NaN ranks last, but argmax selects it: then any other class counts as predicted.
         wrong = torch.where(best == label, (label + 1) % logits.shape[1], best)
         batch = {
             "labels": label,
@@ -152,19 +152,19 @@ class Collector:
             self._parts["features"].append(features.detach().float())
 
     def predictions(self, gather: Callable[[Tensor], Tensor] | None = None) -> Predictions:
-        """Return the predictions for all batches that were added, in their order.
+        """Return the predictions for all added batches, in order.
 
         Args:
-            gather: Where these are a part of the samples, as in one of several processes: from values of this part's
-                samples, (k, ...) on the CPU, to those of all n samples in the order of the data set.
+            gather: Gathers per-sample values from all ranks into data-set order: takes the (k, ...) CPU values of this
+                rank's samples and returns those of all n samples. None if this rank has all samples.
 
         Raises:
-            ConfigError: There is no batch.
+            ConfigError: No batch was added.
         """
 
         def whole(name: str, dtype: torch.dtype) -> Tensor:
             parts = self._parts[name]
-            # With more processes than batches a part is empty.
+            # With more ranks than batches, a rank may have no samples.
             values = torch.cat(parts).cpu() if parts else torch.empty(0, dtype=dtype)
             return values if gather is None else gather(values)
 
@@ -192,22 +192,24 @@ def predict(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     features: bool = False,
 ) -> Predictions:
-    """Run a network over a data set once; everything stays on the device until the end of the pass.
+    """Predict a data set in one pass; results stay on the device until the end of the pass.
 
     Args:
-        network: Image batch -> logits (b, C), unnormalised, alone or with other outputs (see `logits_of`). A module is
-            put into evaluation mode and left in it.
-        batches: Yields `(image, label, ...)` in the same order every time; labels (b,) of an integer type. A loader of
-            one of several processes has a method `gather`, which see `Collector.predictions`: all get all samples.
-        keyword: Name of the argument that takes the images, for a distiller, which takes keywords and returns logits
-            alone.
+        network: Maps an image batch to unnormalised logits (b, C), alone or with other outputs (see `logits_of`). A
+            module is put into evaluation mode and left in it.
+        batches: Yields `(image, label, ...)` in a fixed order; labels are (b,) of an integer type. A loader that holds
+            only this rank's shard has a method `gather` (see `Collector.predictions`), so that every rank gets the
+            predictions for all samples.
+        keyword: Name of the argument that takes the images; used for distillers, which take keywords and return logits
+            only.
         num_classes: See `Collector`.
-        device: Where to put the images first; None: they are on the network's device.
-        autocast: Makes the context of a forward pass, that is, its precision.
-        features: Whether to keep the pooled features, `pooled_feat` of the outputs beside the logits. They take memory.
+        device: Device to move the images to; None if they are on the network's device already.
+        autocast: Returns the context manager for each forward pass; it sets the precision.
+        features: Whether to keep the pooled features (`pooled_feat` among the outputs beside the logits), which take
+            memory.
 
     Raises:
-        ConfigError: The network returns something else, labels are no class indices, or there is no batch.
+        ConfigError: The network returns something else, the labels are not class indices, or there is no batch.
     """
     if isinstance(network, nn.Module):
         network.eval()
@@ -218,7 +220,7 @@ def predict(
             output = network(**{keyword: image}) if keyword else network(image)
         pooled = _pooled(network, output) if features else None
         collector.add(output if keyword else logits_of(output), label, pooled)
-        # Feature maps of all stages: kept during the next pass, they would take memory twice and time as well.
+        # The outputs hold feature maps of all stages; kept during the next pass, they would double the memory.
         del output, pooled
     return collector.predictions(getattr(batches, "gather", None))
 
@@ -241,9 +243,9 @@ def _check_batch(logits: Any, label: Any) -> None:
 
 
 def true_class_rank(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return (n,) int64, the place of the true class, 1 = best; ties go to the lower class index.
+    """Return the rank of the true class, (n,) int64, 1 = best; ties go to the lower class index.
 
-    A true logit that is NaN ranks last, so that a diverged network never looks perfect.
+    A NaN logit of the true class ranks last, so that a diverged network never looks perfect.
 
     Args:
         logits: (n, C), unnormalised.
@@ -256,7 +258,7 @@ def true_class_rank(logits: Tensor, labels: Tensor) -> Tensor:
     not_below = ~(logits < true_logit)
     later = torch.arange(logits.shape[1], device=logits.device)[None, :] > labels[:, None]
     tied_later = (logits == true_logit) & later
-    # Summing into 64 bits would first make a copy of the (n, C) booleans in them.
+    # Summing into 64 bits would first copy the (n, C) booleans to 64 bits.
     return (not_below.sum(1, dtype=torch.int32) - tied_later.sum(1, dtype=torch.int32)).long()
 
 

@@ -1,4 +1,4 @@
-"""Names for things that a config chooses: a decorator registers, a name taken twice is an error."""
+"""Register objects under the names that configs use; registering a name twice is an error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Registry(Mapping[str, T]):
     """A read-only mapping of names to objects that is filled by a decorator.
 
     Args:
-        kind: What is registered, in the singular; used in error messages.
+        kind: Singular noun for the registered objects, used in error messages.
 
     >>> scores: Registry[type] = Registry("score")
     >>> @scores.register("accuracy")

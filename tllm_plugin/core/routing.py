@@ -26,10 +26,10 @@ _active = threading.local()
 
 
 class Cut(BaseException):
-    """Ends a call of the inner distiller early; no error, so that no distiller takes it for one.
+    """End a call of the inner distiller early; derived from BaseException, so that no distiller catches it as an error.
 
     Args:
-        output: What the student returned; None where a teacher was about to be called before the student.
+        output: Output of the student; None if a teacher was about to be called before the student.
     """
 
     def __init__(self, output: Any = None) -> None:
@@ -42,13 +42,13 @@ class Route:
     """Which rows of the batch the inner distiller sees in this call, and what its student returned for all rows.
 
     Args:
-        owner: Identifies the wrapper (and all of its replicas) whose hooks obey this route.
-        student: The student; a deep copy of it obeys, too, but its outputs are not the student's.
+        owner: Identifies the wrapper (and its replicas) whose hooks follow this route.
+        student: The student; deep copies follow the route as well, but their outputs are not recorded.
         batch_rows: n, the rows of the whole batch.
-        rows: (n_d,) int64, the distillable rows in ascending order; None: all of them, nothing is sliced.
-        weights: Of these rows, where some are between 0 and 1; None: all of them are 1.
-        watch: Looks for rows that are combined and will not fit.
-        cut: End the call with this call of the student, counted from 0; a teacher must not be called before.
+        rows: (n_d,) int64, the distillable rows in ascending order; None for all rows, without slicing.
+        weights: Teaching weights of these rows; None if all are 1.
+        watch: Checks that the distiller combines only tensors with the same rows.
+        cut: Index (from 0) of the student call with which to end the distiller's call; no teacher may be called before.
     """
 
     owner: str
@@ -58,25 +58,25 @@ class Route:
     weights: RowWeights | None = None
     watch: Watch | None = None
     cut: int | None = None
-    #: (what the distiller was given, what the student returned), one pair per call of the student.
+    #: (output that the distiller received, output of the student), one pair per call of the student.
     student_outputs: list[tuple[Any, Any]] = field(default_factory=list)
 
     def slice(self, value: Any) -> Any:
-        """Return what the distiller, or a teacher, is given of a value of the whole batch."""
+        """Select from a value of the whole batch the rows that the distiller or a teacher receives."""
         return value if self.rows is None else slice_rows(value, self.rows, self.batch_rows)
 
     def row_counts(self) -> set[int]:
-        """Return how many rows a batched tensor may have in this call."""
+        """Return the possible row counts of a batched tensor in this call."""
         return {self.batch_rows} if self.rows is None else {self.batch_rows, self.rows.numel()}
 
     def place_of(self, returned: Tensor) -> tuple[int, int]:
-        """Return where `returned` comes from: the call of the student, and which tensor of its output.
+        """Return the origin of `returned`: the index of the student call, and of the tensor in its output.
 
         Args:
-            returned: (n_d, C), what the inner distiller gave back: a student output, a view or a copy of one.
+            returned: (n_d, C) logits from the inner distiller: a student output, or a view or copy of one.
 
         Raises:
-            ConfigError: It is none of the student's outputs.
+            ConfigError: The tensor is not an output of the student.
         """
         places = [
             (call, leaf, given)
@@ -111,7 +111,7 @@ def _same_values(given: Tensor, returned: Tensor) -> bool:
 
 @contextmanager
 def routed(route: Route) -> Iterator[Route]:
-    """Make `route` the active one of this thread for the duration of the block."""
+    """Activate `route` in this thread for the duration of the block."""
     previous = getattr(_active, "route", None)
     _active.route = route
     try:
@@ -123,11 +123,11 @@ def routed(route: Route) -> Iterator[Route]:
 def attach_hooks(owner: str, distiller: nn.Module) -> None:
     """Register the routing hooks on student, teacher and the copies of them that `distiller` holds.
 
-    Copies that a distiller makes of a network later have its hooks, and the same owner.
+    Copies of a network that the distiller makes later inherit its hooks and their owner.
 
     Args:
-        owner: The same for all of a wrapper's hooks.
-        distiller: With `student` and maybe `teacher`.
+        owner: Identifier shared by all hooks of a wrapper.
+        distiller: Distiller with `student` and optionally `teacher`.
     """
     student: Any = distiller.student
     teacher = getattr(distiller, "teacher", None)
@@ -154,7 +154,7 @@ def _called(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def _copies(distiller: nn.Module, network: Any) -> list[nn.Module]:
-    """Return the modules of `distiller`, outside student and teacher, that are built as `network` is."""
+    """Return the modules of `distiller` outside student and teacher that have the same structure as `network`."""
     own = {
         id(part)
         for name in ("student", "teacher")
@@ -177,7 +177,7 @@ def _build_of(network: nn.Module) -> tuple[type, dict[str, Any]]:
 
 
 def _modules_of(distiller: nn.Module) -> Iterator[nn.Module]:
-    """Yield the modules of a distiller, those included that it keeps from its checkpoint in a list or dictionary."""
+    """Yield the modules of a distiller, including those that it hides from its checkpoint in a list or dictionary."""
     seen: set[int] = set()
     hidden = [
         item

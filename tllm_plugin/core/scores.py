@@ -1,4 +1,4 @@
-"""What a student's predictions on the hold-out are scored by: values in [0, 1] per sample."""
+"""Scores of predictions on the hold-out: one value in [0, 1] per sample."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ SCORES: Registry[Score] = Registry("score")
 
 @SCORES.register("accuracy")
 def accuracy(samples: Predictions) -> Tensor:
-    """Return (n,) float32: 1 where the prediction is right."""
+    """Return 1 for each correct prediction and 0 otherwise, (n,) float32."""
     return samples.correct.float()
 
 
 @SCORES.register("reciprocal_rank")
 def reciprocal_rank(samples: Predictions) -> Tensor:
-    """Return (n,) float32: 1 / rank of the true class; like accuracy free of confidence, but finer."""
+    """Return 1 / rank of the true class, (n,) float32; independent of confidence like accuracy, but finer."""
     return samples.kept("rank").float().reciprocal()
 
 
 @SCORES.register("true_prob")
 def true_prob(samples: Predictions) -> Tensor:
-    """Return (n,) float32: probability of the true class. Label smoothing and temperature lower it for all classes."""
+    """Return the probability of the true class, (n,) float32; label smoothing and temperature lower it everywhere."""
     return samples.kept("true_prob")
 
 
 @SCORES.register("agreement")
 def agreement(samples: Predictions) -> Tensor:
-    """Return (n,) float32: 1 where student and teacher predict the same class.
+    """Return 1 where student and teacher predict the same class and 0 elsewhere, (n,) float32.
 
     Raises:
-        ConfigError: There is no teacher.
+        ConfigError: The predictions were made without a teacher.
     """
     if samples.agree is None:
         raise ConfigError("Expected a teacher for the score `agreement`, but got a distiller without one")

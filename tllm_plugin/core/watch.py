@@ -1,4 +1,4 @@
-"""Looks on while a distiller is called for the first time: do the rows that it combines stay together under TLLM?"""
+"""Check during a distiller's first call that all tensors that it combines will have the same rows under TLLM."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _INSIDE = "comes from inside the student, past what it returns"
 
 
 class Watch(TorchFunctionMode):
-    """Follows the rows of a batch through one call of a distiller; computes nothing and changes nothing.
+    """Trace the rows of a batch through one call of a distiller, without computing or changing anything.
 
-    Once classes are flagged, a distiller sees the distillable rows of what its student returns, of its teacher and of
-    the keywords, but all rows of the images and of everything that is taken from inside the student. What combines a
-    tensor of the one kind with one of the other would fail, or silently broadcast, in the first batch with a flagged
-    class; here it is an error in the first batch of all.
+    Once classes are flagged, a distiller sees only the distillable rows of the student's and the teacher's outputs and
+    of the keywords, but all rows of the images and of tensors taken from inside the student. An operation that
+    combines the two kinds would fail, or silently broadcast, in the first batch with a flagged class. This class
+    raises an error for it in the very first batch.
 
     Args:
         images: Images of the batch, (n, ...).
-        batched: Other batched keywords; of the distillable rows, if only these are seen.
-        rows: How many rows a batched tensor may have: n, and n_d.
+        batched: Other batched keywords, possibly sliced to the distillable rows.
+        rows: Possible row counts of a batched tensor: n and n_d.
 
     Raises:
-        ConfigError: Raised where the two kinds are combined.
+        ConfigError: An operation combines the two kinds.
     """
 
     def __init__(self, images: Iterable[Tensor], batched: Iterable[Tensor], rows: Iterable[int]) -> None:
@@ -41,16 +41,16 @@ class Watch(TorchFunctionMode):
         self._given = list(images)  # Kept alive with their kinds, which go with the tensors.
         self._rows = frozenset(rows)
         self._networks: list[tuple[str, bool]] = []
-        #: Tensor -> why it keeps all rows; "" if it has the distillable ones.
+        #: Tensor -> reason why it has all rows; "" if it has only the distillable rows.
         self._kinds = WeakIdKeyDictionary()
         self._note(batched, _ROUTED)
         self._note(self._given, _IMAGES)
-        #: What every call of the student itself was given, and whether another network was called before.
+        #: For each call of the student: its input tensors, and whether another network was called before.
         self.student_calls: list[tuple[list[Tensor], bool]] = []
         self._others_called = False
 
     def enter(self, network: str, *, own: bool, given: Iterable[Tensor]) -> None:
-        """Take note that a network is called: "student" or "teacher", itself (`own`) or a copy of it."""
+        """Record the start of a call of "student" or "teacher"; `own` is False for a copy of the network."""
         if own:
             self.student_calls.append((list(given), self._others_called))
         elif not self._networks:
@@ -58,7 +58,7 @@ class Watch(TorchFunctionMode):
         self._networks.append((network, own))
 
     def leave(self, returned: Iterable[Tensor]) -> None:
-        """Take note that the network that was entered last has returned."""
+        """Record the return of the network that was entered last."""
         self._networks.pop()
         self._note(returned, _ROUTED)
 
@@ -106,7 +106,7 @@ def _tensors(value: Any) -> Iterable[Tensor]:
 
 
 def can_watch(distiller: torch.nn.Module) -> bool:
-    """Tell whether calls of `distiller` can be looked at: a compiled network would be compiled once more for it."""
+    """Return whether calls of `distiller` can be traced; a compiled network cannot, as it would be recompiled."""
     return not any(
         hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
         for module in distiller.modules()

@@ -1,4 +1,4 @@
-"""What goes wrong in the processes that a `DataLoader` starts, as the one line that this process would say."""
+"""Turn errors of `DataLoader` worker processes into one-line errors."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _OPEN_FILES = (
 
 
 def plain_error(error: BaseException) -> TLLMError | None:
-    """Return an error of ours for one that a loader's worker has met or been; None for every other error.
+    """Return a one-line error for an error that a loader's worker caused; None for all other errors.
 
-    PyTorch raises a worker's error again with the worker's traceback as its message. A damaged image, no room in
-    shared memory and a worker that was killed are no programming errors; others keep their traceback.
+    PyTorch re-raises a worker's error with the worker's traceback as its message. A damaged image, full shared memory
+    and a killed worker are not programming errors and become one line; other errors keep their traceback.
 
     Args:
-        error: Raised in the process that iterates over a `DataLoader`.
+        error: Error raised in the process that iterates over a `DataLoader`.
     """
     text = str(error)
     caught = _CAUGHT.match(text)
@@ -62,7 +62,7 @@ def plain_error(error: BaseException) -> TLLMError | None:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn what a loader's workers meet into errors of ours; see `plain_error`."""
+    """Raise one-line errors for errors that a loader's workers cause; see `plain_error`."""
     try:
         yield
     except Exception as error:
@@ -86,7 +86,7 @@ def _ended(how: str) -> DataError:
 
 
 def _while_receiving(error: BaseException) -> bool:
-    """Return whether the other process was gone while two of Python's `multiprocessing` talked to each other."""
+    """Return whether `multiprocessing` lost the connection to another process."""
     if not isinstance(error, OSError | EOFError):
         return False
     frames = traceback.walk_tb(error.__traceback__)
@@ -107,7 +107,7 @@ def _of_worker(name: str, text: str) -> TLLMError | None:
 
 
 def _of_sharing(text: str) -> DataError | None:
-    """Return what is said of a batch that could not be handed from process to process."""
+    """Return the error for a batch that could not be passed between processes."""
     shared = _SHARED_FILE.search(text)
     if "received 0 items of ancdata" in text or "Communication with the workers is no longer possible" in text:
         return DataError(_OPEN_FILES)

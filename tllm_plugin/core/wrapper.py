@@ -1,4 +1,4 @@
-"""The wrapper: any distiller, with the teacher taken away from the rows of undistillable classes."""
+"""Wrap a distiller so that the rows of undistillable classes are trained without the teacher."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NEW_KEY = "loss_tllm"
 
 
 class HasState(Protocol):
-    """Something whose state travels in the wrapper's checkpoint: tensors and plain Python values only."""
+    """Object whose state is saved in the wrapper's checkpoint; it consists of tensors and plain Python values."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -35,38 +35,42 @@ class HasState(Protocol):
 
 
 class TLLMWrapper(nn.Module):
-    """Stands in for a distiller; undistillable rows get label-smoothed cross-entropy instead of the teacher.
+    """Replace the teacher by label-smoothed cross-entropy on the rows of undistillable classes.
 
-    Every class has a teaching weight: 1 the teacher as it is, 0 undistillable (flagged). Until one is below 1, every
-    call goes to the inner distiller untouched. Once a class is flagged, in a batch of `n` rows of which `n_d` are
-    distillable, the student runs once on all rows, the teacher and the inner losses see the `n_d` rows only and are
-    scaled by `n_d / n`; the others add `ce_weight * CE(label_smoothing)` times their share to `loss_ce` (or `ce`, or a
-    new key `loss_tllm`). With `balance`, `ce_weight` counts in units of what the inner losses weigh.
+    Every class has a teaching weight: 1 leaves the teacher as it is, 0 marks the class as undistillable (flagged).
+    While all weights are 1, every call is passed to the inner distiller unchanged. Once a class is flagged, consider a
+    batch of `n` rows of which `n_d` are distillable. The student runs once on all rows; the teacher and the inner
+    losses see only the `n_d` distillable rows, and these losses are scaled by `n_d / n`. The remaining rows add
+    `ce_weight * CE(label_smoothing)`, scaled by `(n - n_d) / n`, to `loss_ce` (or to `ce`, or under a new key
+    `loss_tllm`). With `balance`, `ce_weight` is relative to the measured weight of the inner losses.
 
-    For a class of weight w in between, the teacher's logits are replaced, where they leave the teacher, by those of the
-    mixture of its prediction (w) and the label (1 - w) at the distiller's temperature, and gradients through the
-    student's features are multiplied by w, row by row: exact for losses that are sums or means over rows.
+    For a class of weight 0 < w < 1, the teacher's output is changed before the inner losses see it: its logits become
+    the logits of the mixture of its prediction (weight w) and the label (weight 1 - w) at the distiller's temperature.
+    Gradients through the student's features are multiplied by w row by row, which is exact for losses that are sums or
+    means over rows.
 
     Args:
-        distiller: The inner distiller. It has `student`, `teacher` (unless it is a vanilla one) and, in training,
-            `forward(image=, target=, ...) -> (logits (n, C), losses)`; losses are means over the rows that it is given,
-            in a dictionary or one tensor. Everything else has a default. What else is asked is checked at its first
-            call, see `Raises` of `forward`. Where the distiller has an attribute `loss_shapes`, name -> shape of each
-            loss (or one shape for one tensor), these are known before its first call.
+        distiller: The inner distiller. It has `student`, `teacher` (unless it trains a vanilla student) and, in
+            training mode, `forward(image=, target=, ...) -> (logits (n, C), losses)`. Losses are means over the rows
+            that it receives, in a dictionary or as one tensor. All other attributes are optional. The remaining
+            requirements are checked at the first call, see `Raises` of `forward`. An optional attribute `loss_shapes`
+            (name -> shape of each loss, or one shape for one tensor) announces the losses before the first call.
         num_classes: C.
         label_smoothing: Smoothing of the undistillable rows' cross-entropy, in [0, 1).
-        ce_weight: Weight of that cross-entropy, >= 0.
-        balance: Multiply `ce_weight` by what the inner losses weigh (`Balance`), unless every class is flagged.
-        min_rows: With fewer distillable rows than this (but some), these get plain cross-entropy for the step:
-            relations need several rows, and BatchNorm inside a distiller fails on one.
-        temperature: At which the teacher's predictions and labels are mixed; by default the distiller's attribute of
-            that name (or `T`, `kd_T`, `tau`), in every step anew, or 1 without one.
+        ce_weight: Weight of the undistillable rows' cross-entropy, >= 0.
+        balance: Multiply `ce_weight` by the measured weight of the inner losses (see `Balance`), unless every class is
+            flagged.
+        min_rows: If a batch has at least one but fewer than `min_rows` distillable rows, they are trained with plain
+            cross-entropy in this step: relational losses need several rows, and BatchNorm inside a distiller fails on
+            a single row.
+        temperature: Temperature at which the teacher's predictions and labels are mixed. By default it is read in
+            every step from the distiller's attribute `temperature` (or `T`, `kd_T`, `tau`), or is 1 without one.
 
     Raises:
         ConfigError: An argument is out of range.
 
-    Source: "Teach Less, Learn More" (NeurIPS 2022), appendix F.2: the teacher is discarded on undistillable classes,
-        label smoothing 0.1 takes its place.
+    Source: "Teach Less, Learn More" (NeurIPS 2022), appendix F.2: the teacher is discarded on undistillable classes
+        and replaced by label smoothing of 0.1.
     """
 
     teaching_weights: Tensor
@@ -108,34 +112,31 @@ class TLLMWrapper(nn.Module):
 
     @property
     def student(self) -> nn.Module:
-        """The inner distiller's student (registered there only, so that a checkpoint holds it once)."""
+        """Student of the inner distiller; registered only there, so that a checkpoint holds it once."""
         return self.distiller.student  # type: ignore[return-value]
 
     @property
     def teacher(self) -> nn.Module | None:
-        """The inner distiller's teacher, or None where it has none."""
+        """Teacher of the inner distiller, or None without one."""
         return contract.teacher_of(self.distiller)
 
     @property
     def undistillable(self) -> Tensor:
-        """Flags (C,) bool: the classes of teaching weight 0."""
+        """(C,) bool, True for the classes whose teaching weight is 0."""
         return self.teaching_weights == 0
 
     @property
     def mixing_temperature(self) -> float:
-        """The temperature at which teacher and label are mixed for teaching weights between 0 and 1."""
+        """Temperature at which teacher and label are mixed for teaching weights between 0 and 1."""
         return temperature_of(self.distiller) if self._temperature is None else self._temperature
 
     @property
     def few_rows_steps(self) -> int:
-        """How many steps gave their distillable rows plain cross-entropy because they were fewer than `min_rows`.
-
-        Of several processes, those of this one.
-        """
+        """Number of steps on this rank that had fewer than `min_rows` distillable rows, which got cross-entropy."""
         return self._known.few_rows_steps
 
     def __getattr__(self, name: str) -> Any:
-        # Trainers of hosts and forks reach for attributes of the distiller that only the inner one has.
+        # Trainers of hosts and their forks read attributes that only the inner distiller has.
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -143,11 +144,11 @@ class TLLMWrapper(nn.Module):
             if inner is None or not hasattr(inner, name):
                 raise
             found = getattr(inner, name)
-            # A distiller that is its own `module`, for loops that expect to find it in a DataParallel.
+            # Some distillers are their own `module`, for loops that expect a DataParallel around them.
             return self if found is inner else found
 
     def get_learnable_parameters(self) -> list[nn.Parameter]:
-        """Return what the optimizer trains: the distiller's choice, or what requires gradients outside the teacher."""
+        """Return the parameters to optimise: the distiller's choice, or all trainable ones outside the teacher."""
         choose = getattr(self.distiller, "get_learnable_parameters", None)
         return contract.trained_parameters(self.distiller) if choose is None else list(choose())
 
@@ -162,10 +163,10 @@ class TLLMWrapper(nn.Module):
         """Set the teaching weights of flagged classes to 0, and all others to 1.
 
         Args:
-            flags: (C,) truth values, True where a class is undistillable: a bool tensor or array, or a list of bool.
+            flags: (C,) bool tensor, array or list; True where a class is undistillable.
 
         Raises:
-            ConfigError: Wrong length or type; class indices, too, are refused.
+            ConfigError: The flags have the wrong length or type, for example class indices.
         """
         self.set_teaching_weights((~as_flags("flags", flags, self.num_classes)).float())
 
@@ -173,10 +174,11 @@ class TLLMWrapper(nn.Module):
         """Replace the teaching weights.
 
         Args:
-            weights: (C,) floats in [0, 1]: 1 the teacher as it is, 0 undistillable.
+            weights: (C,) floats in [0, 1]; 1 leaves the teacher as it is, 0 marks the class as undistillable.
 
         Raises:
-            ConfigError: Wrong length or type, a number outside or NaN; or one between 0 and 1 without a teacher.
+            ConfigError: The weights have the wrong length or type, one is NaN or outside [0, 1], or one is between 0
+                and 1 although the distiller has no teacher.
         """
         values = as_weights("weights", weights, self.num_classes)
         between = ((values > 0) & (values < 1)).nonzero().squeeze(1)
@@ -189,37 +191,38 @@ class TLLMWrapper(nn.Module):
         self._note_weights()
 
     def _note_weights(self) -> None:
-        """Take note of what kinds of weights there are, so that no step waits for the device to find out."""
+        """Cache which kinds of weights exist, so that no step has to synchronise with the device."""
         weights = self.teaching_weights
         self._any_flagged, self._all_flagged = bool((weights == 0).any()), bool((weights == 0).all())
         self._any_between = bool(((weights > 0) & (weights < 1)).any())
 
     def carry(self, name: str, holder: HasState) -> None:
-        """Let the state of `holder` travel in this module's checkpoint under `name`.
+        """Save and load the state of `holder` with this module's checkpoint, under `name`.
 
-        State that was loaded before `holder` was known is handed to it now.
+        If a checkpoint with state under `name` was loaded earlier, `holder` receives that state now.
         """
         self._carried[name] = holder
         if name in self._waiting_state:
             holder.load_state_dict(self._waiting_state.pop(name))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the inner distiller's result, with the full batch's logits in order.
+        """Return the inner distiller's result, with the logits of the full batch in order.
 
         Args:
-            image: (n, ...); or several views, in keywords that begin with `image`.
-            target: (n,) int64 class indices; needed in training (`label` and the like will do, and views of any name
-                where none begins with `image`). Batched tensors in the other keywords are sliced to
-                the distillable rows, except those whose name begins with `image`.
+            image: (n, ...); several views are passed in keywords that begin with `image`.
+            target: (n,) int64 class indices, required in training. The name may also be `label` or similar; if no
+                keyword begins with `image`, the views may have any names. Batched tensors in other keywords are sliced
+                to the distillable rows.
 
         Returns:
-            In training `(logits (n, C), losses)`, the losses as the distiller returns them: `{name: loss}`, or one
-            tensor. In evaluation whatever the inner distiller returns.
+            In training `(logits (n, C), losses)`, with losses as the distiller returns them: `{name: loss}`, or one
+            tensor. In evaluation the result of the inner distiller, unchanged.
 
         Raises:
-            ConfigError: At the first call in training: the call or its result is not as above; the student is not
-                called, or with other rows, or the logits are none of its outputs; what is combined would have
-                different rows in a batch with a flagged class. Nothing is computed twice to find out.
+            ConfigError: At the first call in training. The call or its result does not match the description above;
+                the student is not called, or is called with other rows; the logits are not an output of the student;
+                or the distiller combines tensors that would have different rows in a batch with a flagged class. These
+                checks compute nothing twice.
         """
         if args:
             kwargs = contract.by_name(self.distiller, args, kwargs)
@@ -238,7 +241,7 @@ class TLLMWrapper(nn.Module):
         if not self._any_flagged:
             return self._inner(kwargs)[0]
         target = kwargs["target"].long()
-        # Unlike indexing, this takes no negative label for a class counted from the end.
+        # Unlike indexing, `index_select` rejects negative labels.
         flagged = self.teaching_weights.index_select(0, target) == 0
         rows = (~flagged).nonzero().squeeze(1)
         if rows.numel() == target.shape[0]:
@@ -250,11 +253,11 @@ class TLLMWrapper(nn.Module):
         return logits, losses[ONE_LOSS] if self._known.one_loss else losses
 
     def _call(self, kwargs: Mapping[str, Any]) -> Any:
-        """Call the inner distiller with the names that it was called with."""
+        """Call the inner distiller under the keyword names of the original call."""
         return self.distiller(**{self._spelled.get(name, name): value for name, value in kwargs.items()})
 
     def _inner(self, kwargs: Mapping[str, Any], rows: Tensor | None = None) -> tuple[Any, Route]:
-        """Call the inner distiller; return what it returns, and the route with what its student returned."""
+        """Call the inner distiller; return its result and the route, which holds the student's outputs."""
         route = Route(self._owner, self.student, kwargs["target"].shape[0], rows, self._row_weights(kwargs, rows))
         # The student needs every image; the teacher's hook slices them for the teacher.
         given = {name: value if name.startswith("image") else route.slice(value) for name, value in kwargs.items()}
@@ -275,7 +278,7 @@ class TLLMWrapper(nn.Module):
         return result, route
 
     def _row_weights(self, kwargs: Mapping[str, Any], rows: Tensor | None) -> RowWeights | None:
-        """Return the teaching weights of `rows`, unless no class has one between 0 and 1."""
+        """Return the teaching weights of `rows`, or None if no class has a weight between 0 and 1."""
         if not self._any_between:
             return None
         target = kwargs["target"].long()
@@ -285,7 +288,7 @@ class TLLMWrapper(nn.Module):
         return RowWeights(weights, target, self.num_classes, self.mixing_temperature, known.leaf, known.columns)
 
     def _learn(self, kwargs: Mapping[str, Any], result: Any, route: Route) -> None:
-        """Check the first call of the inner distiller, and take note of what later ones need to know."""
+        """Check the first call of the inner distiller and record what later calls need."""
         known = self._known
         if not route.student_outputs:
             raise contract.student_not_called(self.distiller)
@@ -339,7 +342,7 @@ class TLLMWrapper(nn.Module):
         return logits, _add_to_ce(self._zero_losses(logits), per_row.mean())
 
     def _student_logits(self, kwargs: dict[str, Any]) -> Tensor:
-        """Return the student's logits of the whole batch, (n, C), as the inner distiller calls its student."""
+        """Return the student's logits for the whole batch, (n, C), from the call that the inner distiller makes."""
         known, rows = self._known, kwargs["target"].shape[0]
         route = Route(self._owner, self.student, rows, cut=known.call)
         try:
@@ -352,7 +355,7 @@ class TLLMWrapper(nn.Module):
                 return find_logits(cut.output, rows, self.num_classes)
         else:
             raise contract.student_not_called(self.distiller)
-        # A teacher comes first.
+        # The distiller calls a teacher before its student.
         image = contract.first_images(kwargs)[1] if known.image is None else kwargs[known.image]
         return find_logits(self.student(image), rows, self.num_classes)
 
@@ -390,7 +393,7 @@ class TLLMWrapper(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         flags = state_dict.pop(f"{prefix}undistillable", None)
-        if flags is not None:  # Of an earlier version.
+        if flags is not None:  # Checkpoint of an earlier version.
             state_dict[f"{prefix}teaching_weights"] = (~flags).float()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._note_weights()

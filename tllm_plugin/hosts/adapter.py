@@ -1,7 +1,7 @@
-"""Puts TLLM into the trainers of a host with the contract of mdistiller, and registers the distiller `TLLM` there.
+"""Add TLLM to the trainers of a host with mdistiller's interface, and register the distiller `TLLM` there.
 
-The trainer is the host's own, subclassed at the time of the call: its loop, logging and checkpoints run as they are,
-around a wrapped distiller and without the hold-out.
+The host's own trainer is subclassed when it is requested. Its loop, logging and checkpoints run unchanged, with the
+distiller wrapped and the hold-out removed from the training data.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from tllm_plugin.runs.reading import check_torch
 
 @dataclass(frozen=True)
 class Host:
-    """What the adapter needs to know of a host.
+    """Description of a host for the adapter.
 
     Args:
-        trainers: Name -> class of a trainer.
+        trainers: Name -> trainer class.
         distillers: Name -> `(student, teacher, cfg) -> distiller`.
-        special_types: Distiller types that the host itself treats by name.
+        special_types: Distiller types that the host handles specially by name.
         training_data: `(train_loader, val_loader, cfg) -> TrainingData`.
-        carries_rng: Whether the host's checkpoint lacks the random numbers' state, and what the run was trained on, so
-            that the wrapper brings them.
+        carries_rng: Whether the wrapper must save the RNG states and the data identity, because the host's checkpoint
+            lacks them.
     """
 
     trainers: Mapping[str, Any]
@@ -57,7 +57,7 @@ class Host:
 
 
 def make_trainer_factory(host: Host) -> Callable[..., Any]:
-    """Return what a host registers as the trainer `tllm`: its trainer of the name `TLLM.TRAINER`, with TLLM."""
+    """Return the factory that a host registers as trainer `tllm`: its trainer named by `TLLM.TRAINER`, with TLLM."""
 
     def tllm_trainer(
         experiment_name: str, distiller: nn.Module, train_loader: Any, val_loader: Any, cfg: CfgNode
@@ -73,7 +73,7 @@ def make_trainer_factory(host: Host) -> Callable[..., Any]:
 
 
 def make_distiller_factory(host: Host) -> Callable[..., nn.Module]:
-    """Return what a host registers as the distiller `TLLM`: the inner one, which the trainer then wraps."""
+    """Return the factory that a host registers as distiller `TLLM`; it makes the inner distiller for the trainer."""
 
     def tllm_distiller(student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> nn.Module:
         inner = cfg.TLLM.DISTILLER
@@ -98,7 +98,7 @@ def with_tllm(trainer: type, host: Host) -> type[Any]:
     """Return a subclass of a host's trainer that trains with TLLM.
 
     Raises:
-        ConfigError: Its loop does not say which epoch it is in.
+        ConfigError: The trainer has neither `train_epoch(epoch)` nor `train_iter(..., epoch, ...)`.
     """
     epochs = _TLLMTrainer
     if not hasattr(trainer, "train_epoch"):
@@ -112,10 +112,10 @@ def with_tllm(trainer: type, host: Host) -> type[Any]:
 
 
 def put_tllm_into(trainer: type[Any], host: Host) -> None:
-    """Let a class of the host's, and its subclasses, train with TLLM where their config says so.
+    """Make a trainer class and its subclasses train with TLLM if their config sets `TLLM.ON`.
 
-    However a script comes by the class and whatever it passes: nothing of the class is changed but `__init__`, which
-    does nothing of its own without `TLLM.ON`.
+    This works however a script obtains the class and whatever it passes. Only `__init__` is replaced, and without
+    `TLLM.ON` it behaves as before.
     """
     original = trainer.__init__
     if hasattr(original, "put_in_by_tllm"):
@@ -126,7 +126,7 @@ def put_tllm_into(trainer: type[Any], host: Host) -> None:
         begin = partial(original, self)
         if not isinstance(self, _TLLMTrainer):
             call = _Call.of(begin, given, named)
-            # One that passes everything on as it came is met again in the class above it.
+            # An `__init__` that only forwards its arguments is handled in its base class.
             if call is not None and is_on(call["cfg"]):
                 self.__class__ = with_tllm(type(self), host)
                 self.begin(begin, call)
@@ -138,10 +138,10 @@ def put_tllm_into(trainer: type[Any], host: Host) -> None:
 
 
 class _Call:
-    """The arguments of a trainer, by what they are: `distiller`, `train_loader`, `val_loader` and `cfg`.
+    """Arguments of a trainer's constructor, with `distiller`, `train_loader`, `val_loader` and `cfg` identified.
 
-    They are found by the names of the parameters, and otherwise by kind: a module, loaders in this order, a config.
-    Everything else is passed through.
+    They are identified by parameter name, otherwise by type: a module, two loaders in this order, a config. All other
+    arguments are passed through.
     """
 
     def __init__(self, bound: inspect.BoundArguments, names: dict[str, str]) -> None:
@@ -150,7 +150,7 @@ class _Call:
 
     @classmethod
     def of(cls, begin: Callable[..., None], given: tuple[Any, ...], named: Mapping[str, Any]) -> _Call | None:
-        """Return the call; None if it has not all four, or is none that the function takes."""
+        """Return the call; None if one of the four is missing or the signature does not accept the arguments."""
         try:
             bound = inspect.signature(begin).bind(*given, **named)
         except TypeError:
@@ -179,12 +179,12 @@ class _Call:
 
 
 def _fits(value: Any, kind: type) -> bool:
-    # Loaders of other makes have no common class.
+    # Loaders of other libraries share no base class.
     return isinstance(value, kind) if kind is not DataLoader else not isinstance(value, str | bool | int | float)
 
 
 class _TLLMTrainer:
-    """Mixed in before a host's trainer; touches only what every trainer of that contract has."""
+    """Mixin before a host's trainer; uses only attributes that every trainer with mdistiller's interface has."""
 
     tllm_host: Host
     cfg: CfgNode
@@ -200,7 +200,7 @@ class _TLLMTrainer:
         self.begin(begin, call)
 
     def begin(self, init: Callable[..., None], call: _Call) -> None:
-        """Wrap the distiller, cut the hold-out, and call the host's `__init__` with what became of them."""
+        """Wrap the distiller, cut the hold-out, and call the host's `__init__` with the results."""
         distiller, cfg, val_loader = call["distiller"], call["cfg"], call["val_loader"]
         parallel = distiller if isinstance(distiller, nn.DataParallel | DistributedDataParallel) else None
         inner: nn.Module = distiller if parallel is None else parallel.module
@@ -231,11 +231,11 @@ class _TLLMTrainer:
         # Of several processes each predicts by itself, where DDP would wait for the others.
         self.tllm_network: nn.Module = wrapped if self.tllm_several else getattr(self, "distiller", call["distiller"])
         self.test_batches = val_loader
-        # Some have a folder in the main process only.
+        # Some trainers have a folder on rank 0 only.
         self.tllm_folder = Path(getattr(self, "log_path", None) or cfg.LOG.PREFIX)
         carried.where = self.tllm_folder
         run = self.teaching.open(str(self.tllm_folder))
-        # A host that has such a method tests and describes its runs itself.
+        # A host with this method tests and describes its runs itself.
         self.writes_results = hasattr(self, "write_metrics")
         if not self.writes_results and processes.is_main():
             run.metrics_json.unlink(missing_ok=True)  # Of an earlier run in this folder.
@@ -256,7 +256,7 @@ class _TLLMTrainer:
                 use_nesterov(optimizer)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return the precision to score in; a host's trainer that has its own overrides this."""
+        """Return the context manager that sets the precision of scoring; hosts' trainers may override it."""
         parent = getattr(super(), "autocast", nullcontext)
         context: AbstractContextManager[Any] = parent()
         return context
@@ -343,7 +343,7 @@ class _TLLMTrainer:
 
 
 class _ByIterations(_TLLMTrainer):
-    """For a trainer whose loop over epochs and batches is one, and which names the epoch with every batch only."""
+    """Mixin for trainers with a single loop over epochs and batches, which pass the epoch only with each batch."""
 
     def train_iter(self, *given: Any, **named: Any) -> Any:
         step = super().train_iter  # type: ignore[misc]
@@ -357,6 +357,6 @@ class _ByIterations(_TLLMTrainer):
 
 
 def _epoch_in(step: Callable[..., Any], given: tuple[Any, ...], named: Mapping[str, Any]) -> int:
-    """Return the epoch, counted from 1, that a call of a loop's step is about."""
+    """Return the epoch, counted from 1, from the arguments of a loop's step."""
     arguments = inspect.signature(step).bind(*given, **named).arguments
     return int(arguments["epoch"] if "epoch" in arguments else next(iter(arguments.values())))

@@ -1,4 +1,4 @@
-"""The table of all options of TLLM and its methods, by config key; nodes, checks, flags and arguments come from it."""
+"""Table of all options of TLLM and its methods by config key; nodes, checks, flags and arguments derive from it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def table() -> dict[str, Option]:
     """Return every option of TLLM, the registered detectors and the registered methods, by its full key.
 
     Raises:
-        ConfigError: Two of them have one key and are not the same.
+        ConfigError: Two different options have the same key.
     """
     load_extensions()
     found: dict[str, Option] = {}
@@ -82,11 +82,11 @@ def table() -> dict[str, Option]:
 
 
 def under(prefix: str, options: Iterable[Option]) -> dict[str, Option]:
-    """Return options by their full keys, each with its flag.
+    """Return options by full key, with full key and flag filled in.
 
     Args:
-        prefix: Node that the options belong to.
-        options: Keys and flags as their owner declares them.
+        prefix: Key of the node that the options belong to.
+        options: Options with keys and flags as their owner declares them.
     """
     owner = prefix.partition(".")[0].lower()
     return {
@@ -98,7 +98,7 @@ def under(prefix: str, options: Iterable[Option]) -> dict[str, Option]:
 
 
 def as_node(options: Mapping[str, Option]) -> CfgNode:
-    """Return a config that holds the defaults of options by full key."""
+    """Return a config node with the defaults of options given by full key."""
     root = CfgNode()
     for key, option in options.items():
         *parents, last = key.split(".")
@@ -110,7 +110,7 @@ def as_node(options: Mapping[str, Option]) -> CfgNode:
 
 
 def check_options(cfg: CfgNode, options: Mapping[str, Option]) -> list[str]:
-    """Return a sentence for every option that a config has and whose check refuses its value."""
+    """Check a config's values; return an error message for every option whose check rejects its value."""
     problems = []
     for key, option in options.items():
         value = lookup(cfg, key, option.default)
@@ -121,12 +121,12 @@ def check_options(cfg: CfgNode, options: Mapping[str, Option]) -> list[str]:
 
 
 def arguments(options: Iterable[Option], node: CfgNode) -> dict[str, Any]:
-    """Return the values of options in the node that they belong to, by the arguments' names."""
+    """Read the values of options from their node; return them by constructor argument."""
     return {option.name: lookup(node, option.key, option.default) for option in options}
 
 
 def complement(value: Any) -> Any:
-    """Return 1 minus a number, in decimal; what is no number comes back as it is.
+    """Return 1 minus a number, computed in decimal; other values are returned unchanged.
 
     >>> complement(0.95), 1 - 0.95
     (0.05, 0.050000000000000044)
@@ -139,15 +139,15 @@ _OLD_DEFAULT = complement(_FDR.default)
 
 
 def accept_confidence(tllm: CfgNode) -> None:
-    """Let a `TLLM` node take the old spelling of the false discovery rate, too, until `settle_fdr`."""
+    """Make a `TLLM` node accept the old spelling of the false discovery rate until `settle_fdr` is called."""
     tllm.DETECTOR["FDR"], tllm.DETECTOR["CONFIDENCE"] = _FDR.default, _OLD_DEFAULT
 
 
 def settle_fdr(tllm: CfgNode) -> list[str]:
-    """Replace the old spelling, CONFIDENCE = 1 - FDR, in a merged `TLLM` node; return what is wrong with it."""
+    """Replace the old spelling, CONFIDENCE = 1 - FDR, in a merged `TLLM` node; return error messages."""
     detector = tllm.DETECTOR
     confidence = detector.pop("CONFIDENCE", _OLD_DEFAULT)
-    # Identity tells a default from an equal value that somebody has written.
+    # Object identity distinguishes the default from an equal value in the user's config.
     if confidence is _OLD_DEFAULT:
         return []
     if expected := SHARE(confidence):
@@ -162,7 +162,7 @@ def settle_fdr(tllm: CfgNode) -> list[str]:
 
 
 def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config that a run recorded, in any host, with the names of today."""
+    """Return a config recorded by any host's run, with old key names replaced by the current ones."""
     known = dict(config)
     for name in ("TLLM", "DETECTOR", "options"):
         if isinstance(known.get(name), Mapping):
@@ -174,10 +174,10 @@ def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def first_spelling(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values by full key as they were spelled at first, so that runs that are named after them are found.
+    """Return values by full key in their first spelling, so that runs named by older versions are found.
 
-    Options that users' own detectors and methods declare are left out at their defaults: a run does not get another
-    name because something was installed.
+    Options of users' own detectors and methods are omitted at their defaults, so that installing a package does not
+    rename a run.
     """
     ours = {key for prefix, options, is_ours in _declared() if is_ours for key in under(prefix, options)}
     of_users = {key: option.default for key, option in table().items() if key not in ours}
@@ -200,7 +200,7 @@ _CLASSES = Option("classes", [], None, "for the detector fixed: all class indice
 
 
 def _declared() -> Iterator[tuple[str, Iterable[Option], bool]]:
-    """Yield nodes with their options, and whether these are our own."""
+    """Yield nodes with their options and whether the options are part of TLLM."""
     kinds = f"which classes lose their teacher: {', '.join(DETECTORS)}"
     kind = Option("type", "reference", one_of(DETECTORS), kinds, flag="tllm_detector")
     yield "TLLM", (*INNER, *WRAPPER, *POLICY, *HOLDOUT), True

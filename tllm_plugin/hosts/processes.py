@@ -1,6 +1,6 @@
-"""Several processes that train one network together, started by `torchrun`. Alone, nothing here does anything.
+"""Data-parallel training with `torchrun`: process group, ranks and collectives; no-ops in a single process.
 
-The main process, number 0, is the only one that reads and writes run folders; the others are told what it has read.
+Only rank 0 reads and writes run folders; it sends what it has read to the other ranks.
 """
 
 from __future__ import annotations
@@ -25,68 +25,68 @@ from tllm_plugin.data.shards import Shard
 T = TypeVar("T")
 
 _FAILED = 1
-# Keys that the processes' common store holds once something has gone wrong.
+# Keys that the ranks' common store holds once an error has occurred.
 _CLAIMED, _TOLD = "tllm/failed", "tllm/told"
 _LONGEST_WAIT = timedelta(seconds=10)
 
 
 def were_started() -> bool:
-    """Return whether a launcher started this process as one of several (it need not have joined them yet)."""
+    """Return whether a launcher started this process as one of several, with or without a process group yet."""
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def rank() -> int:
-    """Return which of the processes this one is; 0 is the main one."""
+    """Return the rank of this process; 0 is the main process."""
     return dist.get_rank() if _are_joined() else 0
 
 
 def world_size() -> int:
-    """Return how many processes train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if _are_joined() else 1
 
 
 def is_main() -> bool:
-    """Return whether this process is the one that writes."""
+    """Return whether this process has rank 0, which writes all files."""
     return rank() == 0
 
 
 def shard() -> Shard:
-    """Return what this process reads of the data."""
+    """Return the shard of the data that this rank reads."""
     return Shard(rank(), world_size())
 
 
 def local_rank() -> int:
-    """Return which of the processes of its machine this one is."""
+    """Return the rank of this process among the processes of its machine."""
     return int(os.environ.get("LOCAL_RANK", rank()))
 
 
 def refuse_several(what: str, instead: str) -> None:
-    """Refuse to be one of several processes.
+    """Raise an error if a launcher started several processes.
 
     Raises:
-        ConfigError: A launcher has started several.
+        ConfigError: A launcher started several processes.
     """
     if were_started():
         started = os.environ["WORLD_SIZE"]
-        with joined():  # So that one of them says so.
+        with joined():  # Inside `joined` only one rank prints the message.
             raise ConfigError(f"Expected one process for {what}, but a launcher started {started}; {instead}")
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Meet the other processes that the launcher started, and part from them in the end.
+    """Initialise the process group and destroy it on exit.
 
-    An error in one process is the end of all: it leaves with its error, and the launcher stops the others. What fails
-    in these because of that, or in the same way, is not shown.
+    An error on one rank ends all: that rank exits with its error, and the launcher stops the others. Errors on other
+    ranks that follow from it, or repeat it, are not shown.
     """
     if not were_started() or _are_joined():
         yield
         return
-    # Some builds of PyTorch come without it.
+    # Some builds of PyTorch come without torch.distributed.
     from torch.distributed.rendezvous import rendezvous
 
     store, rank, world_size = next(rendezvous("env://"))
-    # Gradients of GPUs go through NCCL. Everything else is small and on the CPU.
+    # NCCL reduces the gradients on GPUs; everything else is small and on the CPU.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     if rank:
@@ -97,7 +97,7 @@ def joined() -> Iterator[None]:
         if _is_first(store):
             atexit.register(_tell, store)
             raise
-        # The launcher stops all when the first one is gone, perhaps before another one has printed its message.
+        # The launcher stops all ranks when the first one exits, perhaps before another rank has printed its message.
         with suppress(RuntimeError):
             store.wait([_TOLD], _LONGEST_WAIT)
         _leave()
@@ -105,7 +105,7 @@ def joined() -> Iterator[None]:
 
 
 def _is_first(store: Any) -> bool:
-    """Return whether no other process has failed before."""
+    """Return whether this rank is the first that failed."""
     try:
         return bool(store.add(_CLAIMED, 1) == 1)
     except RuntimeError:  # The launcher is gone.
@@ -113,9 +113,9 @@ def _is_first(store: Any) -> bool:
 
 
 def _leave() -> NoReturn:
-    """End this process at once, without Python's own end.
+    """Exit immediately, without Python's shutdown.
 
-    PyTorch's threads, which still wait for the process that is gone, sometimes make an abort of that.
+    PyTorch threads that still wait for the failed rank sometimes turn a regular shutdown into an abort.
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
@@ -129,10 +129,10 @@ def _tell(store: Any) -> None:
 
 
 def from_main(read: Callable[[], T]) -> T:
-    """Return what `read` returns in the main process, where alone it is called.
+    """Call `read` on rank 0 only and broadcast its result.
 
     Raises:
-        TLLMError, OSError: `read` raised it; it is raised in every process.
+        TLLMError, OSError: `read` raised it on rank 0; it is raised on every rank.
     """
     if world_size() == 1:
         return read()
@@ -151,16 +151,16 @@ def from_main(read: Callable[[], T]) -> T:
 
 
 def one_per_machine_first(load: Callable[[], T]) -> T:
-    """Return `load()`, which one process of each machine calls before the others do: it may download something."""
+    """Return `load()`, called on one rank per machine before the others, because it may download files."""
     if world_size() == 1:
         return load()
     loaded = load() if local_rank() == 0 else None
-    summed(torch.zeros(1))  # Nobody gets past this before all are here.
+    summed(torch.zeros(1))  # Barrier: waits for all ranks.
     return load() if loaded is None else loaded
 
 
 def summed(values: Tensor) -> Tensor:
-    """Return the sum of the `values` of all processes; the same in each, exact for integers."""
+    """Return the sum of `values` over all ranks; equal on every rank, exact for integers."""
     if world_size() == 1:
         return values
     total = values.detach().clone()
@@ -169,14 +169,14 @@ def summed(values: Tensor) -> Tensor:
 
 
 def check_same(what: str, values: Tensor) -> None:
-    """Make sure that all processes have come to the same values.
+    """Check that all ranks have the same values.
 
     Args:
-        what: For the message.
-        values: On the CPU, of one shape in all processes, any dtype but bool.
+        what: Name of the values, for the message.
+        values: CPU tensor of the same shape on all ranks, any dtype except bool.
 
     Raises:
-        TLLMError: They have not.
+        TLLMError: The values differ.
     """
     if world_size() == 1:
         return
@@ -188,7 +188,7 @@ def check_same(what: str, values: Tensor) -> None:
 
 
 def share_buffers(network: nn.Module) -> None:
-    """Give every process the main one's buffers, as DDP does before a step: statistics of BatchNorm, for example."""
+    """Broadcast the buffers of rank 0, such as BatchNorm statistics, to all ranks, as DDP does before a step."""
     if world_size() > 1:
         for buffer in network.buffers():
             dist.broadcast(buffer, src=0)
@@ -196,7 +196,7 @@ def share_buffers(network: nn.Module) -> None:
 
 @cache
 def _group() -> Any:
-    """Return the group for what is on the CPU; None, the common one, unless a host's script made that for GPUs only."""
+    """Return the process group for CPU tensors: None (the default group), unless a host's script made it GPU-only."""
     return None if "gloo" in str(dist.get_backend_config()) else dist.new_group(backend="gloo")
 
 

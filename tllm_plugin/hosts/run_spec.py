@@ -1,4 +1,4 @@
-"""What a run was told, key by key, and what each key does to it: the one place that says when two runs are the same."""
+"""Settings of a run and the effect of each key: the one place that defines when two runs are the same."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tllm_plugin.runs.run_folder import RunFolder
 
 
 class Mark(Enum):
-    """What a key does to a run."""
+    """Effect of a key on a run."""
 
     TRAINING = "changes the weights of every run"
     TEACHING = "changes the weights of a run with a teacher"
@@ -31,7 +31,7 @@ class Mark(Enum):
     LOOK = "changes how a run is logged and how fast it is, and nothing else"
 
 
-#: Every key, or the section that it lies in, with its mark: dotted keys of configs, names of RepDistiller's options.
+#: Mark of every key or section: dotted keys of configs, names of RepDistiller's options.
 MARKS: dict[str, Mark] = {
     key: mark
     for mark, keys in {
@@ -69,11 +69,11 @@ _SECTIONS = frozenset(key.partition(".")[0] for key in MARKS)
 #: In the other hosts the workers draw the random numbers of the augmentation.
 MARKS_OF_OTHER_HOSTS = {**MARKS, "DATASET.NUM_WORKERS": Mark.REPETITION}
 
-#: A run that is resumed, and a finished one that is used again, have these in common.
+#: Marks whose keys must agree to resume a run or to reuse a finished one.
 ONE_RUN = frozenset(Mark) - {Mark.PLACE, Mark.LOOK}
-#: Seeds of one method have these in common, and so have copies of one run.
+#: Marks whose keys must agree between seeds of one method, and between copies of one run.
 ONE_METHOD = ONE_RUN - {Mark.REPETITION}
-#: All trials of a search have these in common, and any two runs before the first flag.
+#: Marks whose keys must agree between all trials of a search, and between any two runs before the first flag.
 ONE_BEGINNING = ONE_RUN - {Mark.DETECTION, Mark.TREATMENT}
 
 # Keys that were added later, at the value that stands for what was done before. At this value a key is left out of
@@ -100,11 +100,11 @@ _BEFORE = {**_OLDER_THAN_SEARCHES, **_YOUNGER}
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What a run was told: the config of the embedded host or of mdistiller, or the options of RepDistiller.
+    """Settings of a run: the config of the embedded host or of mdistiller, or the options of RepDistiller.
 
     Args:
-        values: By dotted key; empty where a host wrote nothing down.
-        marks: Of the host's keys.
+        values: Recorded values by dotted key; empty if the host recorded nothing.
+        marks: Mark of each of the host's keys.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -112,21 +112,21 @@ class RunSpec:
 
     @classmethod
     def of(cls, cfg: CfgNode, marks: Mapping[str, Mark] = MARKS) -> RunSpec:
-        """Return what a config says."""
+        """Create the settings from a config."""
         return cls(dict(_flat(cfg)), marks)
 
     @classmethod
     def of_options(cls, options: Mapping[str, Any]) -> RunSpec:
-        """Return what RepDistiller's options say; to leave out a switch is what a version without it did."""
+        """Create the settings from RepDistiller's options; a switch that is off equals one that does not exist yet."""
         told = renamed(options)
         return cls({key: value for key, value in told.items() if value is not None and value is not False})
 
     @classmethod
     def read(cls, run: RunFolder, marks: Mapping[str, Mark] = MARKS) -> RunSpec:
-        """Return what the `config.yaml` of a run says; nothing if the host wrote none.
+        """Read the settings from the `config.yaml` of a run; empty if there is no such file.
 
         Raises:
-            FileFormatError: It is there but cannot be read, or a part of it is missing.
+            FileFormatError: The file cannot be read, or a part of it is missing.
         """
         try:
             return cls.parse(run.read_config(), marks)
@@ -137,25 +137,25 @@ class RunSpec:
 
     @classmethod
     def parse(cls, text: str, marks: Mapping[str, Mark] = MARKS) -> RunSpec:
-        """Return what the text of a `config.yaml` says.
+        """Parse the settings from the text of a `config.yaml`.
 
         Raises:
-            ConfigError: It is not YAML, or holds no sections with keys as the config of a host does.
+            ConfigError: The text is not YAML, or does not consist of sections with keys.
         """
         content = _read(text)
         options = content.get("options")
         return cls.of_options(options) if isinstance(options, Mapping) else cls(dict(_flat(content)), marks)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return what was recorded for a key."""
+        """Return the recorded value of a key, or `default`."""
         return self.values.get(key, default)
 
     def value(self, key: str) -> Any:
-        """Return what held for a key: as recorded, or what was done before there was the key, or its default."""
+        """Return the effective value of a key: the recorded one, else that of versions without it, else the default."""
         return self.values[key] if key in self.values else _defaults().get(key)
 
     def mark(self, key: str) -> Mark:
-        """Return what a key does; an unknown one changes the weights, and an unknown section is a method's."""
+        """Return the mark of a key; unknown keys count as TRAINING, unknown sections as options of a method."""
         name = key
         while name:
             if name in self.marks:
@@ -165,14 +165,14 @@ class RunSpec:
         return Mark.TEACHING if dot and section not in _SECTIONS else Mark.TRAINING
 
     def differing(self, other: RunSpec, marks: frozenset[Mark]) -> list[str]:
-        """Return the keys with one of `marks` in which two runs differ, sorted."""
+        """Return the sorted keys with one of `marks` in which two runs differ."""
         keys = {*self.values, *other.values}
         return sorted(
             key for key in keys if self.mark(key) in marks and _listed(self.value(key)) != _listed(other.value(key))
         )
 
     def reads(self, key: str) -> bool:
-        """Tell whether a run of this kind looks at a key: without a teacher, or without a detector, not at all."""
+        """Return whether this kind of run reads a key; runs without a teacher or a detector do not read their keys."""
         mark = self.mark(key)
         of_teaching = mark is Mark.TEACHING or key == "DISTILLER.TEACHER_CHECKPOINT"
         if of_teaching and self.get("DISTILLER.TYPE") == "NONE":
@@ -182,11 +182,11 @@ class RunSpec:
 
     @property
     def is_embedded(self) -> bool:
-        """Whether this is a config of the embedded host, by its sections."""
+        """Whether the sections are those of a config of the embedded host."""
         return bool(self.values) and {key.partition(".")[0] for key in self.values} <= set(default_config())
 
     def config(self) -> CfgNode:
-        """Return the config of the embedded host, frozen; what was not recorded is as `value` says."""
+        """Return a frozen config of the embedded host; keys that were not recorded get the result of `value`."""
         cfg = default_config()
         before = {key: _BEFORE[key] for key, _ in _flat(cfg) if key in _BEFORE}
         for key, value in {**before, **self.values}.items():
@@ -200,10 +200,10 @@ class RunSpec:
         return cfg
 
     def prerequisite_digest(self, model: str) -> str:
-        """Return 8 characters that stand for everything that the result of a run without flags depends on.
+        """Return an 8-character digest of everything that determines the result of a run without flags.
 
         Args:
-            model: What is trained.
+            model: Name of the network that is trained.
         """
         depends_on = {
             "data": dict(self._named("DATASET")),
@@ -221,20 +221,20 @@ class RunSpec:
         return digest(str(depends_on))
 
     def beginning_digest(self, instead: RunSpec | None = None) -> str:
-        """Return 8 characters that stand for what all trials of a search have in common.
+        """Return an 8-character digest of the settings that all trials of a search share.
 
         Args:
-            instead: Whose values stand for those of all other keys; without it these are left out.
+            instead: Settings that supply the values of all other keys; without it these keys are omitted.
         """
         others = {} if instead is None else instead.values
         values = {key: value if self._names(key) else others.get(key) for key, value in self.values.items()}
         return _digest_of({key: value for key, value in values.items() if self._names(key) or key in others})
 
     def trial_digest(self, reference: str = "") -> str:
-        """Return 8 characters that stand for everything that a trial may be told.
+        """Return an 8-character digest of all settings in which trials may differ.
 
         Args:
-            reference: Digest of the reference that its detector compares with, if the config names one.
+            reference: Digest of the detector's reference, if the config names one.
         """
         told = {key.removeprefix("TLLM."): value for key, value in self.values.items() if key.startswith("TLLM.")}
         return _digest_of(told, "TLLM.", reference)
@@ -257,7 +257,7 @@ class RunSpec:
 
 
 def digest(text: str | bytes) -> str:
-    """Return 8 characters that stand for a text in the name of a folder."""
+    """Return an 8-character digest of a text for use in folder names."""
     return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()[:8]
 
 
@@ -318,5 +318,5 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _listed(value: Any) -> Any:
-    """Return a value as it comes back from YAML, which turns tuples into lists."""
+    """Convert tuples to lists, as a round trip through YAML does."""
     return [_listed(item) for item in value] if isinstance(value, (tuple, list)) else value

@@ -1,4 +1,4 @@
-"""One TLLM run around any host's loop: hold-out, wrapper, detector, and what is written of an epoch."""
+"""Run TLLM around any host's loop: hold-out, wrapper, detector, and the files written after each epoch."""
 
 from __future__ import annotations
 
@@ -45,24 +45,24 @@ PredictStudent = Callable[[Batches], Predictions]
 
 
 class TrainingData(Protocol):
-    """A host's training data, as far as a hold-out needs it.
+    """Access to a host's training data for cutting and scoring hold-outs.
 
-    One that knows more of its data than the labels has an `identity`, too: the `DataIdentity` that the run is to be
-    remembered by.
+    An implementation may also have an attribute `identity`, the `DataIdentity` to store with the run; otherwise the
+    identity is derived from the labels.
     """
 
     labels: Tensor
     class_names: tuple[str, ...]
 
     def train_loader(self, indices: Tensor) -> Any:
-        """Return the host's own loader over `indices` only."""
+        """Return the host's own loader, restricted to `indices`."""
 
     def holdout_loader(self, indices: Tensor) -> Batches:
-        """Return `(image, label)` batches of `indices` in order, with the test-time transform."""
+        """Return batches `(image, label)` of `indices` in order, with the test-time transform."""
 
 
 def cut(node: CfgNode, data: TrainingData) -> Split:
-    """Return the hold-outs that a `TLLM` node asks for; the same for the same labels and options."""
+    """Cut the hold-outs that a `TLLM` node describes; deterministic in labels and options."""
     return split(
         data.labels,
         node.HOLDOUT.FRACTION,
@@ -73,7 +73,7 @@ def cut(node: CfgNode, data: TrainingData) -> Split:
 
 
 def identity_of(data: TrainingData) -> DataIdentity:
-    """Return what a run on this data is to be remembered by: by its labels, where the host tells no more."""
+    """Return the identity of the data to store with a run; derived from the labels if the host gives none."""
     known: DataIdentity | None = getattr(data, "identity", None)
     return known or DataIdentity(tuple(data.class_names), part_of(data.labels, len(data.class_names)))
 
@@ -81,11 +81,11 @@ def identity_of(data: TrainingData) -> DataIdentity:
 class Teaching:
     """Everything that TLLM adds to a run, in the order in which a trainer needs it.
 
-    The constructor cuts the hold-out and wraps the distiller; `open` names the folder; `catch_up` scores an epoch that
-    has been trained, updates the flags and writes. All state travels in the wrapper's checkpoint. A host that saves
-    that before an epoch is scored loses nothing: after a resume the missing score is made up from the same weights, so
-    the result is the same. Of several processes each scores a part of the hold-out, all come to the same flags, and the
-    main one writes.
+    The constructor cuts the hold-out and wraps the distiller; `open` sets the folder; `catch_up` scores a trained
+    epoch, updates the flags and writes the files. All state is saved in the wrapper's checkpoint. A host may save the
+    checkpoint before the epoch is scored: after a resume the missing score is computed from the same weights, with the
+    same result. With several ranks, each scores a shard of the hold-out, all ranks compute the same flags, and rank 0
+    writes.
 
     Args:
         node: `cfg.TLLM`.
@@ -94,8 +94,8 @@ class Teaching:
         total_epochs: Epochs of the run.
 
     Raises:
-        ConfigError: The hold-out or the detector cannot be made.
-        FileFormatError: The teacher has weights that are not finite.
+        ConfigError: The hold-out or the detector cannot be created.
+        FileFormatError: The teacher's weights contain NaN or infinity.
     """
 
     def __init__(self, node: CfgNode, distiller: nn.Module, data: TrainingData, total_epochs: int) -> None:
@@ -152,14 +152,14 @@ class Teaching:
         self._unsaved_best: dict[str, Any] | None = None
         self._recovered = False
         self._told_of_few_rows = False
-        #: The last epoch whose files this process has written; 0: none.
+        #: The last epoch whose files this process has written; 0 for none.
         self.written = 0
         self.run: RunFolder | None = None
-        #: Is shown the search curves after every epoch that is scored; what it raises ends the run.
+        #: Callback with the search curves after each scored epoch; an exception stops the run and leaves it resumable.
         self.watch: Callable[[Curves], None] | None = None
 
     def open(self, log_folder: str) -> RunFolder:
-        """Start writing into `<log_folder>/tllm/`, if this process is the one that writes, and return that folder."""
+        """Create `<log_folder>/tllm/` on rank 0 and return that folder; later files are written there."""
         if not processes.is_main():
             return RunFolder.inside(log_folder)
         self.run = RunFolder.inside(log_folder).create()
@@ -176,18 +176,18 @@ class Teaching:
         return self.run
 
     def _set_weights(self) -> None:
-        """Set the policy's weights, and 0 for flagged classes."""
+        """Set the teaching weights: the policy's, and 0 for flagged classes."""
         if self.decision is None:
             self.wrapper.set_undistillable(self.detector.flags)
         else:
             self.wrapper.set_teaching_weights(self.decision.weights.masked_fill(self.detector.flags, 0.0))
 
     def decide(self) -> None:
-        """Let the policy set the teaching weights, unless it did so before; to be called before an epoch is trained."""
+        """Let the policy set the teaching weights if it has not done so yet; call this before training an epoch."""
         if self.decision is None or self.decision.is_made:
             return
         temperature = self.wrapper.mixing_temperature
-        # Loaders may draw random numbers; the run's own are those that it has without a policy.
+        # Loaders may draw random numbers; a policy must not change those of the run.
         with torch.random.fork_rng(devices=[]):
             predictions = self._ask_teacher(self._policy_loader, temperature)
         strengths = class_means(predictions.kept("true_prob"), predictions.labels, len(self.class_names))
@@ -201,18 +201,18 @@ class Teaching:
         )
 
     def catch_up(self, epoch: int, predict_student: PredictStudent, writer: SummaryWriter | None = None) -> None:
-        """Score the hold-out after `epoch`, update the flags and write, unless that has been done; see `score`."""
+        """Score `epoch`, update the flags and write the files, skipping what is done already; see `score`."""
         if epoch and epoch not in self.curves.epochs:
             self.score(epoch, predict_student, writer)
             self.write(epoch)
             self.settle()
 
     def score(self, epoch: int, predict_student: PredictStudent, writer: SummaryWriter | None = None) -> None:
-        """Score the hold-out after `epoch` and update the flags; nothing is written but what goes to TensorBoard.
+        """Score the hold-out after `epoch` and update the flags; write only to TensorBoard.
 
         Args:
-            epoch: The last epoch trained.
-            predict_student: Runs the student as it is now over batches.
+            epoch: The last trained epoch.
+            predict_student: Returns the current student's predictions for batches.
             writer: The host's TensorBoard writer.
         """
         self._recover()
@@ -225,7 +225,7 @@ class Teaching:
         if len(self.split.search):
             self.search_curves.append(epoch, both.part(len(self.split.holdout), len(both.labels)))
         before = self.detector.flags.clone()
-        # As recorded, probabilities rounded: whoever replays the curves comes to the same flags.
+        # Judge the recorded, rounded probabilities, so that a replay of the curves gives the same flags.
         flags = self.detector.update(epoch, self.curves.samples_at(epoch))
         if processes.world_size() > 1:
             processes.check_same("hold-out scores and flags", torch.cat([self.curves.digest(), flags.to(torch.uint8)]))
@@ -254,16 +254,16 @@ class Teaching:
             self.watch(self.search_curves)
 
     def tell_if_at_chance(self, name: str) -> None:
-        """Warn if the student's last predictions on the hold-outs cannot be told from chance.
+        """Warn if the student's last predictions on the hold-outs are not significantly better than chance.
 
         Args:
-            name: Of the run.
+            name: Name of the run, for the message.
         """
         if self._last_scored is not None:
             tell_if_at_chance("trained", name, self._last_scored, "hold-out images")
 
     def _tell_of_few_rows(self, epoch: int) -> None:
-        """Say once that steps went without the teacher although they had something to teach."""
+        """Log once that steps with distillable rows were trained without the teacher because of TLLM.MIN_ROWS."""
         if self.wrapper.few_rows_steps and not self._told_of_few_rows:
             self._told_of_few_rows = True
             logger.info(
@@ -275,7 +275,7 @@ class Teaching:
             )
 
     def _note_best(self, epoch: int, accuracy: float) -> None:
-        """Copy the student if no earlier epoch was better on the hold-out, classes counting alike."""
+        """Copy the student if this epoch has the best class-balanced hold-out accuracy so far."""
         if self.run is None or not len(self.split.holdout):
             return
         self._holdout_accuracy[epoch] = accuracy
@@ -289,14 +289,14 @@ class Teaching:
             self._unsaved_best = {"model": weights, "epoch": epoch, "holdout_accuracy": accuracy, **of_data}
 
     def write(self, epoch: int, *, kept: bool = False) -> None:
-        """Write curves, flags and the best student as they are after `epoch`.
+        """Write curves, flags and the best student after `epoch`.
 
-        The best student is in place after `settle`, which comes after the host's checkpoint: a run that is killed
-        in between goes on from an earlier one, for which another student may be the best.
+        The best student is moved into place by `settle`, after the host has written its checkpoint: a run that is
+        killed in between resumes from an earlier checkpoint, for which another student may be the best.
 
         Args:
-            epoch: The last one that was scored.
-            kept: Whether the host keeps its checkpoint of that epoch. Then the best student until then is kept, too.
+            epoch: The last scored epoch.
+            kept: Whether the host keeps its checkpoint of this epoch; the best student so far is then kept as well.
         """
         if self.run is None:
             return
@@ -317,12 +317,12 @@ class Teaching:
         self.written = epoch
 
     def settle(self) -> None:
-        """Put the best student in its place, if `write` wrote a new one."""
+        """Move the best student into place if `write` wrote a new one."""
         if self.run is not None and self.run.student_best_next.exists():
             self.run.student_best_next.replace(self.run.student_best_holdout)
 
     def _recover(self) -> None:
-        """Do what a killed process has left to `settle`, if its checkpoint was written."""
+        """Complete `settle` for a process that was killed after it had written its checkpoint."""
         if self._recovered or self.run is None:
             return
         self._recovered = True
@@ -345,7 +345,7 @@ class Teaching:
         return self._teacher_prediction
 
     def _ask_teacher(self, loader: Batches, temperature: float = 1.0) -> Predictions:
-        """Return what the teacher predicts, in evaluation mode, with probabilities at a temperature."""
+        """Return the teacher's predictions in evaluation mode, with probabilities at a temperature."""
         teacher: Any = self.wrapper.teacher
         was_training = teacher.training
         teacher.eval()
@@ -362,7 +362,7 @@ class Teaching:
 
 
 def policy_record(decision: Decision, class_names: Sequence[str]) -> PolicyRecord:
-    """Return what `policy.json` says of a decision that is made."""
+    """Return the record for `policy.json` of a completed decision."""
     columns = zip(class_names, decision.strengths.tolist(), decision.weights.tolist(), strict=True)
     return PolicyRecord(
         policy=decision.policy,
@@ -375,7 +375,7 @@ def policy_record(decision: Decision, class_names: Sequence[str]) -> PolicyRecor
 
 
 def flags_record(detector: Detector, node: CfgNode, class_names: Sequence[str], epochs: int) -> FlagsRecord:
-    """Return what `flags.json` says of a detector after `epochs` epochs."""
+    """Return the record for `flags.json` of a detector after `epochs` epochs."""
 
     def known(values: Tensor) -> list[float | None]:
         return [None if value != value else value for value in values.tolist()]

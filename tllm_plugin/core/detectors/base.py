@@ -1,4 +1,4 @@
-"""What every detector is: scores of an epoch in, monotone flags with their evidence out."""
+"""Base class of detectors: they map the predictions of an epoch to monotone flags with evidence."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tllm_plugin.core.registry import Registry
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a detector knows about every class at one epoch; NaN where a rule has no such quantity.
+    """Evidence about every class at one epoch; NaN for quantities that a detector does not compute.
 
     Args:
-        drop: (C,) float64, how far the class is behind, as a fraction of the score.
-        p_value: (C,) float64, exact paired one-sided McNemar p-value at this epoch (not corrected for looking often).
-        e_value: (C,) float64, evidence gathered so far; valid however often one looks.
+        drop: (C,) float64, how far the class is behind, in units of the score.
+        p_value: (C,) float64, exact paired one-sided McNemar p-value at this epoch, not corrected for repeated looks.
+        e_value: (C,) float64, evidence accumulated so far; valid under any number of looks.
     """
 
     drop: Tensor
@@ -34,16 +34,17 @@ class Evidence:
 
     @classmethod
     def none(cls, num_classes: int) -> Evidence:
-        """Return evidence that says nothing."""
+        """Return evidence in which every quantity is NaN."""
         return cls(*(torch.full((num_classes,), torch.nan, dtype=torch.float64) for _ in range(3)))
 
 
 class Detector(WithOptions, ABC):
-    """Decides, epoch by epoch, which classes are undistillable. Flags are never taken back.
+    """Decide after each epoch which classes are undistillable; flags are never withdrawn.
 
-    A subclass implements `judge`, declares options in its body, lists the tensors it needs from one epoch to the next
-    in `memory`, and is registered by name. Its constructor may also ask for what the run knows: `total_epochs`; the
-    `reference` run's curves, with `needs_reference`; the indices of the `classes` that the user lists.
+    A subclass implements `judge`, declares its options in the class body, keeps tensors that must survive from one
+    epoch to the next in `memory`, and is registered by name. Its constructor may also take these arguments, which the
+    run supplies: `total_epochs`; `reference`, the curves of the reference run (with `needs_reference`); `classes`, the
+    class indices that the user lists.
 
     Args:
         num_classes: C.
@@ -53,47 +54,47 @@ class Detector(WithOptions, ABC):
         ConfigError: An option is unknown or out of range.
     """
 
-    #: Whether flagged rows get the configured label smoothing; ESKD stops teaching and smooths nothing.
+    #: Whether flagged rows get the configured label smoothing; early-stopped KD uses none.
     smooths_labels = True
     #: Whether the detector compares with the recorded curves of a vanilla run.
     needs_reference = False
-    #: Whether the detector looks at agreement with the teacher.
+    #: Whether the detector uses agreement with the teacher.
     needs_teacher = False
 
     def __init__(self, num_classes: int, **options: Any) -> None:
         self.set_options(options)
         self.num_classes = whole_number("num_classes", num_classes, 1)
         self.flags = torch.zeros(num_classes, dtype=torch.bool)
-        #: (C,) int64, the epoch after which a class was flagged; 0 = before training, -1 = not flagged.
+        #: (C,) int64, epoch after which a class was flagged; 0 = before training, -1 = not flagged.
         self.epoch_flagged = torch.full((num_classes,), -1, dtype=torch.int64)
-        #: The evidence at the epoch of the flag, or at the last epoch for a class that is not flagged.
+        #: Evidence at the epoch at which a class was flagged; for unflagged classes, at the last epoch.
         self.evidence = Evidence.none(num_classes)
-        #: (C,) int64, hold-out samples of the class and how many were right, at the same epoch as the evidence.
+        #: (C,) int64, hold-out samples per class and how many were correct, at the same epoch as the evidence.
         self.holdout_count = torch.zeros(num_classes, dtype=torch.int64)
         self.holdout_correct = torch.zeros(num_classes, dtype=torch.int64)
-        #: What a subclass must remember between epochs.
+        #: Tensors that a subclass keeps between epochs; saved in checkpoints.
         self.memory: dict[str, Tensor] = {}
 
     @abstractmethod
     def judge(self, epoch: int, samples: Predictions) -> tuple[Tensor, Evidence]:
-        """Return the classes to flag after `epoch`, (C,) bool, and the evidence about every class."""
+        """Return the classes to flag after `epoch`, (C,) bool, and the evidence for every class."""
 
     def reason(self) -> str:
-        """Say in one sentence why a class that is not flagged is not."""
+        """Return a short reason why the unflagged classes are not flagged."""
         return "no class met the rule"
 
     def update(self, epoch: int, samples: Predictions) -> Tensor:
         """Judge all classes after an epoch.
 
         Args:
-            epoch: Counted from 1.
-            samples: The student's scores on the hold-out after this epoch.
+            epoch: Epoch, counted from 1.
+            samples: The student's predictions on the hold-out after this epoch.
 
         Returns:
-            (C,) bool, every class flagged so far.
+            (C,) bool, True for every class flagged so far.
 
         Raises:
-            ConfigError: The scores are of other classes, or the rule gives anything but one truth value per class.
+            ConfigError: A label is out of range, or `judge` does not return one truth value per class.
         """
         epoch = whole_number("epoch", epoch, 1)
         if samples.labels.numel() and not 0 <= int(samples.labels.max()) < self.num_classes:
@@ -102,7 +103,7 @@ class Detector(WithOptions, ABC):
             )
         judged, evidence = self.judge(epoch, samples)
         judged = as_flags("judge", judged, self.num_classes)
-        # A class that was flagged before training has no epoch of its flag to remember.
+        # A class that was flagged before training keeps no evidence of an earlier epoch.
         open_classes = ~self.flags | (self.epoch_flagged == 0)
         self.evidence = Evidence(
             *(
@@ -125,7 +126,7 @@ class Detector(WithOptions, ABC):
         self.flags = self.flags | classes
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors only, so that a checkpoint loads under `weights_only=True`."""
+        """Return the state as tensors only, so that a checkpoint loads with `weights_only=True`."""
         return {
             "flags": self.flags,
             "epoch_flagged": self.epoch_flagged,
@@ -138,10 +139,10 @@ class Detector(WithOptions, ABC):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state_dict` returned.
+        """Restore the result of `state_dict`.
 
         Raises:
-            ConfigError: It belongs to another number of classes.
+            ConfigError: The state belongs to another number of classes.
         """
         if state["flags"].shape != self.flags.shape:
             raise ConfigError(
@@ -166,7 +167,7 @@ _OPEN = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 
 def detector_options(name: str) -> tuple[str, ...]:
-    """Return the names of all that a registered detector is made with besides `num_classes`, sorted.
+    """Return the sorted names of all arguments of a registered detector except `num_classes`.
 
     >>> detector_options("after")
     ('after_fraction', 'total_epochs')
@@ -175,7 +176,7 @@ def detector_options(name: str) -> tuple[str, ...]:
 
 
 def options_for(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of several detectors' options that one of them takes; all of them, if it takes any.
+    """Select the options that a detector takes; all of them if it takes arbitrary keywords.
 
     >>> options_for("after", {"total_epochs": 10, "eta": 0.05})
     {'total_epochs': 10}
@@ -185,15 +186,15 @@ def options_for(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def create_detector(name: str, num_classes: int, **options: Any) -> Detector:
-    """Make a registered detector.
+    """Create a registered detector.
 
     Args:
-        name: A registered name.
+        name: Name of a registered detector.
         num_classes: C.
-        options: See `detector_options`. `options_for` picks a detector's from those of several.
+        options: Arguments listed by `detector_options`; `options_for` selects them from a larger set.
 
     Raises:
-        ConfigError: Unknown name, an option that the detector does not take, lacks, or that is out of range.
+        ConfigError: The name or an option is unknown, a required option is missing, or a value is out of range.
     """
     known, parameters = detector_options(name), _parameters(name)
     unknown = [option for option in options if option not in known]

@@ -1,4 +1,4 @@
-"""Comparison with the teacher's own errors: needs no second run."""
+"""Detect classes by repetition of the teacher's errors; needs no second run."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from tllm_plugin.core.predictions import Predictions
 
 @DETECTORS.register("imitation")
 class ImitationDetector(SequentialDetector):
-    """Flags a class on whose hold-out samples the student repeats wrong answers of the teacher, more than elsewhere.
+    """Flag classes on which the student repeats the teacher's errors more often than on other classes.
 
-    The drop of a class is the share of its hold-out samples on which student and teacher give the same wrong answer.
-    Classes that are hard for everybody share some errors, too; so the drop must exceed what the unflagged classes
-    share by eta *and* by three robust standard deviations over these classes, chance included. It sees one cause
-    only: a teacher that is wrong. A class that a right teacher makes worse is found by `reference` alone. Ours, not
-    the paper's.
+    The drop of a class is the fraction of its hold-out samples on which student and teacher make the same wrong
+    prediction. Student and teacher share some errors on every hard class, so the drop must exceed the level common to
+    the unflagged classes by eta *and* by three robust standard deviations over these classes, sampling noise included.
+    This detector sees only one cause, a teacher that is wrong; a class that a correct teacher makes worse is found
+    only by `reference`. The rule is ours, not the paper's.
 
     Args:
         num_classes: C.
-        options: As `SequentialDetector`; `score` has no effect.
+        options: Options of `SequentialDetector`; `score` has no effect.
 
     Raises:
         ConfigError: An option is out of range.
@@ -40,5 +40,5 @@ class ImitationDetector(SequentialDetector):
         if samples.agree is None:
             raise ConfigError("Expected a teacher for the detector `imitation`, but got a distiller without one")
         repeated = self.smooth("repeated", (samples.agree & ~samples.correct).float())
-        # McNemar's pair: with the teacher and wrong, against the teacher and right.
+        # McNemar pairs: agreeing and wrong count as losses, disagreeing and correct as gains.
         return self.weigh(epoch, repeated, samples.agree, samples)

@@ -1,4 +1,4 @@
-"""Comparison with a recorded vanilla run: TLLM by its definition (delta acc), while training."""
+"""Detect classes during training by comparison with a recorded vanilla run, TLLM's definition (delta acc)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from tllm_plugin.core.predictions import Predictions
 
 @DETECTORS.register("reference")
 class ReferenceDetector(SequentialDetector):
-    """Flags a class whose curve is more than eta below the same class's curve of a vanilla run at the same epoch.
+    """Flag classes whose curve is more than eta below the vanilla run's curve at the same epoch.
 
-    The paper's appendix defines undistillable classes by delta acc but does not state the online rule; this one is
+    The paper's appendix defines undistillable classes by delta acc but does not state an online rule; this rule is
     ours (see `sequential`).
 
     Args:
         num_classes: C.
-        reference: Curves of a vanilla run with the same hold-out, at least as many epochs and the same schedule.
+        reference: Curves of a vanilla run with the same hold-out, the same schedule and at least as many epochs.
         total_epochs: Epochs of the run.
-        options: As `SequentialDetector`.
+        options: Options of `SequentialDetector`.
 
     Raises:
-        ConfigError: The reference does not fit, or an option is out of range.
+        ConfigError: The reference does not match the run, or an option is out of range.
     """
 
     needs_reference = True
@@ -48,7 +48,7 @@ class ReferenceDetector(SequentialDetector):
                 "missing"
             )
         self.reference = reference
-        # Once: a long history takes a while to digest, and every checkpoint names it.
+        # Computed once: hashing a long history takes time, and every checkpoint stores the digest.
         self._digest = reference.digest()
 
     def judge(self, epoch: int, samples: Predictions) -> tuple[Tensor, Evidence]:

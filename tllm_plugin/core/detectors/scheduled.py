@@ -1,4 +1,4 @@
-"""Detectors that look at nothing: the baselines of the paper, so that one code path trains everything."""
+"""Detectors that ignore predictions: the paper's baselines, so that one code path trains all methods."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class _Scheduled(Detector):
         return self.due(epoch), Evidence.none(self.num_classes)
 
     def due(self, epoch: int) -> Tensor:
-        """Return the classes that are undistillable after `epoch` (0: before training), (C,) bool."""
+        """Return the classes that are flagged after `epoch` (0 means before training), (C,) bool."""
         return torch.zeros(self.num_classes, dtype=torch.bool)
 
 
 @DETECTORS.register("none")
 class NoneDetector(_Scheduled):
-    """Flags nothing: the inner distiller as it is, with recorded curves."""
+    """Flag no class: train the inner distiller unchanged and record its curves."""
 
     def reason(self) -> str:
         return "the detector `none` never flags a class"
@@ -34,7 +34,7 @@ class NoneDetector(_Scheduled):
 
 @DETECTORS.register("all")
 class AllDetector(_Scheduled):
-    """Flags every class from the first epoch on: the label-smoothing baseline.
+    """Flag every class from the first epoch on: the label-smoothing baseline.
 
     Source: appendix F.2, Table 9.
     """
@@ -46,7 +46,7 @@ class AllDetector(_Scheduled):
 
 @DETECTORS.register("after")
 class AfterDetector(_Scheduled):
-    """Flags every class after a fraction of the epochs, without label smoothing: early-stopped KD.
+    """Flag every class after a fraction of the epochs, without label smoothing: early-stopped KD.
 
     Args:
         num_classes: C.
@@ -74,14 +74,14 @@ class AfterDetector(_Scheduled):
 
 @DETECTORS.register("fixed")
 class FixedDetector(_Scheduled):
-    """Flags a list of classes from the first epoch on: for ablations and for flags of an earlier run.
+    """Flag a given list of classes from the first epoch on: for ablations and for flags of an earlier run.
 
     Args:
         num_classes: C.
-        classes: Their indices: a list, an array or a tensor of whole numbers.
+        classes: Class indices: a list, an array or a tensor of integers.
 
     Raises:
-        ConfigError: They are none, or not below C; flags are refused.
+        ConfigError: The values are not class indices below C; bool flags are rejected.
     """
 
     def __init__(self, num_classes: int, *, classes: Sequence[int] | Tensor | Any) -> None:

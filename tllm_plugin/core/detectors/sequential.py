@@ -1,13 +1,14 @@
-"""The part that both curve detectors share: smoothed paired differences, and evidence that may be looked at daily.
+"""Common base of the curve detectors: smoothed paired differences, and evidence that stays valid at every epoch.
 
-Let `x_i` in [-1, 1] say how much worse sample `i` of a class is done than it was or could be. Averaged over the last
-epochs (exponentially), and over the samples of the class, this is the class's *drop*. The hypothesis for a class is
-that its drop is at most eta, plus what all unflagged classes share, plus one and a half times the spread of their
-drops: two runs differ from class to class by more than the sampling of a hold-out explains, above all while the
-learning rate is high. Every epoch yields one e-value against it, and the evidence is the running sum of these divided
-by the number of epochs of the run. That sum never falls and has expectation at most 1 at the end, so (Markov) it
-exceeds 1/alpha at *any* epoch with probability at most alpha, however strongly the epochs depend on each other. Across
-classes e-BH controls the false discovery rate.
+Let `x_i` in [-1, 1] be how much worse sample `i` of a class is predicted than in the comparison. Averaged over the
+last epochs (exponentially) and over the samples of the class, this is the *drop* of the class. The null hypothesis for
+a class is that its drop is at most the sum of eta, the drop common to all unflagged classes, and one and a half times
+the spread of their drops. The spread is needed because two runs differ from class to class by more than the sampling
+of a hold-out explains, above all while the learning rate is high. Every epoch yields one e-value against the null
+hypothesis. The evidence is the running sum of these e-values divided by the number of epochs of the run. It never
+falls and its expectation at the end is at most 1, so by Markov's inequality it exceeds 1/alpha at *any* epoch with
+probability at most alpha, however strongly the epochs depend on each other. Across classes, e-BH controls the false
+discovery rate.
 """
 
 from __future__ import annotations
@@ -35,22 +36,22 @@ _MAX_MARGIN = 0.95
 
 
 class SequentialDetector(Detector):
-    """Base of the detectors that judge curves.
+    """Base class of the detectors that judge curves.
 
     Args:
         num_classes: C.
         total_epochs: Epochs of the run.
-        options: Values of the options below. With `fdr` 1 no evidence is asked for, and every smoothed drop of more
-            than eta and what all classes share is flagged (the naive rule, which flags nearly everything sooner or
-            later).
+        options: Values of the options below. With `fdr` 1 no evidence is required: every class whose smoothed drop
+            exceeds the common drop by more than eta is flagged (the naive rule, which flags nearly every class sooner
+            or later).
 
     Raises:
         ConfigError: An option is out of range.
     """
 
-    #: By how many times the `spread` of the unflagged classes a drop must stand out, besides eta.
+    #: Multiple of the unflagged classes' `spread` by which a drop must stand out, in addition to eta.
     spreads = 1.5
-    #: What a class is flagged for.
+    #: Predicate of the sentence that `reason` returns.
     offence = "fell more than eta = {eta:g} behind"
 
     score: str = option("accuracy", one_of(SCORES), "what a class is judged by on the hold-out")
@@ -64,11 +65,11 @@ class SequentialDetector(Detector):
         self.total_epochs = whole_number("total_epochs", total_epochs, 1)
 
     def scores(self, samples: Predictions) -> Tensor:
-        """Return what the samples are judged by, (n,) float32."""
+        """Return the configured score of every sample, (n,) float32."""
         return SCORES[self.score](samples)
 
     def smooth(self, name: str, value: Tensor) -> Tensor:
-        """Return the exponential mean of `value` over the epochs so far and remember it under `name`."""
+        """Return the exponential moving average of `value` over the epochs so far and store it under `name`."""
         past = self.memory.get(name)
         mean = value if past is None else self.smoothing * past + (1.0 - self.smoothing) * value
         self.memory[name] = mean
@@ -83,15 +84,15 @@ class SequentialDetector(Detector):
         *,
         choices: int = 1,
     ) -> tuple[Tensor, Evidence]:
-        """Turn one epoch's paired differences into flags and evidence.
+        """Turn the paired differences of one epoch into flags and evidence.
 
         Args:
-            epoch: Counted from 1.
-            differences: (n,) in [-1, 1], how much worse each sample is done.
-            before: (n,) bool, whether the sample was right in what this epoch is compared with.
-            samples: This epoch's scores.
-            choices: Among how many candidates the comparison was picked by looking at the same data; the epoch's
-                e-value is divided by it.
+            epoch: Epoch, counted from 1.
+            differences: (n,) in [-1, 1], how much worse each sample is predicted than in the comparison.
+            before: (n,) bool, whether the sample was correct in the comparison.
+            samples: Predictions of this epoch.
+            choices: Number of candidates from which the comparison was chosen using the same data; the epoch's e-value
+                is divided by it.
         """
         labels = samples.labels
         drop = class_means(differences, labels, self.num_classes)
@@ -116,11 +117,11 @@ class SequentialDetector(Detector):
         return e_benjamini_hochberg(total, self.fdr), evidence
 
     def spread(self, deviations: Tensor, variance: Tensor) -> Tensor:
-        """Return how much the unflagged classes' drops differ, 0-dim: what the sampling of a hold-out does not explain.
+        """Return the spread of the unflagged classes' drops beyond the sampling error of the hold-out, 0-dim.
 
         Args:
-            deviations: (k,) float64, of these drops from what they share.
-            variance: (k,) float64, of each drop over hold-outs.
+            deviations: (k,) float64, deviations of these drops from the drop that they have in common.
+            variance: (k,) float64, sampling variance of each drop.
         """
         unexplained: Tensor = robust_deviation(deviations) ** 2 - variance.median()
         return unexplained.clamp(min=0.0).sqrt()

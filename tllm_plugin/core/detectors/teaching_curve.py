@@ -1,4 +1,4 @@
-"""Comparison of a class with its own best: needs no second run."""
+"""Detect classes by comparison with their own best epoch; needs no second run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tllm_plugin.core.predictions import Predictions, class_means
 
 @DETECTORS.register("teaching_curve")
 class TeachingCurveDetector(SequentialDetector):
-    """Flags a class whose smoothed hold-out curve has fallen more than eta below its own best.
+    """Flag classes whose smoothed hold-out curve has fallen more than eta below its own best.
 
-    It sees a class that distillation makes worse *over time*; a class that never learns has no best to fall from, and
-    only `reference` finds it.
-    The best epoch is the highest of those seen so far, which flatters the drop; the epoch's e-value is divided by
-    their number to make up for that choice, so that small hold-outs rarely give enough evidence at high confidence.
+    It detects classes that distillation makes worse *over time*. A class that never learns has no best epoch to fall
+    from; only `reference` finds it. Choosing the best epoch so far exaggerates the drop, so the e-value is divided by
+    the number of epochs seen. As a consequence small hold-outs rarely give enough evidence at a low false discovery
+    rate.
     """
 
     def judge(self, epoch: int, samples: Predictions) -> tuple[Tensor, Evidence]:

@@ -1,4 +1,4 @@
-"""Several processes that make the step that one would make: BatchNorm over all rows, gradients weighted by rows."""
+"""Data-parallel training with the same step as a single process: synchronised BatchNorm, row-weighted gradients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tllm_plugin.hosts import processes
 
 
 class _Total(torch.autograd.Function):
-    """The sum of a tensor over all processes; its gradient is the sum of theirs."""
+    """Differentiable all-reduce: sums a tensor over all ranks, and its gradient likewise."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -35,11 +35,10 @@ class _Total(torch.autograd.Function):
 
 
 class CrossProcessBatchNorm(_BatchNorm):
-    """What `nn.SyncBatchNorm` does, on a CPU. State and parameters are those of BatchNorm.
+    """Synchronised BatchNorm that also runs on a CPU, with the state and parameters of BatchNorm.
 
-    All processes must run it equally often: a step that runs its network in one process and not in another never ends.
-    TLLM's wrapper runs the student once in every step; modules of the distiller see distillable rows only, and are not
-    run where there are none.
+    All ranks must run it equally often; otherwise a step never ends. TLLM's wrapper runs the student exactly once per
+    step, but the distiller's own modules see only distillable rows and do not run without any.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 (PyTorch's name)
@@ -52,7 +51,7 @@ class CrossProcessBatchNorm(_BatchNorm):
         self._check_input_dim(input)
         across = [0, *range(2, input.dim())]
         shape = [1, -1, *(1 for _ in across[1:])]
-        # In double precision, so that the order in which processes add up does not matter to a float.
+        # Double precision makes the order of the sum over ranks irrelevant after rounding to float.
         wide = input.double()
         count = processes.summed(torch.tensor(float(input.numel() // input.shape[1]), dtype=torch.float64))
         mean = _Total.apply(wide.sum(across)) / count
@@ -66,7 +65,7 @@ class CrossProcessBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _keep(self, mean: Tensor, variance: Tensor, count: float) -> None:
-        """Move the running statistics towards those of a batch, its variance without bias."""
+        """Update the running statistics with those of a batch, using the unbiased variance."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
@@ -75,19 +74,19 @@ class CrossProcessBatchNorm(_BatchNorm):
         self.running_var.lerp_((variance * (count / max(count - 1, 1))).to(self.running_var.dtype), step)
 
 
-#: They see the rows of all processes, which therefore have the same running statistics.
+#: These see the rows of all ranks, so that their running statistics are equal on all ranks.
 SYNCHRONISED = (nn.SyncBatchNorm, CrossProcessBatchNorm)
 
 
 def synchronise_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
-    """Let every BatchNorm of a network see the rows of all processes; alone, it does already.
+    """Replace every BatchNorm of a network by one that is synchronised over all ranks; a no-op in a single process.
 
     Args:
-        network: Its modules are replaced, its parameters and buffers stay the same.
-        device: That it is on.
+        network: Modules are replaced in place; parameters and buffers stay the same objects.
+        device: Device of the network.
 
     Returns:
-        The network; something else only if it is a BatchNorm itself.
+        The network, or its replacement if the network itself is a BatchNorm.
     """
     if processes.world_size() == 1:
         return network
@@ -109,9 +108,9 @@ def synchronise_batch_norm(network: nn.Module, device: torch.device) -> nn.Modul
 
 
 def least_rows(distiller: nn.Module) -> int:
-    """Return how many rows a training pass needs in a process: 2 where a BatchNorm is trained on these rows alone.
+    """Return the number of rows that a training pass needs on a rank: 2 with an unsynchronised BatchNorm, else 1.
 
-    A map of one pixel gives a BatchNorm one value per row, and of a single value there is no variance.
+    On a map of one pixel BatchNorm gets one value per row, and a single value has no variance.
     """
     was_training = distiller.training
     distiller.train()  # The teacher stays in evaluation mode, unless its distiller wants it otherwise.
@@ -123,10 +122,10 @@ def least_rows(distiller: nn.Module) -> int:
 
 @contextmanager
 def single_rows_explained() -> Iterator[None]:
-    """Say what to change where a BatchNorm is trained on a single value after all.
+    """Replace PyTorch's error for a BatchNorm with a single value per channel by one that names the keys to change.
 
     Raises:
-        ConfigError: That has happened.
+        ConfigError: A BatchNorm was trained on a single value.
     """
     try:
         yield
@@ -139,7 +138,7 @@ def single_rows_explained() -> Iterator[None]:
         ) from error
 
 
-# Buffers are merged at the end of an epoch instead of being overwritten by those of process 0 in every step. Recent
+# Buffers are merged at the end of an epoch instead of being overwritten by those of rank 0 in every step. Recent
 # versions of PyTorch have another name for the option.
 _SYNCS_BUFFERS = "forward_sync_buffers"
 _KEEPS_BUFFERS: dict[str, Any] = {
@@ -148,14 +147,14 @@ _KEEPS_BUFFERS: dict[str, Any] = {
 
 
 class ParallelDistiller:
-    """The training pass of a distiller in this process; alone, the distiller itself.
+    """Run the training pass of a distiller data-parallel; in a single process, call the distiller directly.
 
-    Each process has some rows of every batch. Gradients are averaged over processes, so a loss that is a mean over
-    the rows here is weighted by how many these are: see `weight`. Losses that relate rows to each other relate those
-    of one process.
+    Each rank has some rows of every batch. DDP averages gradients over ranks, so a loss that is a mean over this
+    rank's rows is weighted by their number: see `weight`. Losses that relate rows to each other see only the rows of
+    one rank.
 
     Args:
-        distiller: On its device. Every learnable parameter must get a gradient in every pass, be it zero.
+        distiller: Distiller on its device. Every learnable parameter must get a gradient in every pass, even if zero.
     """
 
     def __init__(self, distiller: nn.Module) -> None:
@@ -167,37 +166,37 @@ class ParallelDistiller:
             self._module = DistributedDataParallel(distiller, **_KEEPS_BUFFERS)
 
     def begin_batch(self, rows: int | None) -> None:
-        """Take note of a batch's size.
+        """Set the size of the current batch.
 
         Args:
-            rows: Of the whole batch, all processes together; None: this process has all of it.
+            rows: Number of rows of the batch over all ranks; None if this process has the whole batch.
         """
         self.batch_rows = rows
 
     def parts(self, wanted: int, rows: int) -> int:
-        """Return in how many parts to put `rows` through the networks.
+        """Return the number of micro-batches for `rows`: `wanted`, capped so that no rank gets an empty one.
 
-        As many as are `wanted`, if every process has rows for them: two for each where BatchNorm is trained.
+        If BatchNorm is trained on this rank's rows alone, every micro-batch gets at least two rows.
         """
         return max(1, min(wanted, (self.batch_rows or rows) // processes.world_size() // self._least_rows))
 
     def weight(self, rows: int, rows_here: int) -> float:
-        """Return the weight of a loss that is a mean over some rows.
+        """Return the factor by which to multiply a loss that is a mean over some rows.
 
         Args:
-            rows: That it is a mean over.
-            rows_here: Of the batch in this process.
+            rows: Number of rows over which the loss is a mean.
+            rows_here: Number of rows of the batch on this rank.
         """
         return rows * processes.world_size() / (self.batch_rows or rows_here)
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[Any]:
-        """Return the context of one part's passes; gradients are averaged over processes with the `last` one only."""
+        """Return the context manager for a micro-batch; gradients are averaged over ranks only with the `last` one."""
         if isinstance(self._module, DistributedDataParallel) and not last:
             return self._module.no_sync()
         return nullcontext()
 
     def drop_held(self) -> None:
-        """Drop gradients of parameters that their modules hold back, before a step: DDP has put zeros there."""
+        """Before a step, remove gradients of parameters that modules hold back; DDP writes zeros there."""
         if isinstance(self._module, DistributedDataParallel):
             for module in self._holding:
                 for parameter in module.held_parameters():
@@ -208,10 +207,10 @@ class ParallelDistiller:
 
 
 def begin_epoch(distiller: nn.Module, seed: int, epoch: int) -> None:
-    """Tell a distiller that wants to know, even if none of its rows here has a teacher, and set the random numbers.
+    """Call the distiller's `begin_epoch`, if it has one, and seed the random numbers of ranks other than 0.
 
-    Those of the main process go on as in a run of one process. The others' depend on seed and epoch alone, so that no
-    checkpoint need hold them.
+    The distiller is called even if no row on this rank has a teacher. Rank 0 continues with its random numbers as a
+    single process would; those of other ranks depend only on seed and epoch, so that checkpoints need not hold them.
     """
     begin = getattr(distiller, "begin_epoch", None)
     if begin is not None:
@@ -222,10 +221,10 @@ def begin_epoch(distiller: nn.Module, seed: int, epoch: int) -> None:
 
 @torch.no_grad()
 def merge_buffers(distiller: nn.Module) -> None:
-    """Make what the processes have collected in buffers over an epoch the same in all of them.
+    """Merge the buffers of all ranks after an epoch, so that they are equal on every rank.
 
-    The running statistics of BatchNorm become their mean over processes, its counter the highest. Buffers that a module
-    names in `row_sums` are added up. The teacher, which is in evaluation mode, is left alone.
+    BatchNorm's running statistics become their mean over ranks and its counter the maximum. Buffers that a module
+    names in `row_sums` are summed. Teacher buffers are unchanged, because the teacher is in evaluation mode.
     """
     if processes.world_size() == 1:
         return
@@ -247,7 +246,7 @@ def merge_buffers(distiller: nn.Module) -> None:
 
 
 def _reduce(buffers: list[Tensor], operation: Any) -> None:
-    """Replace buffers by their sums or maxima over processes, all at once."""
+    """All-reduce buffers by sum or maximum, in one operation."""
     if not buffers:
         return
     flat = torch.cat([buffer.flatten() for buffer in buffers])

@@ -1,4 +1,4 @@
-"""What a run is called, and the runs that it needs and does not name: its teacher's and the vanilla reference's."""
+"""Name a run, and configure the runs that it requires but does not name: its teacher and its vanilla reference."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def experiment_name(cfg: CfgNode) -> str:
 
 
 def log_folder(cfg: CfgNode) -> Path:
-    """Return the folder of the run that a config describes."""
+    """Return the log folder of the run that a config describes."""
     return Path(cfg.LOG.PREFIX) / experiment_name(cfg)
 
 
 def needed_teacher(cfg: CfgNode, data: DataIdentity | None = None) -> CfgNode | None:
-    """Return the config of the teacher's run; None where the config names a checkpoint or needs no teacher.
+    """Return the config of the teacher's run; None if the config names a checkpoint or needs no teacher.
 
     Args:
-        cfg: Of the run that needs it.
-        data: That it is trained on; where a run on other data has its name, it gets one of its own.
+        cfg: Config of the run that needs the teacher.
+        data: Training data; if a run on other data has the teacher's name already, the teacher gets another name.
     """
     if cfg.DISTILLER.TYPE in WITHOUT_TEACHER or cfg.DISTILLER.TEACHER_CHECKPOINT:
         return None
@@ -47,12 +47,12 @@ def needed_teacher(cfg: CfgNode, data: DataIdentity | None = None) -> CfgNode | 
 
 
 def named_reference(cfg: CfgNode, data: DataIdentity | None = None) -> tuple[CfgNode, CfgNode | None]:
-    """Return `cfg` with its reference named, and the config of the vanilla run that has to be trained for it.
+    """Return `cfg` with its reference filled in, and the config of the vanilla run to train as reference.
 
-    Where the detector needs no reference or the config names one, `cfg` comes back as it is, with None.
+    If the detector needs no reference or the config names one, return `cfg` unchanged and None.
 
     Args:
-        cfg: Of the run.
+        cfg: Config of the run.
         data: See `needed_teacher`.
     """
     detector = cfg.TLLM.DETECTOR
@@ -67,7 +67,7 @@ def named_reference(cfg: CfgNode, data: DataIdentity | None = None) -> tuple[Cfg
 
 
 def _placed(needed: CfgNode, data: DataIdentity | None) -> CfgNode:
-    """Return the config of a run that another one needs, renamed where a run on other data has its name."""
+    """Return a prerequisite's config, renamed if a run on other data has its name already."""
     if data is None:
         return needed
     run = RunFolder.inside(log_folder(needed))
@@ -81,18 +81,18 @@ def _placed(needed: CfgNode, data: DataIdentity | None) -> CfgNode:
 
 
 def prerequisite(cfg: CfgNode, model: str, epochs: int, role: str, *, branches_of: str = "") -> CfgNode:
-    """Return the config of a run that another run needs, named after everything that its result depends on.
+    """Return the config of a prerequisite; its name holds a digest of everything that determines its result.
 
     Args:
-        cfg: Of the other run.
-        model: What to train, vanilla or, if `branches_of` names a student, with SFTN's branches of that student.
-        epochs: How long.
-        role: Begins the run's name.
-        branches_of: Name of a student, or nothing.
+        cfg: Config of the run that needs the prerequisite.
+        model: Network to train.
+        epochs: Number of epochs.
+        role: First part of the name of the prerequisite.
+        branches_of: Student whose branches SFTN adds to the network; empty trains the network as a vanilla student.
     """
     kind = RunSpec({"DISTILLER.TYPE": "NONE", "TLLM.DETECTOR.TYPE": "none"})
     asked, defaults = RunSpec.of(cfg).values, RunSpec.of(default_config()).values
-    # Keys that such a run does not read have their defaults: they must not keep an interrupted one from being resumed.
+    # Keys that such a run does not read are set to their defaults, so that their values cannot prevent a resume.
     values = {**defaults, **{key: value for key, value in asked.items() if kind.reads(key)}, **kind.values}
     values |= {"DISTILLER.STUDENT": model, "SOLVER.EPOCHS": epochs}
     if branches_of:

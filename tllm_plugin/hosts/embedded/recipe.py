@@ -1,4 +1,4 @@
-"""From a config to a finished run, top to bottom: data, what must be trained first, networks, the loop, the files."""
+"""Train a run from a config, top to bottom: data, prerequisites, networks, the loop, the files."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from tllm_plugin.runs.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
-#: Is shown curves and detector of a run after every epoch that it trains; says whether to keep the checkpoint, which is
-#: kept after every `LOG.SAVE_CHECKPOINT_FREQ` epochs in any case.
+#: Callback with curves and detector after each trained epoch; returns whether to keep its checkpoint, in addition to
+#: the checkpoints kept every `LOG.SAVE_CHECKPOINT_FREQ` epochs.
 Keep = Callable[[Curves, Detector], bool]
 
 
@@ -51,26 +51,28 @@ def run(
     watch: Callable[[Curves], None] | None = None,
     keep: Keep | None = None,
 ) -> RunFolder:
-    """Train what a config describes, and before it the teacher and the reference that it needs and does not name.
+    """Train the run that a config describes, after the teacher and the reference that it needs but does not name.
 
-    Of several processes all have to call it, with the same arguments; the main one reads and writes the run folders.
+    All ranks must call this function with the same arguments; rank 0 reads and writes the run folders.
 
     Args:
-        cfg: Checked and frozen, from `config.load_config`.
+        cfg: Checked and frozen config from `config.load_config`.
         resume: Continue the run from its last checkpoint.
-        overwrite: Start anew although the run's folder holds one.
-        bundle: The data set, if it is in memory already.
-        watch: Is shown the curves on the search hold-out after every epoch that is trained; what it raises ends the
-            run, which can be resumed.
+        overwrite: Start anew even if the run's folder holds a run.
+        bundle: The data set, if it is loaded already.
+        watch: Callback with the curves on the search hold-out after each trained epoch; an exception stops the run and
+            leaves it resumable.
         keep: See `Keep`.
 
     Returns:
-        The run's folder.
+        The folder of the run.
 
     Raises:
         ConfigError: The config does not fit the data, the run exists and neither `resume` nor `overwrite` is set, or
-            another command is training it.
-        DataError, FileFormatError, NonFiniteLossError: As they say.
+            another command is training the run.
+        DataError: The data cannot be read or is incomplete.
+        FileFormatError: A checkpoint or record is missing or damaged.
+        NonFiniteLossError: A loss became NaN or infinite.
     """
     with run_lock(log_folder(cfg), wait=False), reproducible(cfg):
         bundle = bundle or load_bundle(cfg)
@@ -83,13 +85,13 @@ def run(
             trainer.keep = partial(keep, trainer.teaching.curves, trainer.teaching.detector)
         trainer.train(resume=resume)
         if resume and cfg.LOG.TEST_FREQ >= 0:
-            # A run that was finished may lack them.
+            # A resumed run that was finished already may lack test results.
             ensure_tested(RunFolder.inside(log_folder(cfg)), cfg, bundle)
     return RunFolder.inside(log_folder(cfg))
 
 
 def prepare(cfg: CfgNode, bundle: DataBundle, *, resume: bool, overwrite: bool) -> Any:
-    """Train what a run needs, and return its trainer; the arguments are those of `run`."""
+    """Train the prerequisites of a run and return its trainer; see `run` for the arguments."""
     folder = log_folder(cfg)
     device = choose_device(cfg)
     cfg, vanilla = named_reference(cfg, bundle.identity)
@@ -144,18 +146,18 @@ def ensure_trained(
     watch: Callable[[Curves], None] | None = None,
     keep: Keep | None = None,
 ) -> RunFolder:
-    """Return the folder of a finished run of `cfg`; train it, or continue it, if it is not there.
+    """Return the folder of a finished run of `cfg`; train or resume the run if it is not finished.
 
-    While another command trains it, this one waits.
+    If another command is training the run, wait for it.
 
     Args:
-        cfg: Checked and frozen.
+        cfg: Checked and frozen config.
         bundle: The data set.
         watch: See `run`.
         keep: See `Keep`.
 
     Raises:
-        ConfigError: The run that is there was made under another config, or on other data.
+        ConfigError: The existing run was trained with another config or on other data.
     """
     folder = log_folder(cfg)
     finished = RunFolder.inside(folder)
@@ -177,13 +179,13 @@ def _is_finished(run: RunFolder, cfg: CfgNode, bundle: DataBundle) -> bool:
 
 
 def _tested(run: RunFolder, cfg: CfgNode, bundle: DataBundle) -> RunFolder:
-    """Test a finished run that never looked at test data, if that is possible and not against `cfg`."""
+    """Test a finished run without test results, unless `cfg` forbids tests or the test is impossible."""
     if cfg.LOG.TEST_FREQ >= 0 and not processes.from_main(run.read_metrics).tested:
         try:
             ensure_tested(run, cfg, bundle)
         except (ConfigError, DataError):
             raise
-        except TLLMError as error:  # It may be a colleague's, who alone can write it.
+        except TLLMError as error:  # The run may belong to another user, so that its folder is not writable.
             logger.warning("%s is not tested: %s", run.log_folder, error)
     return run
 

@@ -1,4 +1,4 @@
-"""The embedded host's training loop, with the constructor and the methods of mdistiller's `BaseTrainer`."""
+"""Training loop of the embedded host, with the constructor and the methods of mdistiller's `BaseTrainer`."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ trainer_dict: Registry[Any] = Registry("trainer")
 
 @trainer_dict.register("base")
 class BaseTrainer:
-    """Trains a distiller with SGD, tests as LOG.TEST_FREQ says, and saves everything that a resume needs.
+    """Train a distiller with SGD, test every LOG.TEST_FREQ epochs, and save everything that a resume needs.
 
-    Several processes train together, each on its rows of every batch; the main one writes, the others only compute.
+    With several ranks, each rank trains on its rows of every batch; only rank 0 writes files.
 
     Args:
-        experiment_name: Folder below `cfg.LOG.PREFIX`.
-        distiller: See `distillers.base`; on its device already.
-        train_loader: Yields `(image, target, index)`; has `set_epoch`, and `batch_rows` for several processes.
-        val_loader: Yields `(image, target)`: the test data, looked at but never used for a decision.
-        cfg: The frozen config.
+        experiment_name: Folder of the run below `cfg.LOG.PREFIX`.
+        distiller: See `distillers.base`; must be on its device.
+        train_loader: Yields `(image, target, index)`; has `set_epoch` and, with several ranks, `batch_rows`.
+        val_loader: Yields `(image, target)` of the test data, which is reported but never used for a decision.
+        cfg: Frozen config.
     """
 
     def __init__(
@@ -66,23 +66,23 @@ class BaseTrainer:
         self.tf_writer: Any = None
         if processes.is_main():
             self.run.create()
-            remove_temporaries(self.log_path)  # Half a checkpoint of a process that was killed.
+            remove_temporaries(self.log_path)  # A killed process may have left a partial checkpoint.
             self.tf_writer = EventWriter(str(Path(self.log_path) / "train.events"))
         self.device = next(distiller.parameters()).device
         self.guard = LossGuard(check_every=1 if self.device.type == "cpu" else 20)
         self.seconds_per_epoch: list[float] = []
         self.epochs_done = 0
-        self.results: Predictions | None = None  # After the last epoch done, if it was tested.
+        self.results: Predictions | None = None  # Predictions after the last completed epoch, if it was tested.
         self.progress: RunProgress | None = None
-        #: Asked after every epoch whether its checkpoint is to be kept, besides those of LOG.SAVE_CHECKPOINT_FREQ.
+        #: Callback after each epoch; returns whether to keep its checkpoint in addition to LOG.SAVE_CHECKPOINT_FREQ.
         self.keep: Callable[[], bool] = lambda: False
-        #: What the checkpoints say of the data.
+        #: Identity of the training data, stored in the checkpoints.
         self.data = DataIdentity()
         self._config_text = cfg.dump()
         self._saved_at = time.monotonic()
 
     def init_optimizer(self, cfg: CfgNode) -> torch.optim.Optimizer:
-        """Return SGD over what the distiller wants trained."""
+        """Return an SGD optimizer over the distiller's learnable parameters."""
         optimizer = torch.optim.SGD(
             self.distiller.get_learnable_parameters(),  # type: ignore[operator]
             lr=cfg.SOLVER.LR,
@@ -94,11 +94,11 @@ class BaseTrainer:
         return optimizer
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return the precision of every forward pass."""
+        """Return the context manager that sets the precision of a forward pass."""
         return autocast(self.cfg, self.device)
 
     def train(self, resume: bool = False) -> None:
-        """Train to the last epoch, from the last checkpoint on if `resume`."""
+        """Train up to the last epoch; with `resume`, continue from the last checkpoint."""
         if resume:
             self.load_checkpoint(Path(self.log_path) / "latest")
         if processes.is_main():
@@ -113,7 +113,7 @@ class BaseTrainer:
         self.finish()
 
     def begin_logs(self) -> None:
-        """Forget what a killed process has logged and kept of epochs that are going to be trained again."""
+        """Remove logs and checkpoints of epochs that will be trained again after a resume."""
         folder = Path(self.log_path)
         copy_until(self.epochs_done, folder, folder)
         remove_kept(folder, after=self.epochs_done)
@@ -123,7 +123,7 @@ class BaseTrainer:
             self.tf_writer = EventWriter(str(events), purge_step=self.epochs_done + 1)
 
     def finish(self) -> None:
-        """Write what a finished run leaves behind; one that was finished before is left as it is."""
+        """Write the final files of a run; do nothing if the run was finished before."""
         if not processes.from_main(self._was_finished):
             self.write_metrics(finished=True)
         if self.tf_writer is not None:
@@ -136,12 +136,12 @@ class BaseTrainer:
             return False
 
     def train_epoch(self, epoch: int) -> None:
-        """Train one epoch, test if it is due, log, score, and save if it is due."""
+        """Train one epoch, then log and score it; test and save if due."""
         started = time.perf_counter()
         self.train_loader.set_epoch(epoch)
         self.distiller.train()
         begin_epoch(self.distiller, self.cfg.EXPERIMENT.SEED, epoch)
-        # Added up at the end: with small networks a GPU waits for what it is told in every step.
+        # Summed at the end of the epoch: with small networks, a synchronisation in every step would slow down a GPU.
         rows_seen = [0]
         hits = [torch.zeros(0, dtype=torch.bool, device=self.device)]
         loss_means = [torch.zeros((), device=self.device)]
@@ -155,7 +155,7 @@ class BaseTrainer:
             if self.progress is not None:
                 self.progress.step()
         self.guard.flush()
-        # A process whose losses are not finite does not get here, and nobody gets past it.
+        # A rank with non-finite losses raises before this point, and the other ranks cannot pass it.
         weights = torch.tensor(rows_seen, dtype=torch.float64)
         loss_sum = (torch.stack(loss_means).cpu().double() * weights).sum()
         right = torch.cat(hits).sum().cpu()
@@ -180,14 +180,14 @@ class BaseTrainer:
             self.save_epoch(epoch, kept=kept)
 
     def score_holdout(self, epoch: int) -> None:
-        """Do what a checkpoint should hold besides the training; nothing here."""
+        """Hook before a checkpoint is saved, for scores that it should contain; does nothing here."""
 
     def save_epoch(self, epoch: int, *, kept: bool) -> None:
-        """Write all files of the run as they are after an epoch.
+        """Write all files of the run after an epoch.
 
         Args:
-            epoch: The last one trained.
-            kept: Whether the checkpoint is to stay when the next one is written.
+            epoch: The last trained epoch.
+            kept: Whether to keep this checkpoint when the next one is written.
         """
         if self.tf_writer is not None:
             self.tf_writer.flush()
@@ -196,15 +196,15 @@ class BaseTrainer:
         self._saved_at = time.monotonic()
 
     def test(self) -> Predictions:
-        """Return what the student predicts for the test data."""
+        """Return the student's predictions for the test data."""
         return predict(self.distiller, self.val_loader, keyword="image", autocast=self.autocast)
 
     def train_iter(self, image: Tensor, target: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """Make one step; return logits (n, C) and the 0-dim total loss, both detached.
+        """Make one optimisation step; return logits (n, C) and the 0-dim total loss of this rank's rows, both detached.
 
-        The batch goes through the networks in `SOLVER.ACCUMULATE` parts, whose gradients add up to that of the batch:
-        exactly where losses are means over rows and no layer looks at several rows (BatchNorm sees a part at a time).
-        Of several processes each returns what concerns its own rows.
+        The batch is processed in `SOLVER.ACCUMULATE` micro-batches, whose gradients are accumulated. The sum equals the
+        gradient of the whole batch if all losses are means over rows and no layer combines rows (BatchNorm sees one
+        micro-batch at a time).
         """
         if self.cfg.RUNTIME.CHANNELS_LAST:
             image = image.contiguous(memory_format=torch.channels_last)
@@ -230,7 +230,7 @@ class BaseTrainer:
         return torch.cat(outputs), torch.stack(totals).sum()
 
     def log(self, report: EpochReport) -> None:
-        """Write an epoch's numbers to TensorBoard, `worklog.txt` and the console."""
+        """Write the metrics of an epoch to TensorBoard, `worklog.txt` and the console."""
         if not processes.is_main():
             return
         for name, value in report.scalars().items():
@@ -240,7 +240,7 @@ class BaseTrainer:
             self.progress.epoch(report)
 
     def save_checkpoint(self, *, kept: bool) -> None:
-        """Write `latest` and the plain `student_latest`, and give both a name that stays if they are `kept`."""
+        """Write `latest` and `student_latest` (plain weights); if `kept`, also under names that are not overwritten."""
         if not processes.is_main():
             return
         data = {data_file.KEY: data_file.to_text(self.data)}
@@ -256,7 +256,7 @@ class BaseTrainer:
         }
         student = {"model": self.distiller.student.state_dict(), **data}  # type: ignore[union-attr]
         folder = Path(self.log_path)
-        # The student first: whoever finds `latest` finds its student as well.
+        # The student is written first, so that a reader who finds `latest` also finds its student.
         for latest, name, content in (
             ("student_latest", f"student_{self.epochs_done}", student),
             ("latest", f"epoch_{self.epochs_done}", state),
@@ -271,8 +271,8 @@ class BaseTrainer:
         """Continue from a checkpoint of the same config.
 
         Raises:
-            FileFormatError: It is missing, damaged or not of this run's networks.
-            ConfigError: It was written under another config.
+            FileFormatError: The checkpoint is missing, damaged or does not fit the networks of this run.
+            ConfigError: The checkpoint was written with another config.
         """
         state = processes.from_main(lambda: read_checkpoint(path, self.cfg))
         try:
@@ -288,7 +288,7 @@ class BaseTrainer:
         _set_rng_state(state["rng"], self.device)
 
     def write_metrics(self, *, finished: bool) -> None:
-        """Write `metrics.json`; in the end, unless test data is never looked at, test and write `predictions.npz`."""
+        """Write `metrics.json`; for a finished run also test and write `predictions.npz`, unless tests are off."""
         results = self.results or (self.test() if finished and self.cfg.LOG.TEST_FREQ >= 0 else None)
         if not processes.is_main():
             return
