@@ -1,4 +1,4 @@
-"""One kind of student against another, one run each or several (seeds): per class, and in counts with their null."""
+"""Compare two kinds of students over one or several seeds: per class, and in counts with their null."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Vector = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Spread:
-    """A number over several runs.
+    """Mean and standard deviation over several runs.
 
     Args:
-        mean: Its mean.
+        mean: Mean over runs.
         std: Sample standard deviation; NaN for one run.
-        n: Runs.
+        n: Number of runs.
     """
 
     mean: float
@@ -41,12 +41,12 @@ class Spread:
 
 @dataclass(frozen=True)
 class Count:
-    """A number of classes beside what chance gives.
+    """Number of classes, with the number expected under the null.
 
     Args:
-        found: Over the pairs of runs.
+        found: Count over the pairs of runs.
         null: The same count under the null hypothesis.
-        p_value: Probability that chance alone gives at least as many; NaN where several pairs were averaged.
+        p_value: Probability of at least this count under the null; NaN if several pairs were averaged.
     """
 
     found: Spread
@@ -61,7 +61,7 @@ class Comparison:
     Args:
         vanilla: Results of the vanilla runs, at least one.
         distilled: Results of the distilled runs, at least one.
-        changes: What changed between the paired ones: those of one seed where the seeds are known.
+        changes: Per-class changes of each pair of runs; runs with the same seed are paired if the seeds are known.
     """
 
     vanilla: tuple[TestResult, ...]
@@ -107,7 +107,7 @@ class Comparison:
 
     @cached_property
     def q_value(self) -> Vector:
-        """(C,) the same adjusted for the number of classes; up to 0.05 the class counts as surely hurt."""
+        """(C,) Benjamini-Hochberg adjusted p-values; at most 0.05 means significantly worse (FDR 5 %)."""
         return q_values(self.p_value)
 
     @property
@@ -117,7 +117,7 @@ class Comparison:
 
     @property
     def surely_hurt(self) -> npt.NDArray[np.bool_]:
-        """(C,) hurt with a false discovery rate of 5 % over classes."""
+        """(C,) classes that are significantly worse (FDR 5 % over classes)."""
         return np.asarray(self.q_value <= LEVEL)
 
     @cached_property
@@ -133,7 +133,7 @@ class Comparison:
 
     @cached_property
     def surely_hurt_count(self) -> Count:
-        """Classes that survive Benjamini-Hochberg at 5 %."""
+        """Classes that are significantly worse (Benjamini-Hochberg, FDR 5 %)."""
         found = Spread.of([_surely_hurt(change) for change in self.changes])
         null = _vanilla_null(self.vanilla, _surely_hurt)
         return Count(found, null or _mean_null([_permuted_survivors(change) for change in self.changes]))
@@ -151,7 +151,7 @@ def compare(
 ) -> Comparison:
     """Compare distilled runs with vanilla runs of the same student.
 
-    A distilled run is paired with the vanilla run of its seed; where there is none, vanilla runs are taken in turn.
+    A distilled run is paired with the vanilla run of the same seed; without one, vanilla runs are used in turn.
 
     Args:
         vanilla: (seed or None, results), at least one.
@@ -188,7 +188,7 @@ def _surely_hurt(change: Change) -> int:
 
 
 def _chance(change: Change, drop: float = 0.0) -> Vector:
-    """Return (C,) what chance gives delta acc < -`drop`."""
+    """Return the probability of delta acc < -`drop` under the null, (C,)."""
     margin = drop * change.vanilla.total
     if change.losses is None or change.gains is None:
         return nulls.unpaired_chance(change.vanilla.correct, change.distilled.correct, change.vanilla.total, margin)
@@ -203,7 +203,7 @@ def _permuted_survivors(change: Change) -> NullCount:
 
 
 def _vanilla_null(results: Sequence[TestResult], count: Callable[[Change], int]) -> NullCount | None:
-    """Return the count over all ordered pairs of vanilla runs, or None where there is only one run."""
+    """Return the count over all ordered pairs of vanilla runs, or None if there is only one run."""
     if len(results) < 2:
         return None
     pairs = list(itertools.permutations(results, 2))

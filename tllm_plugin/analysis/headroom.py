@@ -1,8 +1,8 @@
-"""Headroom: how much classes differ in what distillation does to them, and what any class-wise rule could gain.
+"""Estimate the headroom: how much distillation's effect differs between classes, and what a class-wise rule could gain.
 
-The effect of a class is the delta acc that several seeds agree on. What one pair of runs shows is that effect plus the
-noise of two trainings, so the raw counts and sums of a comparison grow with the noise. Here the noise is estimated from
-runs of one method that differ in their seed, and taken off.
+The effect on a class is its expected delta acc over seeds. A single pair of runs shows the effect plus the noise of two
+trainings, so the raw counts and sums of a comparison grow with the noise. Here the noise is estimated from runs of one
+method that differ in their seed, and removed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HALVES = 200
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % interval.
+    """Estimate with its 95 % interval.
 
     Args:
         value: The estimate.
@@ -40,23 +40,23 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Headroom:
-    """True effects of a method on classes, with the noise of training removed. All of it in fractions of accuracy.
+    """True effects of a method on classes, with training noise removed; all values are fractions of accuracy.
 
     Args:
         classes: C.
         distilled_runs: K.
-        vanilla_runs: L, those that the estimate uses.
+        vanilla_runs: L, the number of vanilla runs that the estimate uses.
         mean: Mean effect over classes.
         spread: Standard deviation of the true effects over classes.
         ceiling: Mean over classes of `max(0, -effect)`: what the mean accuracy would gain if every hurt class were
             given its vanilla accuracy back. No rule that only restores classes can gain more.
         noise: Standard deviation of a class's delta acc in one pair of runs around its effect.
-        reliability: Correlation over classes between the effects in one half of the runs and in the other; NaN where a
-            side has a single run.
+        reliability: Correlation over classes between the effects in two halves of the runs; NaN if either kind has a
+            single run.
         below: Classes with delta acc < 0 in a pair of runs, the mean over pairs.
-        below_by_shift: The same count if every class had the mean effect and only noise told them apart.
-        source: "seeds" where the noise is that of several trainings; "images" where a single pair of runs only shows
-            how much test images scatter, which is less, so that `spread` and `ceiling` are too large.
+        below_by_shift: The count expected if every class had the mean effect and differed only by noise.
+        source: "seeds" if the noise is estimated from several trainings; "images" if a single pair of runs only shows
+            the sampling of test images, which is smaller, so that `spread` and `ceiling` are too large.
     """
 
     classes: int
@@ -87,15 +87,15 @@ def restored_gain(mean: npt.ArrayLike, spread: npt.ArrayLike) -> Vector:
 def headroom(comparison: Comparison) -> Headroom:
     """Estimate the headroom of a method from its runs and the vanilla runs that they are compared with.
 
-    The variance over classes of the mean effect, less the variance that noise gives such a mean, is that of the true
-    effects (a random-effects model, fitted by moments). Intervals are generalised confidence intervals: mean, total
-    variance and noise are drawn from the distributions that normal effects and noise give them.
+    The variance of the true effects is the variance over classes of the mean effect, minus the variance of this mean
+    due to noise (a random-effects model, fitted by moments). Intervals are generalised confidence intervals: mean,
+    total variance and noise are drawn from their distributions under normal effects and normal noise.
 
     Args:
-        comparison: Of at least three classes with test images.
+        comparison: Comparison of at least three classes with test images.
 
     Raises:
-        ConfigError: There are fewer than three classes to compare.
+        ConfigError: Fewer than three classes can be compared.
     """
     tested = comparison.vanilla[0].total > 0
     classes = int(tested.sum())
@@ -142,7 +142,7 @@ def _noise(
     tested: npt.NDArray[np.bool_],
     paired: bool,
 ) -> tuple[float, int, str]:
-    """Return the variance of one pair's delta acc around the effect, its degrees of freedom, and where it is from."""
+    """Return the variance of one pair's delta acc around the effect, its degrees of freedom, and its source."""
     classes = deltas.shape[1]
     if paired:
         return _pooled_variance(deltas), (len(deltas) - 1) * classes, "seeds"
@@ -164,9 +164,9 @@ def _noise(
 
 
 def _pooled_variance(values: Vector) -> float:
-    """Return the mean over classes of the variance over runs of (runs, C) values, what all classes share removed.
+    """Return the mean over classes of the variance over runs of (runs, C) values, after removing each run's mean.
 
-    A run that is better on the whole moves its mean, not the classes against each other.
+    A run that is better overall shifts its mean, but not the classes relative to each other.
     """
     centred = values - values.mean(1, keepdims=True)
     classes = values.shape[1]

@@ -1,4 +1,4 @@
-"""A finished run, read from its folder: what was trained, how, and what came out."""
+"""Load a finished run from its folder: networks, method, settings and results."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ _TEACHERLESS = {"none": VANILLA, "all": "LS"}
 
 @dataclass(frozen=True, eq=False)
 class LoadedRun:
-    """One network with its test results, and the run that trained it if there is one.
+    """One network with its test results, and the run that trained it, if any.
 
     Args:
-        name: To tell it from others.
-        method: "vanilla", "KD", "TLLM (KD)", "ESKD (KD)", "LS", or what a user calls it.
-        student: Architecture; empty where it is not known.
+        name: Distinguishing name.
+        method: "vanilla", "KD", "TLLM (KD)", "ESKD (KD)", "LS", or a label given by the user.
+        student: Architecture; empty if unknown.
         teacher: Architecture of the teacher; empty without one.
-        seed: Of the run; None where it is not known.
+        seed: Seed of the run; None if unknown.
         class_names: (C,) names.
-        result: On the test data.
-        flags: What the detector decided; None without one.
-        folder: Its folder; None for a bare checkpoint.
-        spec: What it was told; empty where that is not known.
-        grouped: Whether a user named the method: then runs of one name are its seeds, whatever their configs say.
+        result: Results on the test data.
+        flags: Flags of the detector; None without a detector.
+        folder: Folder of the run; None for a bare checkpoint.
+        spec: Settings of the run; empty if unknown.
+        grouped: Whether the user named the method; runs of the same name are then its seeds, whatever their configs.
     """
 
     name: str
@@ -61,16 +61,16 @@ class LoadedRun:
 
     @property
     def settings(self) -> RunSpec:
-        """What makes this run another method than others; empty if a user named the method."""
+        """Settings that distinguish methods; empty if the user named the method."""
         return RunSpec() if self.grouped else self.spec
 
     def unlike(self, other: LoadedRun) -> list[str]:
-        """Return the keys in which this run and another one differ that seeds of one method have in common."""
+        """Return the keys in which two runs differ although seeds of one method must agree in them."""
         return self.settings.differing(other.settings, ONE_METHOD)
 
     @cached_property
     def curves(self) -> Curves | None:
-        """The hold-out history; None where the run has none."""
+        """Hold-out history, or None without one."""
         if self.folder is None or not self.folder.curves_npz.exists():
             return None
         curves = Curves.from_state(to_state(self.folder.read_curves()))
@@ -137,7 +137,7 @@ def read_result(folder: RunFolder) -> TestResult:
 
 
 def method_of(spec: RunSpec) -> str:
-    """Return what a run was told to train, in the words of the field; empty where it does not say.
+    """Return the usual name of the method that a run trained; empty if unknown.
 
     >>> method_of(RunSpec({"DISTILLER.TYPE": "KD", "TLLM.DETECTOR.TYPE": "reference"}))
     'TLLM (KD)'
@@ -151,16 +151,16 @@ def method_of(spec: RunSpec) -> str:
 
 
 def reference_of(run: LoadedRun) -> Path | None:
-    """Return where the vanilla run lies that a run's detector compared with; None where it is not to be found.
+    """Return the path of the vanilla run that a run's detector compared with; None if it is not found.
 
-    A run folder that was moved with its neighbours is found beside the run.
+    A reference that was moved together with the run is found next to it.
     """
     named = run.spec.get("TLLM.DETECTOR.REFERENCE")
     return _moved(run, Path(named)) if named else None
 
 
 def teacher_of(run: LoadedRun) -> Path | None:
-    """Return where the run lies that trained a run's teacher, named by its checkpoint; None likewise."""
+    """Return the path of the run that trained a run's teacher, from the teacher's checkpoint; None if not found."""
     named = run.spec.get("DISTILLER.TEACHER_CHECKPOINT")
     return _moved(run, Path(named).parent) if named and run.teacher else None
 

@@ -1,4 +1,4 @@
-"""Teacher and students of a study run over test images, and how alike they are."""
+"""Run teacher and students of a study over test images, and measure their similarity."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ MOST_IMAGES = 10_000
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A t-SNE of one network's features.
+    """t-SNE of one network's features.
 
     Args:
-        title: What it shows.
+        title: Title of the plot.
         labels: (k,) classes of the points.
         positions: (k, 2).
     """
@@ -52,11 +52,11 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class Similarity:
-    """What running the networks gave.
+    """Results of running the networks over test images.
 
     Args:
-        images: How many test images they were run over.
-        teacher_accuracy: (C,) of the teacher that the students met.
+        images: Number of test images.
+        teacher_accuracy: (C,) accuracy of the teacher from which the students learned, planted classes included.
         cka: By method: (C,) CKA of teacher and first student.
         agreement: By method: (C,) share of images with the same prediction as the teacher.
         pictures: Of the vanilla student, and of the first method's.

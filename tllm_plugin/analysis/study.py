@@ -1,4 +1,4 @@
-"""Several runs put in order: which are vanilla, which are seeds of one method, and how each method compares."""
+"""Group runs into a study: vanilla runs, seeds of each method, and the comparison of each method with vanilla."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _NAMED_SETTINGS = 3
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """Runs that differ in nothing but their seed, and what they are compared with.
+    """Runs that differ only in their seed, and the vanilla runs to compare them with.
 
     Args:
-        label: What to call it; names the pair of networks, or settings, only where there are several.
+        label: Display name; includes networks or settings only if there are several.
         runs: At least one.
         vanilla: Vanilla runs of the same student; empty where none is known.
         comparison: With `vanilla`; None without it.
@@ -44,7 +44,7 @@ class Method:
 
     @property
     def runs_that_flagged(self) -> npt.NDArray[np.int64]:
-        """(C,) in how many of the runs the detector flagged a class."""
+        """(C,) number of runs in which the detector flagged the class."""
         counts = np.zeros(len(self.runs[0].class_names), dtype=np.int64)
         for run in self.runs:
             if run.flags is not None:
@@ -53,14 +53,14 @@ class Method:
 
     @property
     def flagged_count(self) -> Spread | None:
-        """How many classes a run flagged; None where no run has a detector."""
+        """Number of flagged classes per run; None if no run has a detector."""
         counts = [len(run.flags.flagged) for run in self.runs if run.flags is not None]
         return Spread.of(counts) if counts else None
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """Everything that several runs say together.
+    """Several runs, grouped and compared.
 
     Args:
         class_names: (C,).
@@ -81,7 +81,7 @@ class Study:
 
     @property
     def baseline(self) -> str:
-        """What to call the runs that delta acc is measured against: "vanilla", or what they are instead."""
+        """Name of the runs against which delta acc is measured: "vanilla" or another label."""
         return _baseline([*self.vanilla, *(run for method in self.methods for run in method.vanilla)])
 
     @property
@@ -109,7 +109,7 @@ class Study:
         return _vanilla_accuracy([method for method in self.compared if method.vanilla[0] in vanilla], vanilla)
 
     def overlap_of(self, row: Method, column: Method) -> Overlap:
-        """Return how far two methods hurt the same classes.
+        """Measure how far two methods make the same classes worse.
 
         With two vanilla runs each side is judged against one of its own, so that no noise is shared; a method with
         itself then shows how far its set of hurt classes repeats. With one vanilla run, both share it.
@@ -128,14 +128,14 @@ def _vanilla_accuracy(compared: Iterable[Method], vanilla: Sequence[LoadedRun]) 
 
 
 def separate_vanilla(methods: Iterable[Method]) -> bool:
-    """Tell whether each side of an overlap can be judged against a vanilla run of its own."""
+    """Return whether each side of an overlap can be compared with a different vanilla run."""
     return all(len(method.vanilla) > 1 for method in methods)
 
 
 def build_study(runs: Sequence[LoadedRun]) -> Study:
-    """Put runs in order by what their configs say.
+    """Group runs by their configs.
 
-    Vanilla is what has no teacher; a vanilla run of another network that some run was taught by is that run's teacher.
+    Runs without a teacher are vanilla; a vanilla run of a network that taught another run is that run's teacher.
 
     Raises:
         ConfigError: There is no run, or the runs are of different classes.
@@ -156,7 +156,7 @@ def build_study(runs: Sequence[LoadedRun]) -> Study:
 
 
 def build_comparison(baseline: Sequence[LoadedRun], others: Sequence[LoadedRun]) -> Study:
-    """Compare everything in `others` with `baseline`, whatever the configs say.
+    """Compare all runs in `others` with `baseline`, independent of their configs.
 
     Raises:
         ConfigError: The runs are of different classes.
@@ -297,7 +297,7 @@ def _without_repetition(runs: Sequence[LoadedRun]) -> list[LoadedRun]:
 
 
 def _same_training(run: LoadedRun, other: LoadedRun) -> bool:
-    """Tell whether two folders hold one training: the same method and settings, and the same hold-out history."""
+    """Return whether two folders hold the same run: equal method, settings and hold-out history."""
     if run.folder is None or other.folder is None or (run.method, run.pair) != (other.method, other.pair):
         return False
     history, same = run.folder.curves_npz, other.folder.curves_npz

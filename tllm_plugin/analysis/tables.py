@@ -1,4 +1,4 @@
-"""The paper's tables with one's own runs beside the printed numbers."""
+"""Fill the paper's tables with the user's runs beside the printed numbers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ DATA_SETS = ("cifar100", "imagenet", "cub200")
 
 @dataclass(frozen=True)
 class FilledCell:
-    """What a table shows in one place.
+    """One cell of a filled table.
 
     Args:
-        published: As printed, or the difference of what is; None where nothing is printed.
-        ours: From one's own runs, in percent; None without a run.
+        published: Printed number, or the difference of printed numbers; None if nothing is printed.
+        ours: Result of the user's runs, in percent; None without a run.
         runs: Names of these runs.
     """
 
@@ -39,7 +39,7 @@ class FilledCell:
 
 @dataclass(frozen=True)
 class FilledTable:
-    """A table with everything that is known of it."""
+    """A table with the printed numbers and the user's results."""
 
     table: PublishedTable
     rows: tuple[tuple[str, tuple[FilledCell, ...]], ...]
@@ -79,11 +79,11 @@ def find_runs(folder: str | os.PathLike[str]) -> list[LoadedRun]:
 
 
 def fill_tables(runs: Sequence[LoadedRun], image_folder: str = "") -> list[FilledTable]:
-    """Put runs where they belong.
+    """Assign runs to the cells of the tables.
 
     Args:
-        runs: From `find_runs`.
-        image_folder: Which of `DATA_SETS` the runs on image folders are of; empty: of none of them.
+        runs: Runs from `find_runs`.
+        image_folder: Name in `DATA_SETS` of the data set of runs on image folders; empty for none.
     """
     return [_fill(table, runs, image_folder) for table in TABLES]
 
@@ -152,7 +152,7 @@ def _is_of(run: LoadedRun, cell: Cell) -> bool:
 
 
 def data_set_of(run: LoadedRun, image_folder: str = "") -> str:
-    """Return which of the paper's data sets a run is on; another text if it is none of them."""
+    """Return the name of the paper's data set that a run uses; another text if it uses none of them."""
     kind = _plain(str(run.spec.get("DATASET.TYPE", "")))
     if kind == "imagefolder":
         return image_folder or kind
@@ -160,7 +160,7 @@ def data_set_of(run: LoadedRun, image_folder: str = "") -> str:
 
 
 def same_network(ours: str, theirs: str) -> bool:
-    """Tell whether two spellings name one architecture.
+    """Return whether two spellings name the same architecture.
 
     >>> same_network("wrn_16_2", "WRN-16-2"), same_network("ShuffleV1", "ShuffleNetV1")
     (True, True)

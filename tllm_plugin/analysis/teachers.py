@@ -1,4 +1,4 @@
-"""The teachers of a study: what they can, and what was done to them."""
+"""Describe the teachers of a study: their accuracy, and the classes planted in them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class TeacherRow:
-    """One line about a teacher.
+    """Table row about a teacher.
 
     Args:
         label: "teacher resnet56"; says so where classes were planted in it afterwards.
@@ -36,7 +36,7 @@ class TeacherRow:
 
 
 def planted_names(run: LoadedRun) -> tuple[str, ...]:
-    """Return the names of the classes that the teacher of a run was made wrong on (`DISTILLER.PLANT`)."""
+    """Return the names of the classes on which a run's teacher was made wrong (`DISTILLER.PLANT`)."""
     classes = run.spec.get("DISTILLER.PLANT.CLASSES") if run.teacher else None
     if not isinstance(classes, list):
         return ()
@@ -48,7 +48,7 @@ def planted_names(run: LoadedRun) -> tuple[str, ...]:
 
 
 def named(classes: Sequence[str]) -> str:
-    """Return some class names in a row, and how many there are beside them."""
+    """Return the first class names, separated by commas, and the number of the others."""
     more = len(classes) - _NAMED
     return listed(classes[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
@@ -83,10 +83,10 @@ def teacher_rows(study: Study) -> list[TeacherRow]:
 
 
 def teacher_run(run: LoadedRun) -> Path | None:
-    """Return where the run lies that trained a run's teacher, named or not; None where it is not to be found.
+    """Return the path of the run that trained a run's teacher, whether the config names it or not; None if not found.
 
     Raises:
-        FileFormatError: The record of the data that either was trained on is damaged.
+        FileFormatError: The data record of the run or of its teacher is damaged.
     """
     place = teacher_of(run)
     if place is not None or not run.teacher:

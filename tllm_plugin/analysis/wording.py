@@ -1,4 +1,4 @@
-"""Numbers and names as a sentence holds them."""
+"""Format numbers and names for sentences."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def counted(count: int, one: str, several: str) -> str:
-    """Return a number with the word that it takes.
+    """Return a number with the singular or plural of a noun.
 
     >>> counted(1, "class", "classes"), counted(0, "class", "classes")
     ('1 class', '0 classes')
@@ -15,7 +15,7 @@ def counted(count: int, one: str, several: str) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return names in a row; those of ImageNet hold commas themselves.
+    """Join names by commas, or by semicolons if a name contains a comma, as ImageNet's do.
 
     >>> listed(["tub, vat", "missile"])
     'tub, vat; missile'

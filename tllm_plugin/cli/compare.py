@@ -1,4 +1,4 @@
-"""`tllm compare`: which classes distillation hurt, how sure that is, and what chance alone would give."""
+"""`tllm compare`: classes that distillation made worse, with significance and the counts expected under the null."""
 
 from __future__ import annotations
 
@@ -42,22 +42,29 @@ def add_parser(commands: Any) -> None:
         "compare",
         help="per-class delta acc of runs or checkpoints, with intervals and nulls",
         description=(
-            "Compare students with a vanilla one, per class. Runs whose configs differ in the seed only count as seeds "
-            "of one method; LABEL=RUN,RUN says so yourself. MODEL@CHECKPOINT names a bare checkpoint and "
+            "Compare students with a vanilla student, per class. Runs whose configs differ only in the seed count as "
+            "seeds of one method; LABEL=RUN,RUN groups others. MODEL@CHECKPOINT names a bare checkpoint and "
             "timm:NAME[@CHECKPOINT] a model of timm; both need --data. With --pairs every second name is the vanilla "
             "student of the one after it, as for the four students of the paper's Table 7."
         ),
         epilog="Example: tllm compare output/digits/vanilla output/digits/kd output/digits/tllm --markdown -",
     )
-    parser.add_argument("vanilla", metavar="VANILLA", help="what the others are compared with; RUN,RUN for seeds")
+    parser.add_argument("vanilla", metavar="VANILLA", help="vanilla student to compare with; RUN,RUN for several seeds")
     parser.add_argument("others", nargs="+", metavar="DISTILLED", help="runs or checkpoints")
     parser.add_argument("--pairs", action="store_true", help="VANILLA DISTILLED VANILLA DISTILLED ...")
     parser.add_argument("--data", default="", metavar="TYPE[=PATH]", help="test data of bare checkpoints")
     parser.add_argument(
-        "--image-size", type=int, default=0, metavar="PIXELS", help="of that data (default: what a checkpoint says)"
+        "--image-size",
+        type=int,
+        default=0,
+        metavar="PIXELS",
+        help="size of these images (default: as recorded in the checkpoint)",
     )
     parser.add_argument(
-        "--class-order", default="", metavar="ORDER", help="of its class folders: natural, or a file of folder names"
+        "--class-order",
+        default="",
+        metavar="ORDER",
+        help="order of its class folders: natural, or a file of folder names",
     )
     for name, what in (("mean", "mean"), ("std", "standard deviation")):
         parser.add_argument(
@@ -68,9 +75,11 @@ def add_parser(commands: Any) -> None:
             help=f"{what} per channel of pixels in 0..1 (default: what a checkpoint says, else the data set's)",
         )
     parser.add_argument(
-        "--answers", action="store_true", help="run students again whose runs kept counts only, to compare in pairs"
+        "--answers",
+        action="store_true",
+        help="evaluate students again whose runs recorded only counts, to compare image by image",
     )
-    parser.add_argument("--classes", type=int, default=10, metavar="N", help="classes to print, the worst first")
+    parser.add_argument("--classes", type=int, default=10, metavar="N", help="number of classes to print, worst first")
     for name, what in (("json", "everything"), ("csv", "one line per method and class"), ("markdown", "both tables")):
         parser.add_argument(
             f"--{name}", type=expanded, default="", metavar="FILE", help=f"write {what}; - is standard output"
@@ -86,7 +95,7 @@ def run(options: argparse.Namespace) -> None:
     """Compare, print and write.
 
     Raises:
-        ConfigError: Something that is named cannot be compared.
+        ConfigError: One of the named runs or checkpoints cannot be compared.
     """
     study = _paired(options) if options.pairs else _with_one_baseline(options)
     written = [
@@ -137,7 +146,7 @@ def _load(names: Sequence[str], options: argparse.Namespace) -> list[list[Loaded
 
 
 def show(study: Study, most: int, console: Console) -> None:
-    """Print both tables and what they rest on."""
+    """Print both tables and their explanation."""
     worst = class_rows(study, most)
     for title, heading, rows in (
         (f"{len(study.class_names)} classes", summary_heading(study), summary_rows(study)),
@@ -155,7 +164,7 @@ def show(study: Study, most: int, console: Console) -> None:
 
 
 def markdown(study: Study, most: int) -> str:
-    """Return the same as Markdown."""
+    """Return tables and explanation as Markdown."""
     summary = records.as_markdown(summary_heading(study), summary_rows(study))
     classes = records.as_markdown(class_heading(study), class_rows(study, most))
     every = every_rows(study, most)
@@ -164,12 +173,12 @@ def markdown(study: Study, most: int) -> str:
 
 
 def summary_heading(study: Study) -> list[str]:
-    """Return the columns of `summary_rows`; where every method has a baseline of its own, that has a column."""
+    """Return the column names of `summary_rows`; baselines get a column if each method has its own."""
     return list(_SUMMARY) if study.vanilla else [*_SUMMARY[:2], study.baseline, *_SUMMARY[2:]]
 
 
 def summary_rows(study: Study) -> list[list[str]]:
-    """Return one row per method, what they are compared with first, and one per teacher, last."""
+    """Return one row per method: the baseline first, teachers last."""
     rows, classes = [], len(study.class_names)
     vanilla = records.vanilla_record(study)
     if vanilla is not None:
@@ -195,13 +204,13 @@ def summary_rows(study: Study) -> list[list[str]]:
 
 
 def class_heading(study: Study) -> list[str]:
-    """Return the columns of `class_rows`."""
+    """Return the column names of `class_rows`."""
     vanilla = [study.baseline] if study.vanilla else []
     return ["class", *vanilla, *(f"{method.label}: delta acc [95 %]" for method in study.compared)]
 
 
 def class_rows(study: Study, most: int) -> list[list[str]]:
-    """Return the classes that lost most in any method, in points; `*` marks those that are surely hurt."""
+    """Return the classes that lost most in any method, in points; `*` marks significantly worse ones (FDR 5 %)."""
     columns = [method.comparison for method in study.compared if method.comparison is not None]
     order = sorted(range(len(study.class_names)), key=lambda index: min(_known(float(c.delta[index])) for c in columns))
     vanilla = study.vanilla_accuracy
@@ -220,12 +229,12 @@ def class_rows(study: Study, most: int) -> list[list[str]]:
 
 
 def every_heading(study: Study) -> list[str]:
-    """Return the columns of `every_rows`."""
+    """Return the column names of `every_rows`."""
     return ["ID", "class", *(method.label for method in study.compared), "mean"]
 
 
 def every_rows(study: Study, most: int) -> list[list[str]]:
-    """Return the classes that every student of a comparison in pairs loses, in points: the paper's Table 7."""
+    """Return the classes on which every student of a comparison in pairs is worse, in points (the paper's Table 7)."""
     if study.vanilla or len(study.compared) < 2:
         return []
     deltas = [method.comparison.delta for method in study.compared if method.comparison is not None]
@@ -243,11 +252,11 @@ def every_rows(study: Study, most: int) -> list[list[str]]:
 
 
 def explanation(study: Study, shown: Callable[[str], str] = visible) -> str:
-    """Return what the numbers mean and rest on.
+    """Explain the numbers and the tests behind them.
 
     Args:
-        study: What is explained.
-        shown: A name -> how it is written.
+        study: Study to explain.
+        shown: Escapes a name for the output format.
     """
     baseline = shown(study.baseline)
     runs = min((len(method.vanilla) for method in study.compared), default=0)

@@ -1,4 +1,4 @@
-"""`tllm config keys`: everything that can be set, with its default and what it means."""
+"""`tllm config keys`: list all config keys with default and meaning."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "config",
-        help="print keys of configs, their defaults and what they mean",
+        help="print config keys with their defaults and meaning",
         description="Print the keys of TLLM, of its methods and of the embedded host, users' own detectors and methods "
         "included, and the [--flags] of RepDistiller that stand for them. mdistiller has other keys besides TLLM's.",
         epilog="Example: tllm config keys --grep detector",
@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> None:
     """Print a line for each key.
 
     Raises:
-        TLLMError: No line holds the text.
+        TLLMError: No line contains the text of `--grep`.
     """
     own = own_options()
     lines = []

@@ -1,4 +1,4 @@
-"""`tllm demo`: the whole job on scikit-learn's digits, with the truth known because it was planted."""
+"""`tllm demo`: train teacher, baselines and TLLM on scikit-learn's digits, with planted undistillable classes."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _train_all(base: Sequence[str], plant: Sequence[str]) -> dict[str, RunFolder
 def print_results(
     runs: dict[str, RunFolder], data: str, planted: Sequence[int], seconds: float, report: Path | None = None
 ) -> None:
-    """Print what came out, what it means, and what to do next."""
+    """Print the results, their explanation and the next command."""
     metrics = {name: folder.read_metrics() for name, folder in runs.items()}
     flags = runs["tllm"].read_flags()
     results = {name: TestResult.from_metrics(record) for name, record in metrics.items()}

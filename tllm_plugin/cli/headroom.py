@@ -1,4 +1,4 @@
-"""`tllm headroom`: how much classes truly differ in what a method does to them, and what restoring them would gain."""
+"""`tllm headroom`: estimate the true effects of a method on classes, and the gain from restoring hurt classes."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "headroom",
-        help="what a class-wise rule could gain at most, with noise removed",
+        help="estimate the largest possible gain of a class-wise rule, with noise removed",
         description=(
-            "Estimate how much classes truly differ in what a method does to them, from runs of several seeds, and "
-            "what the mean accuracy would gain if every class that it hurts were restored. Runs whose configs differ "
-            "in the seed only count as seeds of one method; LABEL=RUN,RUN groups others."
+            "Estimate from runs of several seeds how much the true effects of a method differ between classes, and "
+            "how much mean accuracy would gain if every class that it makes worse were restored. Runs whose configs "
+            "differ only in the seed count as seeds of one method; LABEL=RUN,RUN groups others."
         ),
         epilog="Example: tllm headroom output/vanilla-seed0 output/vanilla-seed1 output/kd-seed0 output/kd-seed1",
     )
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
     """Estimate, print and write.
 
     Raises:
-        ConfigError: No run has a vanilla run of the same student beside it.
+        ConfigError: No distilled run has a vanilla run of the same student to compare with.
     """
     study = build_study([found for name in options.runs for found in load_named(name)])
     found = [(method.label, headroom(method.comparison)) for method in study.methods if method.comparison is not None]

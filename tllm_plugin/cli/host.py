@@ -1,4 +1,4 @@
-"""`tllm host`: checkouts of the codebases that TLLM plugs into."""
+"""`tllm host`: install and check checkouts of the codebases that TLLM plugs into."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tllm_plugin.hosts.console import say
 
 
 def add_parser(commands: Any) -> None:
-    """Add the subcommand and its own."""
+    """Add the subcommand and its nested subcommands."""
     parser = commands.add_parser(
         "host",
-        help="install a host at its pinned commit, or say what is there",
+        help="install a host at its pinned commit, or show and check checkouts",
         description="Checkouts of the hosts, in a folder of the user's cache (TLLM_CACHE_DIR).",
         epilog="Example: tllm host install mdistiller",
     )
@@ -32,14 +32,14 @@ def add_parser(commands: Any) -> None:
     install.set_defaults(run=run_install)
     status = actions.add_parser(
         "status",
-        help="what is installed, patched and importable",
-        description="What is installed, which patches are applied, and whether the host imports.",
+        help="show what is installed, patched and importable",
+        description="Show which hosts are installed, which patches are applied, and whether the host imports.",
         epilog="Example: tllm host status",
     )
     status.set_defaults(run=run_status)
     check = actions.add_parser(
         "check",
-        help="what of any checkout, a fork's or an edited one, works with TLLM",
+        help="check which methods of any checkout, including forks and edited ones, work with TLLM",
         description="Try every method of a checkout of mdistiller, RepDistiller or a descendant on small random "
         "images, in a process of its own, and say what works with TLLM, what does not, and why. Nothing in the "
         "checkout is changed.",
@@ -61,7 +61,7 @@ def run_install(options: argparse.Namespace) -> None:
 
 
 def run_status(options: argparse.Namespace) -> None:
-    """Print what is there of every host."""
+    """Print the state of every host's installation."""
     for name in checkouts.SOURCES:
         found = [status for patched in (True, False) if (status := checkouts.status_of(name, patched=patched))]
         if not found:
@@ -77,7 +77,7 @@ def run_status(options: argparse.Namespace) -> None:
 
 
 def run_check(options: argparse.Namespace) -> None:
-    """Print what works in a checkout; fail if nothing could be tried."""
+    """Print which methods of a checkout work; fail if none could be tried."""
     words = [
         *(["--script", options.script] if options.script else []),
         *(word for word in options.words if word != "--"),

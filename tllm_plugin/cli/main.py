@@ -1,4 +1,4 @@
-"""Arguments, exit codes and messages of `tllm`; each subcommand has a file of its own."""
+"""Parse arguments of `tllm` and map errors to messages and exit codes; each subcommand has its own module."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IMPORTING = ("train", "test", "search", "validate", "config")
 
 
 def build_parser(commands_wanted: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
-    """Return the parser of some subcommands."""
+    """Return the argument parser with the given subcommands."""
     parser = argparse.ArgumentParser(
         prog="tllm",
         description="Class-wise knowledge distillation: find the classes that a teacher hurts, and stop teaching them.",

@@ -1,4 +1,4 @@
-"""`tllm search`: choose eta, or anything else that TLLM can be told, on a hold-out of its own."""
+"""`tllm search`: choose eta or other TLLM options on a separate hold-out."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def add_parser(commands: Any) -> None:
     keys = [key.rpartition(".")[2] for key in searchable_keys(default_config())]
     parser = commands.add_parser(
         "search",
-        help="choose eta on a hold-out of its own",
+        help="choose eta or other options on a separate hold-out",
         description=_DESCRIPTION,
         epilog=_EPILOG.format(keys=textwrap.fill(", ".join(keys), 78, initial_indent="  ", subsequent_indent="  ")),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -69,7 +69,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--cfg", metavar="FILE", help="YAML file, or its path below the packaged configs")
     parser.add_argument("--host", choices=sorted(HOSTS), default="embedded", help="whose loop trains")
     parser.add_argument("--eta", nargs="+", metavar="ETA", help="the values to try")
-    parser.add_argument("--space", nargs="+", metavar="KEY=...", help="what else to search; see below")
+    parser.add_argument("--space", nargs="+", metavar="KEY=...", help="keys to search and their values; see below")
     parser.add_argument("--trials", type=int, metavar="N", help="let TPE choose N trials instead of trying all values")
     parser.add_argument(
         "--storage",
@@ -136,7 +136,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _words(options: argparse.Namespace) -> tuple[list[str], list[str], list[str]]:
-    """Return the words of the search space, all overrides, with those that argparse took for values, and problems."""
+    """Return the words of the search space, all overrides (also those that argparse took for values), and errors."""
     problems = []
     etas, after_etas = _leading(options.eta or [], _are_numbers)
     words, after_words = _leading(options.space or [], lambda word: "=" in word)
@@ -158,7 +158,7 @@ def _leading(words: Sequence[str], belongs: Any) -> tuple[list[str], list[str]]:
 
 
 def _are_numbers(word: str) -> bool:
-    """Tell whether a word is a number, or several with commas."""
+    """Return whether a word is a number, or several numbers separated by commas."""
     try:
         return bool([float(part) for part in word.rstrip(",").split(",")])
     except ValueError:
@@ -166,7 +166,7 @@ def _are_numbers(word: str) -> bool:
 
 
 def print_outcome(outcome: Outcome, next_command: Callable[[dict[str, Any]], str]) -> None:
-    """Print the table, the warnings, what sharing saved, and what to do next."""
+    """Print the table, the warnings, the savings from sharing, and the next command."""
     record, chosen = outcome.record, outcome.record.chosen
     console = PlainConsole()
     console.print(table(record))
@@ -231,10 +231,7 @@ def _cells(trial: TrialRecord, best: bool) -> list[str]:
 
 
 def savings(record: SearchRecord) -> str:
-    """Say in one sentence what shared and pruned epochs saved.
-
-    Alone, every trial would be trained from its first epoch to its last.
-    """
+    """Describe in one sentence what shared and pruned epochs saved, relative to training every trial in full."""
     runs = [*record.baselines, *(trial for trial in record.trials if trial.curve)]
     alone = [run for run in runs if run.title != TAUGHT]
     trained = sum(run.epochs - run.shared_epochs for run in runs)

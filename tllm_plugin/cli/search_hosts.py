@@ -1,4 +1,4 @@
-"""Which hosts `tllm search` knows, and how the command line describes a search in each."""
+"""Hosts of `tllm search`, and how each turns a command line into a search."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tllm_plugin.search.space import Dimension
 
 @dataclass(frozen=True)
 class Opened:
-    """A host as a command line describes it.
+    """Host of a search, opened from a command line.
 
     Args:
-        cfg: Has a node TLLM, around which the space is laid.
-        problems: What is wrong, one sentence each.
-        search: Makes the host of a search over a space, if there are no problems.
+        cfg: Config with a node TLLM, on which the search space is defined.
+        problems: Error messages.
+        search: Creates the host for a search space; usable if there are no problems.
     """
 
     cfg: CfgNode

@@ -1,4 +1,4 @@
-"""`tllm show`: flags and curves of a run as a table."""
+"""`tllm show`: print flags and curves of a run as a table."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def _described(policy: PolicyRecord) -> str:
 
 
 def table(flags: FlagsRecord, curves: Curves, score: str, width: int, policy: PolicyRecord | None = None) -> Table:
-    """Return one row per class: evidence, and the curve at a few epochs. Flagged classes come first.
+    """Return one row per class with its evidence and its curve at a few epochs; flagged classes come first.
 
     Args:
-        flags: Of the run.
-        curves: Likewise.
-        score: What the curves show.
-        width: Of the console, in characters; so many epochs are shown as fit into it, at least two.
+        flags: Flags of the run.
+        curves: Curves of the run.
+        score: Score to show.
+        width: Width of the console in characters; as many epochs are shown as fit, at least two.
         policy: Teaching weights of the run, if a policy set them.
     """
     weights = {} if policy is None else _WEIGHTS
@@ -110,7 +110,7 @@ def _evidence(item: ClassFlag) -> list[str]:
 
 
 def _spread(count: int, most: int) -> list[int]:
-    """Return up to `most` indices into `count` items, evenly spread, the last one among them."""
+    """Return up to `most` evenly spaced indices into `count` items, including the last."""
     if count <= most:
         return list(range(count))
     return sorted({round((count - 1) * place / (most - 1)) for place in range(most)})

@@ -1,4 +1,4 @@
-"""`tllm tables`: the paper's tables with one's own runs beside the printed numbers."""
+"""`tllm tables`: fill the paper's tables with your runs beside the printed numbers."""
 
 from __future__ import annotations
 

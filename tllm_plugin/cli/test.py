@@ -1,4 +1,4 @@
-"""`tllm test`: test results for finished runs that have none."""
+"""`tllm test`: compute test results for finished runs that have none."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "test",
-        help="run students over the test data whose runs have no test results",
+        help="test the students of runs that have no test results",
         description=(
             "Run the students of finished runs of the embedded host over the test data where that was never done (by "
             "LOG.TEST_FREQ -1, as in the runs of a search) or the results are lost. Nothing is trained; runs that have "
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
     """Test every run, and print what came out.
 
     Raises:
-        TLLMError: That of the last run that cannot be tested; the others are tested nevertheless.
+        TLLMError: A run cannot be tested; the other runs are tested first, and the last error is raised.
     """
     processes.refuse_several("`tllm test`", "start it without")
     problems: list[TLLMError] = []

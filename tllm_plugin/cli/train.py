@@ -1,4 +1,4 @@
-"""`tllm train`: one run from a config."""
+"""`tllm train`: train a run from a config."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "train",
-        help="train what a config describes",
-        description="Train what a config describes; a teacher or reference that it does not name is trained first.",
+        help="train the run that a config describes",
+        description="Train the run of a config; a teacher or reference that the config does not name is trained first.",
         epilog="On several GPUs or machines: torchrun ... -m tllm_plugin train ... "
         "Example: tllm train --cfg configs/tllm/embedded/digits.yaml DISTILLER.TYPE AT EXPERIMENT.SEED 1",
     )
@@ -49,7 +49,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train, and say where the results are."""
+    """Train, and print where the results are."""
     if options.host == "repdistiller":
         processes.refuse_several(f"the host {options.host}", "the others train with several")
     if options.host == "repdistiller":
@@ -114,7 +114,7 @@ def _print_results(folder: RunFolder, *, taught: bool, teacher: str) -> None:
 
 
 def _teacher(cfg: CfgNode, student: RunFolder) -> str:
-    """Return what is known of the teacher's test accuracy, and whether it was made wrong on purpose."""
+    """Describe the teacher's test accuracy, if known, and the classes planted in it, if any."""
     needed = needed_teacher(cfg, student.read_data())
     place = log_folder(needed) if needed is not None else Path(cfg.DISTILLER.TEACHER_CHECKPOINT).parent
     try:

@@ -1,4 +1,4 @@
-"""`tllm validate`: all errors of configs at once, nothing run."""
+"""`tllm validate`: report all errors of configs at once, without running anything."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "validate",
-        help="report all errors of configs of the embedded host, run nothing",
+        help="report all errors of configs of the embedded host, without running them",
         description=(
             "Report all errors of configs of the embedded host, each with the key's full name; nothing is run. Configs "
             "of the other hosts, which `tllm train` takes with --host, have keys and values of their own."
@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> None:
     """Check every file.
 
     Raises:
-        ConfigError: At least one has problems; they are all in the message.
+        ConfigError: At least one file has problems; the message lists all of them.
     """
     problems = []
     for path in options.cfgs:

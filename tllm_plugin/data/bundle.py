@@ -1,4 +1,4 @@
-"""A data set as a host sees it, whether its images are in memory or read from disk."""
+"""Interface of a data set to a host, whether its images are in memory or on disk."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ Split = Literal["train", "test"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DataBundle(ABC):
-    """Training and test part of a data set, and loaders for any rows of them.
+    """Training and test part of a data set, with loaders for any subset of them.
 
     Args:
         class_names: One readable name for each class, in the order of the labels.
         in_channels: Channels of an image.
         image_size: Height and width of an image as the network sees it, in pixels.
-        mean: Per channel, subtracted from pixels that are scaled to 0..1.
-        std: Per channel, what they are divided by then.
+        mean: Mean per channel, subtracted from pixels in [0, 1].
+        std: Standard deviation per channel, by which pixels are divided afterwards.
         train_labels: (N,) int64 on the CPU.
         test_labels: (M,) int64 on the CPU.
-        class_folders: Names of the class folders, in the order of the labels; none where classes have no folders.
-        order_stated: Whether somebody has said in which order these are.
+        class_folders: Names of the class folders, in label order; empty if classes have no folders.
+        order_stated: Whether the order of the class folders was given explicitly.
 
     Raises:
         DataError: Labels of a wrong shape, dtype or range, or training images of one class only.
@@ -65,10 +65,10 @@ class DataBundle(ABC):
 
     @cached_property
     def identity(self) -> DataIdentity:
-        """What a run on this data is to be remembered by.
+        """Identity of the data, stored with every run.
 
         Raises:
-            DataError: A file is not there.
+            DataError: A file is missing.
         """
         return DataIdentity(
             class_names=tuple(self.class_names),
@@ -81,10 +81,11 @@ class DataBundle(ABC):
         )
 
     def normalised(self, mean: Sequence[float], std: Sequence[float]) -> DataBundle:
-        """Return the same data, normalised by other numbers; none: by those that it has.
+        """Return the same data with another normalisation; empty arguments keep the present values.
 
         Raises:
-            ConfigError: They are not as many as there are channels, not finite, or a deviation is not more than 0.
+            ConfigError: The number of values differs from the number of channels, a value is not finite, or a standard
+                deviation is not above 0.
         """
         if not mean and not std:
             return self
@@ -96,7 +97,7 @@ class DataBundle(ABC):
         return replace(self, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
 
     def _part(self, split: Split) -> DataPart:
-        """Return the record of a part; of its labels alone, where a data set has no more to say."""
+        """Return the identity of a part, from its labels only unless the data set knows more."""
         return part_of(self.train_labels if split == "train" else self.test_labels, self.num_classes)
 
     def train_loader(
@@ -112,13 +113,13 @@ class DataBundle(ABC):
         """Shuffled, augmented batches of the training part.
 
         Args:
-            indices: (K,) int64, positions in the training part; None is all of it.
-            batch_size: Images per batch, those of all shards together.
-            seed: Of order and augmentation.
-            device: Where the batches end up.
-            shard: Whose rows of every batch to yield. Batches and augmentation are the same whatever their number, but
-                for a last batch that is too small for it.
-            least_rows: A last batch with fewer rows for a shard is put into the one before it: 2 where BatchNorm is
+            indices: (K,) int64, positions in the training part; None for all.
+            batch_size: Images per batch over all shards.
+            seed: Seed of order and augmentation.
+            device: Device of the batches.
+            shard: Shard whose rows of every batch to yield. Batches and augmentation do not depend on the number of
+                shards, except for a last batch that is too small for it.
+            least_rows: A last batch with fewer rows per shard is merged into the batch before it; 2 if BatchNorm is
                 trained, which may fail on a single row.
 
         Raises:
@@ -143,11 +144,11 @@ class DataBundle(ABC):
         """Batches in the order of `indices`, with the test-time transform.
 
         Args:
-            indices: (K,) int64, positions in the part that `split` names, possibly none; None is all of it.
+            indices: (K,) int64, positions in the part that `split` names, possibly empty; None for all.
             batch_size: Images per batch.
-            device: Where the batches end up.
+            device: Device of the batches.
             split: "test", or "train" for a hold-out, which is a part of the training images.
-            shard: Whose batches to yield.
+            shard: Shard whose batches to yield.
 
         Raises:
             ConfigError: An unknown split, or an index or batch size that is out of range.
@@ -173,11 +174,11 @@ class DataBundle(ABC):
 
 
 def check_several_classes(labels: Tensor, what: str) -> None:
-    """Refuse images of one class only, of which nothing can be learned.
+    """Raise an error if all images are of one class.
 
     Args:
-        labels: (n,) int64; none are no error here.
-        what: Whose labels these are.
+        labels: (n,) int64; an empty tensor is accepted.
+        what: Description of the images, for the message.
 
     Raises:
         DataError: All labels are the same.

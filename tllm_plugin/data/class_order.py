@@ -1,4 +1,4 @@
-"""The order of class folders, which is the order of the labels: others sort them in another way than torchvision."""
+"""Order class folders, which defines the labels: text order as in torchvision, natural order as in timm, or a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ClassOrder = str | Sequence[str]
 
 
 def natural_order(names: Sequence[str]) -> tuple[str, ...]:
-    """Return names as timm sorts class folders: numbers in them by their value, letters in lower case.
+    """Sort names as timm sorts class folders: numbers by value, letters in lower case.
 
     >>> natural_order(["10", "2", "b", "A"])
     ('2', '10', 'A', 'b')
@@ -37,15 +37,15 @@ def natural_order(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def ordered(names: Sequence[str], order: ClassOrder, root: Path) -> tuple[str, ...]:
-    """Return the names of class folders in the order that is asked for.
+    """Return the names of class folders in the requested order.
 
     Args:
-        names: Those that are there.
+        names: Names of the existing folders.
         order: See `ClassOrder`.
-        root: The folder that holds them, for the error.
+        root: Folder that contains them, for error messages.
 
     Raises:
-        ConfigError: The order cannot be read, or names other folders than those that are there.
+        ConfigError: The order cannot be read, or does not name exactly the existing folders.
     """
     if order == "":
         return tuple(sorted(names))
@@ -64,10 +64,10 @@ def ordered(names: Sequence[str], order: ClassOrder, root: Path) -> tuple[str, .
 
 
 def read_order(path: str) -> tuple[str, ...]:
-    """Return the names in a file, one on each line that is not empty.
+    """Read names from a file, one per non-empty line.
 
     Raises:
-        ConfigError: It cannot be read, or holds no name.
+        ConfigError: The file cannot be read or contains no name.
     """
     file = Path(path).expanduser()
     try:
@@ -84,7 +84,7 @@ def read_order(path: str) -> tuple[str, ...]:
 
 
 def in_order(part: FolderPart, classes: Sequence[str]) -> FolderPart:
-    """Return a part with its classes, and the files and labels with them, in another order."""
+    """Reorder the classes of a part, together with its files and labels."""
     if tuple(classes) == part.classes:
         return part
     old = {name: label for label, name in enumerate(part.classes)}
@@ -100,7 +100,7 @@ def in_order(part: FolderPart, classes: Sequence[str]) -> FolderPart:
 
 
 def differing_orders(names: Sequence[str]) -> str:
-    """Return how text and natural order of class folders differ, as the end of a sentence; empty if they do not.
+    """Describe how text and natural order of class folders differ, as the end of a sentence; empty if they do not.
 
     >>> differing_orders(["0", "1", "10", "2"])
     "class 2 is '10' in text order and '2' in natural order, by which timm goes"

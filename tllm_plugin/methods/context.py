@@ -1,4 +1,4 @@
-"""CID's student: a network that predicts from its features and from the context of the classes it believes in."""
+"""CID's student: a network that predicts from its features and the context of the classes that it predicts."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class ContextStudent(nn.Module):
         self._hold_head()
 
     def _hold_head(self) -> None:
-        """Let gradients of the context head be dropped until there is a context."""
+        """Register hooks that drop gradients of the context head until there is a context."""
         for parameter in self.context_head.parameters():
             if parameter.requires_grad:  # Not so in a student that has become a teacher.
                 parameter.register_post_accumulate_grad_hook(self._drop_held)
@@ -72,13 +72,13 @@ class ContextStudent(nn.Module):
             parameter.grad = None
 
     def _has_context_now(self) -> bool:
-        """Return `has_context`; the device is waited for once after loading, and then once an epoch at most."""
+        """Return `has_context`; synchronises with the device once after loading, then at most once per epoch."""
         if not self._known:
             self._known.append((None, bool(self.has_context)))
         return self._known[-1][1]
 
     def held_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that are not to be trained yet: the context head's until there is a context."""
+        """Return the parameters that must not be trained yet: the context head's until there is a context."""
         return [] if self._has_context_now() else list(self.context_head.parameters())
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -103,10 +103,10 @@ class ContextStudent(nn.Module):
 
     @torch.no_grad()
     def begin_epoch(self, epoch: int, *, warmup_epochs: int) -> None:
-        """Turn what was collected into the context, if `epoch` is a new one; to be called before every step.
+        """Compute the context from the collected features if `epoch` is new; call this before every step.
 
         Args:
-            epoch: Of the step; the host's count.
+            epoch: Epoch of the step, as counted by the host.
             warmup_epochs: Last epoch that is trained without context, at least 1.
         """
         new_epoch = self.context_epoch != epoch
@@ -124,7 +124,7 @@ class ContextStudent(nn.Module):
 
     @torch.no_grad()
     def collect(self, features: Tensor, target: Tensor, weight: Tensor) -> None:
-        """Add rows to what the next epoch's context is made of.
+        """Collect rows for the context of the next epoch.
 
         Args:
             features: (n, D).
@@ -137,19 +137,19 @@ class ContextStudent(nn.Module):
 
     @staticmethod
     def is_state(state: Mapping[str, Tensor]) -> bool:
-        """Return whether a state_dict is that of such a student."""
+        """Return whether a state_dict belongs to a `ContextStudent`."""
         return "context_head.weight" in state
 
     @classmethod
     def restore(cls, network: nn.Module, state: Mapping[str, Tensor]) -> ContextStudent:
-        """Return a plain network as the student whose state_dict this is.
+        """Wrap a plain network in a `ContextStudent` and load its state_dict.
 
         Args:
-            network: Of the architecture that was trained; its weights are overwritten.
-            state: Of a `ContextStudent`.
+            network: Network of the trained architecture; its weights are overwritten.
+            state: State_dict of a `ContextStudent`.
 
         Raises:
-            RuntimeError: The state does not fit.
+            RuntimeError: The state does not fit the network.
         """
         num_classes, feature_dim = state["context"].shape
         student = cls(network, feature_dim=feature_dim, num_classes=num_classes, temperature=1.0)

@@ -1,4 +1,4 @@
-"""SFTN: a teacher that is trained to be easy to learn from, with branches of the future student at its stages."""
+"""SFTN: train a student-friendly teacher, with branches of the future student attached to its stages."""
 
 from __future__ import annotations
 

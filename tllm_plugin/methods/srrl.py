@@ -1,4 +1,4 @@
-"""SRRL: the student's features, put through the teacher's own classifier, must give the teacher's predictions."""
+"""SRRL: train the student's features to give the teacher's predictions through the teacher's own classifier."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The map that a student's head pools, for whichever of its features holds it."""
+"""Find the feature map that a student's head pools, among its features."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ def read_map(features: Mapping[str, Any], name: str) -> Tensor:
 def find_map(network: nn.Module, image_size: int) -> tuple[str, int]:
     """Return the name, as `read_map` takes it, and the channels of the map that a network's head pools.
 
-    Networks of other people say `feats`, but not which of these the head pools, nor whether layers come in between.
-    So it is tried: the map's mean over its pixels is `pooled_feat`, and a gradient from the map reaches every parameter
-    that one from `pooled_feat` does. Where no feature is that map, the answer is `pooled_map`, for the pooled features.
+    Third-party networks return `feats`, but not which of these the head pools, nor whether layers come in between.
+    The map is therefore found by test: its mean over pixels must equal `pooled_feat`, and gradients from the map must
+    reach every parameter that gradients from `pooled_feat` reach. If no feature passes, `pooled_map` is returned, which
+    stands for the pooled features.
 
     Two random images are put through the network in evaluation mode, so that no BatchNorm statistics move; modes and
     gradients stay as they are, and no global random numbers are drawn.

@@ -1,1 +1,1 @@
-"""What a run leaves behind: its folder, the files in it, atomic writing, and reading that trusts nothing."""
+"""Files of a run: its folder, records and arrays, atomic writing and validated reading."""

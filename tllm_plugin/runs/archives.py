@@ -1,4 +1,4 @@
-"""Zip archives of tensors and arrays whose damage is noticed before anything of them is used.
+"""Detect damage in zip archives of tensors and arrays before any of their content is used.
 
 `torch.save` and `numpy.savez` write uncompressed archives with a CRC-32 of every entry, which neither `torch.load` nor,
 for an array that got shorter, NumPy compares. Everything else (names, sizes, the CRCs themselves) has no checksum, so
@@ -37,18 +37,18 @@ def seal(archive: io.BytesIO) -> None:
 
 
 def is_archive(file: BinaryIO) -> bool:
-    """Tell whether a file is a zip archive or what is left of one."""
+    """Return whether a file is a zip archive, possibly truncated."""
     file.seek(0)
     return file.read(len(_ENTRY)) == _ENTRY or zipfile.is_zipfile(file)
 
 
 def check_archive(file: BinaryIO) -> None:
-    """Compare an archive with its checksums: ours and those of its entries. Memory does not depend on its size.
+    """Verify the digest and the entries' checksums of an archive in constant memory.
 
-    What we did not write, or an earlier version did, has the CRCs of its entries only.
+    Archives of other programs or earlier versions have only the CRCs of their entries.
 
     Raises:
-        ValueError, zipfile.BadZipFile: It is damaged, or no uncompressed archive.
+        ValueError, zipfile.BadZipFile: The archive is damaged or compressed.
     """
     end, comment = _end_of(file)
     if comment and not _IS_SEAL.fullmatch(comment):
@@ -59,7 +59,7 @@ def check_archive(file: BinaryIO) -> None:
 
 
 def _end_of(file: BinaryIO) -> tuple[int, bytes]:
-    """Return where an archive's comment begins, and the comment."""
+    """Return the offset of an archive's comment, and the comment."""
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - _END_BYTES - _MOST_COMMENT_BYTES))
     tail = file.read()
@@ -106,7 +106,7 @@ def _digest(file: BinaryIO, end: int, *, check_entries: bool) -> bytes:
 
 
 def _content_of(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
-    """Return where an entry's content begins; its own header has to name it as the archive's directory does."""
+    """Return the offset of an entry's content; check that its header agrees with the archive's directory."""
     file.seek(entry.header_offset)
     header = file.read(_ENTRY_BYTES)
     if len(header) < _ENTRY_BYTES or not header.startswith(_ENTRY):

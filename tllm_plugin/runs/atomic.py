@@ -1,4 +1,4 @@
-"""Writing so that a file holds either its old or its new content, whatever happens in between."""
+"""Write files atomically: a file holds either its old or its new content, whatever happens."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _TEMPORARY = ".tllm-tmp"
 
 @contextmanager
 def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a file that replaces `path` when the block ends, and vanishes when the block fails.
+    """Open a temporary file that replaces `path` when the block ends, and is removed if the block fails.
 
-    The content goes to a temporary file in the same folder, is flushed to the disk and renamed. A process that is
-    killed on the way leaves the temporary file behind; `remove_temporaries` clears those away. A pipe or a device, such
-    as /dev/stdout, is written to as it is.
+    The content goes to a temporary file in the same folder, is flushed to disk and renamed. A killed process leaves the
+    temporary file behind; `remove_temporaries` removes it. Pipes and devices, such as /dev/stdout, are written to
+    directly.
 
     Raises:
-        TLLMError: The system refused to write (full disk, missing folder, no permission). `path` is as it was before.
-            Any other exception of the block passes through unchanged.
+        TLLMError: The system failed to write (full disk, missing folder, no permission); `path` is unchanged. Other
+            exceptions of the block pass through.
     """
     target = Path(path)
     if _is_stream(target):
@@ -61,13 +61,13 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 class Appending(io.RawIOBase):
-    """A file that is appended to, without a buffer that could be left full: a call has written everything, or raises.
+    """Unbuffered file opened for appending: each call writes all of its data or raises.
 
     Args:
-        path: Made where it is missing.
+        path: Created if it is missing.
 
     Raises:
-        TLLMError: The system refused to write; of what was to be written, a part may be in the file.
+        TLLMError: The system failed to write; a part of the data may be in the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -111,7 +111,7 @@ def append_text(path: str | os.PathLike[str], text: str) -> None:
     """Add `text` to a file as UTF-8.
 
     Raises:
-        TLLMError: The system refused to write. The file is as it was before, unless that was refused, too.
+        TLLMError: The system failed to write. The file is restored to its previous content if possible.
     """
     with Appending(Path(path)) as file:
         size = os.fstat(file.fileno()).st_size
@@ -140,7 +140,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` as UTF-8, atomically; see `atomic_writer` for what is raised.
 
-    Bytes of file names that are not UTF-8 become the bytes that they were.
+    Surrogates that stand for non-UTF-8 bytes of file names are written as these bytes.
     """
     write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
@@ -152,9 +152,9 @@ def write_json(path: str | os.PathLike[str], obj: object) -> None:
     read and compare, and the encoder that indents everything takes a second for 20,000 classes.
 
     Raises:
-        ValueError: It holds a NaN or an infinity, for which JSON has no number. The caller decides what they mean
-            (null, a string); silently writing null would lose which of them it was.
-        TypeError: It holds something that JSON has no form for.
+        ValueError: `obj` contains NaN or infinity, which JSON cannot represent. The caller must choose a replacement
+            (null, a string); silently writing null would lose the distinction.
+        TypeError: `obj` contains a value of a type that JSON cannot represent.
     """
     try:
         # ASCII only: class names taken from folders may hold bytes that are not UTF-8 and would fail to encode.
@@ -225,7 +225,7 @@ def _checksums() -> Iterator[None]:
 
 
 def write_link(path: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:
-    """Give the file `source` the further name `path`, atomically; a copy where links cannot be, as between disks.
+    """Link `path` to the file `source` atomically; copy if links are impossible, for example between disks.
 
     Since every writer here replaces files instead of changing them, either name keeps its content when the other gets
     a new one. See `atomic_writer` for what is raised.
@@ -250,14 +250,14 @@ def write_link(path: str | os.PathLike[str], source: str | os.PathLike[str]) -> 
 
 
 def remove_temporaries(folder: str | os.PathLike[str]) -> None:
-    """Remove what writers that were killed left in `folder`. Only for the process that owns the run in it."""
+    """Remove temporary files of killed writers from `folder`; only for the process that owns the run in it."""
     for leftover in Path(folder).glob(f".*{_TEMPORARY}"):
         with suppress(OSError):
             leftover.unlink()
 
 
 def _flush_folder(target: Path) -> None:
-    """Make the renaming itself durable; not an error where it cannot be done, since the new content is in place."""
+    """Flush the folder so that the rename is durable; failure is not an error, since the new content is in place."""
     if os.name == "nt":  # Windows opens no folders.
         return
     try:

@@ -1,4 +1,4 @@
-"""`config.yaml` of a run, as text: a part that is missing must not turn the run into another one."""
+"""Read and write `config.yaml` of a run with a digest, so that a truncated config is detected."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def write_config(path: Path, text: str) -> None:
 
 
 def read_config(path: Path) -> str:
-    """Return what `write_config` was given, or an earlier version wrote.
+    """Read a config written by `write_config` or by an earlier version.
 
     Raises:
-        FileNotFoundError: There is none.
-        FileFormatError: It cannot be read, lost its end or was changed.
+        FileNotFoundError: The file does not exist.
+        FileFormatError: The file cannot be read, is truncated or was changed.
     """
     if not path.exists():
         raise FileNotFoundError(errno.ENOENT, "there is no config of a run", str(path))

@@ -1,4 +1,4 @@
-"""`curves.npz`: the hold-out history of a run, as plain arrays."""
+"""Read and write `curves.npz`: the hold-out history of a run, as plain arrays."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def read_curves(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def to_state(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Turn what `read_curves` returned into what `write_curves` got: the input of `Curves.from_state`."""
+    """Convert the result of `read_curves` to the input of `Curves.from_state`, the inverse of `write_curves`."""
     return {name: _from_array(array) for name, array in arrays.items()}
 
 

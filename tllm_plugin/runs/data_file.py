@@ -1,4 +1,4 @@
-"""`data.json`: what a run was trained on. Checkpoints carry the same as one text."""
+"""Read and write `data.json`: the identity of a run's data. Checkpoints contain the same record as text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tllm_plugin.core.data_identity import DataIdentity, DataPart
 from tllm_plugin.core.errors import FileFormatError
 from tllm_plugin.runs.records import Count, Inconsistent, List, Number, Record, Text, validated
 
-#: Under what a checkpoint holds the text.
+#: Key of the text in a checkpoint.
 KEY = "data"
 
 
@@ -27,7 +27,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class DataRecord(Record):
-    """A `DataIdentity` with the types that its file has to have."""
+    """`DataIdentity` with the field types of its file."""
 
     KIND = "data"
 
@@ -68,19 +68,19 @@ def record_of(identity: DataIdentity) -> DataRecord:
 
 
 def to_text(identity: DataIdentity) -> str:
-    """Return what a checkpoint holds under `KEY`: text, as a class name may be something that torch refuses."""
+    """Serialise an identity for a checkpoint; text, because torch may reject some class names."""
     return json.dumps(asdict(identity))
 
 
 def from_checkpoint(content: object, path: object) -> DataIdentity | None:
-    """Return what a checkpoint's content says of its data; None where it says nothing.
+    """Return the data identity stored in a checkpoint; None if there is none.
 
     Args:
-        content: What `load_torch` returned.
-        path: Of the file, for the error.
+        content: Result of `load_torch`.
+        path: Path of the checkpoint, for error messages.
 
     Raises:
-        FileFormatError: It says something that is not such a record.
+        FileFormatError: The stored text is not a valid record.
     """
     said = content.get(KEY) if isinstance(content, Mapping) else None
     if not isinstance(said, str):

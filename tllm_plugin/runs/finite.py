@@ -1,4 +1,4 @@
-"""Weights that are NaN or infinite: refused, named, before anything is computed with them."""
+"""Reject NaN or infinite weights before anything is computed with them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _EXTRA_STATE = "_extra_state"
 
 
 def check_finite(state: Mapping[Any, Any], what: str | os.PathLike[str]) -> None:
-    """Make sure that all numbers of a state are finite.
+    """Check that all numbers of a state are finite.
 
     Args:
-        state: Of a network or an optimizer: tensors under their names, perhaps in further mappings or lists.
-        what: The file, or whose weights these are, for the message.
+        state: State of a network or an optimizer: tensors by name, possibly in nested mappings or lists.
+        what: File or owner of the weights, for the message.
 
     Raises:
-        FileFormatError: Some are not; the message names the first tensor, and counts the others.
+        FileFormatError: Some values are NaN or infinite; the message names the first tensor and counts the others.
 
     >>> check_finite({"fc.weight": torch.tensor([1.0, float("nan")])}, "teacher.pth")
     Traceback (most recent call last):

@@ -1,4 +1,4 @@
-"""`flags.json`: which classes a run stopped teaching, when, and on what evidence."""
+"""Read and write `flags.json`: the flagged classes of a run, when they were flagged, and the evidence."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from tllm_plugin.runs.records import Amount, Count, Flag, Fraction, Inconsistent
 
 @dataclass(frozen=True)
 class ClassFlag:
-    """One class: whether it is flagged, and the evidence.
+    """Flag of one class, with the evidence.
 
     Args:
         index: Class index.
         name: Class name.
         flagged: Whether the class counts as undistillable at the end.
-        epoch_flagged: Epoch from which it got no teacher, counted from 1; None if it never happened.
-        drop: How far its score has fallen, a fraction (0.05 = 5 points); None where the detector compares nothing.
-        p_value: Of the exact paired test behind the drop, in [0, 1]; None without a test.
-        e_value: Evidence that stays valid however often one looks, at least 0; None without it.
+        epoch_flagged: Epoch from which the class had no teacher, counted from 1; None if it was never flagged.
+        drop: Drop of the score, as a fraction (0.05 = 5 points); None if the detector compares nothing.
+        p_value: p-value of the exact paired test of the drop, in [0, 1]; None without a test.
+        e_value: Evidence that is valid under any number of looks, at least 0; None without it.
         holdout_count: Hold-out samples of the class.
-        holdout_correct: How many of them the student got right at the last look.
+        holdout_correct: Number of these that the student predicted correctly at the last evaluation.
     """
 
     index: Count

@@ -1,4 +1,4 @@
-"""Reading and writing the JSON records of a run, which pydantic validates.
+"""Read and write the JSON records of a run, validated by pydantic.
 
 A record is a frozen pydantic dataclass. Its fields have the types below, which accept what JSON has for them and
 convert nothing but a list into a tuple and an integer into a float. Unknown keys, as a later version may write them,
@@ -47,12 +47,12 @@ _EXPECTED = {
 
 
 class Inconsistent(ValueError):
-    """Raised by a record's validator where fields contradict each other.
+    """Raised by a record's validator if fields contradict each other.
 
     Args:
-        field: The field that is reported, as a path below the record: `classes[2].index`.
-        expected: What it should be, with its article.
-        got: What it is.
+        field: Path of the reported field within the record, such as `classes[2].index`.
+        expected: Description of the expected value, with an article.
+        got: Actual value.
     """
 
     def __init__(self, field: str, expected: str, got: object) -> None:
@@ -85,11 +85,11 @@ class Record:
 
 
 def validated(kind: type[T], content: object, where: str) -> T:
-    """Return the record of a kind that JSON values describe.
+    """Validate JSON values and return them as a record.
 
     Args:
-        kind: A pydantic dataclass.
-        content: What `json` made of the file.
+        kind: Pydantic dataclass of the record.
+        content: Parsed JSON.
         where: End of the first half of the error message: "in FILE".
 
     Raises:

@@ -27,11 +27,11 @@ _RECORDS = ("split.json", "curves.npz", "flags.json", "metrics.json")
 
 
 class RunFolder:
-    """The files that TLLM keeps of one run. All writing is atomic; all reading checks digest, schema and types.
+    """TLLM's files of one run. Writes are atomic; reads validate digest, schema and types.
 
     Args:
-        path: The `tllm/` folder itself. `RunFolder.inside` makes it from the log folder, `RunFolder.find` from
-            whatever a user names.
+        path: The `tllm/` folder itself. `RunFolder.inside` derives it from the log folder, `RunFolder.find` from any
+            path that a user names.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -42,7 +42,7 @@ class RunFolder:
 
     @classmethod
     def inside(cls, log_folder: str | os.PathLike[str]) -> RunFolder:
-        """Return the folder that belongs into `log_folder`, whether it exists or not."""
+        """Return the `tllm/` folder of `log_folder`, whether it exists or not."""
         return cls(Path(log_folder) / NAME)
 
     @classmethod
@@ -50,7 +50,7 @@ class RunFolder:
         """Return the run that `path` names: its log folder, the `tllm/` folder in that, or a file in the latter.
 
         Raises:
-            FileFormatError: There is no run there.
+            FileFormatError: `path` names no run.
         """
         try:
             named = Path(expanded(path)).resolve()
@@ -78,16 +78,16 @@ class RunFolder:
 
     @property
     def student_best_holdout(self) -> Path:
-        """Weights of the student after the epoch that was best on the hold-out (hosts choose theirs on test data)."""
+        """Student weights after the epoch that was best on the hold-out (hosts choose their best on test data)."""
         return self.path / "student_best_holdout"
 
     @property
     def student_best_next(self) -> Path:
-        """What becomes `student_best_holdout` as soon as the checkpoint that belongs to it is written."""
+        """New `student_best_holdout`, moved into place once the checkpoint of the same epoch is written."""
         return self.path / "student_best_holdout.next"
 
     def student_best_until(self, epoch: int) -> Path:
-        """Return where `student_best_holdout` stays as it was after an epoch whose checkpoint is kept."""
+        """Return the path of the copy of `student_best_holdout` that belongs to a kept checkpoint of `epoch`."""
         return self.path / f"student_best_holdout_{epoch}"
 
     @property
@@ -97,7 +97,7 @@ class RunFolder:
 
     @property
     def data_json(self) -> Path:
-        """What the run was trained on; `DataIdentity`. Runs of earlier versions have none."""
+        """Identity of the training data; `DataIdentity`. Runs of earlier versions have no such file."""
         return self.path / "data.json"
 
     @property
@@ -132,21 +132,21 @@ class RunFolder:
 
     @property
     def report_html(self) -> Path:
-        """The report that was written last with this run in it."""
+        """Latest report that includes this run."""
         return self.path / "report.html"
 
     @property
     def state(self) -> Path:
-        """What an interrupted run goes on from; written with `save_torch`, read with `load_torch`."""
+        """State from which an interrupted run resumes; written with `save_torch`, read with `load_torch`."""
         return self.path / "state.pt"
 
     def create(self) -> RunFolder:
-        """Make the folder where it is missing and remove what a killed run left half-written; return self.
+        """Create the folder if it is missing and remove temporary files of killed writers; return self.
 
-        Only for the process that owns the run: it would take the temporary files of another writer.
+        Only the process that owns the run may call this, because it also removes temporary files of active writers.
 
         Raises:
-            TLLMError: The folder cannot be made.
+            TLLMError: The folder cannot be created.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ class RunFolder:
         config_file.write_config(self.config_yaml, text)
 
     def read_config(self) -> str:
-        """Read `config.yaml`; a `FileFormatError` says that a part is missing, a `FileNotFoundError` that all is."""
+        """Read `config.yaml`; raises `FileFormatError` if it is damaged, `FileNotFoundError` if it does not exist."""
         return config_file.read_config(self.config_yaml)
 
     def write_split(self, record: SplitRecord) -> None:
@@ -168,7 +168,7 @@ class RunFolder:
         record.write(self.split_json)
 
     def read_split(self) -> SplitRecord:
-        """Read `split.json`; a `FileFormatError` says what is wrong with it."""
+        """Read `split.json`; raises `FileFormatError` if it is missing or invalid."""
         return SplitRecord.read(self.split_json)
 
     def write_data(self, record: DataIdentity) -> None:
@@ -176,10 +176,10 @@ class RunFolder:
         record_of(record).write(self.data_json)
 
     def read_data(self) -> DataIdentity:
-        """Return what is known of what the run was trained on; of a run of an earlier version its class names at most.
+        """Return the identity of the training data; for runs of earlier versions, the class names at most.
 
         Raises:
-            FileFormatError: A file that says it is damaged.
+            FileFormatError: A file that records the data is damaged.
         """
         if self.data_json.exists():
             return DataRecord.read(self.data_json).identity
@@ -192,7 +192,7 @@ class RunFolder:
         record.write(self.flags_json)
 
     def read_flags(self) -> FlagsRecord:
-        """Read `flags.json`; a `FileFormatError` says what is wrong with it."""
+        """Read `flags.json`; raises `FileFormatError` if it is missing or invalid."""
         return FlagsRecord.read(self.flags_json)
 
     def write_policy(self, record: PolicyRecord) -> None:
@@ -200,7 +200,7 @@ class RunFolder:
         record.write(self.policy_json)
 
     def read_policy(self) -> PolicyRecord:
-        """Read `policy.json`; a `FileFormatError` says what is wrong with it."""
+        """Read `policy.json`; raises `FileFormatError` if it is missing or invalid."""
         return PolicyRecord.read(self.policy_json)
 
     def write_metrics(self, record: MetricsRecord) -> None:
@@ -208,15 +208,15 @@ class RunFolder:
         record.write(self.metrics_json)
 
     def read_metrics(self) -> MetricsRecord:
-        """Read `metrics.json`; a `FileFormatError` says what is wrong with it."""
+        """Read `metrics.json`; raises `FileFormatError` if it is missing or invalid."""
         return MetricsRecord.read(self.metrics_json)
 
     def is_finished(self) -> bool:
-        """Tell whether the run came to its end; a `FileFormatError` says that its metrics are damaged."""
+        """Return whether the run is finished; raises `FileFormatError` if its metrics are damaged."""
         return self.metrics_json.exists() and self.read_metrics().finished
 
     def has_results(self) -> bool:
-        """Tell whether test results per class and per image are there, are readable and agree."""
+        """Return whether test results per class and per image exist, are readable and agree."""
         try:
             return self.read_metrics().agrees_with(self.read_predictions())
         except FileFormatError:
@@ -227,7 +227,7 @@ class RunFolder:
         predictions_file.write_predictions(self.predictions_npz, predictions)
 
     def read_predictions(self) -> Predictions:
-        """Read `predictions.npz`; a `FileFormatError` says what is wrong with it."""
+        """Read `predictions.npz`; raises `FileFormatError` if it is missing or invalid."""
         return predictions_file.read_predictions(self.predictions_npz)
 
     def write_curves(self, state: Mapping[str, Any]) -> None:
@@ -248,10 +248,10 @@ class RunFolder:
 
 
 def find_curves(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read the curves that a user names: an `.npz` that may lie anywhere, or a run as `RunFolder.find` takes it.
+    """Read the curves that a user names: an `.npz` file, or a run as accepted by `RunFolder.find`.
 
     Raises:
-        FileFormatError: There are none, or something is wrong with them.
+        FileFormatError: The curves are missing or invalid.
     """
     if str(path).endswith(".npz"):
         return curves_file.read_curves(expanded(path))

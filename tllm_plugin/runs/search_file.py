@@ -1,4 +1,4 @@
-"""`search.json`: every trial of a search, the choice among them, and on what evidence it was made."""
+"""Read and write `search.json`: the trials of a search, the chosen one, and the evidence for the choice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class FlaggedClass:
     Args:
         index: Class index.
         name: Class name.
-        epoch: After which it was flagged; 0 is before training.
+        epoch: Epoch after which the class was flagged; 0 is before training.
     """
 
     index: Count
@@ -28,24 +28,24 @@ class TrialRecord:
     """One trained student, judged on the search hold-out.
 
     Args:
-        number: Of the trial in the study; -1 for a baseline.
+        number: Number of the trial in the study; -1 for a baseline.
         title: "trial 3", or the baseline's name.
         values: Searched keys and their values; empty for a baseline.
         run: Log folder, relative to the folder of the search file.
         score: Accuracy on the search hold-out after the last epoch, classes counting alike; None for a trial that
             failed or was pruned.
-        standard_error: Of the score, from the samples alone.
+        standard_error: Standard error of the score due to the sampling of images.
         curve: The same score after every epoch.
         flagged: The classes that the run flagged.
         taught_share: Share of all class-epochs in which the class had its teacher; 0 for a vanilla student.
-        shared_epochs: Epochs that were taken over from another run.
-        parent: That run's log folder, relative like `run`; empty if there is none.
-        epochs: Epochs of the run; of a pruned trial those that it was trained for.
+        shared_epochs: Number of first epochs taken from another run.
+        parent: Log folder of that run, relative like `run`; empty without one.
+        epochs: Epochs of the run; for a pruned trial, the epochs until it was pruned.
         seconds: Time in training and testing, shared epochs included.
         seconds_trained: The same without shared epochs.
         difference: Score of the best trial minus this score.
-        difference_standard_error: Of that, paired sample by sample.
-        p_value: Exact two-sided McNemar p-value of that.
+        difference_standard_error: Standard error of the difference, paired sample by sample.
+        p_value: Exact two-sided McNemar p-value of the difference.
         error: Why a trial failed; empty otherwise.
         pruned_after: Epoch after which the trial was pruned; 0 if it was not.
     """
@@ -76,16 +76,16 @@ class SearchRecord(Record):
     """A search and its outcome.
 
     Args:
-        space: What was searched, one text per key.
+        space: Search space, one text per key.
         sampler: "grid" or "tpe".
         num_classes: C.
         holdout_samples: Samples of the search hold-out.
-        fraction: Share of what the detection hold-out leaves that was asked for as search hold-out.
-        trials: In the order of their numbers.
-        baselines: The vanilla student (where the search needed one) and the student that is taught to the end (unless
-            it was left out).
+        fraction: Requested fraction of the data left by the detection hold-out that forms the search hold-out.
+        trials: Trials in the order of their numbers.
+        baselines: The vanilla student (if the search needed one) and the student that is taught to the end (unless it
+            was skipped).
         best: Number of the chosen trial; None if none finished.
-        warnings: What to know before the choice is relied on.
+        warnings: Caveats of the choice.
     """
 
     KIND = "search"

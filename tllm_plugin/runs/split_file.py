@@ -1,4 +1,4 @@
-"""`split.json`: which samples of the training data a run never trained on."""
+"""Read and write `split.json`: the training samples that a run holds out."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tllm_plugin.runs.records import Count, Fraction, Inconsistent, Integer, Lis
 
 @dataclass(frozen=True)
 class SplitRecord(Record):
-    """The hold-outs of a run and what they were drawn with.
+    """Hold-outs of a run and the arguments with which they were drawn.
 
     Args:
-        holdout: Indices into the training data of the samples that judge classes.
-        search_holdout: Likewise for the samples on which eta is chosen; empty without a search.
+        holdout: Indices into the training data of the samples on which the detector judges classes.
+        search_holdout: Indices of the samples on which a search compares students; empty without a search.
         seed: Seed of the draw.
-        fraction: Share of the training data that was asked for as hold-out, in [0, 1].
+        fraction: Requested fraction of the training data in the hold-out, in [0, 1].
         num_classes: C.
     """
 

@@ -1,4 +1,4 @@
-"""What a JSON file of ours says of itself: its kind, its schema version, and a digest of everything it holds."""
+"""Stamp JSON files with their kind, their schema version and a digest of their content."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DIGEST = "digest"
 
 
 def schema_of(kind: str) -> str:
-    """Return the text under `schema` in a file of this kind.
+    """Return the value of `schema` in files of this kind.
 
     >>> schema_of("flags")
     'tllm/flags'
@@ -21,17 +21,17 @@ def schema_of(kind: str) -> str:
 
 
 def stamped(kind: str, version: int, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `content` between its kind and version and the digest of all of it, ready for `write_json`.
+    """Add kind, schema version and digest to `content`, ready for `write_json`.
 
     Raises:
-        TypeError: It holds something that JSON has no form for.
+        TypeError: `content` contains a value that JSON cannot represent.
     """
     whole = {"schema": schema_of(kind), "version": version, **content}
     return {**whole, DIGEST: json_digest(whole)}
 
 
 def json_digest(content: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of JSON values, keys in their order; white space and line ends of a file do not matter.
+    """Return the SHA-256 of JSON values with keys in order; independent of white space and line ends.
 
     >>> json_digest({"epochs": 240}) == json_digest({"epochs": 240})
     True

@@ -1,1 +1,1 @@
-"""Search: choosing what the paper chooses on held-out training data, without paying for every trial in full."""
+"""Search for eta and other options on held-out training data, sharing common epochs between trials."""

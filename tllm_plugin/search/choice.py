@@ -1,4 +1,4 @@
-"""How good a student is on the search hold-out, and how sure that is."""
+"""Estimate and compare the accuracy of students on the search hold-out, with standard errors and p-values."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor
 from tllm_plugin.core.evidence import mcnemar_p_value, sampling_variance
 from tllm_plugin.core.predictions import class_means
 
-#: Two-sided; a difference whose p-value is not below this is called noise.
+#: Significance level; a difference with a two-sided p-value of at least this is within noise.
 NOISE_LEVEL = 0.05
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over the samples of every class, then over classes, and its standard error.
+    """Class-balanced mean over samples and its standard error.
 
     Args:
-        value: In [0, 1], or in [-1, 1] for a difference.
-        standard_error: From the variance within classes; says nothing about what another training seed would give.
+        value: Mean, in [0, 1], or in [-1, 1] for a difference.
+        standard_error: Standard error from the variance within classes; does not cover other training seeds.
     """
 
     value: float
@@ -28,10 +28,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One student against another on the same samples.
+    """Comparison of two students on the same samples.
 
     Args:
-        difference: Accuracy of the first minus accuracy of the second, classes counting alike.
+        difference: Class-balanced accuracy of the first student minus that of the second.
         p_value: Exact two-sided McNemar p-value, in [0, 1].
     """
 

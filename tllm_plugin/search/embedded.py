@@ -1,4 +1,4 @@
-"""Searching on the embedded host: in this process, and every trial from where it parts from what is trained already."""
+"""Search on the embedded host, in this process; each trial forks from the run with which it shares most epochs."""
 
 from __future__ import annotations
 
@@ -29,19 +29,18 @@ NEVER = -1
 
 
 class EmbeddedSearch:
-    """Every config that a search trains; see `SearchHost`.
+    """Configs and runs of a search on the embedded host; see `SearchHost`.
 
-    The folder of a search is named after everything but what can be searched, and that of a trial after the rest: a
-    search that is repeated, or made with other values, finds what has been trained. Test data is looked at by the final
-    student and what is trained for it, never by what it is chosen from. Files are written where trials part, and every
-    few seconds.
+    The folder of a search is named after all keys that cannot be searched, and the folder of a trial after the others,
+    so that a repeated search, or one over other values, finds existing runs. Only the final student and its
+    prerequisites are tested; trials never see test data. Files are written where trials diverge, and every few seconds.
 
     Args:
-        cfg: Checked and frozen. Without a search hold-out it gets one of the size of the detection hold-out.
-        space: What is searched.
-        checkpoint_every: Epochs between the checkpoints that are kept besides those from which known trials part; 0:
-            as often as `CheckpointKeeper` does it by itself.
-        words: The command line's `--cfg FILE KEY VALUE ...`, to say what to do next.
+        cfg: Checked and frozen config. Without a search hold-out it gets one of the size of the detection hold-out.
+        space: Search space.
+        checkpoint_every: Epochs between checkpoints that are kept in addition to those from which known trials fork; 0
+            leaves the choice to `CheckpointKeeper`.
+        words: `--cfg FILE KEY VALUE ...` of the command line, used to print the next command.
     """
 
     def __init__(
@@ -63,12 +62,12 @@ class EmbeddedSearch:
 
     @property
     def epochs(self) -> int:
-        """Of a trial."""
+        """Epochs of a trial."""
         return int(self.cfg.SOLVER.EPOCHS)
 
     @property
     def seed(self) -> int:
-        """For what the search draws."""
+        """Seed of the search."""
         return int(self.cfg.EXPERIMENT.SEED)
 
     @cached_property
@@ -97,7 +96,7 @@ class EmbeddedSearch:
         return RunFolder.inside(log_folder(self.trial(values)))
 
     def prepare(self, *, taught: bool = True) -> Baselines:
-        """Train what all trials need and is not there; several processes train different runs of it."""
+        """Train the missing runs that all trials need; several workers train different ones."""
         locks = self.folder / "locks"
         teacher, vanilla = needed_teacher(self.cfg, self.bundle.identity), self._vanilla()
         # First, as the two others are at work at once and both may need it.
@@ -114,7 +113,7 @@ class EmbeddedSearch:
     def train(
         self, values: Values, baselines: Baselines, others: Sequence[RunFolder], watch: Watch | None = None
     ) -> RunFolder:
-        """Return the finished run of a trial, begun where it parts from one that is there."""
+        """Return the finished run of a trial, forked from an existing run where the two diverge."""
         run = self.run_of(values)
         # Another worker may have drawn the same values.
         with held(self.folder / "locks" / run.log_folder.name):
@@ -124,9 +123,9 @@ class EmbeddedSearch:
             return run_sharing(recorded, cfg, self.bundle, watch=watch, keep=keep, replays=self._replays)
 
     def train_final(self, values: Values) -> RunFolder:
-        """Return the finished run of the chosen values on everything but the detection hold-out.
+        """Return the finished run of the chosen values, trained on everything except the detection hold-out.
 
-        The teacher and the reference are trained on that, too, unless the config names its own.
+        The teacher and the reference are trained on the same data unless the config names them.
         """
         with held(self.folder / "locks" / "final"):
             return recipe.ensure_trained(self.final(values), self.bundle)
@@ -138,17 +137,17 @@ class EmbeddedSearch:
         return shlex.join(["tllm", "train", *import_words(), *words])
 
     def _task(self, cfg: CfgNode, keep: CheckpointKeeper | None = None) -> Callable[[int], RunFolder]:
-        """Return what trains a run that is not there, once its lock is held."""
+        """Return a function that trains a missing run while its lock is held."""
         return lambda _: recipe.ensure_trained(cfg, self.bundle, keep=keep)
 
     def _keep(self, cfg: CfgNode) -> CheckpointKeeper:
-        """Return what says which checkpoints of a run are kept besides those of `checkpoint_every`."""
+        """Return the callback that decides which checkpoints are kept in addition to `checkpoint_every`."""
         run = RunFolder.inside(log_folder(cfg))
         seconds = None if self.checkpoint_every else SECONDS
         return CheckpointKeeper(run, cfg, self._waiting, self.bundle.class_names, self._replays, seconds)
 
     def _waiting(self) -> list[CfgNode] | None:
-        """Return the trials that are to be trained, with their references; None where that cannot be told now."""
+        """Return the configs of the trials still to be trained, with their references; None if they are unknown yet."""
         # A range has no choices. There may be more combinations than memory can hold.
         if not 0 < math.prod(len(item.choices) for item in self.space) <= MOST_TRIALS:
             return None

@@ -1,4 +1,4 @@
-"""The search itself: train the trials, judge them on the search hold-out, choose, and write down why."""
+"""Run a search: train the trials, score them on the search hold-out, choose one, and record the evidence."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ TAUGHT = "taught to the end"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a search leaves behind.
+    """Result of a search.
 
     Args:
         record: Trials, choice and evidence.
-        path: The file that holds them.
-        final: The run that was trained with the choice; None unless asked for.
+        path: File of the record.
+        final: Run that was trained with the chosen values; None unless requested.
     """
 
     record: SearchRecord
@@ -55,19 +55,19 @@ def search(
     prune: str = "",
     baseline: bool = True,
 ) -> Outcome:
-    """Choose the values of some keys on the search hold-out. Test data is not looked at for it.
+    """Choose the values of some keys on the search hold-out, without using test data.
 
     Args:
-        host: Trains.
-        space: What is searched.
-        trials: How many trials TPE makes; None for every combination of the choices.
+        host: Host that trains the runs.
+        space: Search space.
+        trials: Number of trials for TPE; None tries every combination of the choices.
         storage: See `optuna_study.SharedStudy`.
-        retrain: Whether to train the final student with the choice, on everything but the detection hold-out.
+        retrain: Whether to train the final student with the chosen values on everything except the detection hold-out.
         prune: See `pruning.make_pruner`.
-        baseline: Whether the student that is taught to the end is trained, too, to compare the trials with.
+        baseline: Whether to train the student that is taught to the end as a baseline.
 
     Raises:
-        ConfigError: The config, the space and the data do not fit together.
+        ConfigError: Config, space and data are incompatible.
         TLLMError: No trial finished.
     """
     # Optuna takes a second to import; other commands need not wait for it.
@@ -129,7 +129,7 @@ def _searched(
 
 
 def check_config(cfg: CfgNode) -> list[str]:
-    """Return what keeps a config with mdistiller's nodes from being searched, one sentence each."""
+    """Check that a config with mdistiller's nodes can be searched; return error messages."""
     problems = []
     if cfg.SOLVER.TRAINER != "tllm":
         problems.append(f"Expected `SOLVER.TRAINER` to be tllm for a search, but got {cfg.SOLVER.TRAINER!r}")
@@ -139,7 +139,7 @@ def check_config(cfg: CfgNode) -> list[str]:
 
 
 def check_space(space: Sequence[Dimension], trials: int | None) -> list[str]:
-    """Return every problem of what is searched, one sentence each."""
+    """Check a search space; return error messages."""
     problems = []
     if not space:
         problems.append("Expected something to search, but got an empty space")
@@ -152,7 +152,7 @@ def check_space(space: Sequence[Dimension], trials: int | None) -> list[str]:
 
 
 def collect(host: SearchHost, space: Sequence[Dimension], study: SharedStudy, baselines: Baselines) -> SearchRecord:
-    """Read what the trials left behind and choose among them."""
+    """Read the results of the trials and choose among them."""
     from optuna.trial import TrialState
 
     trials = []
@@ -189,7 +189,7 @@ def collect(host: SearchHost, space: Sequence[Dimension], study: SharedStudy, ba
 
 
 def choose(trials: Sequence[TrialRecord]) -> int | None:
-    """Return the number of the best trial: of equals the one that teaches the most, the smallest step from plain KD."""
+    """Return the number of the best trial; ties go to the trial that teaches the most and so is closest to plain KD."""
     finished = [(trial.score, trial.taught_share, -trial.number) for trial in trials if trial.score is not None]
     return -max(finished)[2] if finished else None
 
@@ -197,7 +197,7 @@ def choose(trials: Sequence[TrialRecord]) -> int | None:
 def warnings_about(
     best: TrialRecord | None, trials: Sequence[TrialRecord], baselines: Sequence[TrialRecord]
 ) -> list[str]:
-    """Return what to know before a choice is relied on, one sentence each."""
+    """Return the caveats of a choice, one message each."""
     if best is None:
         return []
     found = []
@@ -265,7 +265,7 @@ def _describe(
 
 
 def _compared(host: SearchHost, best: TrialRecord, items: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Add to every item how far it is behind the best, image by image."""
+    """Add to every item its paired comparison with the best trial."""
     reference = _search_curves(RunFolder.inside(host.folder / best.run))
     right = _last_correct(reference)
     result = []
@@ -296,5 +296,5 @@ def _search_curves(run: RunFolder) -> Curves:
 
 
 def _last_correct(curves: Curves) -> Tensor:
-    """Return (n,) bool, whether each sample was right after the last epoch."""
+    """Return whether each sample was correct after the last epoch, (n,) bool."""
     return curves.samples_at(curves.epochs[-1]).correct

@@ -1,8 +1,9 @@
-"""Where a run parts from a recorded run that differs from it in the detector only; the same for every host.
+"""Find the epoch at which a run diverges from a recorded run with another detector; shared by all hosts.
 
-A finished run has recorded everything that another detector would have seen for as long as both flag the same classes
-after the same epochs. `DetectorReplay` shows the recorded curves to that detector until the two part,
-`latest_fork_point` finds the last checkpoint before, and `CheckpointKeeper` keeps such checkpoints while a run trains.
+A finished run has recorded everything that another detector would have seen, as long as both flag the same classes
+after the same epochs. `DetectorReplay` feeds the recorded curves to the other detector until the flags diverge,
+`latest_fork_point` finds the last checkpoint before that epoch, and `CheckpointKeeper` keeps such checkpoints during
+training.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ Usable = Callable[[RunFolder, int], bool]
 
 @pydantic.dataclasses.dataclass(frozen=True)
 class ForkRecord(Record):
-    """`fork.json`: from where a run has its first epochs.
+    """`fork.json`: the run from which a run took its first epochs.
 
     Args:
-        parent: Log folder of the recorded run, relative to the log folder of the run.
-        shared_epochs: Epochs that were not trained.
+        parent: Log folder of the recorded run, relative to the log folder of this run.
+        shared_epochs: Number of epochs that were not trained again.
     """
 
     KIND = "fork"
@@ -55,13 +56,13 @@ class ForkRecord(Record):
 
 
 def write_fork(run: RunFolder, parent: RunFolder, epochs: int) -> None:
-    """Write from which run the first epochs of a run come."""
+    """Write `fork.json` of a run."""
     path = os.path.relpath(parent.log_folder, run.log_folder)
     ForkRecord(Path(path).as_posix(), epochs).write(run.path / "fork.json")
 
 
 def read_fork(run: RunFolder) -> tuple[int, RunFolder | None]:
-    """Return how many epochs of a run come from another run, and that run; 0 and None without one.
+    """Return the number of epochs that a run took from its parent, and the parent; 0 and None without one.
 
     Raises:
         FileFormatError: The record is damaged.
@@ -74,26 +75,26 @@ def read_fork(run: RunFolder) -> tuple[int, RunFolder | None]:
 
 
 class DetectorReplay:
-    """The detector of one config, which watches the run of another config until the two part.
+    """Replay a recorded run with the detector of another config until their flags diverge.
 
     Args:
-        detector: New.
-        treated_alike: Whether both runs do the same with flagged classes.
+        detector: New detector that has seen no epoch.
+        treated_alike: Whether both runs treat flagged classes in the same way.
     """
 
     def __init__(self, detector: Detector, *, treated_alike: bool) -> None:
         self.detector = detector
         self.treated_alike = treated_alike
-        #: The epoch after which the two part; 0: from the beginning, None: they have not.
+        #: Epoch after which the runs diverge; 0 from the beginning, None not yet.
         self.parted_after: int | None = None
         #: The last epoch that the detector has seen.
         self.watched = -1
 
     def watch(self, curves: Curves, epoch_flagged: Tensor) -> None:
-        """Show the detector the epochs that have come since the last call, until the two part.
+        """Feed the detector all epochs since the last call, until the flags diverge.
 
         Args:
-            curves: Of the run, from its first epoch on.
+            curves: Curves of the run, from its first epoch on.
             epoch_flagged: (C,) int64, the epoch after which the run flagged a class, -1 for never.
         """
         for epoch in (0, *curves.epochs):
@@ -109,7 +110,7 @@ class DetectorReplay:
 
 
 class Replays:
-    """The replays of a search, so that no epoch is shown to a detector twice."""
+    """Cache of the replays of a search, so that no epoch is replayed twice."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, str], DetectorReplay] = {}
@@ -138,14 +139,14 @@ class Replays:
 
 @dataclass(frozen=True)
 class ForkPoint:
-    """Where a new run begins in a recorded one.
+    """Point at which a new run forks from a recorded one.
 
     Args:
-        run: The recorded one.
-        epochs: How many epochs need not be trained.
-        checkpoint: Of that epoch.
-        curves: Of the recorded run.
-        replay: Of the recorded run with the detector of the new one.
+        run: The recorded run.
+        epochs: Number of epochs that need not be trained.
+        checkpoint: Checkpoint after that epoch.
+        curves: Curves of the recorded run.
+        replay: Replay of the recorded run with the detector of the new run.
     """
 
     run: RunFolder
@@ -175,7 +176,7 @@ def latest_fork_point(
     replays: Replays | None = None,
     usable: Usable = lambda run, epoch: True,
 ) -> ForkPoint | None:
-    """Return where the run of `cfg` shares the most epochs, in the first of equals; None if it shares none.
+    """Return the fork point at which the run of `cfg` shares the most epochs; the first of equals, None without any.
 
     Args:
         recorded: Finished runs, whose checkpoints are named `epoch_N` and `latest`, and what they were told, which
@@ -282,6 +283,6 @@ def _new_detector(cfg: CfgNode, class_names: Sequence[str], holdout: Curves) -> 
 
 
 def _treated_alike(one: RunSpec, other: RunSpec) -> bool:
-    """Tell whether two runs do the same with flagged classes."""
+    """Return whether two runs treat flagged classes in the same way."""
     smooths = {DETECTORS[spec.value("TLLM.DETECTOR.TYPE")].smooths_labels for spec in (one, other)}
     return len(smooths) == 1 and not one.differing(other, frozenset({Mark.TREATMENT}))

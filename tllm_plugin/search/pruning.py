@@ -1,4 +1,4 @@
-"""Stopping trials that are behind, by Optuna's rules, on what their students get right on the search hold-out."""
+"""Stop trials that are behind by Optuna's rules, based on their accuracy on the search hold-out."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def make_pruner(name: str, epochs: int) -> BasePruner | None:
 
 
 def reporter(trial: Trial, epochs: int) -> Callable[[Curves], None]:
-    """Return a `Watch` that tells the study how a trial does after each epoch, those that it shares included.
+    """Return a `Watch` that reports a trial's score after each epoch, including shared ones, and prunes it if behind.
 
     Args:
-        trial: Under way.
-        epochs: Of a trial; after the last one there is nothing left to prune.
+        trial: The running trial.
+        epochs: Epochs of a trial; after the last one nothing is pruned.
     """
     told: set[int] = set()
 

@@ -1,4 +1,4 @@
-"""Searching in RepDistiller: its own train script runs every trial, in a working folder of the trial's."""
+"""Search in RepDistiller: the host's train script runs every trial in a separate working folder."""
 
 from __future__ import annotations
 

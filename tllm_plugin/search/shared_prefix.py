@@ -1,9 +1,9 @@
-"""Runs that differ only in their detector are one run until their flags differ: that part is trained once.
+"""Train the common first epochs of runs that differ only in their detector once.
 
-A finished run has recorded everything that another detector would have seen for as long as both flag the same classes
-at the same epochs. `fork` lets the other detector watch the recorded curves, and starts its run from the checkpoint of
-the epoch after which the two part. What follows is what the run would have been alone, bit for bit (on a GPU unless
-`RUNTIME.DETERMINISTIC` is False). Where they never part, nothing is trained.
+A finished run has recorded everything that another detector would have seen, as long as both flag the same classes
+after the same epochs. `fork` replays the recorded curves with the other detector and starts its run from the checkpoint
+of the epoch after which the flags diverge. The result equals the run trained alone bit for bit (on a GPU unless
+`RUNTIME.DETERMINISTIC` is False). If the flags never diverge, nothing is trained.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def run_sharing(
     keep: recipe.Keep | None = None,
     replays: Replays | None = None,
 ) -> RunFolder:
-    """Train what `cfg` describes, from where it parts from a recorded run; a run that is there is used or continued.
+    """Train the run of `cfg`, forked from a recorded run; an existing run is reused or resumed.
 
     Args:
         recorded: See `fork`.
@@ -55,7 +55,7 @@ def run_sharing(
         replays: Of the search.
 
     Raises:
-        ConfigError: Two runs differ in more than their detector and what is done with flagged classes.
+        ConfigError: Two runs differ in more than their detector and the treatment of flagged classes.
     """
     folder = log_folder(cfg)
     # Its files are not to be replaced by those of an earlier epoch because somebody has removed `latest`.
@@ -70,18 +70,18 @@ def fork(
 ) -> int:
     """Write the checkpoint from which the run of `cfg` is to be resumed.
 
-    Of the shared epochs the new run has curves, flags and checkpoints, but no TensorBoard events.
+    For the shared epochs the new run has curves, flags and checkpoints, but no TensorBoard events.
 
     Args:
         recorded: Finished runs of the embedded host, with `LOG.SAVE_CHECKPOINT_FREQ` 1 for the most to be shared. A run
             under the detector `none` can be shared until the first flag, another one until the flags first differ. The
             first one that shares the most epochs is taken.
         cfg: Checked and frozen.
-        data: What it is to be trained on; None if that is known to be the same.
+        data: Identity of the training data; None if it is known to be the same.
         replays: Of the search.
 
     Returns:
-        How many epochs need not be trained. With 0 nothing was written.
+        Number of epochs that need not be trained; 0 if nothing was written.
 
     Raises:
         ConfigError: Runs differ in more than their detector and the treatment of flagged classes, or in their data.
@@ -168,7 +168,7 @@ def _finish(run: RunFolder, parent: RunFolder, cfg: CfgNode, flags: FlagsRecord)
 
 
 def _has_best_student(run: RunFolder, epoch: int) -> bool:
-    """Tell whether all of a checkpoint is there; earlier versions kept no best student with it."""
+    """Return whether a checkpoint is complete; earlier versions kept no best student with it."""
     return not len(run.read_split().holdout) or _best_student(run, epoch).exists()
 
 

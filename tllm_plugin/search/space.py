@@ -1,4 +1,4 @@
-"""What is searched: keys of a config with the values that they may take, from words on a command line."""
+"""Parse and enumerate search spaces: config keys with lists or ranges of values."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Dimension:
-    """One key and what it may be: some values, or a range.
+    """One searched key with its values or its range.
 
     Args:
         key: Full name.
         choices: The values; empty for a range.
         low: Lower end of a range, included.
         high: Upper end, included.
-        log: Whether the range is searched in logarithms.
-        whole: Whether its values are whole numbers.
+        log: Whether the range is sampled on a logarithmic scale.
+        whole: Whether the values are integers.
     """
 
     key: str
@@ -107,7 +107,7 @@ def parse_space(words: Sequence[str], cfg: CfgNode) -> tuple[tuple[Dimension, ..
 
 
 def detector_kinds(space: Sequence[Dimension], cfg: CfgNode) -> tuple[str, ...]:
-    """Return the detectors that trials may have: those that are searched, otherwise the config's."""
+    """Return the detectors that trials may have: the searched ones, otherwise the config's."""
     return next((item.choices for item in space if item.key == TYPE), (cfg.TLLM.DETECTOR.TYPE,))
 
 

@@ -1,4 +1,4 @@
-"""Where the workers of a search meet: a journal or a database that Optuna writes, and no file that is anything else."""
+"""Open the storage that the workers of a search share: an Optuna journal or database; other files are rejected."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def open_storage(address: str, folder: Path) -> BaseStorage:
     """Return the storage at an address; see `SharedStudy`.
 
     Raises:
-        ConfigError: It cannot be opened.
+        ConfigError: The storage cannot be opened.
     """
     try:
         if not address and (folder / _OLD_DATABASE).exists():
@@ -54,8 +54,8 @@ def open_journal(path: Path) -> JournalStorage:
     """Open a journal.
 
     Raises:
-        OSError: It cannot be opened.
-        ValueError: It is no journal, or damaged. Then it is as it was before, as is its folder.
+        OSError: The file cannot be opened.
+        ValueError: The file is damaged or not a journal; file and folder are left unchanged.
     """
     _check_journal(path)
     try:
@@ -65,7 +65,7 @@ def open_journal(path: Path) -> JournalStorage:
 
 
 def _check_journal(path: Path) -> None:
-    """Refuse whatever is not a journal: Optuna would append to it, and cut off what looks like half a line."""
+    """Reject files that are not journals: Optuna would append to them and remove what looks like a partial line."""
     if not _is_regular_file(path):
         return
     with path.open("rb") as file:
@@ -77,7 +77,7 @@ def _check_journal(path: Path) -> None:
 
 
 def _is_operation(line: bytes) -> bool:
-    """Tell whether a line is Optuna's; half a line at the end, as a killed worker leaves one, passes for it."""
+    """Return whether Optuna wrote a line; a partial last line, left by a killed worker, is accepted."""
     try:
         content = json.loads(line)
     except ValueError:
@@ -93,7 +93,7 @@ def _with_home(address: str) -> str:
 
 
 def _check_database(address: str) -> None:
-    """Refuse an SQLite file that holds something else: Optuna would add its tables to it."""
+    """Reject SQLite files of other programs: Optuna would add its tables to them."""
     found = _SQLITE.match(address)
     if found is None or found["path"] == ":memory:" or found["path"].startswith("file:"):
         return
@@ -154,7 +154,7 @@ class _JournalLock(JournalFileOpenLock):
 
 
 def _remove_half_a_line(journal: Path) -> None:
-    """Cut off what has no end: Optuna would append to it, and from then on refuse the whole file."""
+    """Remove a partial last line: Optuna would append to it, and then reject the whole file."""
     with journal.open("rb+") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - 1))
