@@ -209,6 +209,11 @@ def test_what_is_missing(folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
         score_timm(f"timm:{NAME}", data)
 
 
+def test_without_data_nothing_is_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", f"timm:{NAME}", f"timm:{NAME}"]) == 2
+    assert "Expected `--data` to name a folder of validation images for timm:test_vit" in capsys.readouterr().err
+
+
 def test_another_number_of_classes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained: original(name, num_classes=7))

@@ -114,6 +114,19 @@ def test_markdown_and_latex(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert not re.search(r"(?<!\\)%", text)
 
 
+def test_numbers_have_the_decimals_that_the_paper_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    decimals = {5: 0, 6: 2, 8: 1, 9: 2, 10: 2, 11: 1}
+    assert main(["tables", str(tmp_path)]) == 0
+    _, *blocks = capsys.readouterr().out.split("### Table ")
+    shown = {}
+    for block in blocks:
+        # Below the heading and the line under it; the first cell is the row's name.
+        rows = [line.split("|")[2:-1] for line in block.splitlines() if line.startswith("|")][2:]
+        shown[int(block.partition(":")[0])] = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+    printed = {number: [[f"{x:.{decimals[number]}f}" for x in row] for row in rows] for number, rows in PRINTED.items()}
+    assert shown == printed
+
+
 def test_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tables", str(tmp_path / "nothing")]) == 2
     assert "to be a folder that holds runs" in capsys.readouterr().err
