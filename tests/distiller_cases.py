@@ -157,6 +157,8 @@ BUILDERS: dict[str, Callable[[nn.Module, nn.Module], nn.Module]] = {
 SEPARABLE = ("KD", "AT", "FITNET", "SRRL", "SFTN", "NONE", "wants_keywords", *OWN_LOOP_BUILDERS)
 #: They have no teacher.
 WITHOUT_TEACHER = ("NONE", "SFTN")
+NAMES = sorted(BUILDERS)
+WITH_TEACHER = [name for name in NAMES if name not in WITHOUT_TEACHER]
 #: Their logits take no part in the losses of rows with a teacher.
 WITHOUT_LABELS = ("CID_warmup",)
 
@@ -234,3 +236,34 @@ def expected_logits(distiller: nn.Module, keywords: dict[str, Any]) -> Tensor:
 def named(losses: Any) -> dict[str, Tensor]:
     """Return losses by name, also where there is one tensor only."""
     return {"loss_ce": losses} if isinstance(losses, Tensor) else losses
+
+
+def total(losses: dict[str, Tensor] | Tensor) -> Tensor:
+    """Return the sum of the means of all losses, a 0-dim tensor."""
+    return torch.stack([loss.mean() for loss in named(losses).values()]).sum()
+
+
+class Calls:
+    """Hook that keeps the input of every call of a network, but not of copies of it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.inputs: list[Tensor] = []
+        self.network = network
+        network.register_forward_pre_hook(self)
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        if module is self.network:
+            self.inputs.append(args[0])
+
+    def __deepcopy__(self, memo: Any) -> Calls:
+        return self
+
+
+def replica_of(module: nn.Module) -> Any:
+    """Return a replica as `nn.DataParallel` makes them, on the same device."""
+    replica = module._replicate_for_data_parallel()
+    replica._parameters, replica._buffers = dict(module._parameters), dict(module._buffers)
+    for key, child in module._modules.items():
+        replica._modules[key] = replica_of(child) if child is not None else None
+        object.__setattr__(replica, key, replica._modules[key])
+    return replica

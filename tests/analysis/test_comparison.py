@@ -83,6 +83,21 @@ def test_nothing_is_found_where_nothing_is() -> None:
     assert np.mean(false) <= 0.1
 
 
+@pytest.mark.parametrize(("lost", "found"), [(5, False), (6, True)])
+def test_the_false_discovery_rate_is_five_percent(lost: int, found: bool) -> None:
+    """By hand: the first of two classes loses `lost` images and gains none: p = 2 ** -lost, and q = 2 p."""
+    labels = np.repeat([0, 1], 10)
+    now = labels.copy()
+    now[:lost] = 1
+    before, after = (
+        TestResult.from_predictions(Predictions(*map(torch.tensor, (labels, p)), 2)) for p in (labels, now)
+    )
+    change = compare([(0, before)], [(0, after)])
+    assert change.q_value == pytest.approx([2 * 0.5**lost, 1.0])
+    assert change.surely_hurt.tolist() == [found, False]
+    assert change.surely_hurt_count.found.mean == found
+
+
 def test_seeds() -> None:
     vanilla = [(seed, answers(seed, level())) for seed in (0, 1, 2)]
     distilled = [(seed, answers(10 + seed, level(0.3))) for seed in (2, 0, 7)]

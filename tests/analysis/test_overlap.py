@@ -33,6 +33,13 @@ def test_edges() -> None:
     assert overlap(every, every).jaccard == 1.0 and overlap(every, every).p_value == pytest.approx(1.0)
 
 
+def test_a_p_value_is_a_probability() -> None:
+    """Sets with as little in common as their sizes allow are what any two sets have at least in common."""
+    for size, other in itertools.product(range(8), repeat=2):
+        least = overlap(np.arange(7) < size, np.arange(7) >= 7 - other).p_value
+        assert least <= 1.0 and least == pytest.approx(1.0), (size, other)
+
+
 def test_in_every_by_enumeration() -> None:
     sets = [np.isin(np.arange(5), members) for members in ([0, 1, 2], [1, 2], [1, 2, 4])]
     found = in_every(sets)

@@ -66,7 +66,10 @@ def test_a_copied_run_is_no_second_seed(make_run: RunMaker, tmp_path: Path, capl
     runs, copied = ([load_run(path) for path in places] for places in (paths, copies))
     study = build_study([*runs, *copied])
     assert [run.name for run in study.vanilla] == ["vanilla", "vanilla-1"] and len(study.methods[0].runs) == 1
-    assert caplog.text.count("is a copy of") == 3
+    told = [record.getMessage() for record in caplog.records if "is a copy of" in record.getMessage()]
+    assert told == [
+        f"{c / 'tllm'} is a copy of {p / 'tllm'} and is left out" for p, c in zip(paths, copies, strict=True)
+    ]
     assert study.methods[0].comparison is not None and study.methods[0].comparison.hurt_count.null.pairs == 2
     assert len(build_comparison([runs[0], copied[0]], [runs[1]]).vanilla) == 1
     (pair,) = build_pairs([([runs[0], copied[0]], [runs[1], copied[1]])]).methods

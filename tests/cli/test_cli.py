@@ -351,6 +351,15 @@ def test_show_takes_brackets_in_class_names(flagged_run: RunFolder, capsys: pyte
     assert "[/b]" in capsys.readouterr().out
 
 
+def test_what_a_terminal_cannot_write_is_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path / "run", classes=2, names=["caf\u00e9", "\u4e2d"])
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main(["show", str(run)]) == 0
+    shown = stream.buffer.getvalue().decode("ascii")  # type: ignore[attr-defined]
+    assert "caf\\xe9" in shown and "\\u4e2d" in shown
+
+
 def test_show_of_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", str(tmp_path)]) == 1
     error = capsys.readouterr().err

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+import time
 from pathlib import Path
 
 import pytest
@@ -21,10 +23,13 @@ def test_demo(
     planted: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
+    started = time.perf_counter()
     words = ["demo", *([] if planted else ["--no-plant"]), "--out", str(tmp_path), "SOLVER.EPOCHS", "4"]
     assert main(words) == 0
     shown = capsys.readouterr().out
     flat = " ".join(shown.split())
+    (seconds,) = re.findall(r"(\d+) seconds in all", flat)
+    assert 0 < int(seconds) <= time.perf_counter() - started + 0.5, "rounded"
     folder = tmp_path / ("demo" if planted else "demo-unplanted")
     if planted:
         assert (

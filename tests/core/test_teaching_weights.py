@@ -12,16 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.core.test_wrapper_invariants import WITH_TEACHER, Calls, replica_of, total
 from tests.distiller_cases import (
     BUILDERS,
     EPOCH,
     NUM_CLASSES,
+    WITH_TEACHER,
     WITHOUT_TEACHER,
+    Calls,
     batch,
     build,
     expected_logits,
     named,
+    replica_of,
+    total,
     trained_parameters,
 )
 from tests.own_loop_cases import Pieces

@@ -15,20 +15,21 @@ from torch import Tensor, nn
 from tests.distiller_cases import (
     BUILDERS,
     EPOCH,
+    NAMES,
     NUM_CLASSES,
     SEPARABLE,
+    WITH_TEACHER,
     WITHOUT_LABELS,
-    WITHOUT_TEACHER,
+    Calls,
     batch,
     build,
     expected_logits,
     named,
+    replica_of,
+    total,
     trained_parameters,
 )
 from tllm_plugin import TLLMWrapper
-
-NAMES = sorted(BUILDERS)
-WITH_TEACHER = [name for name in NAMES if name not in WITHOUT_TEACHER]
 
 
 def wrap(name: str, flagged: list[int], **options: Any) -> TLLMWrapper:
@@ -43,10 +44,6 @@ def flags(classes: list[int]) -> Tensor:
     return result
 
 
-def total(losses: dict[str, Tensor] | Tensor) -> Tensor:
-    return torch.stack([loss.mean() for loss in named(losses).values()]).sum()
-
-
 def freeze_batch_norm(module: nn.Module) -> None:
     """Make rows independent of each other, so that parts of a batch can be computed separately."""
     for part in module.modules():
@@ -54,22 +51,6 @@ def freeze_batch_norm(module: nn.Module) -> None:
             part.eval()
             # A host's loop puts its modules into training mode with every batch.
             part.train = lambda mode=True, part=part: part  # type: ignore[method-assign,assignment,misc]
-
-
-class Calls:
-    """Counts the calls of a network, those of copies of it aside, and keeps its inputs."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.inputs: list[Tensor] = []
-        self.network = network
-        network.register_forward_pre_hook(self)
-
-    def __call__(self, module: nn.Module, args: Any) -> None:
-        if module is self.network:
-            self.inputs.append(args[0])
-
-    def __deepcopy__(self, memo: Any) -> Calls:
-        return self
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -303,15 +284,6 @@ def test_replicas_in_threads_do_not_disturb_each_other(name: str) -> None:
         torch.testing.assert_close(logits, alone)
         assert set(named(losses)) == set(named(expected_losses))
         torch.testing.assert_close(total(losses), total(expected_losses))
-
-
-def replica_of(module: nn.Module) -> Any:
-    replica = module._replicate_for_data_parallel()
-    replica._parameters, replica._buffers = dict(module._parameters), dict(module._buffers)
-    for key, child in module._modules.items():
-        replica._modules[key] = replica_of(child) if child is not None else None
-        object.__setattr__(replica, key, replica._modules[key])
-    return replica
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
 from tllm_plugin.hosts.embedded import recipe
 from tllm_plugin.hosts.embedded.config import load_config
+from tllm_plugin.hosts.embedded.trainer import BaseTrainer
 from tllm_plugin.runs.run_folder import RunFolder
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs/tllm/embedded/digits.yaml"
@@ -89,3 +91,18 @@ def assert_same_run(one: RunFolder, other: RunFolder, *, untested: bool = False)
     assert metrics[0] == metrics[1]
     for name in ("student_latest", "tllm/student_best_holdout"):
         assert_equal(*(torch.load(run.log_folder / name, weights_only=True) for run in (one, other)))
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int) -> None:
+    """Make the next run raise KeyboardInterrupt in a step, counted from 0 within its epoch."""
+    original = BaseTrainer.train_iter
+    steps = [0]
+
+    def train_iter(self: BaseTrainer, image: Any, target: Any, index: Any, now: int) -> Any:
+        if now == epoch:
+            if steps[0] == step:
+                raise KeyboardInterrupt
+            steps[0] += 1
+        return original(self, image, target, index, now)
+
+    monkeypatch.setattr(BaseTrainer, "train_iter", train_iter)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tests.hosts.digits_runs import make_config, train
-from tests.hosts.repdistiller.test_run import CLASSES, PER_CLASS, prepared, validate
-from tests.hosts.repdistiller.test_run import train as train_repdistiller
-from tests.hosts.test_single_rows import Rows
+from tests.hosts.repdistiller.short_runs import CLASSES, PER_CLASS, prepared, validate
+from tests.hosts.repdistiller.short_runs import train as train_repdistiller
+from tests.hosts.tiny_data import Rows
 from tllm_plugin.core.errors import DataError
 from tllm_plugin.core.predictions import predict
 from tllm_plugin.data import DataBundle, ImageSet

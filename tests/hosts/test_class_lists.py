@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.hosts.folder_runs import config
 from tests.hosts.small_images import CLASSES, make_images
-from tests.hosts.test_other_data import config
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.class_lists import list_problems, resolve_classes
 from tllm_plugin.hosts.embedded import recipe

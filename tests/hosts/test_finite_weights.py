@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from tests.hosts.digits_runs import train
-from tests.hosts.repdistiller.test_run import prepared
-from tests.hosts.repdistiller.test_run import train as train_repdistiller
-from tests.hosts.test_results import Data
+from tests.hosts.repdistiller.short_runs import prepared
+from tests.hosts.repdistiller.short_runs import train as train_repdistiller
+from tests.hosts.tiny_data import Data
 from tllm_plugin.analysis.named_networks import EvaluationData, load_named
 from tllm_plugin.core.errors import FileFormatError
 from tllm_plugin.hosts.embedded.distillers import KD

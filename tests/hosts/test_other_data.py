@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from yacs.config import CfgNode
 
+from tests.hosts.digits_runs import CONFIG
+from tests.hosts.folder_runs import BASE, VANILLA, config
 from tests.hosts.small_images import make_images
 from tllm_plugin.analysis.loaded_run import load_run
 from tllm_plugin.analysis.networks import teacher_checkpoint
@@ -19,18 +20,10 @@ from tllm_plugin.cli import main
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts import same_data
 from tllm_plugin.hosts.embedded import recipe
-from tllm_plugin.hosts.embedded.config import load_config
 from tllm_plugin.hosts.embedded.data import load_bundle
 from tllm_plugin.runs import data_file
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.shared_prefix import run_sharing
-
-CONFIG = Path(__file__).resolve().parents[2] / "configs/tllm/embedded/digits.yaml"
-VANILLA = ("DISTILLER.TYPE", "NONE", "TLLM.DETECTOR.TYPE", "none", "EXPERIMENT.NAME", "vanilla")
-BASE = (
-    *("SOLVER.EPOCHS", "1", "SOLVER.BATCH_SIZE", "20", "TLLM.HOLDOUT.FRACTION", "0.25", "DATASET.TYPE", "imagefolder"),
-    *("DATASET.IMAGE_SIZE", "8", "DATASET.NUM_WORKERS", "0", "TLLM.DETECTOR.WARMUP_EPOCHS", "0"),
-)
 
 
 @pytest.fixture
@@ -42,10 +35,6 @@ def images(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def nothing_told_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(same_data, "_told", set())
-
-
-def config(images: Path, *options: str) -> CfgNode:
-    return load_config(CONFIG, [*BASE, "DATASET.PATH", str(images), "LOG.PREFIX", str(images.parent / "out"), *options])
 
 
 def rename(images: Path, old: str, new: str) -> None:

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from tests.hosts.conftest import Trained
-from tests.hosts.digits_runs import EPOCHS, assert_equal, assert_same_run, load_latest, make_config, train
-from tests.hosts.test_resume import interrupt_at
+from tests.hosts.digits_runs import EPOCHS, assert_equal, assert_same_run, interrupt_at, load_latest, make_config, train
 from tllm_plugin.analysis.loaded_run import load_run
 from tllm_plugin.analysis.networks import student_network
 from tllm_plugin.analysis.similarity import teacher_checkpoint

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchvision
 
-from tests.data.test_cub200 import official  # noqa: F401 (a fixture)
+from tests.data.official_cub200 import make_official
 from tests.hosts.digits_runs import load_latest
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.embedded import recipe
@@ -18,7 +18,7 @@ from tllm_plugin.hosts.embedded.config import load_config
 CONFIG = Path(__file__).resolve().parents[2] / "configs/tllm/embedded/cub200_res50_res18.yaml"
 
 
-def test_a_run_of_table_10_in_small(official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_run_of_table_10_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = torchvision.models.resnet18().state_dict()
     asked: list[Any] = []
     monkeypatch.setattr(
@@ -27,7 +27,9 @@ def test_a_run_of_table_10_in_small(official: Path, tmp_path: Path, monkeypatch:
     small = ("DATASET.IMAGE_SIZE", "72", "DATASET.NUM_WORKERS", "0", "SOLVER.EPOCHS", "1", "SOLVER.BATCH_SIZE", "3")
     # Without the hold-out, for which there are too few birds.
     plain = ("SOLVER.TRAINER", "base", "SOLVER.LR", "1e-9", "DISTILLER.TEACHER", "tv_resnet18")
-    cfg = load_config(CONFIG, ["DATASET.PATH", str(official), "LOG.PREFIX", str(tmp_path), *small, *plain])
+    cfg = load_config(
+        CONFIG, ["DATASET.PATH", str(make_official(tmp_path)), "LOG.PREFIX", str(tmp_path), *small, *plain]
+    )
     run = recipe.run(cfg)
     assert asked == [torchvision.models.ResNet18_Weights.IMAGENET1K_V1] * 2, "of the teacher's run and of the student's"
     model = load_latest(run)["model"]

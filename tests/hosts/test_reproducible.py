@@ -12,8 +12,7 @@ import torch
 
 from tests.hosts.conftest import Trained
 from tests.hosts.digits_runs import make_config
-from tllm_plugin.hosts.embedded import late_test, recipe
-from tllm_plugin.hosts.embedded import reproducible as reproducible_module
+from tllm_plugin.hosts.embedded import late_test, recipe, runtime
 from tllm_plugin.hosts.embedded.data import load_bundle
 from tllm_plugin.hosts.embedded.prerequisites import prerequisite
 from tllm_plugin.hosts.embedded.runtime import reproducible
@@ -35,7 +34,7 @@ def asked() -> tuple[Any, ...]:
 
 @pytest.fixture
 def as_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(reproducible_module, "choose_device", lambda cfg: torch.device("cuda"))
+    monkeypatch.setattr(runtime, "choose_device", lambda cfg: torch.device("cuda"))
     monkeypatch.delenv(_CUBLAS, raising=False)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     yield

@@ -8,29 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from yacs.config import CfgNode
 
+from tests.hosts.tiny_data import CLASSES, IMAGES, LABELS, PER_CLASS, Data
 from tllm_plugin.analysis.loaded_run import load_run
 from tllm_plugin.hosts.adapter import Host, make_trainer_factory
 from tllm_plugin.hosts.embedded.distillers import KD
 from tllm_plugin.hosts.tllm_node import tllm_node
 from tllm_plugin.models import create_model
-
-CLASSES, PER_CLASS = 4, 20
-LABELS = torch.arange(CLASSES).repeat(PER_CLASS)
-IMAGES = torch.randn(len(LABELS), 1, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
-class Data:
-    labels, class_names = LABELS, ("a", "b", "c", "d")
-
-    def train_loader(self, indices: Tensor) -> Any:
-        return [(IMAGES[indices], LABELS[indices], indices)]
-
-    def holdout_loader(self, indices: Tensor) -> Any:
-        return [(IMAGES[indices], LABELS[indices])]
 
 
 class PlainTrainer:

@@ -16,7 +16,17 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.hosts.conftest import Trained
-from tests.hosts.digits_runs import BASE, CONFIG, EPOCHS, assert_equal, assert_same_run, load_latest, make_config, train
+from tests.hosts.digits_runs import (
+    BASE,
+    CONFIG,
+    EPOCHS,
+    assert_equal,
+    assert_same_run,
+    interrupt_at,
+    load_latest,
+    make_config,
+    train,
+)
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.adapter import _TLLMTrainer
@@ -63,21 +73,6 @@ def replace_and_wait(source, target):
 replace, os.replace = os.replace, replace_and_wait
 sys.exit(main(sys.argv[2:]))
 """
-
-
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int) -> None:
-    """Make the next run raise KeyboardInterrupt in a step, counted from 0 within its epoch."""
-    original = BaseTrainer.train_iter
-    steps = [0]
-
-    def train_iter(self: BaseTrainer, image: Any, target: Any, index: Any, now: int) -> Any:
-        if now == epoch:
-            if steps[0] == step:
-                raise KeyboardInterrupt
-            steps[0] += 1
-        return original(self, image, target, index, now)
-
-    monkeypatch.setattr(BaseTrainer, "train_iter", train_iter)
 
 
 @pytest.fixture(scope="module")

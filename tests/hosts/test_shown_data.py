@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from tests.distiller_cases import TwoView, networks
-from tests.hosts.repdistiller.test_run import loaders, prepared
-from tests.hosts.repdistiller.test_run import train as train_repdistiller
+from tests.hosts.fork_shaped_host import HOST, Images, config, one_view, two_views
+from tests.hosts.repdistiller.short_runs import loaders, prepared
+from tests.hosts.repdistiller.short_runs import train as train_repdistiller
 from tests.hosts.small_images import CLASSES, TRAIN, make_images
-from tests.hosts.test_fork_shaped_host import HOST, Images, config, one_view, two_views
 from tests.search.miniature_host import Saving
 from tllm_plugin.core.data_identity import DataIdentity, training_difference
 from tllm_plugin.core.errors import ConfigError

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from tests.hosts.digits_runs import assert_same_run, make_config, train
+from tests.hosts.tiny_data import Rows
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.wrapper import TLLMWrapper
 from tllm_plugin.hosts import processes
@@ -118,20 +119,6 @@ def test_without_batch_norm_the_single_row_stays(least: int, expected: list[int]
     cfg = make_config(tmp_path, "SOLVER.BATCH_SIZE", "128")
     data = EmbeddedData(load_bundle(cfg), cfg, torch.device("cpu"), least)
     assert data.train_loader(torch.arange(129)).batch_rows == expected
-
-
-class Rows(Dataset[Any]):
-    """As many samples as are wanted, each its own position."""
-
-    def __init__(self, count: int) -> None:
-        self.targets = [index % 2 for index in range(count)]
-        self.transform = None
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        return torch.full((1,), float(index)), self.targets[index], index
 
 
 @pytest.mark.parametrize("workers", [0, 2])

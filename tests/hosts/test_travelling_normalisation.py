@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from tests.hosts.digits_runs import CONFIG
+from tests.hosts.folder_runs import BASE, VANILLA, config
 from tests.hosts.small_images import CLASSES, make_images
-from tests.hosts.test_other_data import BASE, CONFIG, VANILLA, config
 from tllm_plugin.analysis.loaded_run import load_run
 from tllm_plugin.analysis.networks import with_predictions
 from tllm_plugin.cli import main

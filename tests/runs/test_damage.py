@@ -23,7 +23,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.runs.test_damaged_files import plain
+from tests.runs.contents import plain
 from tllm_plugin import FileFormatError
 from tllm_plugin.core.data_identity import DataIdentity, DataPart
 from tllm_plugin.runs.atomic import save_torch, write_npz

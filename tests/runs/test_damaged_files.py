@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.runs.contents import plain
 from tllm_plugin import Curves, FileFormatError
 from tllm_plugin.runs.atomic import save_torch, write_npz
 from tllm_plugin.runs.curves_file import read_curves, to_state
@@ -35,16 +36,6 @@ READERS: dict[str, Callable[[RunFolder], Any]] = {
 def full_run(run: RunFolder) -> RunFolder:
     save_torch(run.state, {"weights": torch.arange(300.0), "names": ["a", "b"], "epoch": 3})
     return run
-
-
-def plain(value: Any) -> Any:
-    """Return `value` with its arrays and tensors as bytes, so that `==` compares everything."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | torch.Tensor):
-        array = np.asarray(value)
-        return array.dtype.str, array.shape, array.tobytes()
-    return value
 
 
 def outcome(read: Callable[[], Any]) -> Any:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 from tests.distiller_cases import TwoView, networks
-from tests.hosts.test_fork_shaped_host import HOST, Images, Ours, one_view, two_views
+from tests.hosts.fork_shaped_host import HOST, Images, Ours, one_view, two_views
 from tllm_plugin.hosts.adapter import make_trainer_factory
 
 # Environment variables that name an epoch: one that is saved, but not said, because the process is interrupted in

@@ -1,14 +1,12 @@
-"""A detector whose flags are known beforehand, and a record of what is trained; shared by the tests of the search."""
+"""A detector whose flags are known beforehand, shared by the tests of the search."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor
 
 from tllm_plugin.core.detectors import DETECTORS, Detector, Evidence
 from tllm_plugin.core.predictions import Predictions
-from tllm_plugin.hosts.embedded.trainer import BaseTrainer
 
 SAVING = ("LOG.SAVE_CHECKPOINT_FREQ", "1")
 
@@ -25,14 +23,3 @@ class StagedDetector(Detector):
         flags = torch.zeros(self.num_classes, dtype=torch.bool)
         flags[3], flags[8] = epoch >= 1, epoch >= self.second
         return flags, Evidence.none(self.num_classes)
-
-
-@pytest.fixture
-def epochs_trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Every epoch that is trained from now on."""
-    epochs: list[int] = []
-    original = BaseTrainer.train_epoch
-    monkeypatch.setattr(
-        BaseTrainer, "train_epoch", lambda self, epoch: (epochs.append(epoch), original(self, epoch))[1]
-    )
-    return epochs

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.hosts.conftest import Trained, trained  # noqa: F401  (fixture)
+from tests.hosts.conftest import Trained
 from tests.hosts.digits_runs import make_config
-from tests.search.staged import epochs_trained  # noqa: F401  (fixture)
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors import create_detector
 from tllm_plugin.core.predictions import Predictions
@@ -32,7 +31,7 @@ def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def plan(
-    trained: Trained,  # noqa: F811
+    trained: Trained,
     folder: Path,
     *words: str,
     options: tuple[str, ...] = (),
@@ -59,10 +58,10 @@ def kept(run: RunFolder) -> list[int]:
 
 
 def test_kept_where_trials_part(
-    trained: Trained,  # noqa: F811
+    trained: Trained,
     tmp_path: Path,
     slowly: None,
-    epochs_trained: list[int],  # noqa: F811
+    epochs_trained: list[int],
 ) -> None:
     # These trials flag every class after epochs 2 and 4.
     host = plan(trained, tmp_path, "AFTER_FRACTION=0.34,0.67")
@@ -76,7 +75,7 @@ def test_kept_where_trials_part(
         assert kept(run) == [EPOCHS], "nobody waits to part from it"
 
 
-def test_trials_are_watched_too(trained: Trained, tmp_path: Path, slowly: None) -> None:  # noqa: F811
+def test_trials_are_watched_too(trained: Trained, tmp_path: Path, slowly: None) -> None:
     # Of the others one parts at the first flag, after epoch 4, which it treats otherwise, and two flag after epoch 2.
     words = ("AFTER_FRACTION=0.34,0.67", "CE_WEIGHT=1,2")
     host = plan(trained, tmp_path, *words)
@@ -88,7 +87,7 @@ def test_trials_are_watched_too(trained: Trained, tmp_path: Path, slowly: None) 
 @pytest.mark.parametrize("why", ["range", "many", "reference"])
 def test_all_are_kept_where_it_cannot_be_told(
     why: str,
-    trained: Trained,  # noqa: F811
+    trained: Trained,
     tmp_path: Path,
     slowly: None,
     monkeypatch: pytest.MonkeyPatch,
@@ -110,7 +109,7 @@ def test_all_are_kept_where_it_cannot_be_told(
 def test_every_so_many_epochs_on_request(
     fractions: str,
     epochs: list[int],
-    trained: Trained,  # noqa: F811
+    trained: Trained,
     tmp_path: Path,
 ) -> None:
     host = plan(trained, tmp_path, f"AFTER_FRACTION={fractions}", every=3)
@@ -182,7 +181,7 @@ def test_what_was_watched_is_remembered_up_to_a_limit(tmp_path: Path, monkeypatc
 
 
 def test_so_many_combinations_are_not_listed(
-    trained: Trained,  # noqa: F811
+    trained: Trained,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

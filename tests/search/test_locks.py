@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hosts.conftest import Trained, trained  # noqa: F401  (fixture)
+from tests.hosts.conftest import Trained
 from tests.hosts.digits_runs import make_config
 from tllm_plugin.runs.locks import each_under_its_lock, held, is_held
 from tllm_plugin.runs.run_folder import RunFolder
@@ -68,7 +68,7 @@ def test_a_task_that_fails_lets_go_of_its_lock(tmp_path: Path) -> None:
     assert each_under_its_lock(tmp_path, {}) == {}
 
 
-def test_a_second_worker_is_taught_while_the_first_trains_the_reference(tmp_path: Path, trained: Trained) -> None:  # noqa: F811
+def test_a_second_worker_is_taught_while_the_first_trains_the_reference(tmp_path: Path, trained: Trained) -> None:
     cfg = make_config(tmp_path, "SOLVER.EPOCHS", "2", *trained.taught)
     assert cfg.TLLM.DETECTOR.TYPE == "reference"
     space, _ = parse_space(["ETA=0.1"], cfg)

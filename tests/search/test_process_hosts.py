@@ -15,7 +15,7 @@ from optuna import TrialPruned
 from yacs.config import CfgNode
 
 from tests.distiller_cases import NUM_CLASSES
-from tests.hosts.test_fork_shaped_host import config
+from tests.hosts.fork_shaped_host import config
 from tests.search.miniature_host import INTERRUPTED_IN, SECONDS_OF_WAITING, WAITING_AFTER
 from tllm_plugin.cli.search import savings
 from tllm_plugin.core.curves import Curves

@@ -16,9 +16,9 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 from rich.console import Console
 
-from tests.hosts.conftest import Trained, trained  # noqa: F401  (fixture)
+from tests.hosts.conftest import Trained
 from tests.hosts.digits_runs import BASE, CONFIG, EPOCHS, HOLDOUT_FRACTION, assert_same_run, make_config, train
-from tests.search.staged import SAVING, epochs_trained  # noqa: F401  (fixture)
+from tests.search.staged import SAVING
 from tllm_plugin.cli import main
 from tllm_plugin.cli.main import build_parser
 from tllm_plugin.cli.search import _words, table
@@ -38,7 +38,7 @@ ETAS = ("0.2", "0.8", "0.9")
 ETA = "TLLM.DETECTOR.ETA"
 
 
-def words(trained: Trained, prefix: Path, *more: str) -> list[str]:  # noqa: F811
+def words(trained: Trained, prefix: Path, *more: str) -> list[str]:
     cfg = ["search", "--cfg", str(CONFIG), *more]
     return [*cfg, *BASE, "LOG.PREFIX", str(prefix), *trained.taught, *STAGED]
 
@@ -49,7 +49,7 @@ def load(prefix: Path) -> tuple[Path, SearchRecord]:
 
 
 @pytest.fixture(scope="module")
-def searched(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def searched(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     prefix = tmp_path_factory.mktemp("searched")
     assert main(words(trained, prefix, "--eta", *ETAS, "--retrain")) == 0
     return prefix
@@ -90,7 +90,7 @@ def test_scores_are_those_of_the_students_on_the_search_hold_out(searched: Path,
 
 
 def test_trials_equal_the_runs_alone_and_share_what_they_can(
-    trained: Trained,  # noqa: F811
+    trained: Trained,
     searched: Path,
     tmp_path: Path,
 ) -> None:
@@ -159,9 +159,9 @@ def test_nothing_that_is_chosen_from_sees_test_data(
 
 
 def test_giving_the_command_again_trains_nothing(
-    trained: Trained,  # noqa: F811
+    trained: Trained,
     searched: Path,
-    epochs_trained: list[int],  # noqa: F811
+    epochs_trained: list[int],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -184,7 +184,7 @@ def test_giving_the_command_again_trains_nothing(
 
 
 def test_what_to_do_next_trains_the_choice_on_everything_as_a_run_of_its_own(
-    trained: Trained,  # noqa: F811
+    trained: Trained,
     searched: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -203,10 +203,10 @@ def test_what_to_do_next_trains_the_choice_on_everything_as_a_run_of_its_own(
 
 
 def test_other_keys_make_another_search_that_shares_what_is_equal(
-    trained: Trained,  # noqa: F811
+    trained: Trained,
     searched: Path,
     tmp_path: Path,
-    epochs_trained: list[int],  # noqa: F811
+    epochs_trained: list[int],
 ) -> None:
     shutil.copytree(searched, tmp_path, dirs_exist_ok=True)
     folder, record = load(tmp_path)
@@ -221,10 +221,10 @@ def test_other_keys_make_another_search_that_shares_what_is_equal(
 
 
 def test_a_lost_run_is_trained_again_and_a_damaged_one_once_it_is_removed(
-    trained: Trained,  # noqa: F811
+    trained: Trained,
     searched: Path,
     tmp_path: Path,
-    epochs_trained: list[int],  # noqa: F811
+    epochs_trained: list[int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     shutil.copytree(searched, tmp_path, dirs_exist_ok=True)
@@ -250,9 +250,9 @@ def test_a_lost_run_is_trained_again_and_a_damaged_one_once_it_is_removed(
 
 
 def test_a_reference_that_was_trained_again_makes_another_search(
-    trained: Trained,  # noqa: F811
+    trained: Trained,
     tmp_path: Path,
-    epochs_trained: list[int],  # noqa: F811
+    epochs_trained: list[int],
 ) -> None:
     reference = shutil.copytree(trained.vanilla.log_folder, tmp_path / "vanilla")
     options = ("TLLM.DETECTOR.TYPE", "reference", "TLLM.DETECTOR.REFERENCE", str(reference))
@@ -275,9 +275,9 @@ class PrunesTheEarliest(BasePruner):
 
 
 def test_a_pruned_trial_is_never_chosen_and_is_continued_without_pruning(
-    trained: Trained,  # noqa: F811
+    trained: Trained,
     tmp_path: Path,
-    epochs_trained: list[int],  # noqa: F811
+    epochs_trained: list[int],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.hosts.conftest import Trained, trained  # noqa: F401  (fixture)
+from tests.hosts.conftest import Trained
 from tests.hosts.digits_runs import EPOCHS, assert_equal, assert_same_run, make_config, train
-from tests.search.staged import SAVING, epochs_trained  # noqa: F401  (fixture)
+from tests.search.staged import SAVING
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.embedded.prerequisites import log_folder
 from tllm_plugin.hosts.embedded.run_files import read_state
@@ -23,27 +23,27 @@ from tllm_plugin.search.forking import read_fork
 from tllm_plugin.search.shared_prefix import fork, run_sharing
 
 
-def staged(trained: Trained, eta: str, *more: str) -> tuple[str, ...]:  # noqa: F811
+def staged(trained: Trained, eta: str, *more: str) -> tuple[str, ...]:
     return (*trained.taught, "TLLM.DETECTOR.TYPE", "staged_for_tests", "TLLM.DETECTOR.ETA", eta, *SAVING, *more)
 
 
 @pytest.fixture(scope="module")
-def base(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:  # noqa: F811
+def base(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     folder = tmp_path_factory.mktemp("base")
     return train(folder, *trained.taught, "TLLM.DETECTOR.TYPE", "none", *SAVING)
 
 
-def after(trained: Trained, fraction: str) -> tuple[str, ...]:  # noqa: F811
+def after(trained: Trained, fraction: str) -> tuple[str, ...]:
     return (*trained.taught, "TLLM.DETECTOR.TYPE", "after", "TLLM.DETECTOR.AFTER_FRACTION", fraction)
 
 
 @pytest.mark.parametrize("rule", ["reference", "true_prob", "after", "never"])
 def test_equals_the_run_alone(
     rule: str,
-    trained: Trained,  # noqa: F811
+    trained: Trained,
     base: RunFolder,
     tmp_path: Path,
-    epochs_trained: list[int],  # noqa: F811
+    epochs_trained: list[int],
 ) -> None:
     options = {
         "reference": (*trained.detecting, "TLLM.CE_WEIGHT", "2.0"),
@@ -66,7 +66,7 @@ def test_equals_the_run_alone(
 
 
 def test_killed_before_a_shared_run_was_whole(
-    trained: Trained,  # noqa: F811
+    trained: Trained,
     base: RunFolder,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -83,10 +83,10 @@ def test_killed_before_a_shared_run_was_whole(
 def test_without_its_best_student_a_checkpoint_is_not_shared(
     missing: str,
     own: list[int],
-    trained: Trained,  # noqa: F811
+    trained: Trained,
     base: RunFolder,
     tmp_path: Path,
-    epochs_trained: list[int],  # noqa: F811
+    epochs_trained: list[int],
 ) -> None:
     # As an earlier version left it behind.
     old = RunFolder.inside(shutil.copytree(base.log_folder, tmp_path / "old"))
@@ -97,13 +97,13 @@ def test_without_its_best_student_a_checkpoint_is_not_shared(
     assert_same_run(train(tmp_path / "alone", *after(trained, "0.67")), shared)
 
 
-def test_what_flags_before_training_shares_nothing(trained: Trained, base: RunFolder, tmp_path: Path) -> None:  # noqa: F811
+def test_what_flags_before_training_shares_nothing(trained: Trained, base: RunFolder, tmp_path: Path) -> None:
     assert fork([base], make_config(tmp_path, *trained.taught, "TLLM.DETECTOR.TYPE", "all")) == 0
     assert not list(tmp_path.rglob("latest"))
 
 
 def test_a_checkpoint_is_read_once_and_again_when_it_has_changed(
-    trained: Trained,  # noqa: F811
+    trained: Trained,
     base: RunFolder,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -137,24 +137,24 @@ def test_a_checkpoint_is_read_once_and_again_when_it_has_changed(
         shared_prefix._state_of(path)
 
 
-def test_another_run_is_refused(trained: Trained, base: RunFolder, tmp_path: Path) -> None:  # noqa: F811
+def test_another_run_is_refused(trained: Trained, base: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"these keys differ: SOLVER\.LR$"):
         fork([base], make_config(tmp_path, *after(trained, "0.67"), "SOLVER.LR", "0.3"))
     assert not list(tmp_path.rglob("latest"))
 
 
 @pytest.fixture(scope="module")
-def earlier(trained: Trained, base: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:  # noqa: F811
+def earlier(trained: Trained, base: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A trial that flags class 3 after epoch 1 and nothing else, forked from the base."""
     return run_sharing([base], make_config(tmp_path_factory.mktemp("earlier"), *staged(trained, "0.9")))
 
 
 def test_begins_where_it_parts_from_an_earlier_trial(
-    trained: Trained,  # noqa: F811
+    trained: Trained,
     base: RunFolder,
     earlier: RunFolder,
     tmp_path: Path,
-    epochs_trained: list[int],  # noqa: F811
+    epochs_trained: list[int],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     options = staged(trained, "0.2")
@@ -174,11 +174,11 @@ def test_begins_where_it_parts_from_an_earlier_trial(
 
 
 def test_flagging_the_same_is_the_same_run(
-    trained: Trained,  # noqa: F811
+    trained: Trained,
     base: RunFolder,
     earlier: RunFolder,
     tmp_path: Path,
-    epochs_trained: list[int],  # noqa: F811
+    epochs_trained: list[int],
 ) -> None:
     options = staged(trained, "0.8")
     shared = run_sharing([base, earlier], make_config(tmp_path / "shared", *options))
@@ -198,11 +198,11 @@ def test_flagging_the_same_is_the_same_run(
 
 
 def test_another_treatment_parts_at_the_first_flag(
-    trained: Trained,  # noqa: F811
+    trained: Trained,
     base: RunFolder,
     earlier: RunFolder,
     tmp_path: Path,
-    epochs_trained: list[int],  # noqa: F811
+    epochs_trained: list[int],
 ) -> None:
     options = staged(trained, "0.9", "TLLM.CE_WEIGHT", "2.0")
     shared = run_sharing([base, earlier], make_config(tmp_path / "shared", *options))

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from optuna.trial import TrialState
 
-from tests.hosts.conftest import Trained, trained  # noqa: F401  (fixture)
+from tests.hosts.conftest import Trained
 from tests.hosts.digits_runs import BASE, CONFIG, assert_same_run, make_config, train
 from tests.search.staged import SAVING
 from tllm_plugin.cli.search import parse_space
@@ -48,7 +48,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-def test_a_killed_worker_is_made_up_for(trained: Trained, tmp_path: Path) -> None:  # noqa: F811
+def test_a_killed_worker_is_made_up_for(trained: Trained, tmp_path: Path) -> None:
     options = ("SOLVER.EPOCHS", "10", *trained.taught, "TLLM.DETECTOR.TYPE", "after")
     options = (*options, "TLLM.HOLDOUT.SEARCH_FRACTION", "0.1")
     cfg = make_config(tmp_path, *options)

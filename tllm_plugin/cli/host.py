@@ -47,7 +47,9 @@ def add_parser(commands: Any) -> None:
     )
     check.add_argument("path", metavar="PATH", type=Path, help="root of the checkout")
     check.add_argument("--script", metavar="FILE", help="the train script below PATH; otherwise the likely ones")
-    check.add_argument("words", nargs="*", metavar="WORD", help="options of that script, after --")
+    check.add_argument(
+        "words", nargs=argparse.REMAINDER, metavar="...", help="--script FILE, and after -- options of that script"
+    )
     check.set_defaults(run=run_check)
 
 
@@ -76,7 +78,10 @@ def run_status(options: argparse.Namespace) -> None:
 
 def run_check(options: argparse.Namespace) -> None:
     """Print which methods of a checkout work; fail if none could be tried."""
-    words = [*(["--script", options.script] if options.script else []), *options.words]
+    words = [
+        *(["--script", options.script] if options.script else []),
+        *(word for word in options.words if word != "--"),
+    ]
     result = host_check.check_checkout(options.path, words)
     say(host_check.report(options.path.expanduser().resolve(), result))
     if result.problem:

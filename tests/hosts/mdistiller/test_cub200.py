@@ -10,7 +10,7 @@ import torch
 from yacs.config import CfgNode
 
 from tests.data.official_cub200 import make_official
-from tests.hosts.mdistiller.test_runs import apply_patch, train
+from tests.hosts.mdistiller.processes import apply_patch, train
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.loader_data import LoaderData
 from tllm_plugin.models import create_model

@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from yacs.config import CfgNode
 
 from tests.hosts.digits_runs import assert_equal
 from tests.hosts.mdistiller.conftest import environment
-from tests.hosts.mdistiller.test_runs import BASE, seeded, train
+from tests.hosts.mdistiller.processes import BASE, seeded, train
 from tests.hosts.small_images import CLASSES
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.models import create_model
@@ -64,3 +65,20 @@ def test_search(scratch: Path) -> None:
     latest = [torch.load(run.log_folder / "latest", weights_only=True) for run in (alone, shared)]
     for name in ("model", "optimizer", "epoch", "best_acc"):
         assert_equal(latest[0][name], latest[1][name], name)
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (("TLLM.LABEL_SMOOTHING", "2.0"), "Expected `TLLM.LABEL_SMOOTHING` to be "),
+        (("DISTILLER.TYPE", "NONE"), "Expected `DISTILLER.TYPE` to be a distiller for a search, but got 'NONE'"),
+    ],
+)
+def test_what_cannot_be_searched(option: tuple[str, str], told: str, scratch: Path) -> None:
+    (scratch / "base.yaml").write_text(BASE)
+    words = ("-m", "tllm_plugin", "search", "--host", "mdistiller", "--cfg", "base.yaml", *option)
+    done = subprocess.run(
+        [sys.executable, *words], cwd=scratch, env=environment(scratch), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr.count("Expected")) == (2, 1) and told in done.stderr
+    assert not (scratch / "output").exists()

@@ -13,10 +13,13 @@ from typing import Any
 import torch
 
 from tests.hosts.digits_runs import assert_equal
+from tests.hosts.small_images import CLASSES
 from tllm_plugin.hosts.checkouts import patches
+from tllm_plugin.models import create_model
 from tllm_plugin.runs.run_folder import RunFolder
 
 LAUNCHER = ("-m", "tllm_plugin", "train", "--host", "repdistiller", "--")
+SHORT = ("--batch_size", "16", "--num_workers", "0", "--model_s", "resnet8", "--init_epochs", "1", "--nce_k", "4")
 
 
 def save_teacher(folder: Path, network: torch.nn.Module, name: str) -> Path:
@@ -97,3 +100,14 @@ def apply_patches(root: Path, *numbers: str) -> None:
         if patch.name.startswith(numbers or ""):
             done = subprocess.run(["git", "apply", str(patch)], cwd=root, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
+
+
+def images(tmp_path: Path) -> tuple[str, ...]:
+    """Return the arguments that name the small images below `tmp_path`."""
+    return ("--dataset", "imagefolder", "--data_folder", str(tmp_path / "images"))
+
+
+def teacher(tmp_path: Path, classes: int = CLASSES, name: str = "resnet14") -> str:
+    """Save a random teacher, the same in every call, and return its file."""
+    torch.manual_seed(1)
+    return str(save_teacher(tmp_path, create_model(name, num_classes=classes), name))

@@ -14,7 +14,7 @@ import torchvision
 from tests.data.official_cub200 import make_official
 from tests.hosts.repdistiller.conftest import environment
 from tests.hosts.repdistiller.processes import LAUNCHER, only_run, python, save_teacher
-from tests.hosts.repdistiller.test_options import parse
+from tests.hosts.repdistiller.short_runs import parse
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.loader_data import LoaderData
 from tllm_plugin.hosts.repdistiller import load_images

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.hosts.repdistiller.short_runs import parse
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.hosts.repdistiller import parse_student, parse_teacher, suffix
+from tllm_plugin.hosts.repdistiller import suffix
 from tllm_plugin.hosts.repdistiller.flags import tllm_options
 from tllm_plugin.hosts.repdistiller.networks import EXTRA_MODELS, PHOTOGRAPH_MODELS, create_listed
 from tllm_plugin.hosts.repdistiller.options import errors_name_flags, node_of
@@ -27,16 +27,6 @@ def host(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setitem(sys.modules, "models", SimpleNamespace(model_dict=models))  # type: ignore[misc]
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     return models
-
-
-def parse(monkeypatch: pytest.MonkeyPatch, *words: str, teacher: bool = False) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--dataset", default="cifar100", choices=["cifar100"])
-    parser.add_argument("--model" if teacher else "--model_s", default="resnet8", choices=["resnet8"])
-    for name in () if teacher else ("--path_t", "--model_t"):
-        parser.add_argument(name)
-    monkeypatch.setattr(sys, "argv", ["train.py", *words])
-    return parse_teacher(parser) if teacher else parse_student(parser)
 
 
 @pytest.fixture

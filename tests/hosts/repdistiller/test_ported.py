@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from tests.distiller_cases import NUM_CLASSES, give_context, unreached
 from tests.hosts.repdistiller.lists import batches, make_lists
-from tests.hosts.repdistiller.test_run import CLASSES, loaders, prepared, train
+from tests.hosts.repdistiller.short_runs import CLASSES, loaders, prepared, train
 from tllm_plugin.hosts.embedded.networks import load_network
 from tllm_plugin.hosts.repdistiller import Run, restore
 from tllm_plugin.hosts.repdistiller.contracts import as_featured, as_listed

@@ -11,12 +11,11 @@ import torch
 from tests.hosts.digits_runs import assert_equal
 from tests.hosts.repdistiller.conftest import environment
 from tests.hosts.repdistiller.lists import KINDS, PORTED
-from tests.hosts.repdistiller.processes import LAUNCHER, apply_patches, python, save_teacher
+from tests.hosts.repdistiller.processes import LAUNCHER, SHORT, apply_patches, images, python, teacher
 from tests.hosts.small_images import CLASSES
 from tllm_plugin.models import create_model
 from tllm_plugin.runs.run_folder import RunFolder
 
-SHORT = ("--batch_size", "16", "--num_workers", "0", "--model_s", "resnet8", "--init_epochs", "1", "--nce_k", "4")
 SEED = "import random, numpy, torch; random.seed(0); numpy.random.seed(0); torch.manual_seed(0)\n"
 
 # Runs the launcher once for each line of arguments, in one process: importing torch takes longer than these runs.
@@ -34,15 +33,6 @@ CIFAR = """
 import os, torchvision
 torchvision.datasets.cifar.check_integrity = lambda path, md5=None: os.path.exists(path)
 """
-
-
-def images(tmp_path: Path) -> tuple[str, ...]:
-    return ("--dataset", "imagefolder", "--data_folder", str(tmp_path / "images"))
-
-
-def teacher(tmp_path: Path, classes: int = CLASSES, name: str = "resnet14") -> str:
-    torch.manual_seed(1)
-    return str(save_teacher(tmp_path, create_model(name, num_classes=classes), name))
 
 
 def many(tmp_path: Path, root: Path, lines: list[str], prelude: str = "") -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.hosts.repdistiller.conftest import environment
-from tests.hosts.repdistiller.processes import only_run, python
-from tests.hosts.repdistiller.test_scripts import SHORT, images, teacher
+from tests.hosts.repdistiller.processes import SHORT, images, only_run, python, teacher
 from tests.hosts.small_images import CLASSES
 from tllm_plugin.runs.search_file import SearchRecord
 
