@@ -377,6 +377,12 @@ def test_show_of_damaged_flags(flagged_run: RunFolder, tmp_path: Path, capsys: p
     assert_no_traceback(error)
 
 
+def test_host_check_of_what_is_no_checkout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["host", "check", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"tllm: Expected {tmp_path} to be a checkout of mdistiller, of RepDistiller or of a descendant" in error
+
+
 def test_a_command_imports_only_what_it_needs() -> None:
     code = "import sys; from tllm_plugin.cli import main; main(['show', '--help']); print('torchvision' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
