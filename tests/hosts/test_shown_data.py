@@ -136,7 +136,7 @@ def test_resume_in_repdistiller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr("tests.hosts.repdistiller.test_run.loaders", with_another_name)
+        patch.setattr("tests.hosts.repdistiller.short_runs.loaders", with_another_name)
         with pytest.raises(ConfigError, match="class 'class 0' is now 'renamed'"):
             train_repdistiller(*prepared(tmp_path, tllm_resume=True))
     assert RunFolder.inside(tmp_path).state.read_bytes() == before
