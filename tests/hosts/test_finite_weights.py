@@ -16,9 +16,9 @@ from tests.hosts.repdistiller.short_runs import train as train_repdistiller
 from tests.hosts.tiny_data import Data
 from tllm_plugin.analysis.named_networks import EvaluationData, load_named
 from tllm_plugin.core.errors import FileFormatError
-from tllm_plugin.hosts.embedded.distillers import KD
 from tllm_plugin.hosts.host_session import HostSession
 from tllm_plugin.hosts.tllm_node import tllm_node
+from tllm_plugin.methods import KD
 from tllm_plugin.models import create_model
 from tllm_plugin.runs.finite import check_finite
 

@@ -15,9 +15,9 @@ from yacs.config import CfgNode
 from tests.hosts.tiny_data import CLASSES, IMAGES, LABELS, PER_CLASS, Data
 from tllm_plugin.analysis.loaded_run import load_run
 from tllm_plugin.hosts.adapter import Host
-from tllm_plugin.hosts.embedded.distillers import KD
 from tllm_plugin.hosts.factories import make_trainer_factory
 from tllm_plugin.hosts.tllm_node import tllm_node
+from tllm_plugin.methods import KD
 from tllm_plugin.models import create_model
 
 

@@ -30,10 +30,12 @@ from tllm_plugin.hosts.embedded.prerequisites import (
     named_reference,
     needed_teacher,
 )
-from tllm_plugin.hosts.embedded.run_files import check_resumable, check_same_run, described, remove_results, run_lock
+from tllm_plugin.hosts.embedded.run_files import check_resumable, check_same_run, remove_results
 from tllm_plugin.hosts.embedded.runtime import choose_device, reproducible
 from tllm_plugin.hosts.embedded.trainer import trainer_dict
 from tllm_plugin.hosts.factories import make_distiller_factory, make_trainer_factory
+from tllm_plugin.hosts.results import described
+from tllm_plugin.hosts.run_lock import run_lock
 from tllm_plugin.runs.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
