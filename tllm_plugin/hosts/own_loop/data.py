@@ -15,6 +15,7 @@ from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.worker_errors import plain_errors
 from tllm_plugin.data.bundle import check_several_classes
 from tllm_plugin.data.loaders import EvalLoader
+from tllm_plugin.data.shards import WHOLE
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.own_loop.labels import check_map_style, class_names_of, image_of, read_labels, with_transform
 from tllm_plugin.hosts.random_state import same_random_numbers
@@ -68,6 +69,12 @@ class SessionData:
     def holdout_loader(self, indices: Tensor) -> EvalBatches:
         """Return un-augmented batches `(image, label)` of `indices`, in order."""
         return EvalBatches(self._view, self.labels, indices, self.reading)
+
+    def example(self) -> Tensor:
+        """Return the images of two samples as the hold-out is read, (2, ...), the same on every rank."""
+        batches = self.holdout_loader(torch.arange(2))
+        batches.restrict(WHOLE)
+        return next(iter(batches))[0]
 
     def test_batches(self, dataset: Any) -> tuple[EvalBatches, Tensor]:
         """Return batches `(image, label)` of a whole test set, in order, and its labels.

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -100,8 +99,7 @@ class Session:
         contract.check_networks(inner)
         self.device = device_of(inner.get_submodule("student"))
         self._data = SessionData(train_set, holdout_transform)
-        few = torch.arange(min(2, len(self._data.labels)))
-        check_networks(inner, next(iter(self._data.holdout_loader(few)))[0], len(self._data.class_names))
+        check_networks(inner, self._data.example(), len(self._data.class_names))
         with errors_name_keywords():
             self._host = HostSession(node, inner, self._data, self.total_epochs)
         wrapper = self._host.wrapper.to(self.device)
