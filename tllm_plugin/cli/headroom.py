@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from tllm_plugin.analysis.headroom import HEADING, Headroom, as_rows, headroom
+from tllm_plugin.analysis.headroom import HEADING, as_rows, headroom
 from tllm_plugin.analysis.named_networks import load_named
+from tllm_plugin.analysis.records import headroom_record
 from tllm_plugin.analysis.study import build_study
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.runs.atomic import write_text
@@ -55,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     found = [(method.label, headroom(method.comparison)) for method in study.methods if method.comparison is not None]
     if not found:
         raise ConfigError("Expected vanilla and distilled runs of one student, but got none that can be compared")
-    text = json.dumps({label: _record(item) for label, item in found}, indent=2, allow_nan=False) + "\n"
+    text = json.dumps({label: headroom_record(item) for label, item in found}, indent=2, allow_nan=False) + "\n"
     if options.json == "-":
         print(text, end="")
         return
@@ -74,8 +73,3 @@ def run(options: argparse.Namespace) -> None:
             console.print(_ONE_PAIR.format(label))
     if options.json:
         print(f"written: {options.json}")
-
-
-def _record(item: Headroom) -> dict[str, Any]:
-    record = asdict(item)
-    return {**record, "reliability": None if np.isnan(item.reliability) else item.reliability}
