@@ -53,6 +53,11 @@ class Posterior:
         """(C,) probabilities that the effect has the less likely sign (local false sign rate)."""
         return torch.minimum(self.harm, 1.0 - self.harm)
 
+    def below(self, effect: float) -> Tensor:
+        """Return the probability of every class that its effect is below a value, (C,)."""
+        weights, means, deviations = self._mixture
+        return (weights * torch.special.ndtr((effect - means) / deviations)).sum(0).clamp(max=1.0)
+
     def quantile(self, probability: float) -> Tensor:
         """Return the posterior quantile of every class, (C,).
 
@@ -129,7 +134,7 @@ def posterior(effects: Tensor, errors: Tensor, signals: Tensor | None = None) ->
     return Posterior(
         mean=mean,
         std=(weights * (deviations**2 + (means - mean) ** 2)).sum(0).sqrt(),
-        harm=(weights * torch.special.ndtr(-means / deviations)).sum(0),
+        harm=(weights * torch.special.ndtr(-means / deviations)).sum(0).clamp(max=1.0),
         centre=float((grid * centres[:, :, 0, 0]).sum() + predicted.mean()),
         scale=float((grid.sum(1) * scales[:, 0, 0, 0]).sum()),
         _mixture=(weights, means, deviations),

@@ -124,8 +124,8 @@ def reading_guide(study: Study) -> list[str]:
         "are the means of intervals at 95 % divided among the pairs, and p-values are merged so that dependence does "
         "no harm.",
         "P(harm) is the probability that the effect on a class is negative, from a model of all classes together, in "
-        "which most classes have similar effects and single ones may differ by much. With several seeds it is about the "
-        "method; with one, about these two networks.",
+        "which most classes have similar effects and single ones may differ by much. With several seeds it is a "
+        "statement about the method; with one, about these two networks.",
         "Overlaps are judged by a permutation test over classes, by its exact distribution.",
     ]
 
