@@ -19,9 +19,9 @@ from tllm_plugin.core.wrapper import TLLMWrapper
 from tllm_plugin.data import load_data
 from tllm_plugin.hosts.embedded import recipe
 from tllm_plugin.hosts.embedded.data import EmbeddedData
-from tllm_plugin.hosts.embedded.distillers import KD
 from tllm_plugin.hosts.embedded.prerequisites import log_folder
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
+from tllm_plugin.methods import KD
 from tllm_plugin.models import create_model
 from tllm_plugin.runs.run_folder import RunFolder
 

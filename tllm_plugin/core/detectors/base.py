@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tllm_plugin.core.arguments import as_flags, whole_number
+from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.options import WithOptions
 from tllm_plugin.core.predictions import Predictions, class_sums
@@ -64,6 +65,8 @@ class Detector(WithOptions, ABC):
     smooths_labels = True
     #: Whether the detector compares with the recorded curves of a vanilla run.
     needs_reference = False
+    #: Curves of that vanilla run, for plots; None without one.
+    reference: Curves | None = None
     #: Whether the detector uses agreement with the teacher.
     needs_teacher = False
 

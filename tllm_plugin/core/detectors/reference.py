@@ -37,6 +37,7 @@ class ReferenceDetector(SequentialDetector):
     """
 
     needs_reference = True
+    reference: Curves
 
     def __init__(self, num_classes: int, *, reference: Curves, total_epochs: int, **options: Any) -> None:
         super().__init__(num_classes, total_epochs=total_epochs, **options)

@@ -13,9 +13,9 @@ from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.embedded.data import batches_of_test_set
 from tllm_plugin.hosts.embedded.networks import load_network, make_network, trained_model
-from tllm_plugin.hosts.embedded.run_files import run_lock
 from tllm_plugin.hosts.embedded.runtime import autocast, choose_device, reproducible
 from tllm_plugin.hosts.results import write_results
+from tllm_plugin.hosts.run_lock import run_lock
 from tllm_plugin.hosts.same_data import check_classes, tell_once
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.run_folder import RunFolder

@@ -28,6 +28,7 @@ from yacs.config import CfgNode
 from tllm_plugin.core import holdout
 from tllm_plugin.core.errors import TLLMError
 from tllm_plugin.core.wrapper import TLLMWrapper
+from tllm_plugin.hosts.contract import EpochLoop, methods_of
 from tllm_plugin.hosts.host_check import BROKEN, FAILS, REFUSED, TRAINS, CheckResult, MethodCheck, write
 from tllm_plugin.hosts.mdistiller.invariants import check_invariants
 from tllm_plugin.hosts.yaml_text import plain, read_yaml
@@ -326,7 +327,7 @@ def check(words: Sequence[str]) -> CheckResult:
     holdout.MIN_PER_CLASS = 1  # So that a run takes seconds; nothing is judged by it here.
     scripts = [options.script] if options.script else scripts_of(root)
     trainers = registration.find_trainers()
-    loops = [name for name, trainer in trainers.items() if hasattr(trainer, "train_epoch")]
+    loops = [name for name, trainer in trainers.items() if methods_of(trainer).loop is EpochLoop]
     facts = [
         ("scripts", ", ".join(scripts) or "none"),
         ("trainers", ", ".join(trainers) or "none"),
