@@ -10,6 +10,7 @@ import inspect
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tllm_plugin.hosts.host_check import BROKEN, FAILS, REFUSED, TRAINS, Fact, MethodCheck, Tell, answer
@@ -18,7 +19,7 @@ from tllm_plugin.hosts.mdistiller.command_lines import Command, commands_of, scr
 from tllm_plugin.hosts.mdistiller.trial import ON, InvariantsSeen, Trial, make_small
 from tllm_plugin.methods import METHODS
 
-# At most so many commands are tried per method, until one reaches a training step.
+# Number of commands tried per method until one reaches a training step.
 _COMMANDS = 12
 
 
@@ -37,44 +38,75 @@ def check(root: Path, script: str, options: Sequence[str], tell: Tell) -> None:
     make_small()
     ours = {"TLLM", *METHODS}
     methods = [name for name, build in distiller_dict.items() if name not in ours or inspect.isclass(build)]
-    resumes = ""
     with tempfile.TemporaryDirectory(prefix="tllm-check-") as folder:
-        trial = Trial(root, Path(folder), CFG)
+        checked = _Checked(Trial(root, Path(folder), CFG))
         for method, commands in commands_of(root, methods, script, options).items():
-            verdict, command, network = _check_method(trial, method, commands)
-            tell(verdict)
-            if verdict.verdict == TRAINS and command is not None and not resumes:
-                resumes = trial.resume(method, command, network)
-                tell(Fact("resume", resumes))
-    if not resumes:
+            tell(checked.method(method, commands))
+            if checked.worked and not checked.resumes:
+                checked.resumes = checked.trial.resume(method, *checked.worked[0])
+                tell(Fact("resume", checked.resumes))
+    if not checked.resumes:
         tell(Fact("resume", "not tried: no method trains"))
 
 
-def _check_method(trial: Trial, method: str, commands: Sequence[Command]) -> tuple[MethodCheck, Command | None, str]:
-    """Return the verdict on a method, with the command and the network that it trained with."""
-    failed: list[tuple[Command, str, str]] = []
-    told = set()
-    small = trial.small_network()
-    for command, network in [(command, network) for command in commands[:_COMMANDS] for network in {small: 0, "": 0}]:
-        seen = InvariantsSeen()
-        with seen.watching():
-            problem = trial.run(method, command, ON, network=network)
-        if not problem and seen.reached:
-            if seen.problem:
-                return MethodCheck(method, FAILS, seen.problem), command, network
-            return MethodCheck(method, TRAINS, _described(trial.root, command)), command, network
-        problem = problem or f"{command.script} ends without a training step of a trainer that TLLM knows"
-        failed.append((command, network, problem))
-        # Another config would not help where the method itself fails, nor where it fails in the same way again.
-        if (seen.reached and not network) or (same := (command.script, command.words, problem)) in told:
-            break
-        told.add(same)
-    alone = "no config file names a DISTILLER.TYPE"
-    for command, network, problem in reversed(failed):
-        alone = trial.run(method, command, network=network)
-        if not alone:
-            return MethodCheck(method, REFUSED if problem.startswith("ConfigError") else FAILS, problem), command, ""
-    return MethodCheck(method, BROKEN, alone), None, ""
+@dataclass
+class _Checked:
+    """What earlier methods showed about the checkout.
+
+    Args:
+        trial: The means to run it.
+        worked: Commands with which methods trained, and their networks.
+        resumes: Result of the resume.
+    """
+
+    trial: Trial
+    worked: list[tuple[Command, str]] = field(default_factory=list)
+    resumes: str = ""
+
+    def method(self, method: str, commands: Sequence[Command]) -> MethodCheck:
+        """Return the verdict on a method."""
+        failed: list[tuple[Command, str, str]] = []
+        hopeless: set[tuple[str, tuple[str, ...]]] = set()
+        tried = 0
+        for command in self._likeliest_first(commands):
+            if (command.script, command.words) in hopeless:
+                continue
+            tried += 1
+            if tried > _COMMANDS:
+                break
+            for network in dict.fromkeys((self.trial.small_network(), "")):
+                seen = InvariantsSeen()
+                with seen.watching():
+                    problem = self.trial.run(method, command, ON, network=network)
+                if not problem and seen.reached:
+                    if seen.problem:
+                        return MethodCheck(method, FAILS, seen.problem)
+                    self.worked.append((command, network))
+                    return MethodCheck(method, TRAINS, _described(self.trial.root, command))
+                if not problem:
+                    hopeless.add((command.script, command.words))  # It trains elsewhere, or not at all.
+                    break
+                if any(problem == earlier and command.script == other.script for other, _, earlier in failed):
+                    hopeless.add((command.script, command.words))
+                failed.append((command, network, problem))
+            if failed and seen.reached:
+                break  # Another config would not help.
+        return self._without_tllm(method, failed)
+
+    def _without_tllm(self, method: str, failed: Sequence[tuple[Command, str, str]]) -> MethodCheck:
+        alone = "no script reaches a training step in this process"
+        for command, network, problem in reversed(failed):
+            alone = self.trial.run(method, command, network=network)
+            if not alone:
+                return MethodCheck(method, REFUSED if problem.startswith("ConfigError") else FAILS, problem)
+        return MethodCheck(method, BROKEN, alone)
+
+    def _likeliest_first(self, commands: Sequence[Command]) -> list[Command]:
+        """Return the commands, those of scripts that worked first, also with the options that worked."""
+        scripts = {command.script: command.words for command, _ in self.worked}
+        again = [replace(command, words=scripts[command.script]) for command in commands if command.script in scripts]
+        told = [command for command in commands if command.words]
+        return list(dict.fromkeys([*told, *again, *commands]))
 
 
 def _described(root: Path, command: Command) -> str:

@@ -16,6 +16,7 @@ SCRIPTS = ("tools/train.py", "train.py")
 # READMEs and shell scripts that show how a method is trained.
 _TOLD_IN = ("*.md", "*.sh", "scripts/**/*.sh", "tools/**/*.sh")
 _COMMAND = re.compile(r"python[\d.]*\s+(?:-\w+\s+)*(\S+\.py)\s+([^\n`&|;>]*--cfg[^\n`&|;>]*)")
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.\w+)+")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def commands_of(
     """Return the commands for each distiller type, the most likely ones first.
 
     Commands from the checkout's READMEs and shell scripts come first, then each script with each config of the type. A
-    type without a config gets those of plain KD.
+    type without a config gets one config per trainer: that of its name, the base trainer, then the others.
 
     Args:
         root: The checkout.
@@ -60,31 +61,40 @@ def commands_of(
     for command in _told(root):
         if command.script in scripts and not words:
             by_config.setdefault(command.config, []).append(command)
-    configs = configs_of(root)
+    configs, by_trainer = configs_of(root)
     found = {}
     for kind in types:
-        own = configs.get(kind) or configs.get("KD") or configs.get("NONE") or []
+        names = dict.fromkeys((kind.lower(), "base", *by_trainer))
+        own = configs.get(kind) or [by_trainer[name] for name in names if name in by_trainer]
         told = [command for config in own for command in by_config.get(config, [])]
         plain = [Command(name, config, tuple(words)) for config in own for name in scripts]
         found[kind] = list(dict.fromkeys([*_one_per_options(told), *plain]))
     return found
 
 
-def configs_of(root: Path) -> dict[str, list[Path]]:
-    """Return the config files by `DISTILLER.TYPE`, those for CIFAR-100 and small networks first."""
+def configs_of(root: Path) -> tuple[dict[str, list[Path]], dict[str, Path]]:
+    """Return the config files by `DISTILLER.TYPE`, and one config per `SOLVER.TRAINER`.
+
+    Configs for CIFAR-100 and small networks come first.
+    """
 
     def rank(path: Path) -> tuple[bool, bool, bool, str]:
         name = str(path)
         return ("cifar" not in name, "8x4" not in name and path.parent.name != "cifar100", "ablation" in name, name)
 
-    found: dict[str, list[Path]] = {}
+    by_type: dict[str, list[Path]] = {}
+    by_trainer: dict[str, Path] = {}
     for path in sorted((root / "configs").rglob("*.yaml"), key=rank):
         try:
-            kind = read_yaml(path.read_text(encoding="utf-8"))["DISTILLER"]["TYPE"]
-        except (TLLMError, OSError, ValueError, TypeError, KeyError):
+            values = read_yaml(path.read_text(encoding="utf-8"))
+            kind = str(values["DISTILLER"]["TYPE"])
+            trainer = str(values.get("SOLVER", {}).get("TRAINER", "base"))
+        except (TLLMError, OSError, ValueError, TypeError, KeyError, AttributeError):
             continue
-        found.setdefault(str(kind), []).append(path)
-    return found
+        by_type.setdefault(kind, []).append(path)
+        if kind != "NONE":  # Its configs name no teacher.
+            by_trainer.setdefault(trainer, path)
+    return by_type, by_trainer
 
 
 def _told(root: Path) -> list[Command]:
@@ -94,14 +104,25 @@ def _told(root: Path) -> list[Command]:
         text = path.read_text(encoding="utf-8", errors="replace").replace("\\\n", " ")
         for script, line in _COMMAND.findall(text):
             try:
-                words = shlex.split(line)
+                words = shlex.split(line, comments=True)
             except ValueError:  # An unfinished quotation.
                 continue
             place = words.index("--cfg") if "--cfg" in words else len(words)
             config = root / words[place + 1] if place + 1 < len(words) else root
-            rest = [*words[:place], *words[place + 2 :]]
+            rest = _options([*words[:place], *words[place + 2 :]])
             if config.is_file() and (root / script).is_file() and not any("$" in word for word in rest):
                 found.append(Command(script.removeprefix("./"), config, tuple(rest)))
+    return found
+
+
+def _options(words: Sequence[str]) -> list[str]:
+    """Return the options and `KEY VALUE` overrides among the words of a command, without results noted beside it."""
+    found: list[str] = []
+    for place, word in enumerate(words):
+        before = words[place - 1] if place else ""
+        value_of_option = before.startswith("-") and "=" not in before and not _KEY.fullmatch(word)
+        if word.startswith("-") or value_of_option or _KEY.fullmatch(word) or _KEY.fullmatch(before):
+            found.append(word)
     return found
 
 
