@@ -74,7 +74,7 @@ class _Checked:
             tried += 1
             if tried > _COMMANDS:
                 break
-            for network in dict.fromkeys((self.trial.small_network(), "")):
+            for network in dict.fromkeys((self.trial.small_network, "")):
                 seen = InvariantsSeen()
                 with seen.watching():
                     problem = self.trial.run(method, command, ON, network=network)

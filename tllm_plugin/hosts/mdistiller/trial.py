@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import os
+import socket
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import reduce
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import yaml
+from torch import nn
 from torchvision.datasets import CIFAR100
 from yacs.config import CfgNode
 
@@ -29,7 +32,7 @@ from tllm_plugin.runs.run_folder import RunFolder
 CLASSES = 100
 _PER_CLASS, _TESTED, _STEPS = 2, 20, 2
 # The first of these that the checkout has is both teacher and student, unless a method needs the config's networks.
-_NETWORKS = ("resnet8", "resnet8x4", "wrn_16_1", "resnet20")
+_NETWORKS = ("resnet8", "resnet8x4", "wrn_16_1", "resnet20", "vgg8")
 OFF: dict[str, Any] = {"TLLM.ON": False}
 ON: dict[str, Any] = {
     "TLLM.ON": True,
@@ -63,12 +66,10 @@ class Trial:
         self.cfg = cfg
         self.before = copy.deepcopy(dict(cfg))
 
+    @cached_property
     def small_network(self) -> str:
-        """Return the name of a small network of the checkout, or an empty string if it has none that is known."""
-        from tllm_plugin.hosts.mdistiller.teachers import models_for
-
-        known = models_for("cifar100")
-        return next((name for name in _NETWORKS if name in known), "")
+        """Name of a small network that the checkout can create, or an empty string."""
+        return next((name for name in _NETWORKS if self._create(name) is not None), "")
 
     def run(
         self,
@@ -116,6 +117,8 @@ class Trial:
             return _line(error, self.root)
         finally:
             self._restore()
+            if dist.is_initialized():
+                dist.destroy_process_group()
         return ""
 
     def resume(self, method: str, command: Command, network: str) -> str:
@@ -136,22 +139,27 @@ class Trial:
             self.folder = folder
 
     def _teacher(self, name: str) -> str:
-        """Return the path of a checkpoint with random weights for a teacher."""
-        from tllm_plugin.hosts.mdistiller.teachers import models_for
-
+        """Return the path of a checkpoint with random weights for a teacher; empty if it cannot be created."""
         path = self.folder / "teachers" / f"{name}.pth"
         if not path.exists():
-            found = models_for("cifar100").get(name)
-            if found is None:
+            network = self._create(name)
+            if network is None:
                 return ""
             path.parent.mkdir(parents=True, exist_ok=True)
-            builder = found[0] if isinstance(found, tuple) else found
-            try:
-                network = builder(num_classes=CLASSES)
-            except Exception:  # The script reports what is wrong with it.
-                return ""
             torch.save({"model": network.state_dict()}, path)
         return str(path)
+
+    def _create(self, name: str) -> nn.Module | None:
+        from tllm_plugin.hosts.mdistiller.teachers import models_for
+
+        found = models_for("cifar100").get(name)
+        if found is None:
+            return None
+        builder: Callable[..., nn.Module] = found[0] if isinstance(found, tuple) else found
+        try:
+            return builder(num_classes=CLASSES)
+        except Exception:  # A script that needs this network reports what is wrong with it.
+            return None
 
     def _restore(self) -> None:
         self.cfg.defrost()
@@ -220,7 +228,15 @@ def _stopped_after_an_epoch() -> Iterator[None]:
 
 
 def make_small() -> None:
-    """Replace CIFAR-100 by a few random images, and end every epoch after two steps, in the whole process."""
+    """Replace CIFAR-100 by a few random images, and end every epoch after two steps, in the whole process.
+
+    Scripts for several processes find themselves alone under torchrun.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    os.environ.update(alone, MASTER_PORT=str(port))
     CIFAR100.__init__ = _random_images  # type: ignore[method-assign, assignment]
     take_few_steps(_STEPS)
 
