@@ -40,16 +40,14 @@ def add_parser(commands: Any) -> None:
     check = actions.add_parser(
         "check",
         help="check which methods of any checkout, including forks and edited ones, work with TLLM",
-        description="Try every method of a checkout of mdistiller, RepDistiller or a descendant on small random "
-        "images, in a process of its own, and say what works with TLLM, what does not, and why. Nothing in the "
-        "checkout is changed.",
+        description="Train every method of a checkout of mdistiller, RepDistiller or a descendant for two steps on "
+        "random images, in a process of its own, and print what works with TLLM, what does not, and why. Nothing in "
+        "the checkout is changed.",
         epilog="Example: tllm host check ~/code/my-fork",
     )
     check.add_argument("path", metavar="PATH", type=Path, help="root of the checkout")
-    check.add_argument("--script", metavar="FILE", help="the train script below PATH; otherwise the likely ones")
-    check.add_argument(
-        "words", nargs=argparse.REMAINDER, metavar="...", help="--script FILE, and after -- options of that script"
-    )
+    check.add_argument("--script", default="", metavar="FILE", help="train script below PATH (default: likely ones)")
+    check.add_argument("words", nargs="*", metavar="OPTION", help="after --: options of that script")
     check.set_defaults(run=run_check)
 
 
@@ -77,12 +75,14 @@ def run_status(options: argparse.Namespace) -> None:
 
 
 def run_check(options: argparse.Namespace) -> None:
-    """Print which methods of a checkout work; fail if none could be tried."""
-    words = [
-        *(["--script", options.script] if options.script else []),
-        *(word for word in options.words if word != "--"),
-    ]
-    result = host_check.check_checkout(options.path, words)
-    say(host_check.report(options.path.expanduser().resolve(), result))
+    """Print which methods of a checkout work, one line at a time; fail if none could be tried."""
+    say(host_check.heading(options.path.expanduser().resolve()))
+    result = host_check.check_checkout(
+        options.path,
+        script=options.script,
+        options=[word for word in options.words if word != "--"],
+        tell=lambda finding: say(host_check.line_of(finding)),
+    )
     if result.problem:
         raise TLLMError(f"no method of {options.path} could be tried")
+    say(host_check.summary(result))
