@@ -1,26 +1,34 @@
-"""TLLM: class-wise knowledge distillation. The public names of the core can be imported from here."""
+"""TLLM: class-wise knowledge distillation. The public names of the core can be imported from here.
 
-from tllm_plugin.core.curves import Curves
-from tllm_plugin.core.detectors import (
-    DETECTORS,
-    AfterDetector,
-    AllDetector,
-    Detector,
-    Evidence,
-    FixedDetector,
-    ImitationDetector,
-    NoneDetector,
-    ReferenceDetector,
-    TeachingCurveDetector,
-    create_detector,
-    options_for,
-)
-from tllm_plugin.core.errors import ConfigError, DataError, FileFormatError, NonFiniteLossError, TLLMError
-from tllm_plugin.core.holdout import Split, split
-from tllm_plugin.core.predictions import Predictions, predict
-from tllm_plugin.core.scores import SCORES
-from tllm_plugin.core.wrapper import TLLMWrapper
+The names are imported on first use, so that the command line can print its help without importing torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from tllm_plugin.version import __version__
+
+if TYPE_CHECKING:
+    from tllm_plugin.core.curves import Curves
+    from tllm_plugin.core.detectors import (
+        DETECTORS,
+        AfterDetector,
+        AllDetector,
+        Detector,
+        Evidence,
+        FixedDetector,
+        ImitationDetector,
+        NoneDetector,
+        ReferenceDetector,
+        TeachingCurveDetector,
+        create_detector,
+        options_for,
+    )
+    from tllm_plugin.core.errors import ConfigError, DataError, FileFormatError, NonFiniteLossError, TLLMError
+    from tllm_plugin.core.holdout import Split, split
+    from tllm_plugin.core.predictions import Predictions, predict
+    from tllm_plugin.core.scores import SCORES
+    from tllm_plugin.core.wrapper import TLLMWrapper
 
 __all__ = [
     "DETECTORS",
@@ -49,3 +57,19 @@ __all__ = [
     "predict",
     "split",
 ]
+
+_MODULES = ("curves", "detectors", "errors", "holdout", "predictions", "scores", "wrapper")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for module in _MODULES:
+            found = getattr(import_module(f"tllm_plugin.core.{module}"), name, None)
+            if found is not None:
+                globals()[name] = found
+                return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ACCURACY, UNDISTILLABLE = "accuracy", "undistillable"
+DATA_SETS = ("cifar100", "imagenet", "cub200")
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,6 @@ from tllm_plugin.runs.run_folder import NAME, RunFolder
 
 logger = logging.getLogger(__name__)
 
-DATA_SETS = ("cifar100", "imagenet", "cub200")
-
 
 @dataclass(frozen=True)
 class FilledCell:
@@ -83,7 +81,7 @@ def fill_tables(runs: Sequence[LoadedRun], image_folder: str = "") -> list[Fille
 
     Args:
         runs: Runs from `find_runs`.
-        image_folder: Name in `DATA_SETS` of the data set of runs on image folders; empty for none.
+        image_folder: Name in `published.DATA_SETS` of the data set of runs on image folders; empty for none.
     """
     return [_fill(table, runs, image_folder) for table in TABLES]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from tllm_plugin.core.errors import ConfigError, unknown_name
+from tllm_plugin.core.errors import ConfigError, closest, unknown_name
 from tllm_plugin.core.escaping import visible
 from tllm_plugin.hosts.yaml_text import MOST_CHARACTERS, Written, plain, read_yaml
 
@@ -103,6 +103,19 @@ def lookup(cfg: CfgNode, key: str, *default: Any) -> Any:
     return cfg
 
 
+def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) for every value in nested sections; the value of an empty section is {}.
+
+    >>> list(flat({"SOLVER": {"LR": 0.1}, "KD": {}}))
+    [('SOLVER.LR', 0.1), ('KD', {})]
+    """
+    for name, value in content.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", {} if isinstance(value, Mapping) else value
+
+
 def refuse(problems: list[str]) -> None:
     """Raise all problems as one error, one line each.
 
@@ -118,7 +131,7 @@ def _merge(cfg: CfgNode, loaded: Mapping[Any, Any], prefix: str) -> list[str]:
     for key, value in loaded.items():
         name = f"{prefix}{key}"
         if key not in cfg:
-            problems.append(unknown_name(f"{prefix[:-1] or 'top-level'} key", key, cfg))
+            problems.append(_unknown_key(cfg, key, prefix))
         elif isinstance(cfg[key], CfgNode):
             if isinstance(value, Mapping):
                 problems += _merge(cfg[key], value, f"{name}.")
@@ -130,6 +143,14 @@ def _merge(cfg: CfgNode, loaded: Mapping[Any, Any], prefix: str) -> list[str]:
             except _Unfit as unfit:
                 problems.append(f"Expected `{name}` to be {unfit.expected}, but got {unfit.got}")
     return problems
+
+
+def _unknown_key(cfg: CfgNode, key: Any, prefix: str) -> str:
+    """Return the error message for an unknown key, with a suggestion from this section, or from those inside it."""
+    message = unknown_name(f"{prefix[:-1] or 'top-level'} key", key, cfg)
+    full_names = {full.rpartition(".")[2]: full for full, _ in reversed(list(flat(cfg)))}
+    found = None if closest(str(key), cfg) else closest(str(key), full_names)
+    return message if found is None else f"{message}; did you mean {prefix}{full_names[found]}?"
 
 
 class _Unfit(Exception):

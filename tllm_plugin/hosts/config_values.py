@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from yacs.config import CfgNode
 
 from tllm_plugin.core.paths import expanded
-from tllm_plugin.hosts.config_checks import lookup, shown
+from tllm_plugin.hosts.config_checks import flat, lookup, shown
 
 #: Keys that name a file or a folder. Those of data sets are left as they are typed, since digests of runs hold them;
 #: whoever reads the data expands them.
@@ -33,7 +33,7 @@ def check_values(cfg: CfgNode, known: Iterable[str] = ()) -> list[str]:
         known: Problems that were found already; their keys are left out.
     """
     problems = []
-    for key, value in _leaves(cfg):
+    for key, value in flat(cfg):
         expected = _expected(value)
         if expected is not None and not any(f"`{key}`" in problem for problem in known):
             problems.append(f"Expected `{key}` to be {expected}, but got {shown(value)}")
@@ -75,14 +75,6 @@ def expand_paths(cfg: CfgNode) -> list[str]:
         elif key in PATH_KEYS:
             lookup(cfg, parent)[name] = path
     return problems
-
-
-def _leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in cfg.items():
-        if isinstance(value, CfgNode):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _expected(value: Any) -> str | None:

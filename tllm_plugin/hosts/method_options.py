@@ -35,7 +35,7 @@ def check_sftn(cfg: CfgNode) -> list[str]:
             f"{cfg.TLLM.DETECTOR.TYPE!r}"
         )
     if cfg.DISTILLER.TYPE == "SFTN" and not is_model(cfg.DISTILLER.STUDENT):
-        problems.append(unknown_name("DISTILLER.STUDENT", cfg.DISTILLER.STUDENT, model_names()) + " for SFTN")
+        problems.append(unknown_name("DISTILLER.STUDENT", cfg.DISTILLER.STUDENT, model_names()))
     return problems
 
 

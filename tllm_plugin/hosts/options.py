@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.detectors import DETECTORS
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.core.options import INSIDE, SHARE, Option, at_least, count_in, one_of
+from tllm_plugin.core.options import INSIDE, SHARE, Option, at_least, count_in, one_of, rejected
 from tllm_plugin.core.policies import POLICIES, is_level
 from tllm_plugin.hosts.config_checks import lookup, shown
 from tllm_plugin.hosts.extensions import load_extensions
@@ -116,7 +116,7 @@ def check_options(cfg: CfgNode, options: Mapping[str, Option]) -> list[str]:
         value = lookup(cfg, key, option.default)
         expected = option.check(value) if option.check is not None else None
         if expected is not None:
-            problems.append(f"Expected `{key}` to be {expected}, but got {shown(value)}")
+            problems.append(rejected(key, expected, value, shown(value)))
     return problems
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
@@ -13,6 +13,7 @@ import yaml
 from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.hosts.config_checks import flat
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.options import first_spelling, renamed
 from tllm_plugin.hosts.yaml_text import plain, read_yaml
@@ -113,7 +114,7 @@ class RunSpec:
     @classmethod
     def of(cls, cfg: CfgNode, marks: Mapping[str, Mark] = MARKS) -> RunSpec:
         """Create the settings from a config."""
-        return cls(dict(_flat(cfg)), marks)
+        return cls(dict(flat(cfg)), marks)
 
     @classmethod
     def of_options(cls, options: Mapping[str, Any]) -> RunSpec:
@@ -144,7 +145,7 @@ class RunSpec:
         """
         content = _read(text)
         options = content.get("options")
-        return cls.of_options(options) if isinstance(options, Mapping) else cls(dict(_flat(content)), marks)
+        return cls.of_options(options) if isinstance(options, Mapping) else cls(dict(flat(content)), marks)
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the recorded value of a key, or `default`."""
@@ -188,7 +189,7 @@ class RunSpec:
     def config(self) -> CfgNode:
         """Return a frozen config of the embedded host; keys that were not recorded get the result of `value`."""
         cfg = default_config()
-        before = {key: _BEFORE[key] for key, _ in _flat(cfg) if key in _BEFORE}
+        before = {key: _BEFORE[key] for key, _ in flat(cfg) if key in _BEFORE}
         for key, value in {**before, **self.values}.items():
             *sections, name = key.split(".")
             node = cfg
@@ -295,15 +296,7 @@ def _check_sections(content: Mapping[str, Any], known: CfgNode, prefix: str = ""
 
 @lru_cache(maxsize=1)
 def _defaults() -> Mapping[str, Any]:
-    return {**dict(_flat(default_config())), **_BEFORE}
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in content.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", {} if isinstance(value, Mapping) else value
+    return {**dict(flat(default_config())), **_BEFORE}
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from yacs.config import CfgNode
 
-from tllm_plugin.core.errors import TLLMError
+from tllm_plugin.core.errors import TLLMError, unknown_name
 from tllm_plugin.data.class_order import NATURAL
 from tllm_plugin.hosts.class_lists import list_problems
 from tllm_plugin.hosts.config_checks import merge_file, merge_options, refuse
@@ -54,8 +54,7 @@ def check_config(cfg: CfgNode) -> list[str]:
     """Return every problem of a config, one sentence each, without reading data or training."""
     problems = check_options(cfg, own_options()) + check_methods(cfg) + check_tllm(cfg) + check_sftn(cfg)
     if cfg.SOLVER.TRAINER not in trainer_dict:
-        known = ", ".join(trainer_dict)
-        problems.append(f"Expected `SOLVER.TRAINER` to be one of {known}, but got {cfg.SOLVER.TRAINER!r}")
+        problems.append(unknown_name("SOLVER.TRAINER", cfg.SOLVER.TRAINER, trainer_dict))
     stages = cfg.SOLVER.LR_DECAY_STAGES
     if any(isinstance(value, bool) or not isinstance(value, int) or value < 0 for value in stages):
         problems.append(f"Expected `SOLVER.LR_DECAY_STAGES` to be a list of epochs, but got {stages!r}")
@@ -76,11 +75,9 @@ def check_config(cfg: CfgNode) -> list[str]:
     if cfg.SOLVER.TRAINER != "tllm" and cfg.DISTILLER.TYPE == "TLLM":
         problems.append(f"Expected `SOLVER.TRAINER` to be tllm for a TLLM distiller, but got {cfg.SOLVER.TRAINER!r}")
     if cfg.TLLM.TRAINER not in trainer_dict or cfg.TLLM.TRAINER == "tllm":
-        known = ", ".join(sorted(set(trainer_dict) - {"tllm"}))
-        problems.append(f"Expected `TLLM.TRAINER` to be one of {known}, but got {cfg.TLLM.TRAINER!r}")
+        problems.append(unknown_name("TLLM.TRAINER", cfg.TLLM.TRAINER, set(trainer_dict) - {"tllm"}))
     if cfg.TLLM.DISTILLER not in distiller_dict or cfg.TLLM.DISTILLER in _NOT_INNER:
-        known = ", ".join(sorted(set(distiller_dict) - _NOT_INNER))
-        problems.append(f"Expected `TLLM.DISTILLER` to be one of {known}, but got {cfg.TLLM.DISTILLER!r}")
+        problems.append(unknown_name("TLLM.DISTILLER", cfg.TLLM.DISTILLER, set(distiller_dict) - _NOT_INNER))
     checkpoint = cfg.DISTILLER.TEACHER_CHECKPOINT
     if checkpoint and not os.path.isfile(checkpoint):
         problems.append(f"Expected `DISTILLER.TEACHER_CHECKPOINT` to be a file, but {checkpoint} does not exist")
