@@ -292,7 +292,7 @@ def _without_repetition(runs: Sequence[LoadedRun]) -> list[LoadedRun]:
         if twin is None:
             kept.append(run)
         else:
-            logger.warning("%s is a copy of %s and is left out", place, twin.folder.path if twin.folder else twin.name)
+            logger.warning("%s is a copy of %s and is left out", place, twin.folder)
     return kept
 
 
