@@ -139,7 +139,7 @@ def test_runs_of_earlier_versions(images: Path, caplog: pytest.LogCaptureFixture
     for _ in range(2):
         assert recipe.ensure_trained(cfg, load_bundle(cfg)).path == run.path
     recipe.run(cfg, resume=True)
-    assert sum("did not write down its data" in message for message in caplog.messages) == 1
+    assert sum("did not record its data" in message for message in caplog.messages) == 1
     forget(run)
     rename_last(images)
     for use in (lambda: recipe.ensure_trained(cfg, load_bundle(cfg)), lambda: recipe.run(cfg, resume=True)):

@@ -240,4 +240,4 @@ def test_an_unstated_order_of_a_foreign_teacher(tmp_path: Path, caplog: pytest.L
     taught("DATASET.CLASS_ORDER", "natural")
     assert not caplog.text
     taught()
-    assert caplog.text.count("does not say the order of its classes") == 1
+    assert caplog.text.count("does not record the order of its classes") == 1

@@ -116,7 +116,7 @@ class Comparison:
         return np.asarray(self.delta < -SLACK)
 
     @property
-    def surely_hurt(self) -> npt.NDArray[np.bool_]:
+    def significantly_worse(self) -> npt.NDArray[np.bool_]:
         """(C,) classes that are significantly worse (FDR 5 % over classes)."""
         return np.asarray(self.q_value <= LEVEL)
 
@@ -132,10 +132,10 @@ class Comparison:
         return Count(found, null or _mean_null([nulls.null_count(chance) for chance in chances]), p_value)
 
     @cached_property
-    def surely_hurt_count(self) -> Count:
+    def significantly_worse_count(self) -> Count:
         """Classes that are significantly worse (Benjamini-Hochberg, FDR 5 %)."""
-        found = Spread.of([_surely_hurt(change) for change in self.changes])
-        null = _vanilla_null(self.vanilla, _surely_hurt)
+        found = Spread.of([_significantly_worse(change) for change in self.changes])
+        null = _vanilla_null(self.vanilla, _significantly_worse)
         return Count(found, null or _mean_null([_permuted_survivors(change) for change in self.changes]))
 
     @cached_property
@@ -183,7 +183,7 @@ def _largely_hurt(change: Change) -> int:
     return int(change.largely_hurt.sum())
 
 
-def _surely_hurt(change: Change) -> int:
+def _significantly_worse(change: Change) -> int:
     return int((q_values(change.p_value) <= LEVEL).sum())
 
 

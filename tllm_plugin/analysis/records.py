@@ -77,7 +77,7 @@ def method_records(study: Study) -> list[Record]:
                 "test_accuracy": _spread(comparison.accuracy),
                 "paired_by_image": comparison.paired,
                 "undistillable": _count(comparison.hurt_count),
-                "undistillable_fdr_5_percent": _count(comparison.surely_hurt_count),
+                "undistillable_fdr_5_percent": _count(comparison.significantly_worse_count),
                 "drop_over_5_points": _count(comparison.largely_hurt_count),
                 "flagged": None if method.flagged_count is None else _spread(method.flagged_count),
             }

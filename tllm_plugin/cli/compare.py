@@ -157,7 +157,7 @@ def class_rows(study: Study, most: int) -> list[list[str]]:
             cells.append(f"{vanilla[index]:.1%}")
         for comparison in columns:
             low, high = (end[index] for end in comparison.interval)
-            mark = "*" if comparison.surely_hurt[index] else ""
+            mark = "*" if comparison.significantly_worse[index] else ""
             interval = f"[{100 * low:+.0f}, {100 * high:+.0f}]"
             cells.append(Markup(f"{mark}{100 * comparison.delta[index]:+.1f} {interval}"))
         rows.append(cells)

@@ -1,6 +1,6 @@
-"""What `tllm host check` finds out about a checkout, whichever host it descends from.
+"""Check which methods of a host's checkout work with TLLM (`tllm host check`).
 
-Each host has a module `check` of its own package, which is run in a process of its own, in the checkout, as
+The module `check` of each host's package runs in a separate process inside the checkout, as
 `python -m tllm_plugin.hosts.<host>.check RESULT.json [WORDS...]`, and writes a `CheckResult` there.
 """
 
@@ -32,12 +32,12 @@ _MEANING = {
 
 @dataclass(frozen=True)
 class MethodCheck:
-    """What became of one method.
+    """Result for one method.
 
     Args:
-        method: As the host's options call it.
+        method: Name of the method in the host's options.
         verdict: One of `TRAINS`, `REFUSED`, `FAILS`, `BROKEN`.
-        reason: Why, in one line; or with which options it trains.
+        reason: Reason in one line, or the options with which the method trains.
     """
 
     method: str
@@ -47,12 +47,12 @@ class MethodCheck:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What was found in a checkout.
+    """Result of checking a checkout.
 
     Args:
-        facts: What was found of the host's parts: (part, description).
+        facts: Pairs (part of the host, description).
         methods: One entry per method.
-        problem: Why nothing can be said of its methods; empty if something can.
+        problem: Reason why no method could be tried; empty if one could.
     """
 
     facts: tuple[tuple[str, str], ...]
@@ -60,16 +60,16 @@ class CheckResult:
     problem: str = ""
 
     def counts(self) -> dict[str, int]:
-        """Return how many methods got each verdict."""
+        """Return the number of methods per verdict."""
         found = Counter(method.verdict for method in self.methods)
         return {verdict: found[verdict] for verdict in _MEANING}
 
 
 def host_of(root: Path) -> str:
-    """Return the host that a checkout descends from.
+    """Return the host that a checkout is a fork of.
 
     Raises:
-        ConfigError: It is none of the hosts that are known.
+        ConfigError: The checkout resembles none of the hosts.
     """
     if (root / "mdistiller").is_dir():
         return "mdistiller"
@@ -82,14 +82,14 @@ def host_of(root: Path) -> str:
 
 
 def check_checkout(root: Path, words: Sequence[str] = ()) -> CheckResult:
-    """Find out, in a process of its own, what of a checkout works with TLLM.
+    """Check the methods of a checkout in a separate process.
 
     Args:
-        root: The checkout.
-        words: Options of the host's own check.
+        root: Root of the checkout.
+        words: Arguments for the host's module `check`.
 
     Raises:
-        ConfigError: `root` is no checkout of a known host.
+        ConfigError: `root` is not a checkout of a known host.
         TLLMError: The process ended without a result.
     """
     root = root.expanduser().resolve()
@@ -114,12 +114,12 @@ def check_checkout(root: Path, words: Sequence[str] = ()) -> CheckResult:
 
 
 def write(path: Path, result: CheckResult) -> None:
-    """Write a result for `read`; called in the process that checks."""
+    """Write a result; called in the separate process."""
     path.write_text(json.dumps(asdict(result)), encoding="utf-8")
 
 
 def read(path: Path) -> CheckResult:
-    """Read what `write` wrote."""
+    """Read a result written by `write`."""
     found = json.loads(path.read_text(encoding="utf-8"))
     return CheckResult(
         facts=tuple((part, text) for part, text in found["facts"]),
@@ -129,7 +129,7 @@ def read(path: Path) -> CheckResult:
 
 
 def commit_of(root: Path) -> str:
-    """Return a checkout's commit, with `+` if tracked files were changed; empty where git knows none."""
+    """Return the commit of a checkout, followed by `+` if tracked files were changed; empty without git."""
     options = {"cwd": root, "capture_output": True, "text": True}
     try:
         top = subprocess.run(["git", "rev-parse", "--show-toplevel", "HEAD"], **options)  # type: ignore[call-overload]
@@ -143,14 +143,14 @@ def commit_of(root: Path) -> str:
 
 
 def report(root: Path, result: CheckResult) -> str:
-    """Return what `tllm host check` prints."""
+    """Return the text that `tllm host check` prints."""
     commit = commit_of(root)
     lines = [f"{root}{f', commit {commit[:12]}' if commit else ''}"]
     width = max((len(part) for part, _ in result.facts), default=0)
     lines += [f"  {part:<{width}}  {text}" for part, text in result.facts]
     if result.problem:
         problem = "\n".join(map(visible, result.problem.splitlines()))
-        return "\n".join([*lines, f"nothing of it was tried: {problem}"])
+        return "\n".join([*lines, f"no method was tried: {problem}"])
     width = max((len(method.method) for method in result.methods), default=0)
     lines += [
         f"  {method.method:<{width}}  {method.verdict:<7}  {visible(method.reason)}".rstrip()

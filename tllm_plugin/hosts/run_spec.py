@@ -1,4 +1,4 @@
-"""Settings of a run and the effect of each key: the one place that defines when two runs are the same."""
+"""Settings of a run and the effect of each key; this module defines when two runs are the same."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Mark(Enum):
     TEACHING = "changes the weights of a run with a teacher"
     DETECTION = "decides when a class is flagged"
     TREATMENT = "decides what is done with flagged classes"
-    REPETITION = "makes another run of the same method"
-    PLACE = "says where something lies or what it is called"
-    LOOK = "changes how a run is logged and how fast it is, and nothing else"
+    REPETITION = "gives another repetition of the same method"
+    PLACE = "names or locates something"
+    LOOK = "changes only the logging and the speed of a run"
 
 
 #: Mark of every key or section: dotted keys of configs, names of RepDistiller's options.
@@ -47,13 +47,12 @@ MARKS: dict[str, Mark] = {
         ),
         Mark.DETECTION: ("TLLM.DETECTOR",),
         Mark.TREATMENT: ("TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.BALANCE", "TLLM.MIN_ROWS"),
-        # Seeds of a method may have teachers of their own. What is in a checkpoint is not compared, so that another
-        # path is another teacher.
+        # Seeds of a method may have different teachers. Checkpoints are compared by their path only.
         Mark.REPETITION: (
             *("EXPERIMENT.SEED", "RUNTIME", "DATASET.TEST", "DISTILLER.TEACHER_CHECKPOINT"),
             *("tllm_seed", "trial", "num_workers"),
         ),
-        # What is in the data and in a reference is compared instead.
+        # The contents of the data and of the reference are compared instead.
         Mark.PLACE: (
             *("EXPERIMENT.PROJECT", "EXPERIMENT.NAME", "EXPERIMENT.TAG", "LOG.PREFIX"),
             *("DATASET.PATH", "TLLM.DETECTOR.REFERENCE", "path_t", "data_folder", "tllm_reference"),
@@ -67,7 +66,7 @@ MARKS: dict[str, Mark] = {
     for key in keys
 }
 _SECTIONS = frozenset(key.partition(".")[0] for key in MARKS)
-#: In the other hosts the workers draw the random numbers of the augmentation.
+#: In the other hosts, loader workers draw the random numbers of the augmentation.
 MARKS_OF_OTHER_HOSTS = {**MARKS, "DATASET.NUM_WORKERS": Mark.REPETITION}
 
 #: Marks whose keys must agree to resume a run or to reuse a finished one.
@@ -77,9 +76,9 @@ ONE_METHOD = ONE_RUN - {Mark.REPETITION}
 #: Marks whose keys must agree between all trials of a search, and between any two runs before the first flag.
 ONE_BEGINNING = ONE_RUN - {Mark.DETECTION, Mark.TREATMENT}
 
-# Keys that were added later, at the value that stands for what was done before. At this value a key is left out of
-# names, so that what was trained before is found: whoever adds a key adds it to the second table, and searches and
-# prerequisites keep their names. Those of the first table are older than the names of searches, which hold them.
+# Keys that were added later, with the value that corresponds to the earlier behaviour. A key at this value is omitted
+# from names, so that existing runs are found. New keys belong in the second table; names of searches contain the keys
+# of the first table, which are older than these names.
 _OLDER_THAN_SEARCHES: dict[str, Any] = {
     "SOLVER.ACCUMULATE": 1,
     "TLLM.BALANCE": False,
@@ -273,7 +272,7 @@ def _as_before(key: str, value: Any, before: Mapping[str, Any]) -> bool:
     return key in before and before[key] == value
 
 
-@lru_cache(maxsize=64)  # A search compares the same runs again and again, and YAML is slow.
+@lru_cache(maxsize=64)  # A search compares the same runs many times, and YAML is slow.
 def _read(text: str) -> Mapping[str, Any]:
     content = plain(read_yaml(text))
     if not isinstance(content, dict) or not content:

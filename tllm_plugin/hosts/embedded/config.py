@@ -1,4 +1,4 @@
-"""Reading and checking the embedded host's configuration."""
+"""Read and check configs of the embedded host."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from tllm_plugin.models import create_model
 logger = logging.getLogger(__name__)
 
 _NOT_INNER = {"TLLM", "NONE", "SFTN"}
-_LARGEST_RATE = 3e38  # In float32.
-# Of made-up data. No distiller is refused for these; for real data the run itself says what does not fit.
+_LARGEST_RATE = 3e38  # Close to the largest float32.
+# Made-up data, for which no distiller is refused; a run checks its networks on the real data.
 _CLASSES, _CHANNELS, _SIDE, _ROWS = 10, 3, 32, 4
 
 
@@ -51,7 +51,7 @@ def load_config(path: str | os.PathLike[str], options: Sequence[str] = ()) -> Cf
 
 
 def check_config(cfg: CfgNode) -> list[str]:
-    """Return every problem of a config, one sentence each, without reading data or training."""
+    """Return all problems of a config, one sentence each, without reading data or training."""
     problems = check_options(cfg, own_options()) + check_methods(cfg) + check_tllm(cfg) + check_sftn(cfg)
     if cfg.SOLVER.TRAINER not in trainer_dict:
         problems.append(unknown_name("SOLVER.TRAINER", cfg.SOLVER.TRAINER, trainer_dict))
@@ -63,7 +63,7 @@ def check_config(cfg: CfgNode) -> list[str]:
     trained = trained_model(cfg)
     if cfg.DISTILLER.PRETRAINED and not trained.startswith("tv_"):
         problems.append(
-            f"Expected a model of torchvision's (tv_...) to train with DISTILLER.PRETRAINED, but got {trained!r}"
+            f"Expected a model of torchvision (tv_...) to train with DISTILLER.PRETRAINED, but got {trained!r}"
         )
     if cfg.RUNTIME.SYNC_BATCHNORM and cfg.RUNTIME.COMPILE:
         problems.append(
@@ -89,7 +89,7 @@ def check_config(cfg: CfgNode) -> list[str]:
 
 
 def _rate_problems(solver: CfgNode) -> list[str]:
-    """Return a sentence if the learning rate grows, stage by stage, beyond what can be computed with."""
+    """Return a sentence if the learning rate would overflow after its last stage."""
     growth = math.log(solver.LR) + max(0.0, math.log(solver.LR_DECAY_RATE)) * len(solver.LR_DECAY_STAGES)
     if solver.SCHEDULE != "step" or growth <= math.log(_LARGEST_RATE):
         return []
@@ -116,7 +116,8 @@ def _data_problems(dataset: CfgNode) -> list[str]:
 
 
 def _buildable(cfg: CfgNode) -> list[str]:
-    """Return what keeps the distiller of a checked config from its first step: layers or maps that do not fit."""
+    """Return the problems that prevent the distiller of a checked config from its first step, such as maps of other
+    sizes."""
     if cfg.DISTILLER.TYPE == "NONE":
         return []
     try:
@@ -131,6 +132,6 @@ def _buildable(cfg: CfgNode) -> list[str]:
             distiller(image=image, target=target, index=target, epoch=1)
     except TLLMError as error:
         return str(error).splitlines()
-    except Exception:  # A network of the user's own that cannot be made without memory says nothing about the config.
-        logger.debug("%s cannot be tried out", cfg.DISTILLER.TYPE, exc_info=True)
+    except Exception:  # A user's own network that cannot be built on the meta device is no problem of the config.
+        logger.debug("a trial step of %s failed", cfg.DISTILLER.TYPE, exc_info=True)
     return []

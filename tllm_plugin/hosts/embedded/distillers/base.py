@@ -1,4 +1,4 @@
-"""The embedded host's registry of distillers, the vanilla one, and what several of them need."""
+"""Registry of the embedded host's distillers, the vanilla distiller, and shared functions."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tllm_plugin.core.registry import Registry
 
 
 class Vanilla(nn.Module):
-    """The student alone, with cross-entropy: the reference that delta acc is measured against.
+    """Train the student alone with cross-entropy: the reference of delta acc.
 
     Args:
-        student: `image -> (logits, features)`.
+        student: Module that maps images to (logits, features).
     """
 
     def __init__(self, student: nn.Module) -> None:
@@ -23,7 +23,7 @@ class Vanilla(nn.Module):
         self.student = student
 
     def get_learnable_parameters(self) -> list[nn.Parameter]:
-        """Return the student's parameters."""
+        """Return the parameters of the student."""
         return list(self.student.parameters())
 
     def forward(self, **batch: Any) -> Any:
@@ -39,8 +39,7 @@ distiller_dict.register("NONE")(Vanilla)
 def to_smaller_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """Return two maps, (n, C, H, W) each, average-pooled to the size of the smaller one.
 
-    On a GPU PyTorch's adaptive pooling adds up gradients in any order, so it is used only where it must be: where one
-    size is no multiple of the other.
+    Adaptive pooling is not deterministic on a GPU, so it is used only if one size is not a multiple of the other.
     """
     height, width = min(one.shape[-2:], other.shape[-2:])
     return _pool(one, height, width), _pool(other, height, width)
