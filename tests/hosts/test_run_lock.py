@@ -61,7 +61,10 @@ def test_commands_that_need_the_same_teacher_train_it_once(tmp_path: Path) -> No
 
 def test_a_run_that_another_command_trains_is_refused(tmp_path: Path) -> None:
     folder = log_folder(make_config(tmp_path, *VANILLA))
-    with held(lock_of(folder)), pytest.raises(ConfigError, match=r"to train .*one alone, but another command trains it"):
+    with (
+        held(lock_of(folder)),
+        pytest.raises(ConfigError, match=r"to train .*one alone, but another command trains it"),
+    ):
         train(tmp_path, *VANILLA)
     assert not folder.exists()
     train(tmp_path, *VANILLA)
