@@ -121,7 +121,7 @@ def test_settings_make_methods_and_seeds_do_not(make_run: RunMaker, caplog: pyte
     other = make_run("vanilla-long", seed=1, settings={"SOLVER.EPOCHS": 99})
     build_study([load_run(path) for path in [*paths, other]])
     assert (
-        "vanilla and vanilla-long are taken for seeds of one vanilla student, but differ in SOLVER.EPOCHS"
+        "vanilla and vanilla-long are treated as seeds of one vanilla student, but differ in SOLVER.EPOCHS"
         in caplog.text
     )
 

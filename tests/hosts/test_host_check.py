@@ -26,7 +26,7 @@ def test_the_report_counts_and_stays_in_its_lines(tmp_path: Path) -> None:
         "of 3 methods: 1 train with TLLM, 1 are refused by TLLM, 0 fail with TLLM, 1 do not train in the host either"
     )
     assert len(text.splitlines()) == 1 + 2 + 3 + 1
-    assert "nothing of it was tried: no torch" in report(tmp_path, CheckResult((), problem="no torch"))
+    assert "no method was tried: no torch" in report(tmp_path, CheckResult((), problem="no torch"))
 
 
 def test_hosts_are_told_apart_by_what_they_hold(tmp_path: Path) -> None:

@@ -225,15 +225,15 @@ def test_a_teacher_that_was_made_wrong_on_purpose_is_called_so_everywhere(tmp_pa
         "The teacher of KD was made wrong on purpose on 2 classes (class 0003, class 0008) by DISTILLER.PLANT"
     )
     row = content["rows"][-1]
-    assert row["label"].startswith("teacher resnet20, as trained; its students met it made wrong on class 0003")
+    assert row["label"].startswith("teacher resnet20, before planting class 0003")
     assert row["accuracy"]["mean"] == pytest.approx(load_run(teacher).result.accuracy, abs=1e-6)
-    assert "before it was made wrong on purpose on class 0003, class 0008" in content["teacher"]["note"]
+    assert "before planting class 0003, class 0008" in content["teacher"]["note"]
     # As the students met it, it does worse, and the classes that were planted are among those that are hard for it.
     met = np.full(12, 0.9)
     met[list(HURT)] = 0.0
     similarity = Similarity(600, met, {}, {}, ())
     content = payload(build_study([load_run(run) for run in (*runs[:2], teacher)]), similarity)
-    assert content["rows"][-1]["label"] == "the same, wrong on class 0003, class 0008"
+    assert content["rows"][-1]["label"] == "the same, after planting class 0003, class 0008"
     assert content["rows"][-1]["accuracy"]["mean"] == pytest.approx(met.mean())
     assert content["teacher"]["column"] == "teacher, made wrong"
     assert content["teacher"]["heading"].endswith("(including planted classes)")
@@ -251,7 +251,7 @@ def test_planted_classes_are_named_however_the_config_lists_them(classes: list[s
     runs = [write_run(tmp_path / "vanilla"), write_run(tmp_path / "kd", method="KD", settings={PLANT: classes})]
     told = content_of(write_report([load_run(run) for run in runs], tmp_path / "page.html", networks=False))
     assert "on purpose on 2 classes (class 0003, class 0008)" in told["findings"][0]
-    assert told["rows"][-1]["label"].endswith("its students met it made wrong on class 0003, class 0008")
+    assert told["rows"][-1]["label"].endswith("before planting class 0003, class 0008")
 
 
 def test_teachers_of_several_seeds_are_one_row(tmp_path: Path) -> None:

@@ -94,7 +94,8 @@ class Comparison:
     def interval(self) -> tuple[Vector, Vector]:
         """(low, high), (C,) each: 95 % intervals of `delta` for these networks, over test images like these.
 
-        Of K pairs, each gets an interval at 1 - 0.05 / K; the mean of the intervals then covers the mean.
+        Each of K pairs gets an interval at level 1 - 0.05 / K, so that the mean of the intervals covers the mean at 95
+        %.
         """
         ends = [change.interval(1.0 - 0.05 / len(self.changes)) for change in self.changes]
         low, high = np.mean(ends, axis=0)

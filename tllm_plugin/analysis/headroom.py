@@ -28,9 +28,9 @@ class Estimate:
     """Estimate with its 95 % interval.
 
     Args:
-        value: The estimate.
-        low: Lower end.
-        high: Upper end.
+        value: Point estimate.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
     """
 
     value: float
@@ -48,12 +48,12 @@ class Headroom:
         vanilla_runs: L, the number of vanilla runs that the estimate uses.
         mean: Mean effect over classes.
         spread: Standard deviation of the true effects over classes.
-        ceiling: Mean over classes of `max(0, -effect)`: what the mean accuracy would gain if every hurt class were
-            given its vanilla accuracy back. No rule that only restores classes can gain more.
+        ceiling: Mean over classes of `max(0, -effect)`: the gain in mean accuracy if every class below vanilla had its
+            vanilla accuracy. No rule that only restores classes can gain more.
         noise: Standard deviation of a class's delta acc in one pair of runs around its effect.
         reliability: Correlation over classes between the effects in two halves of the runs; NaN if either kind has a
             single run.
-        below: Classes with delta acc < 0 in a pair of runs, the mean over pairs.
+        below: Number of classes with delta acc < 0, the mean over pairs of runs.
         below_by_shift: The count expected if every class had the mean effect and differed only by noise.
         source: "seeds" if the noise is estimated from several trainings; "images" if a single pair of runs only shows
             the sampling of test images, which is smaller, so that `spread` and `ceiling` are too large.
@@ -107,7 +107,7 @@ def headroom(comparison: Comparison) -> Headroom:
     vanilla = np.stack([result.class_accuracy[tested] for result in comparison.vanilla])
     deltas = np.stack([change.delta[tested] for change in comparison.changes])
     noise, freedom, source = _noise(comparison, distilled, vanilla, deltas, tested, paired)
-    # Of unpaired runs either side has half of the noise of one pair.
+    # Each side of unpaired runs contributes half of the noise of a pair.
     share = 1.0 / len(deltas) if paired else 0.5 / len(distilled) + 0.5 / len(vanilla)
     effects = deltas.mean(0) if paired else distilled.mean(0) - vanilla.mean(0)
     mean, total = float(effects.mean()), float(effects.var(ddof=1))
@@ -148,7 +148,7 @@ def _noise(
         return _pooled_variance(deltas), (len(deltas) - 1) * classes, "seeds"
     sides = [side for side in (distilled, vanilla) if len(side) > 1]
     if sides:
-        # A side with one run counts as noisy as the other.
+        # A side with one run is assumed to be as noisy as the other.
         variances = [_pooled_variance(side) for side in sides]
         freedom = sum((len(side) - 1) * classes for side in sides)
         return 2.0 * float(np.mean(variances)), freedom, "seeds"

@@ -1,4 +1,4 @@
-"""A study as plain records: what tables, JSON, CSV and the report print, computed in one place."""
+"""Convert a study to plain records, which tables, JSON, CSV and the report print."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VERSION = 2
 
 
 def study_record(study: Study) -> Record:
-    """Return everything as JSON values; a number that does not exist is null."""
+    """Return the whole study as JSON values; undefined numbers are null."""
     return {
         "schema": "tllm/comparison",
         "version": VERSION,
@@ -33,12 +33,12 @@ def study_record(study: Study) -> Record:
 
 
 def vanilla_record(study: Study) -> Record | None:
-    """Return the test accuracy of the vanilla runs; None where every method has vanilla runs of its own."""
+    """Return the test accuracy of the vanilla runs; None if every method has its own vanilla runs."""
     return _spread(Spread.of([run.result.accuracy for run in study.vanilla])) if study.vanilla else None
 
 
 def teacher_records(study: Study) -> list[Record]:
-    """Return one record per teacher; its accuracy is null where the run that trained it is not to be found."""
+    """Return one record per teacher; the accuracy is null if the run that trained it is not found."""
     return [
         {
             "teacher": row.label,
@@ -50,7 +50,7 @@ def teacher_records(study: Study) -> list[Record]:
 
 
 def every_record(study: Study) -> Record | None:
-    """Return the classes with delta acc < 0 in every method, and what chance would give (the paper's Table 7)."""
+    """Return the classes with delta acc < 0 in every method and their number by chance (the paper's Table 7)."""
     if len(study.compared) < 2:
         return None
     found = study.hurt_in_every(study.compared)
@@ -115,7 +115,7 @@ def class_records(study: Study) -> list[Record]:
 
 
 def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return flat records as CSV with a header; null is an empty cell, and text is as `csv_text` says."""
+    """Return flat records as CSV with a header; null is an empty cell, and text is escaped by `csv_text`."""
     heading = list(records[0]) if records else ["method"]
     return "".join(_csv_line(row) for row in (heading, *(record.values() for record in records)))
 
@@ -130,11 +130,11 @@ def _csv_line(cells: Iterable[Any]) -> str:
 
 
 class Markup(str):
-    """Markdown that is meant as such, or text without a sign that means anything there."""
+    """Markdown source, or text without special characters."""
 
 
 def as_markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table. What is no `Markup` is text and shown as it is, whatever signs are in it.
+    """Return a Markdown table; cells that are not `Markup` are escaped.
 
     >>> print(as_markdown(["a", "b"], [["1", "x|y"]]))
     | a | b |

@@ -104,7 +104,7 @@ def _teacher_rows(teachers: list[TeacherRow], similarity: Similarity | None) -> 
         and similarity.teacher_accuracy is not None
     ):
         met = Spread.of([float(np.nanmean(similarity.teacher_accuracy))])
-        rows.append({"label": f"the same, wrong on {named(teachers[0].planted)}", "accuracy": _spread(met)})
+        rows.append({"label": f"the same, after planting {named(teachers[0].planted)}", "accuracy": _spread(met)})
     return rows
 
 
@@ -248,7 +248,7 @@ def _teacher(study: Study, similarity: Similarity | None, teachers: list[Teacher
         name, run = next(iter(study.teachers.items()))
         accuracy, origin = run.result.class_accuracy, f"the run that trained {name}"
         if planted:
-            origin += f", before it was made wrong on purpose on {named(planted[0].planted)}"
+            origin += f", before planting {named(planted[0].planted)}"
     if accuracy is None:
         return None
     found = hardness.correlations(study, accuracy)
