@@ -29,9 +29,9 @@ class Estimate:
     """Estimate with its 95 % interval.
 
     Args:
-        value: The estimate.
-        low: Lower end.
-        high: Upper end.
+        value: Point estimate.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
     """
 
     value: float
@@ -49,12 +49,12 @@ class Headroom:
         vanilla_runs: L, the number of vanilla runs that the estimate uses.
         mean: Mean effect over classes.
         spread: Standard deviation of the true effects over classes.
-        ceiling: Mean over classes of `max(0, -effect)`: what the mean accuracy would gain if every hurt class were
-            given its vanilla accuracy back. No rule that only restores classes can gain more.
+        ceiling: Mean over classes of `max(0, -effect)`: the gain in mean accuracy if every class below vanilla had its
+            vanilla accuracy. No rule that only restores classes can gain more.
         noise: Standard deviation of a class's delta acc in one pair of runs around its effect.
         reliability: Correlation over classes between the effects in two halves of the runs; NaN if either kind has a
             single run.
-        below: Classes with delta acc < 0 in a pair of runs, the mean over pairs.
+        below: Number of classes with delta acc < 0, the mean over pairs of runs.
         below_by_shift: The count expected if every class had the mean effect and differed only by noise.
         source: "seeds" if the noise is estimated from several trainings; "images" if a single pair of runs only shows
             the sampling of test images, which is smaller, so that `spread` and `ceiling` are too large.
