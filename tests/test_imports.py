@@ -45,7 +45,7 @@ THIRD_PARTIES = {
     "methods": {"torch"},
     "models": {"torch", "torchvision"},
     "data": {"torch", "torchvision", "numpy", "sklearn", "PIL"},
-    "runs": {"torch", "numpy", "pydantic"},
+    "runs": {"torch", "numpy", "pydantic", "safetensors"},
     "__init__": set(),
     "__main__": set(),
 }

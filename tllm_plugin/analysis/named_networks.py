@@ -15,9 +15,9 @@ from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.paths import expanded
 from tllm_plugin.core.predictions import predict
 from tllm_plugin.data import DataBundle, load_data
-from tllm_plugin.hosts.embedded.networks import load_network
 from tllm_plugin.hosts.same_data import check_classes, data_of_checkpoint, tell_once, tell_unstated_order
-from tllm_plugin.models import create_model, is_model
+from tllm_plugin.hosts.weights import check_weights, load_weights
+from tllm_plugin.models import create_model, is_model, model_builder
 
 _BATCH_SIZE = 500
 
@@ -85,6 +85,7 @@ def _score_checkpoint(model: str, checkpoint: str, data: EvaluationData) -> Load
             "--data imagefolder=/path/to/folder"
         )
     kind, _, path = data.name.partition("=")
+    check_weights(model_builder(model), checkpoint, model)
     recorded = data_of_checkpoint(checkpoint)
     bundle = load_data(
         kind,
@@ -97,7 +98,7 @@ def _score_checkpoint(model: str, checkpoint: str, data: EvaluationData) -> Load
     _tell(checkpoint, recorded, bundle, data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = create_model(model, num_classes=bundle.num_classes, in_channels=bundle.in_channels)
-    network = load_network(network, checkpoint)
+    network = load_weights(network, checkpoint)
     batches = bundle.eval_loader(None, batch_size=_BATCH_SIZE, device=device, split="test")
     predictions = predict(network.to(device), batches, num_classes=bundle.num_classes, device=device)
     return LoadedRun(

@@ -6,6 +6,7 @@ used, nothing but a regular file is opened, and no declared size is believed bef
 
 from __future__ import annotations
 
+import argparse
 import errno
 import io
 import json
@@ -146,7 +147,9 @@ def load_torch(path: str | os.PathLike[str], what: str) -> object:
             check_archive(file)
         file.seek(0)
         try:
-            content: object = torch.load(file, map_location="cpu", weights_only=True)
+            # Scripts put their parsed options beside the weights; a Namespace does nothing but hold values.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content: object = torch.load(file, map_location="cpu", weights_only=True)
         except UnpicklingError as error:
             raise FileFormatError(
                 f"Expected {path} to be {what}, but it is damaged or holds more than tensors and plain values, which "
