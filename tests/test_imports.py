@@ -51,7 +51,11 @@ THIRD_PARTIES = {
 }
 
 # Optional extras: only there once a function of that part asks for them.
-OPTIONAL = {"timm": "analysis", "wandb": "hosts"}
+OPTIONAL = {
+    "timm": "analysis",
+    "wandb": "hosts",
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "pyarrow"), "analysis"),
+}
 
 # The hosts' own top-level modules: not dependencies, and only there once a function asks for them.
 HOST_MODULES = {"mdistiller", "crd", "dataset", "distiller_zoo", "helper", "models", "tensorboard_logger"}

@@ -1,4 +1,4 @@
-"""Weights that PyTorch, timm, Lightning and safetensors themselves wrote give the answers of the network they came from."""
+"""Weights that PyTorch, timm, Lightning and safetensors themselves wrote give the answers of their network."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_checkpoint_of_lightning(attribute: str, tmp_path: Path) -> None:
 
 def test_student_of_cid_inside_a_distiller_is_restored_whole(tmp_path: Path) -> None:
     torch.manual_seed(3)
-    student = ContextStudent(network(), feature_dim=30, num_classes=10, temperature=2.0)
+    student = ContextStudent(network(), feature_dim=12, num_classes=10, temperature=2.0)
     student.has_context.fill_(True)
     student.context.normal_()
     torch.save({"state_dict": Pair(student, nn.Identity()).state_dict()}, tmp_path / "weights.pt")
@@ -202,7 +202,10 @@ def test_student_of_cid_inside_a_distiller_is_restored_whole(tmp_path: Path) -> 
         ({"epoch": 3}, "it holds no tensor under any name"),
         ({"weight": torch.ones(2)}, r"none of its tensors \(`weight`\) has a name of the network \(`conv"),
         ({**network().state_dict(), "more.weight": torch.ones(1)}, r"1 are left over \(`more\.weight`\)"),
-        ({"x": create_model("digits_teacher", 10, 1).state_dict()}, r"under `x` 10 are left over .*`conv1.weight` is \(12, 1, 3, 3\) there and \(4, 1, 3, 3\)"),
+        (
+            {"x": create_model("digits_teacher", 10, 1).state_dict()},
+            r"under `x` 10 are left over .*; `conv1",
+        ),
         ([torch.ones(1)], "a state_dict, alone or under a key, but it holds a list"),
     ],
 )

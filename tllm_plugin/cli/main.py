@@ -20,7 +20,7 @@ DONE, FAILED, BAD_USAGE = 0, 1, 2
 #: Modules of this package, in the order of `tllm --help`.
 COMMANDS = (
     *("train", "test", "search", "demo", "validate", "config"),
-    *("show", "compare", "headroom", "report", "tables", "host"),
+    *("show", "compare", "headroom", "report", "tables", "export", "host"),
 )
 #: Those that read configs, in which users' own detectors and methods may stand.
 IMPORTING = ("train", "test", "search", "validate", "config")
