@@ -1,4 +1,4 @@
-"""What a user may name to be compared: run folders, bare checkpoints, models of timm."""
+"""What a user may name to be compared: run folders, files of answers, bare checkpoints, models of timm."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from tllm_plugin.analysis.answers_file import is_answers, load_answers
 from tllm_plugin.analysis.loaded_run import LoadedRun, load_run
 from tllm_plugin.analysis.results import TestResult
 from tllm_plugin.analysis.timm_networks import PREFIX, score_timm
@@ -45,7 +46,8 @@ def load_named(name: str, data: EvaluationData | None = None) -> list[LoadedRun]
     """Return what `name` stands for.
 
     Args:
-        name: `RUN`, `RUN,RUN` for several seeds, `LABEL=RUN,RUN`, `MODEL@CHECKPOINT`, or `timm:NAME[@CHECKPOINT]`.
+        name: `RUN`, `RUN,RUN` for several seeds, `LABEL=RUN,RUN`, `MODEL@CHECKPOINT`, or `timm:NAME[@CHECKPOINT]`; a
+            table of answers (`FILE.csv`, `.npz`, `.parquet`) may take the place of a run.
         data: That a bare checkpoint is run on.
 
     Raises:
@@ -73,6 +75,8 @@ def load_named(name: str, data: EvaluationData | None = None) -> list[LoadedRun]
         model, at, checkpoint = part.partition("@")
         if at and is_model(model) and not Path(expanded(part)).exists():
             runs.append(_score_checkpoint(model, expanded(checkpoint), data))
+        elif is_answers(part):
+            runs.append(load_answers(part))
         else:
             runs.append(load_run(part))
     return [replace(run, method=label, grouped=True) for run in runs] if label else runs

@@ -40,7 +40,9 @@ def add_parser(commands: Any) -> None:
         ),
         epilog="Example: tllm headroom output/vanilla-seed0 output/vanilla-seed1 output/kd-seed0 output/kd-seed1",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="log folders, vanilla runs among them")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="log folders or tables of answers, vanilla ones among them"
+    )
     parser.add_argument("--json", default="", metavar="FILE", help="write the estimates; - is standard output")
     parser.set_defaults(run=run)
 

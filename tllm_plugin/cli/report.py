@@ -27,7 +27,8 @@ def add_parser(commands: Any) -> None:
         "runs",
         nargs="+",
         metavar="RUN",
-        help="log folder; runs that differ in their seed are recognised, LABEL=RUN,RUN groups others",
+        help="log folder, or table of answers (.csv, .npz, .parquet); runs that differ in their seed are recognised, "
+        "LABEL=RUN,RUN groups others",
     )
     parser.add_argument(
         "--out", type=expanded, default=None, metavar="FILE", help="default: tllm/report.html of the last run"

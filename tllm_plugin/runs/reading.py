@@ -108,6 +108,19 @@ def read_npz(path: str | os.PathLike[str], kind: str, version: int) -> dict[str,
     return {name.removesuffix(_SUFFIX): array for name, array in arrays.items()}
 
 
+def read_arrays(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
+    """Read all arrays of an `.npz` that anybody may have written.
+
+    Raises:
+        FileFormatError: It is missing, truncated, no such file, or holds a pickle.
+    """
+    path = Path(path)
+    with _refusing(path, what), open_file(path, what) as file:
+        check_archive(file)
+        with zipfile.ZipFile(file) as archive:
+            return {name.removesuffix(_SUFFIX): _read_array(archive, name) for name in archive.namelist()}
+
+
 def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     """Return an array of a checked `.npz`; its shape is compared with the bytes that are there before it is made."""
     if not name.endswith(_SUFFIX):
