@@ -47,13 +47,17 @@ THIRD_PARTIES = {
     "methods": {"torch"},
     "models": {"torch", "torchvision"},
     "data": {"torch", "torchvision", "numpy", "sklearn", "PIL"},
-    "runs": {"torch", "numpy", "pydantic"},
+    "runs": {"torch", "numpy", "pydantic", "safetensors"},
     "__init__": set(),
     "__main__": set(),
 }
 
 # Optional extras: only there once a function of that part asks for them.
-OPTIONAL = {"timm": "analysis", "wandb": "hosts"}
+OPTIONAL = {
+    "timm": "analysis",
+    "wandb": "hosts",
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "pyarrow"), "analysis"),
+}
 
 # The hosts' own top-level modules: not dependencies, and only there once a function asks for them.
 HOST_MODULES = {"mdistiller", "crd", "dataset", "distiller_zoo", "helper", "models", "tensorboard_logger"}

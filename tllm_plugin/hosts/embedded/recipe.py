@@ -22,7 +22,7 @@ from tllm_plugin.hosts.embedded.data import EmbeddedData, batches_of_test_set, l
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
 from tllm_plugin.hosts.embedded.distributed import least_rows, synchronise_batch_norm
 from tllm_plugin.hosts.embedded.late_test import ensure_tested
-from tllm_plugin.hosts.embedded.networks import load_teacher, make_network
+from tllm_plugin.hosts.embedded.networks import check_named_checkpoint, load_teacher, make_network
 from tllm_plugin.hosts.embedded.prerequisites import (
     WITHOUT_TEACHER,
     experiment_name,
@@ -78,7 +78,9 @@ def run(
         NonFiniteLossError: A loss became NaN or infinite.
     """
     with run_lock(log_folder(cfg), wait=False), reproducible(cfg):
-        bundle = bundle or load_bundle(cfg)
+        if bundle is None:
+            check_named_checkpoint(cfg)
+            bundle = load_bundle(cfg)
         identity = torch.tensor(list(bytes.fromhex(bundle.identity.digest())))
         processes.check_same("the data", identity)
         trainer = prepare(cfg, bundle, resume=resume, overwrite=overwrite)
