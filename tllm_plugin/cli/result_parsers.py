@@ -1,4 +1,4 @@
-"""Arguments of the subcommands that read results or install hosts: show, compare, headroom, report, tables, export and host.
+"""Arguments of the subcommands that read results or install hosts, from `tllm show` to `tllm host`.
 
 This module imports neither torch nor what needs it, so that help is printed at once.
 """
@@ -38,10 +38,11 @@ def compare(commands: Any) -> argparse.ArgumentParser:
         "compare",
         help="compare runs or checkpoints per class, with intervals and null counts",
         description="Compare students with a vanilla student, class by class. Runs whose configs differ only in the "
-        "seed are seeds of one method; LABEL=RUN,RUN groups other runs. A table of answers (.csv, .npz or .parquet with the columns label, "
-        "prediction and path or index) may take the place of a run. MODEL@CHECKPOINT is a bare checkpoint and "
-        "timm:NAME[@CHECKPOINT] a model of timm; both need --data. With --pairs, names alternate between a vanilla "
-        "student and the distilled student to compare with it, as for the four students of the paper's Table 7.",
+        "seed are seeds of one method; LABEL=RUN,RUN groups other runs. A table of answers (.csv, .npz or .parquet "
+        "with the columns label, prediction and path or index) may take the place of a run. MODEL@CHECKPOINT "
+        "is a bare checkpoint and timm:NAME[@CHECKPOINT] a model of timm; both need --data. With --pairs, "
+        "names alternate between a vanilla student and the distilled student to compare with it, as for the "
+        "four students of the paper's Table 7.",
         epilog="Example: tllm compare output/digits/vanilla output/digits/kd output/digits/tllm --markdown -",
     )
     parser.add_argument("vanilla", metavar="VANILLA", help="vanilla student to compare with; RUN,RUN for several seeds")
@@ -109,8 +110,8 @@ def report(commands: Any) -> argparse.ArgumentParser:
         "runs",
         nargs="+",
         metavar="RUN",
-        help="log folders or tables of answers (.csv, .npz, .parquet); runs that differ only in the seed are seeds of one "
-        "method, LABEL=RUN,RUN groups other runs",
+        help="log folders or tables of answers (.csv, .npz, .parquet); runs that differ only in the seed are seeds of "
+        "one method, LABEL=RUN,RUN groups other runs",
     )
     parser.add_argument(
         "--out", type=expanded, metavar="FILE", help="file to write (default: tllm/report.html of the last run)"
