@@ -16,7 +16,7 @@ PACKAGE = ROOT / "tllm_plugin"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Part -> parts of ours that it may import, itself and `version` aside. A part is what stands directly in the package.
-_BELOW_HOSTS = {"core", "methods", "models", "data", "runs"}
+_BELOW_HOSTS = {"core", "methods", "models", "data", "runs", "speed"}
 OURS = {
     "version": set(),
     "core": set(),
@@ -24,6 +24,7 @@ OURS = {
     "models": {"core"},
     "data": {"core"},
     "runs": {"core"},
+    "speed": {"core", "data", "runs"},
     "hosts": _BELOW_HOSTS,
     "analysis": _BELOW_HOSTS | {"hosts"},
     "report": _BELOW_HOSTS | {"hosts", "analysis"},
@@ -47,13 +48,18 @@ THIRD_PARTIES = {
     "methods": {"torch"},
     "models": {"torch", "torchvision"},
     "data": {"torch", "torchvision", "numpy", "sklearn", "PIL"},
-    "runs": {"torch", "numpy", "pydantic"},
+    "runs": {"torch", "numpy", "pydantic", "safetensors"},
+    "speed": {"torch", "torchvision", "numpy"},
     "__init__": set(),
     "__main__": set(),
 }
 
 # Optional extras: only there once a function of that part asks for them.
-OPTIONAL = {"timm": "analysis", "wandb": "hosts"}
+OPTIONAL = {
+    "timm": "analysis",
+    "wandb": "hosts",
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "pyarrow"), "analysis"),
+}
 
 # The hosts' own top-level modules: not dependencies, and only there once a function asks for them.
 HOST_MODULES = {"mdistiller", "crd", "dataset", "distiller_zoo", "helper", "models", "tensorboard_logger"}

@@ -61,7 +61,10 @@ def test_commands_that_need_the_same_teacher_train_it_once(tmp_path: Path) -> No
 
 def test_a_run_that_another_command_trains_is_refused(tmp_path: Path) -> None:
     folder = log_folder(make_config(tmp_path, *VANILLA))
-    with held(lock_of(folder)), pytest.raises(ConfigError, match=r"to train .*one alone, but another command is at it"):
+    with (
+        held(lock_of(folder)),
+        pytest.raises(ConfigError, match=r"to train .*one alone, but another command trains it"),
+    ):
         train(tmp_path, *VANILLA)
     assert not folder.exists()
     train(tmp_path, *VANILLA)
@@ -73,7 +76,7 @@ def test_whoever_needs_it_waits_until_it_is_trained(tmp_path: Path, caplog: pyte
     other = make_config(tmp_path / "other", *VANILLA, "SOLVER.EPOCHS", "1")
     elsewhere = recipe.run(other, bundle=bundle).log_folder
     caplog.set_level(logging.INFO)
-    said = f"waiting for another command, which trains {folder}"
+    said = f"waiting for another command that trains {folder}"
     with held(lock_of(folder)):
         found: list[RunFolder] = []
         waiting = threading.Thread(target=lambda: found.append(recipe.ensure_trained(cfg, bundle)))

@@ -184,10 +184,11 @@ def check_result(result: Any, rows: int, num_classes: int, *, trains: bool) -> N
         called = f"loss {name!r}" if isinstance(losses, Mapping) else "loss"
         if not isinstance(loss, Tensor):
             raise ConfigError(f"Expected the distiller's {called} to be a tensor, but got {type(loss).__name__}")
-        if not loss.is_floating_point() or loss.numel() != 1:
+        per_row = loss.dim() > 0 and len(loss) == loss.numel() == rows
+        if not loss.is_floating_point() or not (loss.numel() == 1 or per_row):
             raise ConfigError(
-                f"Expected the distiller's {called} to be a mean over rows, a float of shape () or (1,), but got "
-                f"{loss.dtype} of shape {tuple(loss.shape)}"
+                f"Expected the distiller's {called} to be a mean over rows, a float of shape () or (1,), or one value "
+                f"per row, of shape ({rows},) or ({rows}, 1), but got {loss.dtype} of shape {tuple(loss.shape)}"
             )
     if trains and not any(loss.requires_grad for loss in named_losses(losses).values()):
         raise ConfigError("Expected the distiller's losses to depend on what is trained, but none requires a gradient")

@@ -32,6 +32,7 @@ from tllm_plugin.hosts.options import settle_fdr
 from tllm_plugin.hosts.random_state import RandomState
 from tllm_plugin.hosts.results import write_results
 from tllm_plugin.hosts.same_data import CarriedData, check_named_teacher
+from tllm_plugin.hosts.speed import RunSpeed
 from tllm_plugin.hosts.switch import is_on, spelled_at_first
 from tllm_plugin.hosts.trainer_call import TrainerCall
 from tllm_plugin.runs.metrics_file import MetricsRecord
@@ -145,7 +146,9 @@ class _TLLMTrainer:
         else:
             parallel.module = wrapped
         self.tllm_several = isinstance(parallel, DistributedDataParallel)
-        call["train_loader"] = self.tllm_session.train_loader
+        replicas = isinstance(parallel, nn.DataParallel) and len(parallel.device_ids) > 1
+        self.tllm_speed = RunSpeed(cfg.TLLM, self.tllm_device, several=self.tllm_several or replicas)
+        call["train_loader"] = self.tllm_speed.loader(self.tllm_session.train_loader)
         self.tllm_optimizer: Any = None
         init(*call.bound.args, **call.bound.kwargs)
         if self.tllm_optimizer is None:  # A trainer that makes it elsewhere.
@@ -198,6 +201,8 @@ class _TLLMTrainer:
         latest = self.tllm_folder / "latest"
         if resume and not self.tllm_methods.writes_results and latest.exists():
             check_torch(latest, "a checkpoint to resume from")  # The host loads it without looking.
+        steps = len(self.tllm_session.train_loader) * self.tllm_cfg.SOLVER.EPOCHS
+        self.tllm_speed.start(self.tllm_session, steps=steps, optimizer=self.tllm_optimizer, resume=resume)
         try:
             result = super().train(*given, **named)  # type: ignore[misc]
         except FileNotFoundError as error:

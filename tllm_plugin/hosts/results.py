@@ -1,4 +1,4 @@
-"""What every host writes of a test, what a run cost in memory, and the versions that it was trained with."""
+"""Write the test results of a run, for all hosts, and measure its memory use."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tllm_plugin.version import __version__
 
 
 def write_results(run: RunFolder, metrics: MetricsRecord, predictions: Predictions | None) -> MetricsRecord:
-    """Write `metrics.json` and, of a finished run, `predictions.npz`; warn if such a run is at chance level.
+    """Write `metrics.json` and, for a finished run, `predictions.npz`; warn if a finished run is at chance level.
 
     Args:
-        run: Where to.
-        metrics: Epochs and cost of the run; earlier test results stay where there are no predictions.
-        predictions: Of the student, for the test data; None if it was not tested.
+        run: Run folder.
+        metrics: Epochs and cost of the run; without predictions, its test results are kept.
+        predictions: Predictions of the student for the test data; None if it was not tested.
 
     Returns:
-        The metrics as written.
+        Written metrics.
     """
     if predictions is not None:
         metrics = metrics.with_results(predictions)
@@ -38,7 +38,7 @@ def write_results(run: RunFolder, metrics: MetricsRecord, predictions: Predictio
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the highest memory use so far: of the CUDA device's allocator, or else of this whole process."""
+    """Return the peak memory use in bytes: of the CUDA allocator, or without CUDA of the whole process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -42,11 +42,12 @@ def flags_record(detector: Detector, node: CfgNode, class_names: Sequence[str], 
         known(detector.evidence.e_value),
         detector.holdout_count.tolist(),
         detector.holdout_correct.tolist(),
+        known(detector.evidence.harm),
         strict=True,
     )
     classes = tuple(
-        ClassFlag(index, name, flagged, epoch if flagged else None, drop, p_value, e_value, count, correct)
-        for index, (name, flagged, epoch, drop, p_value, e_value, count, correct) in enumerate(columns)
+        ClassFlag(index, name, flagged, epoch if flagged else None, drop, p_value, e_value, count, correct, harm)
+        for index, (name, flagged, epoch, drop, p_value, e_value, count, correct, harm) in enumerate(columns)
     )
     options = {key: value for key, value in node.DETECTOR.items() if key != "TYPE"}
     return FlagsRecord(

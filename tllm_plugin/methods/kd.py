@@ -1,4 +1,4 @@
-"""KD: the student matches the teacher's softened predictions, for any two networks that return logits."""
+"""KD (knowledge distillation): match the teacher's softened predictions, for any two networks that return logits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class KD(Distiller):
 
     temperature: float = option(4.0, more_than(0), "temperature of the softened predictions")
     ce_weight: float = option(0.1, at_least(0), "weight of the cross-entropy with the labels", "LOSS.CE_WEIGHT")
-    kd_weight: float = option(0.9, at_least(0), "weight of the divergence from the teacher", "LOSS.KD_WEIGHT")
+    kd_weight: float = option(0.9, at_least(0), "weight of the KL divergence from the teacher", "LOSS.KD_WEIGHT")
 
     def losses(self, image: Tensor, target: Tensor, **batch: Any) -> tuple[Tensor, Losses]:
         student_logits = logits_of(self.student(image))

@@ -1,4 +1,4 @@
-"""The embedded host's distillers, by name; those that every host has join them when a config is made."""
+"""Distillers of the embedded host by name; `default_config` adds the methods that all hosts share."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""The embedded host's registry of distillers, and what several of them need."""
+"""Registry of the embedded host's distillers, and functions that several of them use."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ distiller_dict.register("NONE")(Vanilla)
 def to_smaller_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """Return two maps, (n, C, H, W) each, average-pooled to the size of the smaller one.
 
-    On a GPU PyTorch's adaptive pooling adds up gradients in any order, so it is used only where it must be: where one
-    size is no multiple of the other.
+    Adaptive pooling is not deterministic on a GPU, so it is used only if one size is not a multiple of the other.
     """
     height, width = min(one.shape[-2:], other.shape[-2:])
     return _pool(one, height, width), _pool(other, height, width)
