@@ -142,6 +142,14 @@ class Session:
         return self._host.curves
 
     @property
+    def epochs_left(self) -> int:
+        """Epochs that are left to train, for trainers that count them; read from the checkpoint before `epochs`."""
+        if self.epochs_done:
+            return self.total_epochs - self.epochs_done
+        state = processes.from_main(lambda: read_checkpoint(self.run, self._config))
+        return self.total_epochs - (0 if state is None else int(state["epoch"]))
+
+    @property
     def run(self) -> RunFolder:
         """Files of the run."""
         return RunFolder.inside(self._folder)
