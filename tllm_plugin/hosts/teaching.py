@@ -286,7 +286,9 @@ class Teaching:
             # The weights go on changing before it is written.
             weights = deepcopy(self.wrapper.student.state_dict())
             of_data = {data_file.KEY: data_file.to_text(self.data)}
-            self._unsaved_best = {"model": weights, "epoch": epoch, "holdout_accuracy": accuracy, **of_data}
+            predictor = getattr(self.wrapper.distiller, "predictor", None)
+            more = {} if predictor is None else {"predictor": deepcopy(predictor.state_dict())}
+            self._unsaved_best = {"model": weights, **more, "epoch": epoch, "holdout_accuracy": accuracy, **of_data}
 
     def write(self, epoch: int, *, kept: bool = False) -> None:
         """Write curves, flags and the best student after `epoch`.
