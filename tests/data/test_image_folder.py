@@ -178,7 +178,7 @@ def test_cifar100_says_what_is_missing(tmp_path: Path) -> None:
         load_data("cifar100")
     with pytest.raises(ConfigError, match="^Expected `image_size` to be 0 or 32 for cifar100, but got 64$"):
         load_data("cifar100", str(tmp_path), image_size=64)
-    with pytest.raises(DataError, match="cifar-100-python` to hold the files .*set `download` to fetch them"):
+    with pytest.raises(DataError, match="cifar-100-python` to hold the files .*set `download` to download them"):
         load_data("cifar100", str(tmp_path))
 
 

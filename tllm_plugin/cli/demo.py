@@ -8,16 +8,13 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 from yacs.config import CfgNode
 
 from tllm_plugin.analysis.results import TestResult, change_between
-from tllm_plugin.cli.overrides import add_overrides
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.core.escaping import visible
-from tllm_plugin.core.paths import expanded
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.console import PlainConsole
 from tllm_plugin.hosts.embedded import recipe
@@ -30,22 +27,6 @@ CONFIG = "tllm/embedded/digits.yaml"
 PLANTED = (3, 8)
 
 logger = logging.getLogger(__name__)
-
-
-def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
-    parser = commands.add_parser(
-        "demo",
-        help="watch TLLM work on digits, in a minute or two",
-        description="Train a teacher, two vanilla students, a KD student and a TLLM student on scikit-learn's digits.",
-        epilog="Example: tllm demo --no-plant --out /tmp/demo",
-    )
-    parser.add_argument("--no-plant", action="store_true", help="an honest teacher: plant no undistillable classes")
-    parser.add_argument(
-        "--out", type=expanded, default="output", metavar="FOLDER", help="where run folders go (default: output)"
-    )
-    add_overrides(parser)
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
 
 from tllm_plugin.core.errors import ConfigError, TLLMError
-from tllm_plugin.core.paths import expanded
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.console import say
@@ -17,28 +15,6 @@ from tllm_plugin.hosts.run_spec import RunSpec
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.space import with_values
-
-
-def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
-    parser = commands.add_parser(
-        "test",
-        help="test the students of runs that have no test results",
-        description=(
-            "Run the students of finished runs of the embedded host over the test data where that was never done (by "
-            "LOG.TEST_FREQ -1, as in the runs of a search) or the results are lost. Nothing is trained; runs that have "
-            "their results stay as they are."
-        ),
-        epilog="Example: tllm test output/digits/kd-digits_student-seed0",
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="log folder of a run, or its tllm/ folder")
-    parser.add_argument(
-        "--path", type=expanded, default="", metavar="FOLDER", help="where the data are, if not where they were"
-    )
-    parser.add_argument(
-        "--device", default="", metavar="NAME", help="as RUNTIME.DEVICE, if not the one of the training"
-    )
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -120,6 +120,20 @@ def check_call(
     check_target(kwargs["target"], image.shape[0] if image.dim() else None, num_classes)
 
 
+def refuse_soft_labels(target: Any) -> None:
+    """Refuse labels with several numbers per row, as Mixup and CutMix make them; looks at type and shape only.
+
+    Raises:
+        ConfigError: `target` is a float tensor of two or more dimensions.
+    """
+    if isinstance(target, Tensor) and target.is_floating_point() and target.dim() > 1:
+        raise ConfigError(
+            "Expected `target` to be class indices, (n,) int64, but got soft labels of shape "
+            f"{tuple(target.shape)}: a row that mixes classes (Mixup, CutMix) belongs to no class that could lose its "
+            "teacher; give class indices as `target` and the soft labels under another keyword"
+        )
+
+
 def check_target(target: Any, rows: int | None, num_classes: int) -> None:
     """Check labels: (rows,) class indices of an integer type, in [0, num_classes).
 

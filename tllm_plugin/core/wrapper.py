@@ -244,6 +244,7 @@ class TLLMWrapper(nn.Module):
         if self._spelled:
             ours = {theirs: name for name, theirs in self._spelled.items()}
             kwargs = {ours.get(name, name): value for name, value in kwargs.items()}
+        contract.refuse_soft_labels(kwargs.get("target"))
         if not self._known.checked:
             contract.check_call(self.distiller, kwargs, self.num_classes, self._spelled)
         if not (self._any_flagged or self._any_between):

@@ -187,7 +187,7 @@ def answer(check: Callable[[Path, str, Sequence[str], Tell], None]) -> None:
 
 
 def commit_of(root: Path) -> str:
-    """Return a checkout's commit, with `+` if tracked files were changed; empty where git knows none."""
+    """Return the commit of a checkout, followed by `+` if tracked files were changed; empty without git."""
     options = {"cwd": root, "capture_output": True, "text": True}
     try:
         top = subprocess.run(["git", "rev-parse", "--show-toplevel", "HEAD"], **options)  # type: ignore[call-overload]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tllm_plugin.search.optuna_study import SharedStudy
 
 #: Title of the student whose teacher is never taken away.
-TAUGHT = "taught to the end"
+TAUGHT = "without detection"
 
 
 @dataclass(frozen=True)

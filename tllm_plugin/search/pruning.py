@@ -30,7 +30,6 @@ def _hyperband(epochs: int) -> BasePruner:
 
 
 _MAKERS: dict[str, Callable[[int], BasePruner]] = {"median": _median, "halving": _halving, "hyperband": _hyperband}
-PRUNERS = tuple(_MAKERS)
 
 
 def make_pruner(name: str, epochs: int) -> BasePruner | None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tllm_plugin.hosts.contract import EpochLoop, methods_of
 from tllm_plugin.hosts.host_check import BROKEN, FAILS, REFUSED, TRAINS, Fact, MethodCheck, Tell, answer
 from tllm_plugin.hosts.mdistiller import registration
 from tllm_plugin.hosts.mdistiller.command_lines import Command, commands_of, scripts_of
@@ -29,7 +30,7 @@ def check(root: Path, script: str, options: Sequence[str], tell: Tell) -> None:
     from mdistiller.engine.cfg import CFG
 
     trainers = registration.find_trainers()
-    loops = [name for name, trainer in trainers.items() if hasattr(trainer, "train_epoch")]
+    loops = [name for name, trainer in trainers.items() if methods_of(trainer).loop is EpochLoop]
     tell(Fact("scripts", script or ", ".join(scripts_of(root)) or "none"))
     tell(Fact("trainers", ", ".join(trainers) or "none"))
     tell(Fact("loop", f"train_epoch of {', '.join(loops)}" if loops else "train_iter only"))

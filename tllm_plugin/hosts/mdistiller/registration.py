@@ -14,7 +14,8 @@ from torch import nn
 from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.hosts.adapter import Host, make_distiller_factory, put_tllm_into
+from tllm_plugin.hosts.adapter import Host, put_tllm_into
+from tllm_plugin.hosts.factories import make_distiller_factory
 from tllm_plugin.hosts.loader_data import LoaderData
 from tllm_plugin.hosts.mdistiller.cub200 import offer_cub200
 from tllm_plugin.hosts.mdistiller.merging import settle_merges

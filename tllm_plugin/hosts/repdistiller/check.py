@@ -31,13 +31,13 @@ from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.hosts.checkouts import patches
 from tllm_plugin.hosts.few_steps import take_few_steps
 from tllm_plugin.hosts.host_check import BROKEN, FAILS, REFUSED, TRAINS, Fact, MethodCheck, Problem, Tell, answer
+from tllm_plugin.hosts.host_session import cut
 from tllm_plugin.hosts.loader_data import LoaderData
 from tllm_plugin.hosts.repdistiller.compat import stand_in_for_what_is_gone
 from tllm_plugin.hosts.repdistiller.launch import STUDENT_SCRIPT, find_script, prepared
 from tllm_plugin.hosts.repdistiller.options import node_of
 from tllm_plugin.hosts.repdistiller.patching import patched_imports, read_patches
 from tllm_plugin.hosts.repdistiller.script import Found
-from tllm_plugin.hosts.teaching import cut
 
 _NETWORKS = ("resnet8", "resnet8x4", "wrn_16_1", "vgg8")
 _BATCH, _STEPS, _TRAIN, _TEST, _CLASSES, _HOLDOUT = 16, 2, 200, 8, 100, 0.5
