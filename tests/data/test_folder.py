@@ -177,7 +177,7 @@ def test_nothing_is_said_where_nothing_is_left_out(make_folder: MakeFolder, capl
 def test_a_pipe_is_no_image(make_folder: MakeFolder) -> None:
     root = make_folder() / "train"
     os.mkfifo(root / "cat" / "pipe.png")
-    with pytest.raises(DataError, match=r"^Expected `.*cat/pipe\.png` to be an image, but it is no regular file$"):
+    with pytest.raises(DataError, match=r"^Expected `.*cat/pipe\.png` to be an image, but it is not a regular file$"):
         scan_part(root)
 
 

@@ -152,7 +152,7 @@ def test_nothing_that_is_chosen_from_sees_test_data(
     assert len(searched_runs) == 2 and looks == [], "a teacher and a vanilla student"
     assert main([*command[:3], "--retrain", *command[3:]]) == 0
     again = [*command[:3], "--retrain", *command[3:], "LOG.TEST_FREQ", "-1", "LOG.PREFIX", str(tmp_path / "never")]
-    assert main(again) == 0 and "test accuracy not looked at" in " ".join(capsys.readouterr().out.split())
+    assert main(again) == 0 and "test accuracy not measured" in " ".join(capsys.readouterr().out.split())
     final_too = {path.name for path in tmp_path.glob("digits/*/*") if path.name.startswith("final")}
     own = {path.parts[-3] for path in tmp_path.glob("digits/*/tllm/metrics.json")} - searched_runs
     assert set(looks) == own | final_too and len(own) == 2, "the final student has a teacher and a reference of its own"

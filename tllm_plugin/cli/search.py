@@ -25,7 +25,7 @@ from tllm_plugin.search.space import ETA, parse_space
 def run(options: argparse.Namespace) -> None:
     """Search, and print trials, choice and evidence."""
     processes.refuse_several(
-        "a search", "give the command in several terminals or on several machines instead: they share the trials"
+        "a search", "give the command in several terminals or on several machines instead, which then share the trials"
     )
     words, opts, problems = _words(options)
     if (options.cfg is None) != (options.host == "repdistiller"):
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
             baseline=not options.no_baseline,
         )
     except KeyboardInterrupt:
-        raise TLLMError("interrupted; give the same command again to go on") from None
+        raise TLLMError("interrupted; give the same command again to continue") from None
     if options.json:
         chosen = outcome.record.chosen
         content = {
@@ -67,7 +67,8 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _words(options: argparse.Namespace) -> tuple[list[str], list[str], list[str]]:
-    """Return the words of the search space, all overrides (also those that argparse took for values), and errors."""
+    """Return the arguments of the search space, all overrides (including those that argparse took for values), and
+    errors."""
     problems = []
     etas, after_etas = _leading(options.eta or [], _are_numbers)
     words, after_words = _leading(options.space or [], lambda word: "=" in word)
@@ -102,8 +103,8 @@ def print_outcome(outcome: Outcome, next_command: Callable[[dict[str, Any]], str
     console = PlainConsole()
     console.print(table(record))
     console.print(
-        f"search accuracy: on {record.holdout_samples} training images that neither training nor detector saw, classes "
-        "counting alike, +- its standard error; behind: against the best trial on the same images, with the exact "
+        f"search accuracy: class-balanced accuracy on {record.holdout_samples} training images that neither training "
+        "nor detector used, +- standard error; behind: difference to the best trial on the same images, with the exact "
         "paired p-value."
     )
     if chosen is None:
@@ -116,7 +117,7 @@ def print_outcome(outcome: Outcome, next_command: Callable[[dict[str, Any]], str
     console.print(f"evidence: {outcome.path}", soft_wrap=True)
     if outcome.final is not None:
         metrics = outcome.final.read_metrics()
-        accuracy = f"{metrics.test_accuracy:.2%}" if metrics.tested else "not looked at"
+        accuracy = f"{metrics.test_accuracy:.2%}" if metrics.tested else "not measured"
         console.print(f"final student, trained on everything but the detection hold-out: test accuracy {accuracy}")
         console.print(f"run folder: {outcome.final.log_folder}", soft_wrap=True)
         console.print(f"next: tllm show {shlex.quote(str(outcome.final.log_folder))}", soft_wrap=True)
@@ -127,7 +128,7 @@ def print_outcome(outcome: Outcome, next_command: Callable[[dict[str, Any]], str
 def table(record: SearchRecord) -> Table:
     """Return one row per trial and baseline."""
     result = Table(title="search", title_justify="left")
-    # What does not fit is folded; cut off, two values could look alike.
+    # Long cells are folded, because truncated values could look equal.
     result.add_column("run", overflow="fold")
     keys = [text.partition("=")[0] for text in record.space]
     for key in keys:

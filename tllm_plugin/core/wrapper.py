@@ -58,7 +58,10 @@ class TLLMWrapper(nn.Module):
             that it receives, or have one value per row, in a dictionary or as one tensor. All other attributes are
             optional. The remaining requirements are checked at the first call, see `Raises` of `forward`. An optional
             attribute `loss_shapes` (name -> shape of each loss, or one shape for one tensor; -1 for the rows) announces
-            the losses before the first call.
+            the losses before the first call. An optional attribute `predictor` is the module, other than the student,
+            that makes the logits from the student's output; it receives all rows. With an optional attribute
+            `fixed_rows` that is true, the distiller receives as many rows as the batch has: the distillable rows, some
+            of them repeatedly.
         num_classes: C.
         label_smoothing: Smoothing of the undistillable rows' cross-entropy, in [0, 1).
         ce_weight: Weight of the undistillable rows' cross-entropy, >= 0.
@@ -123,6 +126,11 @@ class TLLMWrapper(nn.Module):
     def teacher(self) -> nn.Module | None:
         """Teacher of the inner distiller, or None without one."""
         return contract.teacher_of(self.distiller)
+
+    @property
+    def _predictor(self) -> nn.Module | None:
+        found: nn.Module | None = getattr(self.distiller, "predictor", None)
+        return found
 
     @property
     def undistillable(self) -> Tensor:
@@ -263,7 +271,8 @@ class TLLMWrapper(nn.Module):
 
     def _inner(self, kwargs: Mapping[str, Any], rows: Tensor | None = None) -> tuple[Any, Route]:
         """Call the inner distiller; return its result and the route, which holds the student's outputs."""
-        route = Route(self._owner, self.student, kwargs["target"].shape[0], rows, self._row_weights(kwargs, rows))
+        weights = self._row_weights(kwargs, rows)
+        route = Route(self._owner, self.student, len(kwargs["target"]), rows, weights, predictor=self._predictor)
         # The student needs every image; the teacher's hook slices them for the teacher.
         given = {name: value if name.startswith("image") else route.slice(value) for name, value in kwargs.items()}
         if self._known.checked:
@@ -302,7 +311,7 @@ class TLLMWrapper(nn.Module):
         contract.check_result(result, rows, self.num_classes, trains=trains)
         known.call, known.leaf = route.place_of(result[0])
         known.columns = result[0].shape[1]
-        if route.watch is not None:
+        if route.watch is not None and self._predictor is None:
             known.image = contract.image_of_student(self.student, kwargs, *route.watch.student_calls[known.call])
         contract.tell_of_training_teacher(self.distiller)
         known.remember(result[1], rows)
@@ -316,13 +325,16 @@ class TLLMWrapper(nn.Module):
 
     def _mixed(self, kwargs: dict[str, Any], flagged: Tensor, rows: Tensor) -> tuple[Tensor, Losses]:
         target = kwargs["target"].long()
-        (returned, inner_losses), route = self._inner(kwargs, rows)
-        self._known.remember(inner_losses, rows.numel())
+        batch_rows, taught = target.shape[0], rows
+        if getattr(self.distiller, "fixed_rows", False):
+            taught = rows.repeat(-(-batch_rows // len(rows)))[:batch_rows]
+        (returned, inner_losses), route = self._inner(kwargs, taught)
+        self._known.remember(inner_losses, taught.numel())
         inner_losses = named_losses(inner_losses)
         logits = route.full_logits(returned)
-        share = rows.numel() / route.batch_rows
+        share = rows.numel() / batch_rows
         losses = {
-            name: loss.new_zeros((route.batch_rows, *loss.shape[1:])).index_copy(0, rows, loss)
+            name: loss.new_zeros((batch_rows, *loss.shape[1:])).index_copy(0, rows, loss[: len(rows)])
             if self._known.is_per_row(name)
             else loss * share
             for name, loss in inner_losses.items()
@@ -332,7 +344,7 @@ class TLLMWrapper(nn.Module):
             weight = weight * self.balance.update(inner_losses, logits, rows, target)
         smoothed = self._cross_entropy(logits, target, self.label_smoothing) * flagged
         name = _ce_name(losses)
-        term = weight * (smoothed if self._known.is_per_row(name) else smoothed.sum() / route.batch_rows)
+        term = weight * (smoothed if self._known.is_per_row(name) else smoothed.sum() / batch_rows)
         return logits.to(returned.dtype), _add(losses, name, term)
 
     def _without_teacher(
@@ -354,10 +366,14 @@ class TLLMWrapper(nn.Module):
     def _student_logits(self, kwargs: dict[str, Any]) -> Tensor:
         """Return the student's logits for the whole batch, (n, C), from the call that the inner distiller makes."""
         known, rows = self._known, kwargs["target"].shape[0]
-        route = Route(self._owner, self.student, rows, cut=known.call)
+        # A predictor may be called after a teacher, which then receives no rows.
+        none = None if self._predictor is None else kwargs["target"].new_zeros((0,), dtype=torch.int64)
+        call = known.call if known.leaf is not None or none is None else 1
+        route = Route(self._owner, self.student, rows, none, cut=call, predictor=self._predictor)
+        given = {name: value if name.startswith("image") else route.slice(value) for name, value in kwargs.items()}
         try:
             with routed(route):
-                self._call(kwargs)
+                self._call(given)
         except Cut as cut:
             if cut.output is not None:
                 if known.leaf is not None:

@@ -219,7 +219,8 @@ class HostSession:
             )
         self._tell_of_few_rows(epoch)
         if self._best is not None:
-            self._best.note(epoch, float(per_class.nanmean()), self.wrapper.student)
+            predictor = getattr(self.wrapper.distiller, "predictor", None)
+            self._best.note(epoch, float(per_class.nanmean()), self.wrapper.student, predictor)
         if self.watch is not None:
             self.watch(self.search_curves)
 

@@ -227,7 +227,7 @@ _CLASSES = Option("classes", [], None, "classes of the detector fixed: class ind
 
 def _declared() -> Iterator[tuple[str, Iterable[Option], bool]]:
     """Yield nodes with their options and whether the options are part of TLLM."""
-    kinds = f"which classes lose their teacher: {', '.join(DETECTORS)}"
+    kinds = f"detector of undistillable classes: {', '.join(DETECTORS)}"
     kind = Option("type", "reference", one_of(DETECTORS), kinds, flag="tllm_detector")
     yield "TLLM", (*INNER, *WRAPPER, *POLICY, *HOLDOUT, *SPEED), True
     yield "TLLM.DETECTOR", (kind, _REFERENCE, _CLASSES), True

@@ -96,6 +96,7 @@ _YOUNGER: dict[str, Any] = {
     "TLLM.POLICY_OPTIONS.SEED": 0,
     "TLLM.SPEED": "off",
     "TLLM.VIEWS": 0,
+    "TLLM.DETECTOR.PROBABILITY": 0.95,
 }
 _BEFORE = {**_OLDER_THAN_SEARCHES, **_YOUNGER}
 

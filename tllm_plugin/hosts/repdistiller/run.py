@@ -27,10 +27,11 @@ from tllm_plugin.hosts.repdistiller.checkpoint import STATE_VERSION, plain_optio
 from tllm_plugin.hosts.repdistiller.distiller import ListedDistiller
 from tllm_plugin.hosts.repdistiller.epoch import train_epoch
 from tllm_plugin.hosts.repdistiller.images import DATASETS
+from tllm_plugin.hosts.repdistiller.judge import Judge
 from tllm_plugin.hosts.repdistiller.loop import EpochCall
 from tllm_plugin.hosts.repdistiller.loop_source import returned_names
 from tllm_plugin.hosts.repdistiller.options import errors_name_flags, node_of
-from tllm_plugin.hosts.repdistiller.probe import check_loop, check_predictor
+from tllm_plugin.hosts.repdistiller.probe import check_loop
 from tllm_plugin.hosts.repdistiller.watched import watched_validation
 from tllm_plugin.hosts.results import peak_memory_bytes, write_results
 from tllm_plugin.hosts.same_data import CarriedData, check_named_teacher
@@ -120,7 +121,8 @@ class Run:
                 setattr(self.options, weight, 0.0)  # Left out, it counts as nothing.
         learnable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         temperature = float(getattr(self.options, "kd_T", 4))
-        distiller = self._method or ListedDistiller(module_list, criterion_list, learnable, temperature)
+        judge = None if self._tested_by is None else Judge(*self._tested_by, self._test_loader)
+        distiller = self._method or ListedDistiller(module_list, criterion_list, learnable, temperature, judge)
         self.writer = writer_in(logger)
         self._lists = distiller if isinstance(distiller, ListedDistiller) else None
         with errors_name_flags():
@@ -177,10 +179,9 @@ class Run:
             lists.call = EpochCall(
                 host_train, arguments, loader, lists.module_list, lists.criterion_list, self.optimizer
             )
-            if not self._checked:
-                check_loop(lists, loader, rows_are_taken=self.options.tllm_detector != "none")
-                if self._tested_by is not None:
-                    check_predictor(lists.student, *self._tested_by, loader=self._test_loader)
+            if not self._checked and self.session is not None:
+                classes = len(self.session.class_names)
+                check_loop(lists, loader, classes, rows_are_taken=self.options.tllm_detector != "none")
                 self._checked = True
         every = max(1, self.options.print_freq)
         guard = LossGuard(every, "--learning_rate")
@@ -208,11 +209,13 @@ class Run:
         place = next((place for place, argument in enumerate(arguments) if argument is self._test_loader), 0)
         network = next((part for part in arguments if isinstance(part, nn.Module)), self.session.wrapper.student)
         network = network[0] if isinstance(network, nn.ModuleList) else network
+        judge = self._lists.judge if self._lists is not None else None
         result, predictions = watched_validation(
             lambda loader: host_validate(*arguments[:place], loader, *arguments[place + 1 :]),
             arguments[place],
             network,
             len(self.session.class_names),
+            criterion=None if judge is None else judge.criterion,
         )
         self.best_acc = max(self.best_acc, float(result[0]))
         done = len(self._seconds)
