@@ -128,9 +128,9 @@ class TLLMWrapper(nn.Module):
         return contract.teacher_of(self.distiller)
 
     @property
-    def _predictor(self) -> nn.Module | None:
-        found: nn.Module | None = getattr(self.distiller, "predictor", None)
-        return found
+    def predictor(self) -> nn.Module | None:
+        """Module of the distiller that makes the logits from the student's output; None if the student does."""
+        return contract.predictor_of(self.distiller)
 
     @property
     def undistillable(self) -> Tensor:
@@ -272,7 +272,7 @@ class TLLMWrapper(nn.Module):
     def _inner(self, kwargs: Mapping[str, Any], rows: Tensor | None = None) -> tuple[Any, Route]:
         """Call the inner distiller; return its result and the route, which holds the student's outputs."""
         weights = self._row_weights(kwargs, rows)
-        route = Route(self._owner, self.student, len(kwargs["target"]), rows, weights, predictor=self._predictor)
+        route = Route(self._owner, self.student, len(kwargs["target"]), rows, weights, predictor=self.predictor)
         # The student needs every image; the teacher's hook slices them for the teacher.
         given = {name: value if name.startswith("image") else route.slice(value) for name, value in kwargs.items()}
         if self._known.checked:
@@ -311,7 +311,7 @@ class TLLMWrapper(nn.Module):
         contract.check_result(result, rows, self.num_classes, trains=trains)
         known.call, known.leaf = route.place_of(result[0])
         known.columns = result[0].shape[1]
-        if route.watch is not None and self._predictor is None:
+        if route.watch is not None and self.predictor is None:
             known.image = contract.image_of_student(self.student, kwargs, *route.watch.student_calls[known.call])
         contract.tell_of_training_teacher(self.distiller)
         known.remember(result[1], rows)
@@ -367,9 +367,9 @@ class TLLMWrapper(nn.Module):
         """Return the student's logits for the whole batch, (n, C), from the call that the inner distiller makes."""
         known, rows = self._known, kwargs["target"].shape[0]
         # A predictor may be called after a teacher, which then receives no rows.
-        none = None if self._predictor is None else kwargs["target"].new_zeros((0,), dtype=torch.int64)
+        none = None if self.predictor is None else kwargs["target"].new_zeros((0,), dtype=torch.int64)
         call = known.call if known.leaf is not None or none is None else 1
-        route = Route(self._owner, self.student, rows, none, cut=call, predictor=self._predictor)
+        route = Route(self._owner, self.student, rows, none, cut=call, predictor=self.predictor)
         given = {name: value if name.startswith("image") else route.slice(value) for name, value in kwargs.items()}
         try:
             with routed(route):
