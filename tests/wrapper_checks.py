@@ -219,7 +219,7 @@ def any_distiller_can_be_balanced(name: str) -> None:
     assert torch.equal(logits, plain_logits) and type(losses) is type(plain_losses)
     losses, plain_losses = named(losses), named(plain_losses)
     assert list(losses) == list(plain_losses)
-    added = {"loss_ce", "ce", "loss_tllm"}
+    added = {"loss_ce", "ce"}
     assert all(torch.equal(losses[key], plain_losses[key]) for key in losses if key not in added)
 
 

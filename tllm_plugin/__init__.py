@@ -1,4 +1,4 @@
-"""TLLM: class-wise knowledge distillation. The public names of the core can be imported from here.
+"""TLLM: class-wise knowledge distillation. The public names can be imported from here.
 
 The names are imported on first use, so that the command line can print its help without importing torch.
 """
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         FixedDetector,
         ImitationDetector,
         NoneDetector,
+        PosteriorDetector,
         ReferenceDetector,
         TeachingCurveDetector,
         create_detector,
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from tllm_plugin.core.predictions import Predictions, predict
     from tllm_plugin.core.scores import SCORES
     from tllm_plugin.core.wrapper import TLLMWrapper
+    from tllm_plugin.hosts.own_loop.session import Session
+    from tllm_plugin.methods import KD, Vanilla
 
 __all__ = [
     "DETECTORS",
@@ -43,14 +46,18 @@ __all__ = [
     "FileFormatError",
     "FixedDetector",
     "ImitationDetector",
+    "KD",
     "NonFiniteLossError",
     "NoneDetector",
+    "PosteriorDetector",
     "ReferenceDetector",
     "Predictions",
+    "Session",
     "Split",
     "TLLMError",
     "TLLMWrapper",
     "TeachingCurveDetector",
+    "Vanilla",
     "__version__",
     "create_detector",
     "options_for",
@@ -58,13 +65,17 @@ __all__ = [
     "split",
 ]
 
+_HOMES = {
+    **dict.fromkeys(("KD", "Vanilla"), "methods"),
+    "Session": "hosts.own_loop.session",
+}
 _MODULES = ("curves", "detectors", "errors", "holdout", "predictions", "scores", "wrapper")
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        for module in _MODULES:
-            found = getattr(import_module(f"tllm_plugin.core.{module}"), name, None)
+        for module in [_HOMES[name]] if name in _HOMES else [f"core.{module}" for module in _MODULES]:
+            found = getattr(import_module(f"tllm_plugin.{module}"), name, None)
             if found is not None:
                 globals()[name] = found
                 return found

@@ -137,7 +137,7 @@ def test_flagged_rows_are_balanced_with_what_the_others_are_taught(name: str) ->
     assert wrapper.balance is not None and 0 < wrapper.balance.latest.item() < float("inf")
     assert torch.equal(logits, plain_logits)
     losses, plain_losses = named(losses), named(plain_losses)
-    added = {"loss_ce", "ce", "loss_tllm"}
+    added = {"loss_ce", "ce"}
     assert all(torch.equal(losses[key], plain_losses[key]) for key in losses if key not in added)
     unmeasured = wrap(name, BETWEEN, balance=True)
     unmeasured(**batch(name))

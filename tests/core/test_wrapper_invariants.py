@@ -111,19 +111,25 @@ def test_all_rows_distillable_is_untouched_although_a_class_is_flagged() -> None
     assert all(torch.equal(losses[key], inner_losses[key]) for key in inner_losses)
 
 
-def test_losses_without_a_cross_entropy_get_a_key_of_their_own_in_every_batch() -> None:
-    class OnlyKD(BUILDERS["teacher_in_train_mode"]):  # type: ignore[misc,name-defined]
+@pytest.mark.parametrize(
+    ("names", "gets_it"), [(("loss_kd",), "loss_kd"), (("loss_kd", "cls_loss"), "cls_loss"), (("kd", "ce"), "ce")]
+)
+def test_the_cross_entropy_is_added_to_a_loss_that_the_trainer_knows(names: tuple[str, ...], gets_it: str) -> None:
+    class Renamed(BUILDERS["teacher_in_train_mode"]):  # type: ignore[misc,name-defined]
         def losses(self, **keywords: Any) -> Any:
             logits, losses = super().losses(**keywords)
-            return logits, {"loss_kd": losses["loss_kd"]}
+            return logits, {name: losses["loss_kd"] for name in names}
 
     inner = build("KD")
-    wrapper = TLLMWrapper(OnlyKD(inner.student, inner.teacher), NUM_CLASSES).train()
-    wrapper.set_undistillable(flags([5]))
-    for rows in (5, 12):
-        _, losses = wrapper(**batch("KD", rows=rows))
-        assert set(losses) == {"loss_kd", "loss_tllm"}
-        assert bool(losses["loss_tllm"] > 0) == (rows == 12)
+    wrapper = TLLMWrapper(Renamed(inner.student, inner.teacher), NUM_CLASSES).train()
+    _, unflagged = wrapper(**batch("KD", rows=12))
+    for module_flags in (flags([5]), flags(range(NUM_CLASSES))):
+        wrapper.set_undistillable(module_flags)
+        _, losses = wrapper(**batch("KD", rows=12))
+        # Trainers read losses by name, and replicas are gathered by name.
+        assert list(losses) == list(unflagged) == list(names)
+    # No row has a teacher: what is left is the cross-entropy.
+    assert {name for name, loss in losses.items() if loss > 0} == {gets_it}
 
 
 def test_two_wrappers_of_one_student_route_separately() -> None:

@@ -95,7 +95,7 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The preparation of a run, but for what other runs would leave behind: a teacher's weights, a reference."""
     bundle = load_data("digits")
     monkeypatch.setattr(recipe, "ensure_trained", lambda cfg, bundle: RunFolder.inside(tmp_path))
-    monkeypatch.setattr(networks, "load_network", lambda network, path: network)
+    monkeypatch.setattr(networks, "load_weights", lambda network, path: network)
     monkeypatch.setattr(networks, "data_of_checkpoint", lambda path: DataIdentity())
     monkeypatch.setattr(tllm_node, "read_reference", lambda path, holdout, data: holdout)
 

@@ -40,6 +40,7 @@ class LoadedRun:
         folder: Folder of the run; None for a bare checkpoint.
         spec: Settings of the run; empty if unknown.
         grouped: Whether the user named the method; runs of the same name are then its seeds, whatever their configs.
+        indexed: Whether classes are in the order of the logits; not so for answers that know their names alone.
     """
 
     name: str
@@ -53,6 +54,7 @@ class LoadedRun:
     folder: RunFolder | None = None
     spec: RunSpec = field(default_factory=RunSpec)
     grouped: bool = False
+    indexed: bool = True
 
     @property
     def pair(self) -> str:

@@ -1,4 +1,4 @@
-"""Load networks by the names of the command line: run folders, bare checkpoints and models of timm."""
+"""Load networks by the names of the command line: run folders, tables of answers, bare checkpoints, models of timm."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from tllm_plugin.analysis.answers_file import is_answers, load_answers
 from tllm_plugin.analysis.loaded_run import LoadedRun, load_run
 from tllm_plugin.analysis.results import TestResult
 from tllm_plugin.analysis.timm_networks import PREFIX, score_timm
@@ -15,9 +16,9 @@ from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.paths import expanded
 from tllm_plugin.core.predictions import predict
 from tllm_plugin.data import DataBundle, load_data
-from tllm_plugin.hosts.embedded.networks import load_network
 from tllm_plugin.hosts.same_data import check_classes, data_of_checkpoint, tell_once, tell_unstated_order
-from tllm_plugin.models import create_model, is_model
+from tllm_plugin.hosts.weights import check_weights, load_weights
+from tllm_plugin.models import create_model, is_model, model_builder
 
 _BATCH_SIZE = 500
 
@@ -45,7 +46,8 @@ def load_named(name: str, data: EvaluationData | None = None) -> list[LoadedRun]
     """Load the runs or the network that a name on the command line denotes.
 
     Args:
-        name: `RUN`, `RUN,RUN` for several seeds, `LABEL=RUN,RUN`, `MODEL@CHECKPOINT`, or `timm:NAME[@CHECKPOINT]`.
+        name: `RUN`, `RUN,RUN` for several seeds, `LABEL=RUN,RUN`, `MODEL@CHECKPOINT`, or `timm:NAME[@CHECKPOINT]`; a
+            table of answers (`FILE.csv`, `.npz`, `.parquet`) may take the place of a run.
         data: Test data for bare checkpoints.
 
     Raises:
@@ -73,6 +75,8 @@ def load_named(name: str, data: EvaluationData | None = None) -> list[LoadedRun]
         model, at, checkpoint = part.partition("@")
         if at and is_model(model) and not Path(expanded(part)).exists():
             runs.append(_score_checkpoint(model, expanded(checkpoint), data))
+        elif is_answers(part):
+            runs.append(load_answers(part))
         else:
             runs.append(load_run(part))
     return [replace(run, method=label, grouped=True) for run in runs] if label else runs
@@ -85,6 +89,7 @@ def _score_checkpoint(model: str, checkpoint: str, data: EvaluationData) -> Load
             "--data imagefolder=/path/to/folder"
         )
     kind, _, path = data.name.partition("=")
+    check_weights(model_builder(model), checkpoint, model)
     recorded = data_of_checkpoint(checkpoint)
     bundle = load_data(
         kind,
@@ -97,7 +102,7 @@ def _score_checkpoint(model: str, checkpoint: str, data: EvaluationData) -> Load
     _tell(checkpoint, recorded, bundle, data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = create_model(model, num_classes=bundle.num_classes, in_channels=bundle.in_channels)
-    network = load_network(network, checkpoint)
+    network = load_weights(network, checkpoint)
     batches = bundle.eval_loader(None, batch_size=_BATCH_SIZE, device=device, split="test")
     predictions = predict(network.to(device), batches, num_classes=bundle.num_classes, device=device)
     return LoadedRun(

@@ -20,9 +20,10 @@ from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.class_lists import resolve_classes
 from tllm_plugin.hosts.embedded.data import load_bundle
 from tllm_plugin.hosts.embedded.late_test import predict_test_set
-from tllm_plugin.hosts.embedded.networks import load_network, show_as_recorded, trained_model
+from tllm_plugin.hosts.embedded.networks import show_as_recorded, trained_model
 from tllm_plugin.hosts.embedded.prerequisites import log_folder, needed_teacher
 from tllm_plugin.hosts.same_data import data_of_checkpoint
+from tllm_plugin.hosts.weights import load_weights
 from tllm_plugin.models import create_model
 from tllm_plugin.models.planting import PlantedTeacher
 from tllm_plugin.runs.run_folder import RunFolder
@@ -162,6 +163,6 @@ def teacher_checkpoint(run: LoadedRun) -> Path | None:
 
 def _load(name: str, checkpoint: Path, bundle: DataBundle, device: torch.device) -> nn.Module:
     network = create_model(name, num_classes=bundle.num_classes, in_channels=bundle.in_channels)
-    network = load_network(network, checkpoint)
+    network = load_weights(network, checkpoint)
     show_as_recorded(network, data_of_checkpoint(checkpoint), bundle.identity)
     return network.to(device).eval()

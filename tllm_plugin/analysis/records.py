@@ -6,9 +6,12 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from tllm_plugin.analysis.comparison import Count, Spread
+from tllm_plugin.analysis.effects import effect_posterior
+from tllm_plugin.analysis.headroom import Headroom, headroom_of
 from tllm_plugin.analysis.study import Study
 from tllm_plugin.analysis.teachers import teacher_rows
 from tllm_plugin.core.escaping import csv_text, markdown_text
@@ -67,6 +70,7 @@ def method_records(study: Study) -> list[Record]:
     for method in study.compared:
         comparison = method.comparison
         assert comparison is not None
+        found = headroom_of(comparison)
         records.append(
             {
                 "method": method.label,
@@ -80,6 +84,7 @@ def method_records(study: Study) -> list[Record]:
                 "undistillable_fdr_5_percent": _count(comparison.significantly_worse_count),
                 "drop_over_5_points": _count(comparison.largely_hurt_count),
                 "flagged": None if method.flagged_count is None else _spread(method.flagged_count),
+                "headroom": None if found is None else headroom_record(found),
             }
         )
     return records
@@ -92,6 +97,8 @@ def class_records(study: Study) -> list[Record]:
         comparison = method.comparison
         assert comparison is not None
         low, high = comparison.interval
+        effect = effect_posterior(comparison)
+        effect_low, effect_high = effect.quantile(0.025).tolist(), effect.quantile(0.975).tolist()
         flagged = method.runs_that_flagged
         for index, name in enumerate(study.class_names):
             records.append(
@@ -106,12 +113,21 @@ def class_records(study: Study) -> list[Record]:
                     "std_over_seeds": _number(comparison.delta_std[index]),
                     "p_value": _number(comparison.p_value[index]),
                     "q_value": _number(comparison.q_value[index]),
+                    "effect": _number(float(effect.mean[index])),
+                    "effect_low": _number(effect_low[index]),
+                    "effect_high": _number(effect_high[index]),
+                    "probability_of_harm": _number(float(effect.harm[index])),
                     "flagged": bool(flagged[index]),
                     "runs": len(method.runs),
                     "runs_that_flagged": int(flagged[index]),
                 }
             )
     return records
+
+
+def headroom_record(found: Headroom) -> Record:
+    """Return an estimate of the headroom as JSON values."""
+    return {name: None if value != value else value for name, value in asdict(found).items()}
 
 
 def as_csv(records: Sequence[Mapping[str, Any]]) -> str:

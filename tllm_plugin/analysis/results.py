@@ -31,6 +31,7 @@ class TestResult:
         correct: (C,) correct predictions per class.
         total: (C,) test images per class.
         predictions: Predictions for the test images, in order; None if only counts are known.
+        images: (n,) names of these images, sorted; None if they are in the order of the data set.
     """
 
     __test__ = False  # Tells pytest that this class is not a test.
@@ -38,11 +39,12 @@ class TestResult:
     correct: Counts
     total: Counts
     predictions: Predictions | None = None
+    images: tuple[str, ...] | None = None
 
     @classmethod
-    def from_predictions(cls, predictions: Predictions) -> TestResult:
+    def from_predictions(cls, predictions: Predictions, images: tuple[str, ...] | None = None) -> TestResult:
         """Count correct predictions per class."""
-        return cls(predictions.class_correct.numpy(), predictions.class_total.numpy(), predictions)
+        return cls(predictions.class_correct.numpy(), predictions.class_total.numpy(), predictions, images)
 
     @classmethod
     def from_metrics(cls, metrics: MetricsRecord) -> TestResult:
@@ -124,6 +126,11 @@ def change_between(vanilla: TestResult, distilled: TestResult) -> Change:
         raise ConfigError("Expected two runs tested on the same images, but their numbers per class differ")
     if vanilla.predictions is None or distilled.predictions is None:
         return Change(vanilla, distilled)
+    if (vanilla.images is None) != (distilled.images is None):
+        return Change(vanilla, distilled)  # Which image is which is known of one of them only.
+    if vanilla.images != distilled.images:
+        only = sorted({*vanilla.images} ^ {*distilled.images})  # type: ignore[misc]
+        raise ConfigError(f"Expected two runs tested on the same images, but only one of them has {only[0]!r}")
     labels = vanilla.predictions.labels
     if not labels.equal(distilled.predictions.labels):
         raise ConfigError("Expected two runs tested on the same images in the same order, but their labels differ")

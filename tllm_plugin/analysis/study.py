@@ -13,7 +13,7 @@ from tllm_plugin.analysis.comparison import Comparison, Spread, compare
 from tllm_plugin.analysis.loaded_run import VANILLA, LoadedRun
 from tllm_plugin.analysis.overlap import Everywhere, Overlap, in_every, overlap
 from tllm_plugin.analysis.results import Vector
-from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.analysis.same_classes import with_same_classes
 from tllm_plugin.hosts.run_spec import ONE_METHOD
 
 logger = logging.getLogger(__name__)
@@ -140,8 +140,7 @@ def build_study(runs: Sequence[LoadedRun]) -> Study:
     Raises:
         ConfigError: There is no run, or the runs have different classes.
     """
-    _check_classes(runs)
-    runs = _without_repetition(runs)
+    runs = _without_repetition(with_same_classes(runs))
     taught = [run for run in runs if run.method != VANILLA]
     students, teaching = {run.student for run in taught}, {run.teacher for run in taught if run.teacher}
     plain = [run for run in runs if run.method == VANILLA]
@@ -161,8 +160,8 @@ def build_comparison(baseline: Sequence[LoadedRun], others: Sequence[LoadedRun])
     Raises:
         ConfigError: The runs are of different classes.
     """
-    _check_classes([*baseline, *others])
-    baseline = _without_repetition(baseline)
+    named = with_same_classes([*baseline, *others])
+    baseline, others = _without_repetition(named[: len(baseline)]), named[len(baseline) :]
     return Study(
         class_names=baseline[0].class_names,
         vanilla=tuple(baseline),
@@ -180,11 +179,12 @@ def build_pairs(pairs: Sequence[tuple[Sequence[LoadedRun], Sequence[LoadedRun]]]
     Raises:
         ConfigError: The runs are of different classes.
     """
-    _check_classes([run for pair in pairs for side in pair for run in side])
+    named = iter(with_same_classes([run for pair in pairs for side in pair for run in side]))
+    pairs = [tuple([next(named) for _ in side] for side in pair) for pair in pairs]  # type: ignore[misc]
     kinds = [side[0].method for pair in pairs for side in pair]
     methods = []
-    for named in pairs:
-        vanilla, distilled = (_without_repetition(side) for side in named)
+    for pair in pairs:
+        vanilla, distilled = (_without_repetition(side) for side in pair)
         sides = ([(run.seed, run.result) for run in side] for side in (vanilla, distilled))
         label = _label(distilled[0], with_networks=kinds.count(distilled[0].method) > 1)
         methods.append(Method(label, tuple(distilled), tuple(vanilla), compare(*sides)))
@@ -264,19 +264,6 @@ def _hurt_against(method: Method, place: int) -> npt.NDArray[np.bool_]:
     return compare(vanilla, [(None, run.result) for run in method.runs]).hurt
 
 
-def _check_classes(runs: Sequence[LoadedRun]) -> None:
-    if not runs:
-        raise ConfigError("Expected at least one run, but got none")
-    first = runs[0]
-    for run in runs:
-        if run.class_names != first.class_names:
-            raise ConfigError(
-                f"Expected runs on the same classes, but {first.name} has {len(first.class_names)} "
-                f"({', '.join(first.class_names[:3])}, ...) and {run.name} has {len(run.class_names)} "
-                f"({', '.join(run.class_names[:3])}, ...)"
-            )
-
-
 def _without_repetition(runs: Sequence[LoadedRun]) -> list[LoadedRun]:
     """Return each run once, even if it was named twice or copied.
 
@@ -285,7 +272,7 @@ def _without_repetition(runs: Sequence[LoadedRun]) -> list[LoadedRun]:
     seen: set[str] = set()
     kept: list[LoadedRun] = []
     for run in runs:
-        place = str(run.folder.path) if run.folder is not None else f"{run.name}@{id(run)}"
+        place = run.name if run.folder is None else str(run.folder.path)
         if place in seen:
             continue
         seen.add(place)

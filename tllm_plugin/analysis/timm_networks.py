@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from tllm_plugin.analysis.loaded_run import LoadedRun
 from tllm_plugin.analysis.results import TestResult
-from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.predictions import predict
 from tllm_plugin.data.class_order import in_order, ordered
 from tllm_plugin.data.decode import read_rgb
 from tllm_plugin.data.folder import TEST_FOLDERS, FolderPart, readable_names, scan_part
 from tllm_plugin.hosts.same_data import tell_unstated_order
-from tllm_plugin.runs.finite import check_finite
-from tllm_plugin.runs.reading import load_torch
+from tllm_plugin.hosts.weights import load_weights
 
 PREFIX = "timm:"
 _BATCH_SIZE = 64
@@ -123,8 +122,7 @@ def _network(timm: Any, model: str, checkpoint: str, num_classes: int) -> nn.Mod
         )
     if checkpoint:
         network: nn.Module = timm.create_model(model, pretrained=False, num_classes=num_classes)
-        _load(network, model, checkpoint)
-        return network
+        return load_weights(network, checkpoint, model)
     try:
         network = timm.create_model(model, pretrained=True)
     except Exception as error:  # The hub and the network raise errors of many types.
@@ -139,17 +137,3 @@ def _network(timm: Any, model: str, checkpoint: str, num_classes: int) -> nn.Mod
             f"Expected as many class folders as {model} has classes ({network.num_classes}), but got {num_classes}"
         )
     return network
-
-
-def _load(network: nn.Module, model: str, checkpoint: str) -> None:
-    """Load `{"model": ...}`, `{"state_dict": ...}` or a bare state dict, with or without DataParallel's prefix."""
-    content = load_torch(checkpoint, f"weights of {model}")
-    if not isinstance(content, Mapping):
-        raise FileFormatError(f"Expected {checkpoint} to hold a state dict, but it holds {type(content).__name__}")
-    state = next((content[key] for key in ("model", "state_dict") if isinstance(content.get(key), Mapping)), content)
-    check_finite(state, checkpoint)
-    try:
-        network.load_state_dict({str(key).removeprefix("module."): value for key, value in state.items()})
-    except (RuntimeError, TypeError, AttributeError) as error:
-        cause = " ".join(str(error).split())
-        raise FileFormatError(f"Expected {checkpoint} to fit {model}, but {cause[:300]}") from error

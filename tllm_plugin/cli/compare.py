@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tllm_plugin.analysis import records
+from tllm_plugin.analysis.effects import class_effects, effect_posterior
+from tllm_plugin.analysis.headroom import HEADING, as_rows, headroom_of
 from tllm_plugin.analysis.loaded_run import LoadedRun
 from tllm_plugin.analysis.named_networks import EvaluationData, load_named
 from tllm_plugin.analysis.networks import with_predictions
@@ -21,6 +23,7 @@ from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.escaping import markdown_text, visible
 from tllm_plugin.hosts.console import PlainConsole, write_json_result, write_result
 
+_HEADROOM = "headroom of a class-wise rule, in points"
 _EVERY = "classes below vanilla for every student, delta acc in points"
 _SUMMARY = (
     "method",
@@ -87,6 +90,7 @@ def show(study: Study, most: int, console: Console) -> None:
     for title, heading, rows in (
         (f"{len(study.class_names)} classes", summary_heading(study), summary_rows(study)),
         (f"the {counted(len(worst), 'class', 'classes')} with the lowest delta acc", class_heading(study), worst),
+        (_HEADROOM, list(HEADING), headroom_rows(study)),
         (_EVERY, every_heading(study), every_rows(study, most)),
     ):
         table = Table(title=title, title_justify="left")
@@ -105,7 +109,8 @@ def markdown(study: Study, most: int) -> str:
     classes = records.as_markdown(class_heading(study), class_rows(study, most))
     every = every_rows(study, most)
     lost = f"{_EVERY}:\n\n{records.as_markdown(every_heading(study), every)}\n\n" if every else ""
-    return f"{summary}\n\n{classes}\n\n{lost}{explanation(study, markdown_text)}\n"
+    room = records.as_markdown(list(HEADING), headroom_rows(study))
+    return f"{summary}\n\n{classes}\n\n{_HEADROOM}:\n\n{room}\n\n{lost}{explanation(study, markdown_text)}\n"
 
 
 def summary_heading(study: Study) -> list[str]:
@@ -139,10 +144,20 @@ def summary_rows(study: Study) -> list[list[str]]:
     return rows
 
 
+def headroom_rows(study: Study) -> list[list[str]]:
+    """Return one row per method with at least three tested classes, for `HEADING`."""
+    found = [
+        (method.label, room)
+        for method in study.compared
+        if method.comparison is not None and (room := headroom_of(method.comparison)) is not None
+    ]
+    return [list(row) for row in as_rows(found)]
+
+
 def class_heading(study: Study) -> list[str]:
     """Return the column names of `class_rows`."""
     vanilla = [study.baseline] if study.vanilla else []
-    return ["class", *vanilla, *(f"{method.label}: delta acc [95 %]" for method in study.compared)]
+    return ["class", *vanilla, *(f"{method.label}: delta acc [95 %], P(harm)" for method in study.compared)]
 
 
 def class_rows(study: Study, most: int) -> list[list[str]]:
@@ -159,7 +174,8 @@ def class_rows(study: Study, most: int) -> list[list[str]]:
             low, high = (end[index] for end in comparison.interval)
             mark = "*" if comparison.significantly_worse[index] else ""
             interval = f"[{100 * low:+.0f}, {100 * high:+.0f}]"
-            cells.append(Markup(f"{mark}{100 * comparison.delta[index]:+.1f} {interval}"))
+            harm = f"{effect_posterior(comparison).harm[index]:.2f}"
+            cells.append(Markup(f"{mark}{100 * comparison.delta[index]:+.1f} {interval}, {harm}"))
         rows.append(cells)
     return rows
 
@@ -202,6 +218,13 @@ def explanation(study: Study, shown: Callable[[str], str] = visible) -> str:
         else "the count expected by chance if every changed prediction were equally likely a loss or a gain (there is "
         f"one {baseline} run; a second one with another seed would show how much seeds differ)"
     )
+    sources = {class_effects(method.comparison).source for method in study.compared if method.comparison is not None}
+    effect = (
+        "the method makes the class worse, over seeds"
+        if sources == {"seeds"}
+        else "the class is worse in these networks, on images like the test images; other seeds may differ"
+    )
+    single = "" if sources == {"seeds"} else " (both are too large for a single pair of runs)"
     paired = all(method.comparison.paired for method in study.compared if method.comparison is not None)
     basis = (
         "Runs were compared image by image: exact paired intervals and McNemar's test."
@@ -212,7 +235,9 @@ def explanation(study: Study, shown: Callable[[str], str] = visible) -> str:
         f"delta acc: accuracy of the class minus the {baseline} student's, in points, with exact 95 % intervals; a run "
         f"is compared with the {baseline} run of its seed if there is one. {basis} "
         "FDR 5 % (*): significantly worse classes at a false discovery rate of 5 % over classes (Benjamini-Hochberg). "
-        f"null: {null}.{_every(study, shown)}"
+        f"null: {null}. P(harm): probability that {effect}, from a model of all classes together. Headroom: spread of "
+        "the effects over classes with noise removed; the ceiling is the gain in mean accuracy if every class below "
+        f"the {baseline} student had that student's accuracy{single}.{_every(study, shown)}"
     )
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
-from typing import Any
 
-import numpy as np
 from rich.table import Table
 
-from tllm_plugin.analysis.headroom import HEADING, Headroom, as_rows, headroom
+from tllm_plugin.analysis.headroom import HEADING, as_rows, headroom
 from tllm_plugin.analysis.named_networks import load_named
+from tllm_plugin.analysis.records import headroom_record
 from tllm_plugin.analysis.study import build_study
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.console import PlainConsole, write_json_result
@@ -37,7 +35,7 @@ def run(options: argparse.Namespace) -> None:
     if not found:
         raise ConfigError("Expected vanilla and distilled runs of one student, but no two of the runs can be compared")
     if options.json:
-        write_json_result(options.json, {label: _record(item) for label, item in found})
+        write_json_result(options.json, {label: headroom_record(item) for label, item in found})
     if options.json == "-":
         return
     console = PlainConsole()
@@ -51,8 +49,3 @@ def run(options: argparse.Namespace) -> None:
     for label, item in found:
         if item.source == "images":
             console.print(_ONE_PAIR.format(label))
-
-
-def _record(item: Headroom) -> dict[str, Any]:
-    record = asdict(item)
-    return {**record, "reliability": None if np.isnan(item.reliability) else item.reliability}

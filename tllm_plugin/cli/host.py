@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from typing import Any
 
 from tllm_plugin.core.errors import TLLMError
@@ -53,15 +52,20 @@ def _status(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    words = [
-        *(["--script", options.script] if options.script else []),
-        *(word for word in options.words if word != "--"),
-    ]
-    result = host_check.check_checkout(options.path, words)
     root = options.path.expanduser().resolve()
+    if options.json != "-":
+        say(host_check.heading(root))
+    result = host_check.check_checkout(
+        options.path,
+        script=options.script,
+        options=[word for word in options.words if word != "--"],
+        tell=lambda finding: None if options.json == "-" else say(host_check.line_of(finding)),
+    )
     if options.json:
-        write_json_result(options.json, {"root": str(root), "commit": host_check.commit_of(root), **asdict(result)})
-    else:
-        say(host_check.report(root, result))
+        methods = [method._asdict() for method in result.methods]
+        found = {"facts": result.facts, "methods": methods, "problem": result.problem}
+        write_json_result(options.json, {"root": str(root), "commit": host_check.commit_of(root), **found})
     if result.problem:
         raise TLLMError(f"no method of {options.path} could be tried")
+    if options.json != "-":
+        say(host_check.summary(result))

@@ -23,7 +23,7 @@ _PARSERS = (
     *(training_parsers.train, training_parsers.test, training_parsers.search, training_parsers.demo),
     *(training_parsers.validate, training_parsers.config),
     *(result_parsers.show, result_parsers.compare, result_parsers.headroom, result_parsers.report),
-    *(result_parsers.tables, result_parsers.host),
+    *(result_parsers.tables, result_parsers.export, result_parsers.host),
 )
 #: Subcommands that read configs, which may name detectors and methods of the user's own.
 _IMPORTING = ("train", "test", "search", "validate", "config")

@@ -1,4 +1,4 @@
-"""Arguments of the subcommands that read results or install hosts: show, compare, headroom, report, tables and host.
+"""Arguments of the subcommands that read results or install hosts, from `tllm show` to `tllm host`.
 
 This module imports neither torch nor what needs it, so that help is printed at once.
 """
@@ -38,13 +38,15 @@ def compare(commands: Any) -> argparse.ArgumentParser:
         "compare",
         help="compare runs or checkpoints per class, with intervals and null counts",
         description="Compare students with a vanilla student, class by class. Runs whose configs differ only in the "
-        "seed are seeds of one method; LABEL=RUN,RUN groups other runs. MODEL@CHECKPOINT is a bare checkpoint and "
-        "timm:NAME[@CHECKPOINT] a model of timm; both need --data. With --pairs, names alternate between a vanilla "
-        "student and the distilled student to compare with it, as for the four students of the paper's Table 7.",
+        "seed are seeds of one method; LABEL=RUN,RUN groups other runs. A table of answers (.csv, .npz or .parquet "
+        "with the columns label, prediction and path or index) may take the place of a run. MODEL@CHECKPOINT "
+        "is a bare checkpoint and timm:NAME[@CHECKPOINT] a model of timm; both need --data. With --pairs, "
+        "names alternate between a vanilla student and the distilled student to compare with it, as for the "
+        "four students of the paper's Table 7.",
         epilog="Example: tllm compare output/digits/vanilla output/digits/kd output/digits/tllm --markdown -",
     )
     parser.add_argument("vanilla", metavar="VANILLA", help="vanilla student to compare with; RUN,RUN for several seeds")
-    parser.add_argument("others", nargs="+", metavar="DISTILLED", help="runs or checkpoints")
+    parser.add_argument("others", nargs="+", metavar="DISTILLED", help="runs, tables of answers or checkpoints")
     parser.add_argument("--pairs", action="store_true", help="VANILLA DISTILLED VANILLA DISTILLED ...")
     parser.add_argument("--data", default="", metavar="TYPE[=PATH]", help="test data for bare checkpoints")
     parser.add_argument(
@@ -88,7 +90,9 @@ def headroom(commands: Any) -> argparse.ArgumentParser:
         "configs differ only in the seed are seeds of one method; LABEL=RUN,RUN groups other runs.",
         epilog="Example: tllm headroom output/vanilla-seed0 output/vanilla-seed1 output/kd-seed0 output/kd-seed1",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="log folders, including vanilla runs")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="log folders or tables of answers, including vanilla ones"
+    )
     _add_files(parser, ("json", "the estimates"))
     return parser
 
@@ -106,7 +110,8 @@ def report(commands: Any) -> argparse.ArgumentParser:
         "runs",
         nargs="+",
         metavar="RUN",
-        help="log folders; runs that differ only in the seed are seeds of one method, LABEL=RUN,RUN groups other runs",
+        help="log folders or tables of answers (.csv, .npz, .parquet); runs that differ only in the seed are seeds of "
+        "one method, LABEL=RUN,RUN groups other runs",
     )
     parser.add_argument(
         "--out", type=expanded, metavar="FILE", help="file to write (default: tllm/report.html of the last run)"
@@ -132,6 +137,40 @@ def tables(commands: Any) -> argparse.ArgumentParser:
         "--imagefolder-is", default="", choices=DATA_SETS, help="data set that runs on image folders were trained on"
     )
     _add_files(parser, ("markdown", "Markdown"), ("latex", "LaTeX"), ("json", "JSON"))
+    return parser
+
+
+def export(commands: Any) -> argparse.ArgumentParser:
+    """Add `tllm export`."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "export",
+        help="write the student of a run as safetensors, state_dict or ONNX, or its classes as JSON or CSV",
+        description="Write the student of a run with its class names and normalisation, or the findings about each "
+        "class: flag, drop, evidence, teaching weight. The formats are described in docs/weights.md.",
+        epilog="Example: tllm export output/digits/kd --out student.safetensors student.onnx --classes classes.csv",
+    )
+    parser.add_argument("run_path", metavar="RUN", help="log folder of a run, or its tllm/ folder")
+    parser.add_argument(
+        "--out",
+        nargs="+",
+        type=expanded,
+        default=[],
+        metavar="FILE",
+        help="the student, in the format of the suffix: .safetensors, .pt, .pth or .onnx",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("latest", "best_holdout"),
+        default="latest",
+        help="weights of the last epoch, which the test results belong to, or of the best epoch on the hold-out",
+    )
+    parser.add_argument(
+        "--classes",
+        type=expanded,
+        default="",
+        metavar="FILE",
+        help="the classes: CSV for a suffix .csv, otherwise JSON; - is standard output",
+    )
     return parser
 
 
@@ -177,10 +216,10 @@ def host(commands: Any) -> argparse.ArgumentParser:
     )
     _add_files(check, ("json", "the result as JSON"))
     check.add_argument("path", metavar="PATH", type=Path, help="root of the checkout")
-    check.add_argument("--script", metavar="FILE", help="training script below PATH (default: tries the likely ones)")
     check.add_argument(
-        "words", nargs=argparse.REMAINDER, metavar="...", help="--script FILE, and after -- options of that script"
+        "--script", default="", metavar="FILE", help="training script below PATH (default: tries the likely ones)"
     )
+    check.add_argument("words", nargs="*", metavar="OPTION", help="after --: options of that script")
     return parser
 
 

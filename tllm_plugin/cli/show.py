@@ -20,6 +20,8 @@ from tllm_plugin.runs.run_folder import RunFolder
 _COLUMNS = 6
 #: The evidence's headings, and how many characters a column of it is wide.
 _EVIDENCE = {"flagged\nafter\nepoch": 7, "drop": 5, "McNemar\np": 7, "e-value": 7, "hold-out": 8}
+#: The same of the posterior, of runs with a reference run.
+_HARM = {"P(harm)": 7}
 #: The same of what a policy has decided.
 _WEIGHTS = {"teacher\nstrength": 8, "teaching\nweight": 8}
 _VALUE, _BORDER = 4, 3
@@ -83,7 +85,8 @@ def table(flags: FlagsRecord, curves: Curves, score: str, width: int, policy: Po
     """
     weights = {} if policy is None else _WEIGHTS
     names = max(len("class"), *(cell_len(visible(item.name)) for item in flags.classes))
-    columns = {**weights, **_EVIDENCE}
+    harm = _HARM if any(item.probability_of_harm is not None for item in flags.classes) else {}
+    columns = {**weights, **_EVIDENCE, **harm}
     taken = names + sum(columns.values()) + (1 + len(columns)) * _BORDER + 1
     picked = _spread(len(curves), min(_COLUMNS, max(2, (width - taken) // (_VALUE + _BORDER))))
     result = Table(title=f"hold-out {score} per class, after the epochs in the heading", title_justify="left")
@@ -97,6 +100,7 @@ def table(flags: FlagsRecord, curves: Curves, score: str, width: int, policy: Po
             visible(item.name),
             *_weight(policy, item.index),
             *_evidence(item),
+            *_harm(item, len(harm)),
             *cells,
             style="bold" if item.flagged else None,
         )
@@ -116,6 +120,10 @@ def _evidence(item: ClassFlag) -> list[str]:
         "" if item.e_value is None else f"{item.e_value:.3g}",
         f"{item.holdout_correct}/{item.holdout_count}",
     ]
+
+
+def _harm(item: ClassFlag, columns: int) -> list[str]:
+    return ["" if item.probability_of_harm is None else f"{item.probability_of_harm:.2f}"] * columns
 
 
 def _spread(count: int, most: int) -> list[int]:

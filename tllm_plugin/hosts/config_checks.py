@@ -87,7 +87,15 @@ def merge_options(cfg: CfgNode, options: Iterable[str]) -> list[str]:
     for key, text in zip(items[::2], items[1::2], strict=True):
         # Values of text keys are not parsed, because YAML would change paths with `: ` and names such as 007.
         quoted = text.startswith(("'", '"'))
-        nested: Any = text if _is_text(cfg, key) and not quoted else _parse(text)
+        problems += merge_values(cfg, {key: text if _is_text(cfg, key) and not quoted else _parse(text)})
+    return problems
+
+
+def merge_values(cfg: CfgNode, values: Mapping[str, Any]) -> list[str]:
+    """Merge values by dotted key into `cfg` and return the problems, one sentence each."""
+    problems = []
+    for key, value in values.items():
+        nested: Any = value
         for part in reversed(key.split(".")):
             nested = {part: nested}
         problems += _merge(cfg, nested, "")

@@ -7,6 +7,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from yacs.config import CfgNode
 
+from tllm_plugin.hosts.contract import extras_of
+
 
 def spare_from_decay(optimizer: Optimizer, distiller: nn.Module) -> None:
     """Move the undecayed parameters of a distiller into parameter groups without weight decay.
@@ -15,7 +17,7 @@ def spare_from_decay(optimizer: Optimizer, distiller: nn.Module) -> None:
         optimizer: Optimizer to change in place; other options are kept, and a second call has no effect.
         distiller: Distiller; without `get_undecayed_parameters()`, or if that is empty, nothing is changed.
     """
-    named = getattr(distiller, "get_undecayed_parameters", None)
+    named = extras_of(distiller).get_undecayed_parameters
     known = {id(parameter) for parameter in named()} if named is not None else set()
     for group in list(optimizer.param_groups):
         spared = [parameter for parameter in group["params"] if id(parameter) in known]

@@ -66,6 +66,23 @@ HOLDOUT = (
     ),
     Option("seed", 0, None, "seed of the choice of the hold-outs", "HOLDOUT.SEED", "tllm_holdout_seed"),
 )
+#: Of `hosts/speed.py`: how fast a run is computed.
+SPEED = (
+    Option(
+        "speed",
+        "off",
+        one_of(["off", "exact", "auto"]),
+        "off: as the host computes; exact: the same numbers faster; auto: the fastest that keeps its numbers",
+        flag="tllm_speed",
+    ),
+    Option(
+        "views",
+        0,
+        count_in(0),
+        "outcomes of the augmentation per image, which changes the augmentation; 0: all",
+        flag="tllm_views",
+    ),
+)
 FDR, CONFIDENCE = "TLLM.DETECTOR.FDR", "TLLM.DETECTOR.CONFIDENCE"
 OLD_FLAG = "tllm_confidence"
 
@@ -212,7 +229,7 @@ def _declared() -> Iterator[tuple[str, Iterable[Option], bool]]:
     """Yield nodes with their options and whether the options are part of TLLM."""
     kinds = f"detector of undistillable classes: {', '.join(DETECTORS)}"
     kind = Option("type", "reference", one_of(DETECTORS), kinds, flag="tllm_detector")
-    yield "TLLM", (*INNER, *WRAPPER, *POLICY, *HOLDOUT), True
+    yield "TLLM", (*INNER, *WRAPPER, *POLICY, *HOLDOUT, *SPEED), True
     yield "TLLM.DETECTOR", (kind, _REFERENCE, _CLASSES), True
     for detector in DETECTORS.values():
         yield "TLLM.DETECTOR", detector.options, detector.__module__.startswith("tllm_plugin.")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -44,3 +45,16 @@ class RandomState:
         numpy = state["numpy"]
         keys = numpy["keys"].numpy().astype(np.uint32)
         np.random.set_state((numpy["kind"], keys, numpy["position"], numpy["has_gauss"], numpy["cached"]))
+
+
+@contextmanager
+def same_random_numbers(seed: int) -> Iterator[None]:
+    """Seed the generators of Python, NumPy and the CPU for a block, and put their states back afterwards."""
+    state = RandomState().state_dict()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        RandomState().load_state_dict(state)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import platform
 import resource
 import sys
 
 import torch
+import torchvision
 
 from tllm_plugin.core.predictions import Predictions
+from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.at_chance import tell_if_at_chance
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.run_folder import RunFolder
+from tllm_plugin.version import __version__
 
 
 def write_results(run: RunFolder, metrics: MetricsRecord, predictions: Predictions | None) -> MetricsRecord:
@@ -39,3 +43,16 @@ def peak_memory_bytes(device: torch.device) -> int:
         return int(torch.cuda.max_memory_allocated(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+
+
+def described(dumped: str) -> str:
+    """Return `config.yaml`, everything needed to run again, with versions, from what a config dumps."""
+    versions = {
+        "tllm-plugin": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "processes": processes.world_size(),
+    }
+    header = "".join(f"# {name} {version}\n" for name, version in versions.items())
+    return header + dumped

@@ -39,7 +39,7 @@ MARKS: dict[str, Mark] = {
         Mark.TRAINING: (
             *("DATASET.TYPE", "DATASET.IMAGE_SIZE", "DATASET.CLASS_ORDER", "DATASET.MEAN", "DATASET.STD"),
             *("DISTILLER.TYPE", "DISTILLER.STUDENT", "DISTILLER.PRETRAINED", "SOLVER"),
-            *("TLLM.ON", "TLLM.TRAINER", "TLLM.HOLDOUT"),
+            *("TLLM.ON", "TLLM.TRAINER", "TLLM.HOLDOUT", "TLLM.VIEWS"),
         ),
         Mark.TEACHING: (
             *("DISTILLER.TEACHER", "DISTILLER.TEACHER_STAGE", "DISTILLER.TEACHER_EPOCHS", "DISTILLER.PLANT"),
@@ -49,8 +49,8 @@ MARKS: dict[str, Mark] = {
         Mark.TREATMENT: ("TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.BALANCE", "TLLM.MIN_ROWS"),
         # Seeds of a method may have different teachers. Checkpoints are compared by their path only.
         Mark.REPETITION: (
-            *("EXPERIMENT.SEED", "RUNTIME", "DATASET.TEST", "DISTILLER.TEACHER_CHECKPOINT"),
-            *("tllm_seed", "trial", "num_workers"),
+            *("EXPERIMENT.SEED", "RUNTIME", "TLLM.SPEED", "DATASET.TEST", "DISTILLER.TEACHER_CHECKPOINT"),
+            *("tllm_seed", "tllm_speed", "trial", "num_workers"),
         ),
         # The contents of the data and of the reference are compared instead.
         Mark.PLACE: (
@@ -94,6 +94,8 @@ _YOUNGER: dict[str, Any] = {
     "TLLM.POLICY": "",
     "TLLM.POLICY_OPTIONS.LEVEL": "mean",
     "TLLM.POLICY_OPTIONS.SEED": 0,
+    "TLLM.SPEED": "off",
+    "TLLM.VIEWS": 0,
 }
 _BEFORE = {**_OLDER_THAN_SEARCHES, **_YOUNGER}
 

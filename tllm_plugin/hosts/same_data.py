@@ -17,8 +17,8 @@ from tllm_plugin.core.data_identity import (
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.data.class_order import differing_orders
 from tllm_plugin.runs import data_file
-from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import NAME, RunFolder
+from tllm_plugin.runs.weights_file import read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def data_of_checkpoint(path: str | Path) -> DataIdentity:
         FileFormatError: The checkpoint is damaged.
     """
     path = Path(path)
-    found = data_file.from_checkpoint(load_torch(path, "a network's checkpoint"), path)
+    found = data_file.from_checkpoint(read_weights(path), path)
     if found is not None:
         return found
     folder = path.parent if path.parent.name == NAME else path.parent / NAME

@@ -49,6 +49,17 @@ def _part(dataset: Any, num_classes: int) -> DataPart:
     labels = labels_of(dataset)
     if labels is None or not len(labels) or int(labels.min()) < 0 or int(labels.max()) >= num_classes:
         return DataPart()
+    return part_shown(dataset, labels, num_classes)
+
+
+def part_shown(dataset: Any, labels: Tensor, num_classes: int) -> DataPart:
+    """Return the record of a data set with known labels: of its files or its images, as far as it shows them.
+
+    Args:
+        dataset: The data set.
+        labels: (N,) int64, in [0, num_classes).
+        num_classes: C.
+    """
     images = getattr(dataset, "data", None)
     decoded = isinstance(images, np.ndarray | Tensor) and len(images) == len(labels)
     try:

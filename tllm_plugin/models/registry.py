@@ -47,6 +47,11 @@ def create_model(name: str, num_classes: int, in_channels: int = 3) -> nn.Module
     return builder(num_classes=num_classes, in_channels=in_channels)
 
 
+def model_builder(name: str) -> Callable[[int, int], nn.Module]:
+    """Return a function that builds the model of a name for `(num_classes, in_channels)`."""
+    return lambda num_classes, in_channels: create_model(name, num_classes=num_classes, in_channels=in_channels)
+
+
 def model_names() -> list[str]:
     """Return the known names, sorted; a name with <...> is a family, such as wrn_<depth>_<width>."""
     return sorted([*MODELS, *FAMILIES])

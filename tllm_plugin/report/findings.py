@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tllm_plugin.analysis.comparison import Comparison, Count
+from tllm_plugin.analysis.headroom import headroom_of
 from tllm_plugin.analysis.study import Method, Study
 from tllm_plugin.analysis.teachers import TeacherRow, named
 from tllm_plugin.analysis.wording import counted, listed
@@ -39,6 +40,7 @@ def findings(study: Study) -> list[str]:
                 )
             continue
         sentences.append(f"{_accuracy(study, method, method.comparison)} {_hurt(study, method, method.comparison)}")
+        sentences += _headroom(method, method.comparison)
         if method.flagged.any() and not method.flagged.all():
             sentences.append(_flagged(study, method, method.comparison))
         reasons = [run.flags.reason for run in method.runs if run.flags is not None]
@@ -124,6 +126,9 @@ def reading_guide(study: Study) -> list[str]:
         "With several seeds, delta acc is the mean over pairs of runs (of equal seeds, if seeds are known), intervals "
         "are means of the pairs' intervals at a level that gives 95 % together, and p-values are merged by a rule that "
         "is valid under any dependence.",
+        "P(harm) is the probability that the effect on a class is negative, from a model of all classes together, in "
+        "which most classes have similar effects and single ones may differ by much. With several seeds it is a "
+        "statement about the method; with one, about these two networks.",
         "Overlaps are tested by a permutation test over classes, with its exact distribution.",
     ]
 
@@ -191,6 +196,19 @@ def _hurt(study: Study, method: Method, comparison: Comparison) -> str:
         sentence + f"{counted(len(sure), 'class is', 'classes are')} significantly worse (FDR 5 %): "
         f"{_names(study, worst, comparison)}."
     )
+
+
+def _headroom(method: Method, comparison: Comparison) -> list[str]:
+    """Return a sentence about the headroom if several runs show the noise of training."""
+    room = headroom_of(comparison)
+    if room is None or room.source != "seeds":
+        return []
+    low, ceiling, high = (100 * end for end in (room.ceiling.low, room.ceiling.value, room.ceiling.high))
+    return [
+        f"The true effects of {method.label} differ between classes by {100 * room.spread.value:.1f} points (standard "
+        f"deviation, with noise removed). Restoring every class that it makes worse would raise the mean accuracy by "
+        f"{ceiling:.1f} points (95 % interval {low:.1f} to {high:.1f})."
+    ]
 
 
 def _flagged(study: Study, method: Method, comparison: Comparison) -> str:

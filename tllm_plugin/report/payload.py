@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tllm_plugin.analysis.comparison import Count, Spread
+from tllm_plugin.analysis.effects import effect_posterior
 from tllm_plugin.analysis.loaded_run import LoadedRun
 from tllm_plugin.analysis.results import Vector
 from tllm_plugin.analysis.similarity import Similarity
@@ -120,6 +121,7 @@ def _method(method: Method, similarity: Similarity | None) -> Json:
             "low": _numbers(low),
             "high": _numbers(high),
             "q": _numbers(comparison.q_value, digits=5),
+            "harm": _numbers(effect_posterior(comparison).harm.tolist()),
         }
     if similarity is not None and method.label in similarity.cka:
         content["cka"] = _numbers(similarity.cka[method.label], digits=3)

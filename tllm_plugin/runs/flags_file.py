@@ -22,6 +22,8 @@ class ClassFlag:
         e_value: Evidence that is valid under any number of looks, at least 0; None without it.
         holdout_count: Hold-out samples of the class.
         holdout_correct: Number of these that the student predicted correctly at the last evaluation.
+        probability_of_harm: Posterior probability that the class is behind the reference run, in [0, 1]; None without a
+            reference run.
     """
 
     index: Count
@@ -33,6 +35,7 @@ class ClassFlag:
     e_value: Amount | None
     holdout_count: Count
     holdout_correct: Count
+    probability_of_harm: Fraction | None = None
 
     @model_validator(mode="after")
     def _is_consistent(self) -> ClassFlag:

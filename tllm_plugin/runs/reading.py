@@ -6,6 +6,7 @@ files are opened, and declared sizes are checked before memory is allocated.
 
 from __future__ import annotations
 
+import argparse
 import errno
 import io
 import json
@@ -107,6 +108,19 @@ def read_npz(path: str | os.PathLike[str], kind: str, version: int) -> dict[str,
     return {name.removesuffix(_SUFFIX): array for name, array in arrays.items()}
 
 
+def read_arrays(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
+    """Read all arrays of an `.npz` that anybody may have written.
+
+    Raises:
+        FileFormatError: It is missing, truncated, no such file, or holds a pickle.
+    """
+    path = Path(path)
+    with _refusing(path, what), open_file(path, what) as file:
+        check_archive(file)
+        with zipfile.ZipFile(file) as archive:
+            return {name.removesuffix(_SUFFIX): _read_array(archive, name) for name in archive.namelist()}
+
+
 def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     """Return an array of a checked `.npz`; its shape is compared with its size in bytes before memory is allocated."""
     if not name.endswith(_SUFFIX):
@@ -146,7 +160,9 @@ def load_torch(path: str | os.PathLike[str], what: str) -> object:
             check_archive(file)
         file.seek(0)
         try:
-            content: object = torch.load(file, map_location="cpu", weights_only=True)
+            # Scripts put their parsed options beside the weights; a Namespace does nothing but hold values.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content: object = torch.load(file, map_location="cpu", weights_only=True)
         except UnpicklingError as error:
             raise FileFormatError(
                 f"Expected {path} to be {what}, but it is damaged or holds more than tensors and plain values, which "

@@ -19,6 +19,7 @@ from tllm_plugin.runs.data_file import DataRecord, record_of
 from tllm_plugin.runs.flags_file import FlagsRecord
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.policy_file import PolicyRecord
+from tllm_plugin.runs.speed_file import SpeedRecord
 from tllm_plugin.runs.split_file import SplitRecord
 
 NAME = "tllm"
@@ -121,6 +122,11 @@ class RunFolder:
         return self.path / "policy.json"
 
     @property
+    def speed_json(self) -> Path:
+        """How the run is made faster; `SpeedRecord`. Only with `TLLM.SPEED: auto`."""
+        return self.path / "speed.json"
+
+    @property
     def metrics_json(self) -> Path:
         """Test results and cost; `MetricsRecord`."""
         return self.path / "metrics.json"
@@ -202,6 +208,14 @@ class RunFolder:
     def read_policy(self) -> PolicyRecord:
         """Read `policy.json`; raises `FileFormatError` if it is missing or invalid."""
         return PolicyRecord.read(self.policy_json)
+
+    def write_speed(self, record: SpeedRecord) -> None:
+        """Write `speed.json`."""
+        record.write(self.speed_json)
+
+    def read_speed(self) -> SpeedRecord:
+        """Read `speed.json`; raises `FileFormatError` if it is missing or invalid."""
+        return SpeedRecord.read(self.speed_json)
 
     def write_metrics(self, record: MetricsRecord) -> None:
         """Write `metrics.json`."""

@@ -24,9 +24,10 @@ from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import recipe
 from tllm_plugin.hosts.embedded.data import load_bundle
 from tllm_plugin.hosts.embedded.prerequisites import log_folder, named_reference
-from tllm_plugin.hosts.embedded.run_files import copy_until, described, read_state, spec_of
+from tllm_plugin.hosts.embedded.run_files import copy_until, read_state, spec_of
+from tllm_plugin.hosts.results import described
 from tllm_plugin.hosts.same_data import check_same_data
-from tllm_plugin.hosts.teaching import flags_record
+from tllm_plugin.hosts.session_records import flags_record
 from tllm_plugin.runs.atomic import save_torch, write_link
 from tllm_plugin.runs.flags_file import FlagsRecord
 from tllm_plugin.runs.run_folder import RunFolder

@@ -30,7 +30,7 @@ def test_check_says_of_every_method_what_becomes_of_it(tmp_path: Path) -> None:
     assert "needs batches of a fixed size" in verdicts["fixed"][1]
     assert "predicts by other means, such as a projector" in verdicts["projector"][1]
     assert "no_such_loss" in verdicts["fails"][1]
-    facts = dict(result.facts)
+    facts = result.facts
     assert facts["script"] == "distil/train_student_small.py" and "train(epoch, train_loader" in facts["epoch"]
     assert sorted((path, path.read_bytes()) for path in root.rglob("*") if path.is_file()) == before
 

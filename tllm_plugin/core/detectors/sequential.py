@@ -113,7 +113,8 @@ class SequentialDetector(Detector):
             total = total + betting_e_value(differences, labels, margin) / (choices * looks)
         self.memory["e_value"] = total
         p_value = mcnemar_p_value(*paired_counts(before, samples.correct, labels, self.num_classes))
-        evidence = Evidence(drop=drop - shared, p_value=p_value, e_value=total)
+        unknown = torch.full_like(drop, torch.nan)
+        evidence = Evidence(drop=drop - shared, p_value=p_value, e_value=total, harm=unknown)
         if epoch <= self.warmup_epochs:
             return torch.zeros(self.num_classes, dtype=torch.bool), evidence
         if self.fdr == 1.0:

@@ -12,11 +12,12 @@ from tllm_plugin.core.predictions import Predictions, predict
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.embedded.data import batches_of_test_set
-from tllm_plugin.hosts.embedded.networks import load_network, make_network, trained_model
-from tllm_plugin.hosts.embedded.run_files import run_lock
+from tllm_plugin.hosts.embedded.networks import make_network, trained_model
 from tllm_plugin.hosts.embedded.runtime import autocast, choose_device, reproducible
 from tllm_plugin.hosts.results import write_results
+from tllm_plugin.hosts.run_lock import run_lock
 from tllm_plugin.hosts.same_data import check_classes, tell_once
+from tllm_plugin.hosts.weights import load_weights
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -39,7 +40,7 @@ def predict_test_set(run: RunFolder, cfg: CfgNode, bundle: DataBundle) -> Predic
         bundle = bundle.normalised(recorded.mean, recorded.std)
         device = choose_device(cfg)
         network = make_network(cfg, trained_model(cfg), bundle, device)
-        student = load_network(network, run.log_folder / "student_latest").to(device)
+        student = load_weights(network, run.log_folder / "student_latest").to(device)
         return predict(student, batches_of_test_set(bundle, cfg, device), autocast=partial(autocast, cfg, device))
 
 

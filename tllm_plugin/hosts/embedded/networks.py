@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,19 +12,17 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from tllm_plugin.core.data_identity import DataIdentity, normalisation_difference
-from tllm_plugin.core.errors import FileFormatError
 from tllm_plugin.core.predictions import predict
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.at_chance import tell_if_at_chance
 from tllm_plugin.hosts.class_lists import resolve_classes
+from tllm_plugin.hosts.embedded.prerequisites import WITHOUT_TEACHER
 from tllm_plugin.hosts.embedded.runtime import autocast
 from tllm_plugin.hosts.same_data import check_teacher, data_of_checkpoint, tell_unstated_order
-from tllm_plugin.methods import ContextStudent
-from tllm_plugin.models import create_model, load_pretrained
+from tllm_plugin.hosts.weights import check_weights, load_weights
+from tllm_plugin.models import create_model, load_pretrained, model_builder
 from tllm_plugin.models.planting import PlantedTeacher
-from tllm_plugin.runs.finite import check_finite
-from tllm_plugin.runs.reading import load_torch
 
 #: About as many of the training images show whether a teacher knows anything.
 _IMAGES_FOR_A_TEACHER = 500
@@ -90,34 +87,15 @@ def show_as_recorded(network: nn.Module, recorded: DataIdentity, now: DataIdenti
     network.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def load_network(network: nn.Module, path: str | Path) -> nn.Module:
-    """Load the weights of a checkpoint `{"model": state_dict}`, as the hosts write it.
-
-    All ranks must call this function; rank 0 reads the file.
-
-    Args:
-        network: Network of the trained architecture.
-        path: Checkpoint file.
-
-    Returns:
-        The network, or for weights of a CID student the predicting module around it.
+def check_named_checkpoint(cfg: CfgNode) -> None:
+    """Check the teacher's checkpoint that a config names, before the data set is read.
 
     Raises:
-        FileFormatError: The checkpoint is missing, damaged, of another architecture or number of classes, or has
-            weights that are not finite.
+        FileFormatError: See `check_weights`.
     """
-    state = processes.from_main(lambda: load_torch(path, "a network's checkpoint"))
-    if not isinstance(state, Mapping) or not isinstance(state.get("model"), Mapping):
-        raise FileFormatError(f"Expected {path} to hold a state_dict under the key `model`, but it does not")
-    check_finite(state["model"], path)
-    try:
-        if ContextStudent.is_state(state["model"]):
-            return ContextStudent.restore(network, state["model"])
-        network.load_state_dict(state["model"])
-    except RuntimeError as error:
-        cause = " ".join(str(error).split())
-        raise FileFormatError(f"Expected {path} to fit {type(network).__name__}, but {cause[:300]}") from error
-    return network
+    name, checkpoint = cfg.DISTILLER.TEACHER, cfg.DISTILLER.TEACHER_CHECKPOINT
+    if checkpoint and cfg.DISTILLER.TYPE not in WITHOUT_TEACHER:
+        processes.from_main(lambda: check_weights(model_builder(name), checkpoint, name))
 
 
 def load_teacher(cfg: CfgNode, checkpoint: str | Path, bundle: DataBundle, device: torch.device) -> nn.Module:
@@ -130,11 +108,11 @@ def load_teacher(cfg: CfgNode, checkpoint: str | Path, bundle: DataBundle, devic
         device: Device of the teacher.
 
     Raises:
-        FileFormatError: See `load_network`.
+        FileFormatError: See `load_weights`.
         ConfigError: The teacher was trained on other classes.
     """
     teacher = make_network(cfg, cfg.DISTILLER.TEACHER, bundle, device)
-    teacher = load_network(teacher, checkpoint).to(device)
+    teacher = load_weights(teacher, checkpoint).to(device)
     recorded = processes.from_main(lambda: data_of_checkpoint(checkpoint))
     if cfg.DISTILLER.TEACHER_CHECKPOINT:  # Otherwise the teacher's run has been compared already.
         check_teacher(checkpoint, recorded, bundle.identity)

@@ -17,12 +17,12 @@ from tllm_plugin.core.detectors import Detector
 from tllm_plugin.core.errors import ConfigError, DataError, TLLMError
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts import processes
-from tllm_plugin.hosts.adapter import Host, make_distiller_factory, make_trainer_factory
+from tllm_plugin.hosts.adapter import Host
 from tllm_plugin.hosts.embedded.data import EmbeddedData, batches_of_test_set, load_bundle
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
 from tllm_plugin.hosts.embedded.distributed import least_rows, synchronise_batch_norm
 from tllm_plugin.hosts.embedded.late_test import ensure_tested
-from tllm_plugin.hosts.embedded.networks import load_teacher, make_network
+from tllm_plugin.hosts.embedded.networks import check_named_checkpoint, load_teacher, make_network
 from tllm_plugin.hosts.embedded.prerequisites import (
     WITHOUT_TEACHER,
     experiment_name,
@@ -30,9 +30,12 @@ from tllm_plugin.hosts.embedded.prerequisites import (
     named_reference,
     needed_teacher,
 )
-from tllm_plugin.hosts.embedded.run_files import check_resumable, check_same_run, described, remove_results, run_lock
+from tllm_plugin.hosts.embedded.run_files import check_resumable, check_same_run, remove_results
 from tllm_plugin.hosts.embedded.runtime import choose_device, reproducible
 from tllm_plugin.hosts.embedded.trainer import trainer_dict
+from tllm_plugin.hosts.factories import make_distiller_factory, make_trainer_factory
+from tllm_plugin.hosts.results import described
+from tllm_plugin.hosts.run_lock import run_lock
 from tllm_plugin.runs.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -75,14 +78,16 @@ def run(
         NonFiniteLossError: A loss became NaN or infinite.
     """
     with run_lock(log_folder(cfg), wait=False), reproducible(cfg):
-        bundle = bundle or load_bundle(cfg)
+        if bundle is None:
+            check_named_checkpoint(cfg)
+            bundle = load_bundle(cfg)
         identity = torch.tensor(list(bytes.fromhex(bundle.identity.digest())))
         processes.check_same("the data", identity)
         trainer = prepare(cfg, bundle, resume=resume, overwrite=overwrite)
         if watch is not None:
-            trainer.teaching.watch = partial(_show, trainer, watch)
+            trainer.tllm_session.watch = partial(_show, trainer, watch)
         if keep is not None:
-            trainer.keep = partial(keep, trainer.teaching.curves, trainer.teaching.detector)
+            trainer.keep = partial(keep, trainer.tllm_session.curves, trainer.tllm_session.detector)
         trainer.train(resume=resume)
         if resume and cfg.LOG.TEST_FREQ >= 0:
             # A resumed run that was finished already may lack test results.

@@ -170,7 +170,7 @@
     if (byId("delta-order").value === "delta") sorted.sort((one, other) => method.delta[one] - method.delta[other]);
     const at = (values) => sorted.map((index) => 100 * values[index]);
     const text = sorted.map((index) => "<b>" + escape(names[index]) + "</b><br>delta acc " + points(method.delta[index]) +
-      " [" + points(method.low[index]) + ", " + points(method.high[index]) + "]<br>q " + pValue(method.q[index]) +
+      " [" + points(method.low[index]) + ", " + points(method.high[index]) + "]<br>q " + pValue(method.q[index]) + ", P(harm) " + method.harm[index].toFixed(2) +
       (hasNull(method.flagged[index]) ? "" : "<br>flagged after epoch " + method.flagged[index] + seedsOf(method, index)));
     const delta = at(method.delta), low = at(method.low), high = at(method.high);
     const few = names.length <= 60, many = names.length > 200;

@@ -1,35 +1,14 @@
-"""Registry of the embedded host's distillers, the vanilla distiller, and shared functions."""
+"""Registry of the embedded host's distillers, and functions that several of them use."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tllm_plugin.core.registry import Registry
-
-
-class Vanilla(nn.Module):
-    """Train the student alone with cross-entropy: the reference of delta acc.
-
-    Args:
-        student: Module that maps images to (logits, features).
-    """
-
-    def __init__(self, student: nn.Module) -> None:
-        super().__init__()
-        self.student = student
-
-    def get_learnable_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of the student."""
-        return list(self.student.parameters())
-
-    def forward(self, **batch: Any) -> Any:
-        logits = self.student(batch["image"])[0]
-        return (logits, {"ce": F.cross_entropy(logits, batch["target"])}) if self.training else logits
-
+from tllm_plugin.methods import Vanilla
 
 #: Name -> (student, teacher, cfg) -> distiller, except for NONE, which takes the student alone.
 distiller_dict: Registry[Callable[..., nn.Module]] = Registry("distiller")

@@ -1,0 +1,72 @@
+"""What `TLLM.SPEED` does in any host: batches made on the device, and faster networks from the first step on."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from yacs.config import CfgNode
+
+from tllm_plugin.hosts.host_session import HostSession
+from tllm_plugin.speed.loader import on_device
+from tllm_plugin.speed.steps import FirstStep
+
+logger = logging.getLogger(__name__)
+
+
+class RunSpeed:
+    """The speed of one run.
+
+    Args:
+        node: `cfg.TLLM`.
+        device: On which the run is trained.
+        several: Whether several processes or GPUs train it; then only batches are made faster.
+    """
+
+    def __init__(self, node: CfgNode, device: torch.device, *, several: bool = False) -> None:
+        self.level = str(node.SPEED)
+        self.views = int(node.VIEWS)
+        self.device = device
+        self.several = several
+
+    def loader(self, loader: Any) -> Any:
+        """Return a loader of the same batches that makes them on the device, or the host's own."""
+        if self.level == "off" or not isinstance(loader, DataLoader):
+            return loader
+        found, reason = on_device(loader, self.device, self.views)
+        if reason:
+            logger.info("speed: the host's loader stays: %s", reason)
+        else:
+            logger.info("speed: batches are made on the %s%s", self.device, self._told_of_views())
+        return found
+
+    def _told_of_views(self) -> str:
+        return f"; each image has {self.views} outcomes of the augmentation instead of all" if self.views else ""
+
+    def start(self, session: HostSession, *, steps: int, optimizer: Any, resume: bool) -> None:
+        """Prepare the choice that is made in the first step; a resumed run continues with the recorded one.
+
+        Args:
+            session: Session of the run, with its folder.
+            steps: Steps of the whole run.
+            optimizer: The host's.
+            resume: Whether the run continues.
+        """
+        if self.level != "auto":
+            return
+        if self.several:
+            logger.info("speed: networks on several devices or in several processes are left as they are")
+            return
+        run = session.run
+        recorded = run.read_speed() if run is not None and resume and run.speed_json.exists() else None
+        if run is not None and recorded is None:
+            run.speed_json.unlink(missing_ok=True)  # Of an earlier run in this folder.
+        FirstStep(
+            session.wrapper,
+            steps,
+            optimizer=optimizer if isinstance(optimizer, torch.optim.Optimizer) else None,
+            recorded=recorded,
+            write=(lambda record: None) if run is None else run.write_speed,
+        ).put_in()
