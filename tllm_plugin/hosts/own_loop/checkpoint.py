@@ -77,6 +77,7 @@ class SessionCheckpoint:
         self._config = config
         self._wrapper = wrapper
         self._data = data
+        self._is_readable = False
 
     def read(self) -> Mapping[str, Any] | None:
         """Return what rank 0 reads as the last checkpoint; None if the run is new; see `read_checkpoint` for errors."""
@@ -93,6 +94,9 @@ class SessionCheckpoint:
             optimizer: The optimizer.
             scheduler: The schedule of the learning rate; None without one.
             generators: Generators of the session's loaders.
+
+        Raises:
+            ConfigError: A state holds something other than tensors and plain values.
         """
         rng = processes.gathered(RandomState().state_dict())
         if not processes.is_main():
@@ -110,6 +114,24 @@ class SessionCheckpoint:
             "generators": [generator.get_state() for generator in generators],
         }
         write_checkpoint(self._run.log_folder, epoch, state, {"model": self._wrapper.student.state_dict(), **data})
+        self._check_readable()
+
+    def _check_readable(self) -> None:
+        """Read the first checkpoint back: what only pickle can read is refused now, and not after a crash.
+
+        Raises:
+            ConfigError: A state holds something other than tensors and plain values.
+        """
+        if self._is_readable:
+            return
+        try:
+            load_torch(self._run.log_folder / "latest", "the checkpoint that was just written")
+        except FileFormatError as error:
+            raise ConfigError(
+                "Expected the states of optimizer, scheduler and what the distiller carries to be tensors and plain "
+                f"values (a NumPy number as `float(...)`), but {' '.join(str(error).split())[:300]}"
+            ) from error
+        self._is_readable = True
 
     def restore(
         self, state: Mapping[str, Any], optimizer: Optimizer | None, scheduler: Any, generators: list[Generator]

@@ -33,8 +33,10 @@ from tllm_plugin.hosts.own_loop.options import errors_name_keywords, session_nod
 from tllm_plugin.hosts.results import described, peak_memory_bytes, write_results
 from tllm_plugin.hosts.run_lock import run_lock
 from tllm_plugin.hosts.same_data import CarriedData
+from tllm_plugin.hosts.session_records import flags_record
 from tllm_plugin.hosts.shown_data import part_shown
 from tllm_plugin.runs.metrics_file import MetricsRecord
+from tllm_plugin.runs.notebook import flags_html
 from tllm_plugin.runs.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -124,6 +126,10 @@ class Session:
         flagged, classes = int(self.flags.sum()), len(self.class_names)
         done = f"{self.epochs_done} of {self.total_epochs} epochs"
         return f"Session(run={str(self._folder)!r}, {done}, {flagged} of {classes} classes flagged)"
+
+    def _repr_html_(self) -> str:
+        host = self._host
+        return flags_html(repr(self), flags_record(host.detector, host.node, self.class_names, self.epochs_done))
 
     @property
     def class_names(self) -> tuple[str, ...]:
