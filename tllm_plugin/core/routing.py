@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tllm_plugin.core.contract import predictor_of
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.mixing import RowWeights
 from tllm_plugin.core.outputs import has_rows, map_tensors, slice_rows, tensors_in
@@ -146,7 +147,7 @@ def attach_hooks(owner: str, distiller: nn.Module) -> None:
     for network in students:
         network.register_forward_pre_hook(_Before(owner, "student"), with_kwargs=True)
         network.register_forward_hook(_StudentHook(owner))
-    predictor = getattr(distiller, "predictor", None)
+    predictor = predictor_of(distiller)
     if predictor is not None:
         predictor.register_forward_pre_hook(_Before(owner, "predictor"), with_kwargs=True)
         predictor.register_forward_hook(_StudentHook(owner))

@@ -219,8 +219,7 @@ class HostSession:
             )
         self._tell_of_few_rows(epoch)
         if self._best is not None:
-            predictor = getattr(self.wrapper.distiller, "predictor", None)
-            self._best.note(epoch, float(per_class.nanmean()), self.wrapper.student, predictor)
+            self._best.note(epoch, float(per_class.nanmean()), self.wrapper.student, self.wrapper.predictor)
         if self.watch is not None:
             self.watch(self.search_curves)
 
