@@ -10,11 +10,12 @@ import pytest
 import torch
 from optuna.trial import Trial, TrialState
 
+from tllm_plugin.cli.training_parsers import PRUNERS
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.predictions import Predictions
 from tllm_plugin.search.optuna_study import SharedStudy
-from tllm_plugin.search.pruning import PRUNERS, make_pruner, reporter
+from tllm_plugin.search.pruning import make_pruner, reporter
 from tllm_plugin.search.space import Dimension
 
 ETA = "TLLM.DETECTOR.ETA"
