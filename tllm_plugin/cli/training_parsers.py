@@ -13,7 +13,7 @@ from tllm_plugin.core.paths import expanded
 DEFAULT_ETAS = ("0.01", "0.02", "0.05", "0.1", "0.2")
 DEFAULT_RANGE = "ETA=0.005:0.3:log"
 HOSTS = ("embedded", "mdistiller", "repdistiller")
-_PRUNERS = ("median", "halving", "hyperband")
+PRUNERS = ("median", "halving", "hyperband")
 
 _SEARCH = """\
 Choose eta by training with several values and scoring each student on a second
@@ -113,7 +113,7 @@ def search(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--prune",
-        choices=_PRUNERS,
+        choices=PRUNERS,
         default="",
         help="stop trials that score below the median of the finished ones, or by successive halving or hyperband",
     )
