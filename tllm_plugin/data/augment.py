@@ -20,13 +20,15 @@ class ShiftFlip:
     Args:
         padding: Pixels added to each side before cropping back to the image's size: the largest shift.
         flip: Whether every second image, on average, is mirrored.
+        views: Outcomes that each image may have, chosen by its place in the data set; 0 for all.
     """
 
     padding: int
     flip: bool
+    views: int = 0
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Random numbers for `count` images.
+        """Random numbers for `count` images, the first of the data set.
 
         Returns:
             (count, 3) int64 on the CPU: top and left edge of the crop in the padded image, 0..2 * padding, and 1 for
@@ -34,7 +36,24 @@ class ShiftFlip:
         """
         edges = torch.randint(0, 2 * self.padding + 1, (count, 2), generator=generator)
         mirrored = torch.randint(0, 2 if self.flip else 1, (count, 1), generator=generator)
-        return torch.cat([edges, mirrored], dim=1)
+        return self.limited(torch.cat([edges, mirrored], dim=1), torch.arange(count))
+
+    def limited(self, draws: Tensor, rows: Tensor) -> Tensor:
+        """Return draws that are among the `views` outcomes of each image.
+
+        Args:
+            draws: (n, 3), see `draw`.
+            rows: (n,) int64, places of the images in the data set.
+        """
+        if not self.views:
+            return draws
+        edges, flips = 2 * self.padding + 1, 2 if self.flip else 1
+        outcome = (draws[:, 0] * edges + draws[:, 1]) * flips + draws[:, 2]
+        # Any fixed function of image and view that spreads well: two steps of a linear congruential generator.
+        mixed = (rows * self.views + outcome % self.views) * 6364136223846793005 + 1442695040888963407
+        mixed = mixed * 6364136223846793005 + 1442695040888963407
+        chosen = (mixed >> 33).remainder(edges * edges * flips)
+        return torch.stack([chosen // (flips * edges), chosen // flips % edges, chosen % flips], dim=1)
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
         """Augment `images` (B, C, H, W) by their rows of `draws` (B, 3); same shape and dtype."""

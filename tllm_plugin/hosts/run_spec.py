@@ -49,8 +49,9 @@ MARKS: dict[str, Mark] = {
         # Seeds of a method may have teachers of their own. What is in a checkpoint is not compared, so that another
         # path is another teacher.
         Mark.REPETITION: (
-            *("EXPERIMENT.SEED", "RUNTIME", "TLLM.SPEED", "DATASET.TEST", "DISTILLER.TEACHER_CHECKPOINT"),
-            *("tllm_seed", "tllm_speed", "trial", "num_workers"),
+            *("EXPERIMENT.SEED", "RUNTIME", "TLLM.SPEED", "TLLM.MEMORY"),
+            *("DATASET.TEST", "DISTILLER.TEACHER_CHECKPOINT"),
+            *("tllm_seed", "tllm_speed", "tllm_memory", "trial", "num_workers"),
         ),
         # What is in the data and in a reference is compared instead.
         Mark.PLACE: (
@@ -96,6 +97,7 @@ _YOUNGER: dict[str, Any] = {
     "TLLM.POLICY_OPTIONS.SEED": 0,
     "TLLM.SPEED": "off",
     "TLLM.VIEWS": 0,
+    "TLLM.MEMORY": 2.0,
 }
 _BEFORE = {**_OLDER_THAN_SEARCHES, **_YOUNGER}
 
@@ -220,6 +222,8 @@ class RunSpec:
             depends_on["pretrained"] = True
         if self.values["DISTILLER.TYPE"] == "SFTN":
             depends_on["sftn"] = {"student": self.values["DISTILLER.STUDENT"], "node": self._named("SFTN")}
+        given = {key: self.values.get(key, _YOUNGER[key]) for key in ("TLLM.SPEED", "TLLM.VIEWS")}
+        depends_on |= {key: value for key, value in given.items() if value != _YOUNGER[key]}
         return digest(str(depends_on))
 
     def beginning_digest(self, instead: RunSpec | None = None) -> str:

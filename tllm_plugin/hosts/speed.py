@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from yacs.config import CfgNode
 
 from tllm_plugin.hosts.teaching import Teaching
 from tllm_plugin.speed.loader import on_device
+from tllm_plugin.speed.machine import cache_folder
+from tllm_plugin.speed.memory import MemoryPlace
 from tllm_plugin.speed.steps import FirstStep
 
 logger = logging.getLogger(__name__)
@@ -22,13 +25,16 @@ class RunSpeed:
     Args:
         node: `cfg.TLLM`.
         device: On which the run is trained.
+        teacher: Path of the teacher's checkpoint, beside which its answers are remembered; empty: in the cache folder.
         several: Whether several processes or GPUs train it; then only batches are made faster.
     """
 
-    def __init__(self, node: CfgNode, device: torch.device, *, several: bool = False) -> None:
+    def __init__(self, node: CfgNode, device: torch.device, *, teacher: str = "", several: bool = False) -> None:
         self.level = str(node.SPEED)
         self.views = int(node.VIEWS)
         self.device = device
+        folder = Path(teacher).parent if teacher else cache_folder() / "answers"
+        self.place = MemoryPlace(folder, int(node.MEMORY * 1e9)) if node.MEMORY else None
         self.several = several
 
     def loader(self, loader: Any) -> Any:
@@ -68,5 +74,6 @@ class RunSpeed:
             steps,
             optimizer=optimizer if isinstance(optimizer, torch.optim.Optimizer) else None,
             recorded=recorded,
+            place=self.place,
             write=(lambda record: None) if run is None else run.write_speed,
         ).put_in()

@@ -71,7 +71,7 @@ class EmbeddedData:
 
     def train_loader(self, indices: Tensor | None) -> Any:
         """Return this process's rows of augmented batches of `indices` (all of the training part for None)."""
-        return self.bundle.train_loader(
+        return self.bundle.limited(self.cfg.TLLM.VIEWS).train_loader(
             indices,
             batch_size=self.cfg.SOLVER.BATCH_SIZE,
             seed=self.cfg.EXPERIMENT.SEED,
