@@ -116,7 +116,7 @@ def mdistiller_turns(options: argparse.Namespace, root: Path, folder: Path) -> d
         trainer = made(name, distiller, loader, test_loader, cfg)
         if on:  # What `train` does before the host's loop.
             steps = CIFAR_IMAGES // options.batch * options.epochs
-            trainer.tllm_speed.start(trainer.teaching, steps=steps, optimizer=trainer.tllm_optimizer, resume=False)
+            trainer.tllm_speed.start(trainer.tllm_session, steps=steps, optimizer=trainer.tllm_optimizer, resume=False)
         return trainer
 
     def turn(trainer: Any, epoch: int = 1) -> Turn:

@@ -25,7 +25,7 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
 from multiprocessing import get_context
@@ -41,6 +41,7 @@ from tllm_plugin.analysis.comparison import compare
 from tllm_plugin.analysis.headroom import Estimate, headroom
 from tllm_plugin.analysis.results import TestResult
 from tllm_plugin.data import DataBundle
+from tllm_plugin.hosts.config_checks import flat
 from tllm_plugin.hosts.embedded import recipe
 from tllm_plugin.hosts.embedded.config import load_config
 from tllm_plugin.hosts.embedded.data import load_bundle
@@ -171,17 +172,9 @@ def config_of(options: argparse.Namespace, arm: str, seed: int) -> CfgNode:
 
 def digest_of(cfg: CfgNode) -> str:
     """Return a digest of the settings of a run: of its config, the teacher's included, but not of places."""
-    settings = {key: value for key, value in flattened(cfg) if not key.startswith(_PLACES)}
+    settings = {key: value for key, value in flat(cfg) if not key.startswith(_PLACES)}
     settings["teacher"] = Path(cfg.DISTILLER.TEACHER_CHECKPOINT).parent.name  # It has a digest of its config in it.
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def flattened(cfg: CfgNode, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in cfg.items():
-        if isinstance(value, CfgNode):
-            yield from flattened(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def bundle_of(options: argparse.Namespace, seed: int) -> DataBundle:

@@ -151,7 +151,7 @@ def test_as_many_classes_as_the_table_has(
 ) -> None:
     assert main(["compare", runs["vanilla"], runs["kd"], "--classes", most]) == 0
     shown = capsys.readouterr().out
-    assert f"{told} lost most" in shown
+    assert f"{told} with the lowest delta acc" in shown
     assert sum(line.startswith("│ class 0") for line in shown.splitlines()) == int(told.split()[1])
 
 
@@ -174,6 +174,6 @@ def test_refusals(runs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["compare", runs["vanilla"], str(tmp_path / "nothing")]) == 1
     assert "nothing to be a run, but it does not exist" in capsys.readouterr().err
     assert main(["compare", runs["vanilla"], runs["vanilla-1"]]) == 2
-    assert "a run of another kind than vanilla to compare" in capsys.readouterr().err
+    assert "a run of another method than vanilla to compare" in capsys.readouterr().err
     assert main(["compare", runs["vanilla"], str(write_run(tmp_path / "other", method="KD", classes=11))]) == 2
     assert "runs on the same classes, but" in capsys.readouterr().err

@@ -17,9 +17,9 @@ from tllm_plugin.cli import main
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.embedded.data import load_bundle
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
-from tllm_plugin.hosts.embedded.networks import load_network
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
 from tllm_plugin.hosts.optimizers import spare_from_decay
+from tllm_plugin.hosts.weights import load_weights
 from tllm_plugin.methods import SFTN, ContextStudent
 from tllm_plugin.models import create_model
 from tllm_plugin.runs.run_folder import RunFolder
@@ -71,11 +71,11 @@ def test_the_context_head_of_cid_is_as_initialised_when_the_first_context_appear
 def test_metrics_and_checkpoints_of_cid_are_of_the_head_that_predicts(cid_run: RunFolder) -> None:
     bundle = load_bundle(make_config("unused"))
     for path in (cid_run.log_folder / "student_latest", cid_run.student_best_holdout):
-        student = load_network(create_model("digits_student", 10, 1), path).eval()
+        student = load_weights(create_model("digits_student", 10, 1), path).eval()
         assert isinstance(student, ContextStudent)
         with pytest.raises(RuntimeError, match="context_head"):
             create_model("digits_student", 10, 1).load_state_dict(torch.load(path, weights_only=True)["model"])
-    student = load_network(create_model("digits_student", 10, 1), cid_run.log_folder / "student_latest").eval()
+    student = load_weights(create_model("digits_student", 10, 1), cid_run.log_folder / "student_latest").eval()
     right = {True: 0, False: 0}
     with torch.no_grad():
         for image, label in bundle.eval_loader(None, batch_size=500, device="cpu", split="test"):
@@ -100,7 +100,7 @@ def test_a_student_of_cid_can_teach(cid_run: RunFolder, tmp_path: Path) -> None:
 
 def test_weights_of_another_network_are_refused(cid_run: RunFolder) -> None:
     with pytest.raises(FileFormatError, match="Expected .*student_latest to fit TinyConvNet"):
-        load_network(create_model("digits_teacher", 10, 1), cid_run.log_folder / "student_latest")
+        load_weights(create_model("digits_teacher", 10, 1), cid_run.log_folder / "student_latest")
 
 
 def test_the_regressor_of_cid_has_no_weight_decay() -> None:

@@ -1,4 +1,4 @@
-"""What a user may name to be compared: run folders, bare checkpoints, models of timm."""
+"""Load networks by the names of the command line: run folders, tables of answers, bare checkpoints, models of timm."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from tllm_plugin.analysis.answers_file import is_answers, load_answers
 from tllm_plugin.analysis.loaded_run import LoadedRun, load_run
 from tllm_plugin.analysis.results import TestResult
 from tllm_plugin.analysis.timm_networks import PREFIX, score_timm
@@ -15,23 +16,23 @@ from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.paths import expanded
 from tllm_plugin.core.predictions import predict
 from tllm_plugin.data import DataBundle, load_data
-from tllm_plugin.hosts.embedded.networks import load_network
 from tllm_plugin.hosts.same_data import check_classes, data_of_checkpoint, tell_once, tell_unstated_order
-from tllm_plugin.models import create_model, is_model
+from tllm_plugin.hosts.weights import check_weights, load_weights
+from tllm_plugin.models import create_model, is_model, model_builder
 
 _BATCH_SIZE = 500
 
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """The images that bare checkpoints are run over; what a checkpoint says of its data holds unless it is stated.
+    """Test data for bare checkpoints; values that are not given are taken from the checkpoint.
 
     Args:
-        name: `TYPE` or `TYPE=PATH`; empty if there is none.
-        image_size: In pixels; 0: as the checkpoint says, else as stored.
-        class_order: See `load_data`; empty: as the checkpoint says, else text order.
-        mean: Per channel; empty: as the checkpoint says, else the data set's.
-        std: Likewise.
+        name: `TYPE` or `TYPE=PATH`; empty without data.
+        image_size: Height and width in pixels; 0 uses the checkpoint's record, or else the stored size.
+        class_order: See `load_data`; empty uses the checkpoint's record, or else text order.
+        mean: Mean per channel; empty uses the checkpoint's record, or else the data set's.
+        std: Standard deviation per channel; empty as for `mean`.
     """
 
     name: str = ""
@@ -42,15 +43,16 @@ class EvaluationData:
 
 
 def load_named(name: str, data: EvaluationData | None = None) -> list[LoadedRun]:
-    """Return what `name` stands for.
+    """Load the runs or the network that a name on the command line denotes.
 
     Args:
-        name: `RUN`, `RUN,RUN` for several seeds, `LABEL=RUN,RUN`, `MODEL@CHECKPOINT`, or `timm:NAME[@CHECKPOINT]`.
-        data: That a bare checkpoint is run on.
+        name: `RUN`, `RUN,RUN` for several seeds, `LABEL=RUN,RUN`, `MODEL@CHECKPOINT`, or `timm:NAME[@CHECKPOINT]`; a
+            table of answers (`FILE.csv`, `.npz`, `.parquet`) may take the place of a run.
+        data: Test data for bare checkpoints.
 
     Raises:
-        ConfigError: A checkpoint without data or of an unknown model.
-        FileFormatError: A run or checkpoint that cannot be read.
+        ConfigError: A bare checkpoint has no data, or its model is unknown.
+        FileFormatError: A run or checkpoint cannot be read.
     """
     data = data or EvaluationData()
     label, found_label, rest = name.partition("=")
@@ -73,6 +75,8 @@ def load_named(name: str, data: EvaluationData | None = None) -> list[LoadedRun]
         model, at, checkpoint = part.partition("@")
         if at and is_model(model) and not Path(expanded(part)).exists():
             runs.append(_score_checkpoint(model, expanded(checkpoint), data))
+        elif is_answers(part):
+            runs.append(load_answers(part))
         else:
             runs.append(load_run(part))
     return [replace(run, method=label, grouped=True) for run in runs] if label else runs
@@ -85,6 +89,7 @@ def _score_checkpoint(model: str, checkpoint: str, data: EvaluationData) -> Load
             "--data imagefolder=/path/to/folder"
         )
     kind, _, path = data.name.partition("=")
+    check_weights(model_builder(model), checkpoint, model)
     recorded = data_of_checkpoint(checkpoint)
     bundle = load_data(
         kind,
@@ -97,7 +102,7 @@ def _score_checkpoint(model: str, checkpoint: str, data: EvaluationData) -> Load
     _tell(checkpoint, recorded, bundle, data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = create_model(model, num_classes=bundle.num_classes, in_channels=bundle.in_channels)
-    network = load_network(network, checkpoint)
+    network = load_weights(network, checkpoint)
     batches = bundle.eval_loader(None, batch_size=_BATCH_SIZE, device=device, split="test")
     predictions = predict(network.to(device), batches, num_classes=bundle.num_classes, device=device)
     return LoadedRun(
@@ -112,14 +117,14 @@ def _score_checkpoint(model: str, checkpoint: str, data: EvaluationData) -> Load
 
 
 def _tell(checkpoint: str, recorded: DataIdentity, bundle: DataBundle, data: EvaluationData) -> None:
-    """Refuse data of other classes; tell what is stated against the checkpoint, and what nobody has stated."""
-    check_classes(checkpoint, recorded, bundle.identity, "`--class-order` states the order of class folders")
+    """Check that data and checkpoint have the same classes; warn about differing and unknown settings."""
+    check_classes(checkpoint, recorded, bundle.identity, "set the order of the class folders with `--class-order`")
     if difference := normalisation_difference(recorded, bundle.identity):
-        tell_once(f"{checkpoint} is asked otherwise than it was trained: {difference}")
+        tell_once(f"{checkpoint} is tested with other settings than in training: {difference}")
     if not (recorded.class_names or bundle.order_stated):
         tell_unstated_order(checkpoint, bundle.class_folders)
     if not (recorded.mean or data.mean):
         tell_once(
-            f"{checkpoint} does not say how its images were normalised; mean {shown_numbers(bundle.mean)} and standard "
-            f"deviation {shown_numbers(bundle.std)} are taken (`--mean` and `--std` state others)"
+            f"{checkpoint} does not record its normalisation; mean {shown_numbers(bundle.mean)} and standard "
+            f"deviation {shown_numbers(bundle.std)} are used (set others with `--mean` and `--std`)"
         )

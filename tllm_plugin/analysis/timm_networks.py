@@ -1,9 +1,9 @@
-"""Models of timm on a folder of validation images; timm is an optional extra."""
+"""Evaluate models of timm on a folder of validation images; timm is an optional extra."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from tllm_plugin.analysis.loaded_run import LoadedRun
 from tllm_plugin.analysis.results import TestResult
-from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.predictions import predict
 from tllm_plugin.data.class_order import in_order, ordered
 from tllm_plugin.data.decode import read_rgb
 from tllm_plugin.data.folder import TEST_FOLDERS, FolderPart, readable_names, scan_part
 from tllm_plugin.hosts.same_data import tell_unstated_order
-from tllm_plugin.runs.finite import check_finite
-from tllm_plugin.runs.reading import load_torch
+from tllm_plugin.hosts.weights import load_weights
 
 PREFIX = "timm:"
 _BATCH_SIZE = 64
@@ -28,7 +27,7 @@ _WORKERS = 2
 
 
 class _Images(Dataset[tuple[Tensor, int]]):
-    """Files of a folder with a model's own transform."""
+    """Data set of image files with the transform of a model."""
 
     def __init__(self, part: FolderPart, transform: Any) -> None:
         self.part = part
@@ -51,16 +50,16 @@ def score_timm(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
 ) -> LoadedRun:
-    """Run a model of timm over validation images, with the transform that it was trained for.
+    """Evaluate a model of timm on validation images, with the model's own transform.
 
     Args:
-        name: `timm:NAME` for the weights that timm downloads, `timm:NAME@CHECKPOINT` for a file of one's own.
-        data: `imagefolder=PATH`; `PATH` holds one folder per class, or `val` or `test` that do.
-        workers: Processes that read images.
-        class_order: Of the class folders; see `load_data`.
-        image_size: Height and width for the network, in pixels; 0: as timm has it for the model.
-        mean: Per channel; empty: as timm has it for the model.
-        std: Likewise.
+        name: `timm:NAME` for weights that timm downloads, `timm:NAME@CHECKPOINT` for a checkpoint file.
+        data: `imagefolder=PATH`; `PATH`, `PATH/val` or `PATH/test` contains one folder per class.
+        workers: Number of loader processes.
+        class_order: Order of the class folders; see `load_data`.
+        image_size: Height and width of the images in pixels; 0 uses timm's value for the model.
+        mean: Mean per channel; empty uses timm's value for the model.
+        std: Standard deviation per channel; empty uses timm's value for the model.
 
     Raises:
         ConfigError: timm, the model, its weights or the data are missing, or the numbers of classes differ.
@@ -94,9 +93,7 @@ def _import_timm(name: str) -> Any:
         import timm
         import timm.data
     except ImportError as error:
-        raise ConfigError(
-            f"Expected timm to be installed for {name}, but {error}; pip install timm brings it"
-        ) from error
+        raise ConfigError(f"Expected timm to be installed for {name}, but {error}; run: pip install timm") from error
     return timm
 
 
@@ -125,11 +122,10 @@ def _network(timm: Any, model: str, checkpoint: str, num_classes: int) -> nn.Mod
         )
     if checkpoint:
         network: nn.Module = timm.create_model(model, pretrained=False, num_classes=num_classes)
-        _load(network, model, checkpoint)
-        return network
+        return load_weights(network, checkpoint, model)
     try:
         network = timm.create_model(model, pretrained=True)
-    except Exception as error:  # Whatever its hub, the network below it or a missing address raise.
+    except Exception as error:  # The hub and the network raise errors of many types.
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
             f"Expected the weights of {model} to be downloadable, but {cause}; download them elsewhere and name the "
@@ -141,17 +137,3 @@ def _network(timm: Any, model: str, checkpoint: str, num_classes: int) -> nn.Mod
             f"Expected as many class folders as {model} has classes ({network.num_classes}), but got {num_classes}"
         )
     return network
-
-
-def _load(network: nn.Module, model: str, checkpoint: str) -> None:
-    """Load `{"model": ...}`, `{"state_dict": ...}` or a bare state dict, with or without DataParallel's prefix."""
-    content = load_torch(checkpoint, f"weights of {model}")
-    if not isinstance(content, Mapping):
-        raise FileFormatError(f"Expected {checkpoint} to hold a state dict, but it holds {type(content).__name__}")
-    state = next((content[key] for key in ("model", "state_dict") if isinstance(content.get(key), Mapping)), content)
-    check_finite(state, checkpoint)
-    try:
-        network.load_state_dict({str(key).removeprefix("module."): value for key, value in state.items()})
-    except (RuntimeError, TypeError, AttributeError) as error:
-        cause = " ".join(str(error).split())
-        raise FileFormatError(f"Expected {checkpoint} to fit {model}, but {cause[:300]}") from error

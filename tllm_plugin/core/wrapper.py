@@ -16,14 +16,15 @@ from tllm_plugin.core.arguments import as_flags, as_weights, number_in, whole_nu
 from tllm_plugin.core.balance import Balance
 from tllm_plugin.core.contract import ONE_LOSS, Losses, named_losses
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.core.known import Known
+from tllm_plugin.core.known import ROWS, Known
 from tllm_plugin.core.mixing import RowWeights, check_temperature, temperature_of
 from tllm_plugin.core.outputs import find_logits, tensors_in
 from tllm_plugin.core.routing import Cut, Route, attach_hooks, routed
 from tllm_plugin.core.watch import Watch, can_watch
 
 STATE_VERSION = 1
-NEW_KEY = "loss_tllm"
+# Parts of a loss's name, such as `loss_ce` or `cls_loss`, that say that it compares with the labels.
+_CROSS_ENTROPY = frozenset({"ce", "cls", "task", "hard", "label"})
 
 
 class HasState(Protocol):
@@ -41,8 +42,10 @@ class TLLMWrapper(nn.Module):
     While all weights are 1, every call is passed to the inner distiller unchanged. Once a class is flagged, consider a
     batch of `n` rows of which `n_d` are distillable. The student runs once on all rows; the teacher and the inner
     losses see only the `n_d` distillable rows, and these losses are scaled by `n_d / n`. The remaining rows add
-    `ce_weight * CE(label_smoothing)`, scaled by `(n - n_d) / n`, to `loss_ce` (or to `ce`, or under a new key
-    `loss_tllm`). With `balance`, `ce_weight` is relative to the measured weight of the inner losses.
+    `ce_weight * CE(label_smoothing)`, scaled by `(n - n_d) / n`, to the distiller's cross-entropy: `loss_ce`, `ce`, or
+    another loss with such a name, otherwise the first. With `balance`, `ce_weight` is relative to the measured weight
+    of the inner losses. A loss with one value per row, which the trainer reduces, stays one: the distillable rows keep
+    their values, and the others are 0, or their own cross-entropy.
 
     For a class of weight 0 < w < 1, the teacher's output is changed before the inner losses see it: its logits become
     the logits of the mixture of its prediction (weight w) and the label (weight 1 - w) at the distiller's temperature.
@@ -52,9 +55,13 @@ class TLLMWrapper(nn.Module):
     Args:
         distiller: The inner distiller. It has `student`, `teacher` (unless it trains a vanilla student) and, in
             training mode, `forward(image=, target=, ...) -> (logits (n, C), losses)`. Losses are means over the rows
-            that it receives, in a dictionary or as one tensor. All other attributes are optional. The remaining
-            requirements are checked at the first call, see `Raises` of `forward`. An optional attribute `loss_shapes`
-            (name -> shape of each loss, or one shape for one tensor) announces the losses before the first call.
+            that it receives, or have one value per row, in a dictionary or as one tensor. All other attributes are
+            optional. The remaining requirements are checked at the first call, see `Raises` of `forward`. An optional
+            attribute `loss_shapes` (name -> shape of each loss, or one shape for one tensor; -1 for the rows) announces
+            the losses before the first call. An optional attribute `predictor` is the module, other than the student,
+            that makes the logits from the student's output; it receives all rows. With an optional attribute
+            `fixed_rows` that is true, the distiller receives as many rows as the batch has: the distillable rows, some
+            of them repeatedly.
         num_classes: C.
         label_smoothing: Smoothing of the undistillable rows' cross-entropy, in [0, 1).
         ce_weight: Weight of the undistillable rows' cross-entropy, >= 0.
@@ -119,6 +126,11 @@ class TLLMWrapper(nn.Module):
     def teacher(self) -> nn.Module | None:
         """Teacher of the inner distiller, or None without one."""
         return contract.teacher_of(self.distiller)
+
+    @property
+    def _predictor(self) -> nn.Module | None:
+        found: nn.Module | None = getattr(self.distiller, "predictor", None)
+        return found
 
     @property
     def undistillable(self) -> Tensor:
@@ -232,6 +244,7 @@ class TLLMWrapper(nn.Module):
         if self._spelled:
             ours = {theirs: name for name, theirs in self._spelled.items()}
             kwargs = {ours.get(name, name): value for name, value in kwargs.items()}
+        contract.refuse_soft_labels(kwargs.get("target"))
         if not self._known.checked:
             contract.check_call(self.distiller, kwargs, self.num_classes, self._spelled)
         if not (self._any_flagged or self._any_between):
@@ -258,7 +271,8 @@ class TLLMWrapper(nn.Module):
 
     def _inner(self, kwargs: Mapping[str, Any], rows: Tensor | None = None) -> tuple[Any, Route]:
         """Call the inner distiller; return its result and the route, which holds the student's outputs."""
-        route = Route(self._owner, self.student, kwargs["target"].shape[0], rows, self._row_weights(kwargs, rows))
+        weights = self._row_weights(kwargs, rows)
+        route = Route(self._owner, self.student, len(kwargs["target"]), rows, weights, predictor=self._predictor)
         # The student needs every image; the teacher's hook slices them for the teacher.
         given = {name: value if name.startswith("image") else route.slice(value) for name, value in kwargs.items()}
         if self._known.checked:
@@ -297,35 +311,41 @@ class TLLMWrapper(nn.Module):
         contract.check_result(result, rows, self.num_classes, trains=trains)
         known.call, known.leaf = route.place_of(result[0])
         known.columns = result[0].shape[1]
-        if route.watch is not None:
+        if route.watch is not None and self._predictor is None:
             known.image = contract.image_of_student(self.student, kwargs, *route.watch.student_calls[known.call])
         contract.tell_of_training_teacher(self.distiller)
-        known.remember(result[1])
+        known.remember(result[1], rows)
         known.checked = True
 
     def _all_rows(self, kwargs: dict[str, Any], rows: Tensor) -> tuple[Tensor, Any]:
         (logits, losses), route = self._inner(kwargs)
         if self.balance is not None:
             self.balance.update(named_losses(losses), route.full_logits(logits), rows, kwargs["target"].long())
-        # DataParallel gathers the replicas' losses by name: a new key must not depend on a replica's rows.
-        if isinstance(losses, Tensor) or _ce_name(losses) in losses:
-            return logits, losses
-        return logits, {**losses, NEW_KEY: logits.new_zeros(())}
+        return logits, losses
 
     def _mixed(self, kwargs: dict[str, Any], flagged: Tensor, rows: Tensor) -> tuple[Tensor, Losses]:
         target = kwargs["target"].long()
-        (returned, inner_losses), route = self._inner(kwargs, rows)
-        self._known.remember(inner_losses)
+        batch_rows, taught = target.shape[0], rows
+        if getattr(self.distiller, "fixed_rows", False):
+            taught = rows.repeat(-(-batch_rows // len(rows)))[:batch_rows]
+        (returned, inner_losses), route = self._inner(kwargs, taught)
+        self._known.remember(inner_losses, taught.numel())
         inner_losses = named_losses(inner_losses)
         logits = route.full_logits(returned)
-        share = rows.numel() / route.batch_rows
-        losses = {name: loss * share for name, loss in inner_losses.items()}
+        share = rows.numel() / batch_rows
+        losses = {
+            name: loss.new_zeros((batch_rows, *loss.shape[1:])).index_copy(0, rows, loss[: len(rows)])
+            if self._known.is_per_row(name)
+            else loss * share
+            for name, loss in inner_losses.items()
+        }
         weight: Tensor | float = self.ce_weight
         if self.balance is not None:
             weight = weight * self.balance.update(inner_losses, logits, rows, target)
-        smoothed = self._cross_entropy(logits, target, self.label_smoothing)
-        losses = _add_to_ce(losses, weight * (smoothed * flagged).sum() / route.batch_rows)
-        return logits.to(returned.dtype), losses
+        smoothed = self._cross_entropy(logits, target, self.label_smoothing) * flagged
+        name = _ce_name(losses)
+        term = weight * (smoothed if self._known.is_per_row(name) else smoothed.sum() / batch_rows)
+        return logits.to(returned.dtype), _add(losses, name, term)
 
     def _without_teacher(
         self, kwargs: dict[str, Any], flagged: Tensor, *, distillable_rows: int
@@ -339,15 +359,21 @@ class TLLMWrapper(nn.Module):
         if distillable_rows:
             self._known.few_rows_steps += 1
             per_row = torch.where(flagged, per_row, self._cross_entropy(logits, target, 0.0))
-        return logits, _add_to_ce(self._zero_losses(logits), per_row.mean())
+        losses = self._zero_losses(logits)
+        name = _ce_name(losses)
+        return logits, _add(losses, name, per_row if self._known.is_per_row(name) else per_row.mean())
 
     def _student_logits(self, kwargs: dict[str, Any]) -> Tensor:
         """Return the student's logits for the whole batch, (n, C), from the call that the inner distiller makes."""
         known, rows = self._known, kwargs["target"].shape[0]
-        route = Route(self._owner, self.student, rows, cut=known.call)
+        # A predictor may be called after a teacher, which then receives no rows.
+        none = None if self._predictor is None else kwargs["target"].new_zeros((0,), dtype=torch.int64)
+        call = known.call if known.leaf is not None or none is None else 1
+        route = Route(self._owner, self.student, rows, none, cut=call, predictor=self._predictor)
+        given = {name: value if name.startswith("image") else route.slice(value) for name, value in kwargs.items()}
         try:
             with routed(route):
-                self._call(kwargs)
+                self._call(given)
         except Cut as cut:
             if cut.output is not None:
                 if known.leaf is not None:
@@ -372,7 +398,8 @@ class TLLMWrapper(nn.Module):
         zero = logits.new_zeros(())
         for parameter in self.get_learnable_parameters():
             zero = zero + parameter.sum() * 0
-        return {name: zero.reshape((1,) * len(shape)).expand(shape) for name, shape in shapes.items()}
+        sizes = {name: [len(logits) if size == ROWS else size for size in shape] for name, shape in shapes.items()}
+        return {name: zero.reshape((1,) * len(size)).expand(size) for name, size in sizes.items()}
 
     def get_extra_state(self) -> dict[str, Any]:
         carried = {name: holder.state_dict() for name, holder in self._carried.items()}
@@ -400,10 +427,10 @@ class TLLMWrapper(nn.Module):
 
 
 def _ce_name(losses: Mapping[str, Tensor]) -> str:
-    return next((name for name in ("loss_ce", "ce") if name in losses), NEW_KEY)
+    """Return the loss to add a cross-entropy to; trainers may read losses by name, so there is no new one."""
+    by_name = (name for name in losses if _CROSS_ENTROPY & set(name.lower().split("_")))
+    return next((name for name in ("loss_ce", "ce") if name in losses), next(by_name, next(iter(losses))))
 
 
-def _add_to_ce(losses: dict[str, Tensor], term: Tensor) -> dict[str, Tensor]:
-    name = _ce_name(losses)
-    losses[name] = losses[name] + term if name in losses else term
-    return losses
+def _add(losses: Losses, name: str, term: Tensor) -> Losses:
+    return {**losses, name: losses[name] + term.reshape(losses[name].shape if term.dim() else ())}

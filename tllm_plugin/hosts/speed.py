@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
-from tllm_plugin.hosts.teaching import Teaching
+from tllm_plugin.hosts.host_session import HostSession
 from tllm_plugin.speed.loader import on_device
 from tllm_plugin.speed.machine import cache_folder
 from tllm_plugin.speed.memory import MemoryPlace
@@ -51,11 +51,11 @@ class RunSpeed:
     def _told_of_views(self) -> str:
         return f"; each image has {self.views} outcomes of the augmentation instead of all" if self.views else ""
 
-    def start(self, teaching: Teaching, *, steps: int, optimizer: Any, resume: bool) -> None:
+    def start(self, session: HostSession, *, steps: int, optimizer: Any, resume: bool) -> None:
         """Prepare the choice that is made in the first step; a resumed run continues with the recorded one.
 
         Args:
-            teaching: Of the run, with its folder.
+            session: Session of the run, with its folder.
             steps: Steps of the whole run.
             optimizer: The host's.
             resume: Whether the run continues.
@@ -65,12 +65,12 @@ class RunSpeed:
         if self.several:
             logger.info("speed: networks on several devices or in several processes are left as they are")
             return
-        run = teaching.run
+        run = session.run
         recorded = run.read_speed() if run is not None and resume and run.speed_json.exists() else None
         if run is not None and recorded is None:
             run.speed_json.unlink(missing_ok=True)  # Of an earlier run in this folder.
         FirstStep(
-            teaching.wrapper,
+            session.wrapper,
             steps,
             optimizer=optimizer if isinstance(optimizer, torch.optim.Optimizer) else None,
             recorded=recorded,

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tllm_plugin.core.options import WithOptions
+from tllm_plugin.core.outputs import logits_of
 from tllm_plugin.core.registry import Registry
 
 Losses = dict[str, Tensor]
@@ -71,4 +72,4 @@ class Distiller(WithOptions, nn.Module):
         raise NotImplementedError
 
     def forward(self, **batch: Any) -> Any:
-        return self.losses(**batch) if self.training else self.student(batch["image"])[0]
+        return self.losses(**batch) if self.training else logits_of(self.student(batch["image"]))

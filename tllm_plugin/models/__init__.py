@@ -1,4 +1,4 @@
-"""Networks of the hosts' CIFAR family and a tiny pair for digits, by name and with one contract.
+"""Networks for CIFAR, ImageNet and handwritten digits, created by name; all return logits and features alike.
 
     logits, features = create_model("resnet20", num_classes=100)(images)
 
@@ -18,7 +18,15 @@ from tllm_plugin.models import (  # noqa: F401  (importing a family registers it
     wrn,
 )
 from tllm_plugin.models.features import FeatureNet, Features, head, head_name
-from tllm_plugin.models.registry import FAMILIES, MODELS, ModelBuilder, create_model, is_model, model_names
+from tllm_plugin.models.registry import (
+    FAMILIES,
+    MODELS,
+    ModelBuilder,
+    create_model,
+    is_model,
+    model_builder,
+    model_names,
+)
 from tllm_plugin.models.tail import Tail, map_shapes
 from tllm_plugin.models.torchvision_nets import load_pretrained
 
@@ -35,5 +43,6 @@ __all__ = [
     "is_model",
     "load_pretrained",
     "map_shapes",
+    "model_builder",
     "model_names",
 ]

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from tests.distiller_cases import NUM_CLASSES, give_context, unreached
 from tests.hosts.repdistiller.lists import batches, make_lists
 from tests.hosts.repdistiller.short_runs import CLASSES, loaders, prepared, train
-from tllm_plugin.hosts.embedded.networks import load_network
 from tllm_plugin.hosts.repdistiller import Run, restore
 from tllm_plugin.hosts.repdistiller.contracts import as_featured, as_listed
 from tllm_plugin.hosts.repdistiller.networks import create_listed
+from tllm_plugin.hosts.weights import load_weights
 from tllm_plugin.methods import CID, ContextStudent
 from tllm_plugin.methods.student_map import read_map
 from tllm_plugin.models import create_model, head_name
@@ -214,7 +214,7 @@ def test_plain_networks_refuse_weights_of_cid_and_ours_restore_them(host: Simple
     assert torch.equal(again(image, is_feat=True)[0][-1], student(image, is_feat=True)[0][-1])
     # TLLM's own network takes them as well: that is how reports read a run.
     torch.save({"model": state}, tmp_path / "best.pth")
-    ours = load_network(create_model("resnet8", NUM_CLASSES), tmp_path / "best.pth").eval()
+    ours = load_weights(create_model("resnet8", NUM_CLASSES), tmp_path / "best.pth").eval()
     torch.testing.assert_close(ours(image)[0], student(image))
     plain = host.model_dict["resnet8"](num_classes=NUM_CLASSES)
     assert restore(plain, plain.state_dict()) is plain

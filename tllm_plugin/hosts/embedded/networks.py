@@ -1,8 +1,7 @@
-"""Networks of a run: made as its config says, or loaded from a checkpoint."""
+"""Create the networks of a run from its config, or load them from a checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,19 +12,17 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from tllm_plugin.core.data_identity import DataIdentity, normalisation_difference
-from tllm_plugin.core.errors import FileFormatError
 from tllm_plugin.core.predictions import predict
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.at_chance import tell_if_at_chance
 from tllm_plugin.hosts.class_lists import resolve_classes
+from tllm_plugin.hosts.embedded.prerequisites import WITHOUT_TEACHER
 from tllm_plugin.hosts.embedded.runtime import autocast
 from tllm_plugin.hosts.same_data import check_teacher, data_of_checkpoint, tell_unstated_order
-from tllm_plugin.methods import ContextStudent
-from tllm_plugin.models import create_model, load_pretrained
+from tllm_plugin.hosts.weights import check_weights, load_weights
+from tllm_plugin.models import create_model, load_pretrained, model_builder
 from tllm_plugin.models.planting import PlantedTeacher
-from tllm_plugin.runs.finite import check_finite
-from tllm_plugin.runs.reading import load_torch
 
 #: About as many of the training images show whether a teacher knows anything.
 _IMAGES_FOR_A_TEACHER = 500
@@ -34,17 +31,17 @@ _IMAGES_FOR_A_TEACHER = 500
 def make_network(
     cfg: CfgNode, name: str, bundle: DataBundle, device: torch.device, *, pretrained: bool = False
 ) -> nn.Module:
-    """Return a new network for the images and classes of `bundle`, laid out and compiled as the config says.
+    """Return a new network for the images and classes of `bundle`, in the config's memory format and compiled if set.
 
     Args:
-        cfg: Of the run.
-        name: Of the model.
-        bundle: The data.
-        device: Where the network is to be.
-        pretrained: Start from torchvision's weights for ImageNet.
+        cfg: Config of the run.
+        name: Name of the model.
+        bundle: Data set.
+        device: Device of the network.
+        pretrained: Whether to start from torchvision's weights for ImageNet.
 
     Raises:
-        ConfigError: `pretrained` is set for a model that torchvision has no weights for.
+        ConfigError: `pretrained` is set for a model without weights in torchvision.
     """
     network = create_model(name, num_classes=bundle.num_classes, in_channels=bundle.in_channels)
     if pretrained:
@@ -63,12 +60,12 @@ def trained_model(cfg: CfgNode) -> str:
 
 
 def show_as_recorded(network: nn.Module, recorded: DataIdentity, now: DataIdentity) -> None:
-    """Let a network see images normalised as they were when it was trained, whatever loaders do now.
+    """Add a hook that converts a network's input to the normalisation of its training.
 
     Args:
-        network: Images are its first argument.
-        recorded: How it met them; what is not known stays as it is.
-        now: How loaders normalise them.
+        network: Network whose first argument are the images.
+        recorded: Normalisation in training; unknown values mean no conversion.
+        now: Normalisation of the images that the network will receive.
     """
     if not (recorded.mean and now.mean) or len(recorded.mean) != len(now.mean):
         return
@@ -90,58 +87,39 @@ def show_as_recorded(network: nn.Module, recorded: DataIdentity, now: DataIdenti
     network.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def load_network(network: nn.Module, path: str | Path) -> nn.Module:
-    """Load the weights of a checkpoint `{"model": state_dict}`, as the hosts write them.
-
-    Of several processes all have to call it; the main one reads the file.
-
-    Args:
-        network: Of the architecture that was trained.
-        path: The file.
-
-    Returns:
-        The network; or the module around it that predicts, if these are the weights of a student of CID.
+def check_named_checkpoint(cfg: CfgNode) -> None:
+    """Check the teacher's checkpoint that a config names, before the data set is read.
 
     Raises:
-        FileFormatError: It is missing, damaged, of another architecture or number of classes, or has weights that are
-            not finite.
+        FileFormatError: See `check_weights`.
     """
-    state = processes.from_main(lambda: load_torch(path, "a network's checkpoint"))
-    if not isinstance(state, Mapping) or not isinstance(state.get("model"), Mapping):
-        raise FileFormatError(f"Expected {path} to hold a state_dict under the key `model`, but it does not")
-    check_finite(state["model"], path)
-    try:
-        if ContextStudent.is_state(state["model"]):
-            return ContextStudent.restore(network, state["model"])
-        network.load_state_dict(state["model"])
-    except RuntimeError as error:
-        cause = " ".join(str(error).split())
-        raise FileFormatError(f"Expected {path} to fit {type(network).__name__}, but {cause[:300]}") from error
-    return network
+    name, checkpoint = cfg.DISTILLER.TEACHER, cfg.DISTILLER.TEACHER_CHECKPOINT
+    if checkpoint and cfg.DISTILLER.TYPE not in WITHOUT_TEACHER:
+        processes.from_main(lambda: check_weights(model_builder(name), checkpoint, name))
 
 
 def load_teacher(cfg: CfgNode, checkpoint: str | Path, bundle: DataBundle, device: torch.device) -> nn.Module:
-    """Return the teacher of a run, in evaluation mode, on the device; it sees images as it was trained.
+    """Return the teacher of a run on the device, in evaluation mode and with the normalisation of its training.
 
     Args:
-        cfg: Of the run.
-        checkpoint: Of the teacher.
-        bundle: The data of the run.
-        device: Where the teacher is to be.
+        cfg: Config of the run.
+        checkpoint: Checkpoint of the teacher.
+        bundle: Data of the run.
+        device: Device of the teacher.
 
     Raises:
-        FileFormatError: See `load_network`.
-        ConfigError: It was trained on other classes.
+        FileFormatError: See `load_weights`.
+        ConfigError: The teacher was trained on other classes.
     """
     teacher = make_network(cfg, cfg.DISTILLER.TEACHER, bundle, device)
-    teacher = load_network(teacher, checkpoint).to(device)
+    teacher = load_weights(teacher, checkpoint).to(device)
     recorded = processes.from_main(lambda: data_of_checkpoint(checkpoint))
-    if cfg.DISTILLER.TEACHER_CHECKPOINT:  # Otherwise the run that trained it has been compared.
+    if cfg.DISTILLER.TEACHER_CHECKPOINT:  # Otherwise the teacher's run has been compared already.
         check_teacher(checkpoint, recorded, bundle.identity)
         if not (recorded.class_names or bundle.order_stated):
             tell_unstated_order(checkpoint, bundle.class_folders)
     show_as_recorded(teacher, recorded, bundle.identity)
-    if cfg.SOLVER.TRAINER != "tllm":  # That one scores it on the hold-out.
+    if cfg.SOLVER.TRAINER != "tllm":  # The trainer `tllm` checks the teacher on the hold-out.
         _tell_if_at_chance(teacher, str(checkpoint), cfg, bundle, device)
     plant = cfg.DISTILLER.PLANT
     if plant.CLASSES:
@@ -151,7 +129,7 @@ def load_teacher(cfg: CfgNode, checkpoint: str | Path, bundle: DataBundle, devic
 
 
 def _tell_if_at_chance(teacher: nn.Module, name: str, cfg: CfgNode, bundle: DataBundle, device: torch.device) -> None:
-    """Warn if a teacher knows nothing of some of the images that it is to teach."""
+    """Warn if the accuracy of a teacher is near chance on training images."""
     rows = torch.arange(0, len(bundle.train_labels), max(1, len(bundle.train_labels) // _IMAGES_FOR_A_TEACHER))
     batches = bundle.eval_loader(rows, batch_size=cfg.DATASET.TEST.BATCH_SIZE, device=device, split="train")
     predictions = predict(teacher, batches, autocast=partial(autocast, cfg, device))

@@ -14,11 +14,11 @@ from typing import Any
 from torch import nn
 from yacs.config import CfgNode
 
-from tllm_plugin.core.errors import ConfigError, FileFormatError, unknown_name
+from tllm_plugin.core.errors import ConfigError, unknown_name
 from tllm_plugin.hosts.mdistiller.registration import model_tables
+from tllm_plugin.hosts.weights import find_weights, load_weights, shapes_of
 from tllm_plugin.runs.atomic import save_torch
-from tllm_plugin.runs.finite import check_finite
-from tllm_plugin.runs.reading import check_torch, load_torch
+from tllm_plugin.runs.weights_file import read_weights
 
 # As `get_dataset` has them.
 _CLASSES = {"cifar100": 100, "tiny_imagenet": 200, "cub200": 200}
@@ -40,7 +40,7 @@ def choose_teacher(cfg: CfgNode) -> None:
     if cfg.DISTILLER.TYPE == "NONE" or not (checkpoint or untrained):
         return
     if checkpoint:
-        check_torch(checkpoint, "a network's checkpoint")
+        read_weights(checkpoint)  # Damage is found before the script reads its data.
     known = models_for(cfg.DATASET.TYPE)
     name = cfg.DISTILLER.TEACHER
     if name not in known:
@@ -49,7 +49,12 @@ def choose_teacher(cfg: CfgNode) -> None:
         known[name] = partial(_large_network, known[name], checkpoint)
         return
     builder = known[name][0]
-    weights = checkpoint or _initial_weights(builder, _CLASSES[cfg.DATASET.TYPE])
+    if not checkpoint:
+        weights = _as_file(builder(num_classes=_CLASSES[cfg.DATASET.TYPE]).state_dict())
+    elif cfg.DATASET.TYPE in _CLASSES:
+        weights = _as_script_reads(builder(num_classes=_CLASSES[cfg.DATASET.TYPE]), checkpoint)
+    else:
+        weights = checkpoint
     known[name] = (builder, weights)
     # Some have weights of other trainings in tables of their own.
     for table in model_tables(importlib.import_module("mdistiller.models"), "_weights_dict").values():
@@ -67,21 +72,19 @@ def _large_network(builder: Callable[..., nn.Module], checkpoint: str, pretraine
     """Stand in for a builder of ImageNet networks: `pretrained` means the checkpoint, if there is one."""
     network = builder(pretrained=False)
     if pretrained and checkpoint:
-        state = load_torch(checkpoint, "a network's checkpoint")
-        if not isinstance(state, Mapping) or not isinstance(state.get("model"), Mapping):
-            raise FileFormatError(f"Expected {checkpoint} to hold a state_dict under the key `model`, but it does not")
-        check_finite(state["model"], checkpoint)
-        try:
-            network.load_state_dict(state["model"])
-        except RuntimeError as error:
-            cause = " ".join(str(error).split())[:300]
-            raise FileFormatError(f"Expected {checkpoint} to fit {type(network).__name__}, but {cause}") from error
+        return load_weights(network, checkpoint)
     return network
 
 
-def _initial_weights(builder: Callable[..., nn.Module], num_classes: int) -> str:
+def _as_script_reads(network: nn.Module, checkpoint: str) -> str:
+    """Return a file that holds the weights under the key `model`: the checkpoint itself, if it does."""
+    found = find_weights(shapes_of(network), checkpoint, type(network).__name__)
+    return checkpoint if found.place == "model" or found.is_context else _as_file(found.state)
+
+
+def _as_file(state: Mapping[str, Any]) -> str:
     folder = tempfile.mkdtemp(prefix="tllm-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    path = Path(folder) / "initial_weights.pth"
-    save_torch(path, {"model": builder(num_classes=num_classes).state_dict()})
+    path = Path(folder) / "weights.pth"
+    save_torch(path, {"model": dict(state)})
     return str(path)

@@ -1,7 +1,7 @@
-"""Try the methods of a descendant of RepDistiller: `python -m tllm_plugin.hosts.repdistiller.check RESULT.json`.
+"""Check the methods of a descendant of RepDistiller: `python -m tllm_plugin.hosts.repdistiller.check`, in the checkout.
 
-Its own train script runs three times for each `--distill`, one epoch on a few random images each: by itself, with TLLM
-and nothing flagged, which must leave the same weights bit for bit, and with classes that lose their teacher.
+Its own train script runs three times for each `--distill`, for two steps on random images: without TLLM, with TLLM and
+nothing flagged, which must give the same weights bit for bit, and with a third of the classes flagged.
 """
 
 from __future__ import annotations
@@ -28,22 +28,21 @@ from torch import nn
 
 import tllm_plugin.hosts.repdistiller as tllm
 from tllm_plugin.core.errors import ConfigError, TLLMError
-from tllm_plugin.hosts import host_check
 from tllm_plugin.hosts.checkouts import patches
-from tllm_plugin.hosts.host_check import BROKEN, REFUSED, TRAINS, CheckResult, MethodCheck
+from tllm_plugin.hosts.few_steps import take_few_steps
+from tllm_plugin.hosts.host_check import BROKEN, FAILS, REFUSED, TRAINS, Fact, MethodCheck, Problem, Tell, answer
+from tllm_plugin.hosts.host_session import cut
 from tllm_plugin.hosts.loader_data import LoaderData
 from tllm_plugin.hosts.repdistiller.compat import stand_in_for_what_is_gone
 from tllm_plugin.hosts.repdistiller.launch import STUDENT_SCRIPT, find_script, prepared
 from tllm_plugin.hosts.repdistiller.options import node_of
 from tllm_plugin.hosts.repdistiller.patching import patched_imports, read_patches
 from tllm_plugin.hosts.repdistiller.script import Found
-from tllm_plugin.hosts.teaching import cut
 
 _NETWORKS = ("resnet8", "resnet8x4", "wrn_16_1", "vgg8")
-# Of six images of a class five are held out, which is as few as a hold-out may have.
-_BATCH, _TRAIN, _TEST, _CLASSES, _HOLDOUT = 16, 600, 8, 100, 0.84
-#: What is asked of every run, where the host has such an option.
-_WORDS = {
+_BATCH, _STEPS, _TRAIN, _TEST, _CLASSES, _HOLDOUT = 16, 2, 200, 8, 100, 0.5
+# Options of every run that the script has.
+_OPTIONS = {
     **{"batch_size": _BATCH, "num_workers": 0, "epochs": 1, "init_epochs": 1, "nce_k": 4, "trial": "check"},
     **{"beta": 0.5, "learning_rate": 0.01, "print_freq": 1000},
 }
@@ -53,7 +52,7 @@ _FLAGGED = ("--tllm", "--tllm_detector", "fixed", "--tllm_holdout", str(_HOLDOUT
 
 
 class RandomImages(torchvision.datasets.VisionDataset):
-    """In the place of torchvision's CIFAR-100: a few random images of each class."""
+    """Take the place of torchvision's CIFAR-100 with two random images per class."""
 
     def __init__(self, root: Any = None, train: bool = True, transform: Any = None, **options: Any) -> None:
         super().__init__(".", transform=transform, target_transform=options.get("target_transform"))
@@ -72,7 +71,7 @@ class RandomImages(torchvision.datasets.VisionDataset):
 
 
 class _Watched(tllm.Run):
-    """A run whose networks can be compared afterwards; without TLLM it trains on the same images as with it."""
+    """A run that keeps its networks for comparison and, without TLLM, trains on the same images as with it."""
 
     modules: Any = None
 
@@ -91,34 +90,37 @@ class _Watched(tllm.Run):
         return super().start(module_list, *arguments, **keywords)
 
 
-def check(root: Path, script: str = STUDENT_SCRIPT) -> CheckResult:
-    """Return what was found in a checkout, and what becomes of each of its methods.
-
-    Args:
-        root: The checkout.
-        script: Below it.
-    """
+def check(root: Path, script: str, options: Sequence[str], tell: Tell) -> None:
+    """Check a checkout; see `answer` for the arguments."""
     try:
-        path = find_script(root, script)
+        path = find_script(root, script or STUDENT_SCRIPT)
         found = prepared(path)
     except ConfigError as error:
-        return CheckResult(facts=(), problem=str(error))
-    notes = [*found.notes, *stand_in_for_what_is_gone()]
-    facts = [("script", str(path.relative_to(root))), *found.parts, *(("note", note) for note in notes)]
+        tell(Problem(str(error)))
+        return
+    tell(Fact("script", str(path.relative_to(root))))
+    for part, text in found.parts:
+        tell(Fact(part, text))
+    for note in [*found.notes, *stand_in_for_what_is_gone()]:
+        tell(Fact("note", note))
     torchvision.datasets.CIFAR100 = RandomImages  # type: ignore[misc,assignment]
+    take_few_steps(_STEPS)
     with tempfile.TemporaryDirectory() as folder, patched_imports(path.parent, read_patches(patches("repdistiller"))):
         work = Path(folder) / "work"
         work.mkdir()
         os.chdir(work)
         try:
             network, teacher = _teacher(work)
-        except Exception as error:  # Anything that the host's modules do when they are imported.
-            return CheckResult(facts=tuple(facts), problem=f"its networks cannot be made: {_said(error)}")
-        methods = _choices(found) or found.methods
-        checked = tuple(_try(path, found, method, network, teacher) for method in methods)
+        except Exception as error:  # Modules of the host raise anything when they are imported.
+            tell(Problem(f"its networks cannot be created: {_said(error)}"))
+            return
+        finally:
+            os.chdir(root)
+        tell(Fact("networks", f"student and teacher are {network}"))
+        os.chdir(work)
+        for method in _choices(found) or found.methods:
+            tell(_check_method(path, found, {"distill": method, "model_s": network, "path_t": str(teacher)}, options))
         os.chdir(root)
-    facts.append(("network", f"{network}, taught by another of its kind"))
-    return CheckResult(facts=tuple(facts), methods=checked)
 
 
 def _choices(found: Found) -> tuple[str, ...]:
@@ -137,28 +139,28 @@ def _teacher(folder: Path) -> tuple[str, Path]:
     return name, path
 
 
-def _try(path: Path, found: Found, method: str, network: str, teacher: Path) -> MethodCheck:
-    """Return what becomes of a method in the three runs."""
-    states = []
+def _check_method(path: Path, found: Found, chosen: dict[str, str], options: Sequence[str]) -> MethodCheck:
+    """Return the verdict on a method after the three runs."""
+    method, states = chosen["distill"], []
     for words, verdict in ((_OFF, BROKEN), (_NOTHING, REFUSED), (_FLAGGED, REFUSED)):
-        chosen = {**_WORDS, "distill": method, "model_s": network, "path_t": str(teacher)}
         try:
             _Watched.modules = None
-            _run(path, found, chosen, words)
+            _run(path, found, {**_OPTIONS, **chosen}, [*words, *options])
         except (Exception, SystemExit) as error:
-            return MethodCheck(method, verdict, _said(error))
+            failed = FAILS if verdict == REFUSED and not isinstance(error, ConfigError) else verdict
+            return MethodCheck(method, failed, _said(error))
         if _Watched.modules is None:
             return MethodCheck(method, BROKEN, "the script ended before its loop")
         states.append({name: value.clone() for name, value in _Watched.modules.state_dict().items()})
     off, nothing, _ = states
     other = [name for name, value in off.items() if not torch.equal(value, nothing[name])]
     if other:
-        return MethodCheck(method, REFUSED, f"with nothing flagged it trains otherwise than the host: {other[0]}")
+        return MethodCheck(method, FAILS, f"with nothing flagged, other weights than without TLLM: {other[0]}")
     return MethodCheck(method, TRAINS)
 
 
 def _run(path: Path, found: Found, chosen: dict[str, Any], words: Sequence[str]) -> None:
-    """Run the script once, quietly; its options are named as its own parser names them."""
+    """Run the script once without output, with the chosen options under the names of the script's parser."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -193,4 +195,4 @@ def _said(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    host_check.write(Path(sys.argv[1]), check(Path.cwd(), *sys.argv[2:3]))
+    answer(check)
