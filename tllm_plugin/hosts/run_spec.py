@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.config_checks import flat
 from tllm_plugin.hosts.embedded.defaults import default_config
-from tllm_plugin.hosts.options import first_spelling, renamed
+from tllm_plugin.hosts.options import first_spelling, renamed, table
 from tllm_plugin.hosts.yaml_text import plain, read_yaml
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -302,7 +302,10 @@ def _check_sections(content: Mapping[str, Any], known: CfgNode, prefix: str = ""
 
 @lru_cache(maxsize=1)
 def _defaults() -> Mapping[str, Any]:
-    return {**dict(flat(default_config())), **_BEFORE}
+    by_key = {**dict(flat(default_config())), **_BEFORE}
+    # In RepDistiller, options have the names of flags.
+    by_flag = {option.flag: by_key[key] for key, option in table().items() if option.flag and key in by_key}
+    return {**by_key, **by_flag}
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:

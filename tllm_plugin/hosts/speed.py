@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
+from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.host_session import HostSession
 from tllm_plugin.speed.loader import on_device
 from tllm_plugin.speed.machine import cache_folder
@@ -42,6 +43,10 @@ class RunSpeed:
         if self.level == "off" or not isinstance(loader, DataLoader):
             return loader
         found, reason = on_device(loader, self.device, self.views)
+        if reason and self.views:
+            raise ConfigError(
+                f"Expected a stock loader of CIFAR images for `TLLM.VIEWS` {self.views}, but the host's stays: {reason}"
+            )
         if reason:
             logger.info("speed: the host's loader stays: %s", reason)
         else:
@@ -51,7 +56,7 @@ class RunSpeed:
     def _told_of_views(self) -> str:
         return f"; each image has {self.views} outcomes of the augmentation instead of all" if self.views else ""
 
-    def start(self, session: HostSession, *, steps: int, optimizer: Any, resume: bool) -> None:
+    def start(self, session: HostSession, *, steps: int, optimizer: Any, resume: bool, shared: str = "") -> None:
         """Prepare the choice that is made in the first step; a resumed run continues with the recorded one.
 
         Args:
@@ -59,11 +64,13 @@ class RunSpeed:
             steps: Steps of the whole run.
             optimizer: The host's.
             resume: Whether the run continues.
+            shared: Why the networks have to stay as they are; empty if they need not.
         """
         if self.level != "auto":
             return
-        if self.several:
-            logger.info("speed: networks on several devices or in several processes are left as they are")
+        reason = shared or ("they are trained on several devices or in several processes" if self.several else "")
+        if reason:
+            logger.info("speed: the networks stay as they are: %s", reason)
             return
         run = session.run
         recorded = run.read_speed() if run is not None and resume and run.speed_json.exists() else None

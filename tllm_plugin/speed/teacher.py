@@ -44,6 +44,7 @@ class FastTeacher(Replacement):
         self._memory: TeacherMemory | None = None
         self._call: Callable[..., Any] | None = None
         self._form: Any = None
+        self._manner: Any = None
         self._versions = versions(teacher)
         self._digest = ""
 
@@ -64,8 +65,12 @@ class FastTeacher(Replacement):
         return True
 
     def fast(self, *args: Any, **kwargs: Any) -> Any:
+        manner = len(args), tuple(sorted(kwargs.items()))
         if self._call is None:
             self._build(args, kwargs)
+            self._manner = manner
+        if self._form is not None and manner != self._manner:
+            return self.plain(*args, **kwargs)  # Its output may have another form.
         if self._memory is not None and len(args) == 1 and not kwargs:
             logits = self._memory.answers(args[0], lambda image: self._tensors(image)[0])
             return with_late_features(self._form, iter([logits]), lambda: self.plain(*args))
