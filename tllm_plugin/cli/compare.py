@@ -43,10 +43,10 @@ def add_parser(commands: Any) -> None:
         help="per-class delta acc of runs or checkpoints, with intervals and nulls",
         description=(
             "Compare students with a vanilla student, per class. Runs whose configs differ only in the seed count as "
-            "seeds of one method; LABEL=RUN,RUN groups others. A table of answers (.csv, .npz or .parquet with the columns "
-            "label, prediction and path or index) may take the place of a run. MODEL@CHECKPOINT names a bare checkpoint and "
-            "timm:NAME[@CHECKPOINT] a model of timm; both need --data. With --pairs every second name is the vanilla "
-            "student of the one after it, as for the four students of the paper's Table 7."
+            "seeds of one method; LABEL=RUN,RUN groups others. A table of answers (.csv, .npz or .parquet with the "
+            "columns label, prediction and path or index) may take the place of a run. MODEL@CHECKPOINT names a bare "
+            "checkpoint and timm:NAME[@CHECKPOINT] a model of timm; both need --data. With --pairs every second name "
+            "is the vanilla student of the one after it, as for the four students of the paper's Table 7."
         ),
         epilog="Example: tllm compare output/digits/vanilla output/digits/kd output/digits/tllm --markdown -",
     )

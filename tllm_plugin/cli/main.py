@@ -19,11 +19,11 @@ from tllm_plugin.version import __version__
 DONE, FAILED, BAD_USAGE = 0, 1, 2
 #: Modules of this package, in the order of `tllm --help`.
 COMMANDS = (
-    *("train", "test", "search", "demo", "validate", "config"),
+    *("train", "test", "search", "demo", "validate", "power", "config"),
     *("show", "compare", "headroom", "report", "tables", "export", "host"),
 )
 #: Those that read configs, in which users' own detectors and methods may stand.
-IMPORTING = ("train", "test", "search", "validate", "config")
+IMPORTING = ("train", "test", "search", "validate", "power", "config")
 
 
 def build_parser(commands_wanted: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:

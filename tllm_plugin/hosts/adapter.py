@@ -322,6 +322,7 @@ class _TLLMTrainer:
         super().finish()  # type: ignore[misc]
         if self.cfg.LOG.get("TEST_FREQ", 0) < 0:  # Otherwise the test data have said it.
             self.teaching.tell_if_at_chance(str(self.tllm_folder))
+        self.teaching.tell_if_powerless()
 
     def _writer(self) -> Any:
         return getattr(self, "tf_writer", None)
