@@ -12,6 +12,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from tllm_plugin.core.detectors import DETECTORS, Detector
+from tllm_plugin.core.errors import ConfigError, DataError
 from tllm_plugin.core.holdout import images_per_class
 from tllm_plugin.core.power import CHANGED, PROBABILITY, Setting, can_simulate, images_needed, smallest_drop
 from tllm_plugin.data.counts import training_counts
@@ -171,11 +172,30 @@ def tell(detector: Detector, node: CfgNode, counts: Tensor, epochs: int) -> str:
     if setting is None or images < 2:
         return ""
     found = findable(setting, images, counts.tolist())
+    _log(found)
+    return found.warning
+
+
+def tell_planned(cfg: CfgNode, counts: Sequence[int] | None = None) -> None:
+    """Log what a config's run can find, once in this process, before its teacher and its reference are trained.
+
+    Args:
+        cfg: See `planned`.
+        counts: See `planned`; nothing is said of a data set that cannot be counted.
+    """
+    try:
+        found = planned(cfg, counts) if processes.is_main() else None
+    except (ConfigError, DataError):  # What reads the data will say it.
+        return
+    if found is not None:
+        _log(found)
+
+
+def _log(found: Findable) -> None:
     for place, line in enumerate(found.lines()):
         if line not in _told:
             _told.add(line)
             logger.log(logging.WARNING if found.warning and not place else logging.INFO, "%s", line)
-    return found.warning
 
 
 def _needed(drop: float, fraction: float | None, setting: Setting) -> str:
