@@ -143,9 +143,7 @@ def test_students_of_several_networks_in_pairs_are_told_apart(
     assert [method["method"] for method in content["methods"]] == ["KD, resnet20/resnet8", "KD, resnet20/resnet14"]
 
 
-@pytest.mark.parametrize(
-    ("most", "told"), [("1", "the 1 class"), ("12", "the 12 classes"), ("50", "the 12 classes")]
-)
+@pytest.mark.parametrize(("most", "told"), [("1", "the 1 class"), ("12", "the 12 classes"), ("50", "the 12 classes")])
 def test_as_many_classes_as_the_table_has(
     most: str, told: str, runs: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from optuna.trial import Trial, TrialState
 
-from tllm_plugin.cli.training_parsers import PRUNERS
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.predictions import Predictions

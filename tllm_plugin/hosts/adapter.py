@@ -251,6 +251,7 @@ class _TLLMTrainer:
         super().finish()  # type: ignore[misc]
         if self.cfg.LOG.get("TEST_FREQ", 0) < 0:  # Otherwise the test data have said it.
             self.tllm_session.tell_if_at_chance(str(self.tllm_folder))
+        self.tllm_session.tell_if_powerless()
 
     def _catch_up(self, epoch: int) -> None:
         if self.tllm_several and epoch and epoch not in self.tllm_session.curves.epochs:
