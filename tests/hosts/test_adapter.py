@@ -249,7 +249,7 @@ def other_teacher(kind: str, trained: Trained, folder: Path) -> Path:
         ("pickle", "but it is damaged or holds more than tensors and plain values, which is refused"),
         ("no model", "to fit digits_teacher, but it holds no tensor under any name"),
         ("architecture", r"to fit digits_teacher, but .*tensors are missing \(`.*are left over \(`"),
-        ("classes", r"to fit digits_teacher, but .*`fc.weight` is \(7, 48\) there and \(10, 48\) in the network"),
+        ("classes", r"to fit TinyConvNet, but .*`fc.weight` is \(7, 48\) there and \(10, 48\) in the network"),
     ],
 )
 def test_teacher_that_does_not_fit(kind: str, message: str, trained: Trained, tmp_path: Path) -> None:
