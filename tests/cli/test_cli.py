@@ -98,7 +98,7 @@ def test_keys_of_configs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = capsys.readouterr().out.splitlines()
     assert line.split()[:2] == ["TLLM.DETECTOR.FDR", "0.05"] and line.endswith("[--tllm_fdr]")
     assert main(["config", "keys", "--grep", "no such thing"]) == 1
-    assert "Expected `--grep` to be part of a key" in capsys.readouterr().err
+    assert "Expected `--grep` to occur in a key" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [[], ["nonsense"], ["train"], ["show"], ["validate"]])
