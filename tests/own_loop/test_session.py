@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from tests.hosts.digits_runs import assert_equal
@@ -207,6 +207,30 @@ def test_labels_of_other_data_sets(wrap: Any, train_set: TensorDataset, tmp_path
     session = Session(vanilla(), wrap(train_set), epochs=1, run=tmp_path, detector="none", **HOLDOUT)
     assert torch.equal(session._data.labels, train_set.tensors[1])
     assert torch.equal(session.curves.sample_ids, split(train_set.tensors[1], 0.15, seed=0).holdout)
+
+
+class HeadOfItsOwn(nn.Module):
+    """The student returns features; a module of the method makes the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Tanh())
+        self.predictor = nn.Linear(12, 10)
+
+    def forward(self, image: Tensor, target: Tensor | None = None, **batch: Any) -> Any:
+        logits = self.predictor(self.student(image))
+        return (logits, {"ce": nn.functional.cross_entropy(logits, target)}) if self.training else logits
+
+
+def test_a_method_that_predicts_by_a_module_of_its_own(train_set: TensorDataset, tmp_path: Path) -> None:
+    session = Session(HeadOfItsOwn(), train_set, epochs=1, run=tmp_path, detector="none", **HOLDOUT)
+    train(session)
+    distiller: Any = session.distiller.get_submodule("distiller")
+    rows = split(train_set.tensors[1], 0.15, seed=0).holdout
+    with torch.no_grad():
+        expected = distiller.predictor(distiller.student(train_set.tensors[0][rows])).argmax(1)
+    correct = session.curves.samples_at(1).correct
+    assert torch.equal(correct, expected == train_set.tensors[1][rows])
 
 
 def test_a_user_sees_where_a_session_is(train_set: TensorDataset, tmp_path: Path) -> None:

@@ -73,10 +73,19 @@ class LoadedRun:
     @cached_property
     def curves(self) -> Curves | None:
         """Hold-out history, or None without one."""
-        if self.folder is None or not self.folder.curves_npz.exists():
-            return None
-        curves = Curves.from_state(to_state(self.folder.read_curves()))
-        return curves if len(curves) and curves.labels.numel() else None
+        return None if self.folder is None else load_curves(self.folder)
+
+
+def load_curves(folder: RunFolder) -> Curves | None:
+    """Return the hold-out history of a run; None without one.
+
+    Raises:
+        FileFormatError: The file is damaged.
+    """
+    if not folder.curves_npz.exists():
+        return None
+    curves = Curves.from_state(to_state(folder.read_curves()))
+    return curves if len(curves) and curves.labels.numel() else None
 
 
 def load_run(path: str | os.PathLike[str]) -> LoadedRun:

@@ -14,7 +14,7 @@ from tllm_plugin.cli.search_hosts import HOSTS
 from tllm_plugin.cli.training_parsers import DEFAULT_ETAS, DEFAULT_RANGE
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.core.escaping import visible
-from tllm_plugin.hosts import processes
+from tllm_plugin.hosts import power, processes
 from tllm_plugin.hosts.config_checks import refuse
 from tllm_plugin.hosts.console import PlainConsole, write_json_result
 from tllm_plugin.runs.search_file import SearchRecord, TrialRecord
@@ -39,6 +39,8 @@ def run(options: argparse.Namespace) -> None:
     if options.checkpoint_every is not None and options.checkpoint_every < 1:
         problems.append(f"Expected `--checkpoint-every` to be at least 1, but got {options.checkpoint_every}")
     refuse(problems)
+    if options.host == "embedded":
+        power.tell_planned(opened.cfg)
     try:
         host = opened.search(space)
         outcome = search(

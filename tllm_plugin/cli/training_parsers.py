@@ -170,6 +170,30 @@ def validate(commands: Any) -> argparse.ArgumentParser:
     return parser
 
 
+def power(commands: Any) -> argparse.ArgumentParser:
+    """Add `tllm power`."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "power",
+        help="print which drops a hold-out can reveal, before anything is trained",
+        description="Simulate the detector of a config and print the smallest sustained accuracy drop that it flags "
+        "with 80 % probability, for several sizes of the hold-out. Images are counted, not decoded; "
+        "--classes and --images replace a data set that is not on this machine.",
+        epilog="Example: tllm power --classes 100 --images 500 TLLM.HOLDOUT.FRACTION 0.05 SOLVER.EPOCHS 240",
+    )
+    parser.add_argument("--cfg", metavar="FILE", help="YAML file, or its path below the packaged configs")
+    parser.add_argument("--classes", type=int, metavar="C", help="number of classes, in place of a data set")
+    parser.add_argument("--images", type=int, metavar="N", help="training images of each class")
+    parser.add_argument(
+        "--changed",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="share of a class's images on which two equally good students differ (default: %(default)s)",
+    )
+    _add_overrides(parser)
+    return parser
+
+
 def config(commands: Any) -> argparse.ArgumentParser:
     """Add `tllm config`."""
     parser: argparse.ArgumentParser = commands.add_parser(

@@ -49,6 +49,12 @@ def teacher_of(distiller: nn.Module) -> nn.Module | None:
     return None if isinstance(teacher, nn.Identity) else teacher
 
 
+def predictor_of(distiller: nn.Module) -> nn.Module | None:
+    """Return the module that makes the logits from the student's output; None if the student makes them itself."""
+    predictor: nn.Module | None = getattr(distiller, "predictor", None)
+    return predictor
+
+
 def by_name(distiller: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Convert positional arguments of a call to keywords: `(image, target)`, or the parameter names of `forward`.
 

@@ -17,9 +17,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tllm_plugin.core.contract import predictor_of
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.mixing import RowWeights
-from tllm_plugin.core.outputs import has_rows, slice_rows, tensors_in
+from tllm_plugin.core.outputs import has_rows, map_tensors, slice_rows, tensors_in
 from tllm_plugin.core.watch import Watch
 
 _active = threading.local()
@@ -48,7 +49,9 @@ class Route:
         rows: (n_d,) int64, the distillable rows in ascending order; None for all rows, without slicing.
         weights: Teaching weights of these rows; None if all are 1.
         watch: Checks that the distiller combines only tensors with the same rows.
-        cut: Index (from 0) of the student call with which to end the distiller's call; no teacher may be called before.
+        cut: Index (from 0) of the student call with which to end the distiller's call. Without `rows`, no teacher may
+            be called before.
+        predictor: Module that makes the logits from the student's output; its calls count as calls of the student.
     """
 
     owner: str
@@ -58,7 +61,8 @@ class Route:
     weights: RowWeights | None = None
     watch: Watch | None = None
     cut: int | None = None
-    #: (output that the distiller received, output of the student), one pair per call of the student.
+    predictor: nn.Module | None = None
+    #: (output that the distiller received, output of the network), one pair per call of student or predictor.
     student_outputs: list[tuple[Any, Any]] = field(default_factory=list)
 
     def slice(self, value: Any) -> Any:
@@ -68,6 +72,11 @@ class Route:
     def row_counts(self) -> set[int]:
         """Return the possible row counts of a batched tensor in this call."""
         return {self.batch_rows} if self.rows is None else {self.batch_rows, self.rows.numel()}
+
+    def whole(self, value: Any) -> Any:
+        """Replace what the distiller received from the student in a value by the student's outputs for all rows."""
+        pairs = [pair for both in self.student_outputs for pair in zip(*map(tensors_in, both), strict=True)]
+        return map_tensors(value, lambda tensor: next((all_of for part, all_of in pairs if part is tensor), tensor))
 
     def place_of(self, returned: Tensor) -> tuple[int, int]:
         """Return the origin of `returned`: the index of the student call, and of the tensor in its output.
@@ -138,6 +147,10 @@ def attach_hooks(owner: str, distiller: nn.Module) -> None:
     for network in students:
         network.register_forward_pre_hook(_Before(owner, "student"), with_kwargs=True)
         network.register_forward_hook(_StudentHook(owner))
+    predictor = predictor_of(distiller)
+    if predictor is not None:
+        predictor.register_forward_pre_hook(_Before(owner, "predictor"), with_kwargs=True)
+        predictor.register_forward_hook(_StudentHook(owner))
     for network in teachers:
         if id(network) not in known:
             known.add(id(network))
@@ -214,10 +227,12 @@ class _Before(_Hook):
         if route is None:
             return None
         own = module is route.student
-        if route.cut is not None and not own:
+        if route.cut is not None and not own and route.rows is None:
             raise Cut
         if route.watch is not None:
             route.watch.enter(self.network, own=own, given=tensors_in((args, kwargs)))
+        if self.network == "predictor":
+            return route.whole(args), route.whole(kwargs)
         if self.network == "student":
             return None
         counts = route.row_counts()
@@ -232,7 +247,7 @@ class _StudentHook(_Hook):
         route = self.route()
         if route is None:
             return None
-        own = module is route.student
+        own = module is route.student or module is route.predictor
         if own:
             _check_rows(output, route.batch_rows)
             if route.cut == len(route.student_outputs):

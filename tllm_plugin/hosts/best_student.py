@@ -36,8 +36,15 @@ class BestStudent:
         self._unsaved: dict[str, Any] | None = None
         self._recovered = False
 
-    def note(self, epoch: int, accuracy: float, student: nn.Module) -> None:
-        """Copy the student if this epoch has the best class-balanced hold-out accuracy so far."""
+    def note(self, epoch: int, accuracy: float, student: nn.Module, predictor: nn.Module | None = None) -> None:
+        """Copy the student if this epoch has the best class-balanced hold-out accuracy so far.
+
+        Args:
+            epoch: The scored epoch.
+            accuracy: Its accuracy.
+            student: The student.
+            predictor: Module of the method that makes the logits from the student's output, if there is one.
+        """
         if not len(self._curves.labels):
             return
         self._accuracy[epoch] = accuracy
@@ -48,7 +55,8 @@ class BestStudent:
             # The weights go on changing before it is written.
             weights = deepcopy(student.state_dict())
             of_data = {data_file.KEY: data_file.to_text(self._data)}
-            self._unsaved = {"model": weights, "epoch": epoch, "holdout_accuracy": accuracy, **of_data}
+            more = {} if predictor is None else {"predictor": deepcopy(predictor.state_dict())}
+            self._unsaved = {"model": weights, **more, "epoch": epoch, "holdout_accuracy": accuracy, **of_data}
 
     def write(self, epoch: int, *, kept: bool) -> None:
         """Write a new best student.

@@ -19,7 +19,7 @@ from tllm_plugin.core.outputs import logits_of
 from tllm_plugin.core.policies import Decision
 from tllm_plugin.core.predictions import Predictions, class_means, predict
 from tllm_plugin.core.wrapper import TLLMWrapper
-from tllm_plugin.hosts import processes
+from tllm_plugin.hosts import power, processes
 from tllm_plugin.hosts.at_chance import tell_if_at_chance
 from tllm_plugin.hosts.best_student import BestStudent
 from tllm_plugin.hosts.contract import Batches, TrainingData, Writer
@@ -96,6 +96,8 @@ class HostSession:
                 data=self.data,
             )
         )
+        #: Why no class can be flagged; empty if one can be.
+        self.powerless = power.tell(self.detector, node, torch.bincount(data.labels), total_epochs)
         self.wrapper = TLLMWrapper(
             distiller,
             num_classes,
@@ -219,7 +221,7 @@ class HostSession:
             )
         self._tell_of_few_rows(epoch)
         if self._best is not None:
-            self._best.note(epoch, float(per_class.nanmean()), self.wrapper.student)
+            self._best.note(epoch, float(per_class.nanmean()), self.wrapper.student, self.wrapper.predictor)
         if self.watch is not None:
             self.watch(self.search_curves)
 
@@ -231,6 +233,11 @@ class HostSession:
         """
         if self._last_scored is not None:
             tell_if_at_chance("trained", name, self._last_scored, "hold-out images")
+
+    def tell_if_powerless(self) -> None:
+        """Repeat at the end of the run that no class could have been flagged, if that is so."""
+        if self.powerless:
+            logger.warning("%s", self.powerless)
 
     def _tell_of_few_rows(self, epoch: int) -> None:
         """Log once that steps with distillable rows were trained without the teacher because of TLLM.MIN_ROWS."""

@@ -82,6 +82,13 @@ SPEED = (
         "outcomes of the augmentation per image, which changes the augmentation; 0: all",
         flag="tllm_views",
     ),
+    Option(
+        "memory",
+        2.0,
+        at_least(0),
+        "with auto: gigabytes of the disk for a teacher's remembered answers, which all its runs share; 0: none",
+        flag="tllm_memory",
+    ),
 )
 FDR, CONFIDENCE = "TLLM.DETECTOR.FDR", "TLLM.DETECTOR.CONFIDENCE"
 OLD_FLAG = "tllm_confidence"

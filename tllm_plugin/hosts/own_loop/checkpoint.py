@@ -5,12 +5,11 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import yaml
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode
 
 from tllm_plugin.core.contract import teacher_of
@@ -143,13 +142,17 @@ def find_optimizer(parameters: list[Tensor]) -> Optimizer:
     return found[0]
 
 
-def find_scheduler(optimizer: Optimizer) -> LRScheduler | None:
-    """Return the learning-rate scheduler of an optimizer; None without one.
+def find_scheduler(optimizer: Optimizer) -> Any:
+    """Return the learning-rate scheduler of an optimizer, PyTorch's or timm's; None without one.
 
     Raises:
         ConfigError: There are several, and none of them holds the others.
     """
-    found = [scheduler for scheduler in _alive(LRScheduler) if getattr(scheduler, "optimizer", None) is optimizer]
+    found = [
+        scheduler
+        for scheduler in _alive(_Scheduler)
+        if getattr(scheduler, "__dict__", {}).get("optimizer") is optimizer
+    ]
     held = {id(inner) for scheduler in found for inner in getattr(scheduler, "_schedulers", ())}
     outer = [scheduler for scheduler in found if id(scheduler) not in held]
     if len(outer) > 1:
@@ -158,6 +161,15 @@ def find_scheduler(optimizer: Optimizer) -> LRScheduler | None:
             "`session.epochs(optimizer=..., scheduler=...)`"
         )
     return outer[0] if outer else None
+
+
+@runtime_checkable
+class _Scheduler(Protocol):
+    def step(self, epoch: Any = None) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Any) -> None: ...
 
 
 def _alive(kind: type[Any]) -> list[Any]:

@@ -27,7 +27,7 @@ from tllm_plugin.hosts.contract import Batches, Writer, extras_of
 from tllm_plugin.hosts.host_session import HostSession
 from tllm_plugin.hosts.own_loop.checkpoint import describe, find_optimizer, find_scheduler, read_checkpoint, restore
 from tllm_plugin.hosts.own_loop.data import SessionData, SessionLoader, TrainRows, make_loader
-from tllm_plugin.hosts.own_loop.networks import check_networks, device_of
+from tllm_plugin.hosts.own_loop.networks import Predicting, check_networks, device_of
 from tllm_plugin.hosts.own_loop.options import errors_name_keywords, session_node
 from tllm_plugin.hosts.random_state import RandomState
 from tllm_plugin.hosts.results import described, peak_memory_bytes, write_results
@@ -140,6 +140,14 @@ class Session:
     def curves(self) -> Curves:
         """Hold-out history of the run."""
         return self._host.curves
+
+    @property
+    def epochs_left(self) -> int:
+        """Epochs that are left to train, for trainers that count them; read from the checkpoint before `epochs`."""
+        if self.epochs_done:
+            return self.total_epochs - self.epochs_done
+        state = processes.from_main(lambda: read_checkpoint(self.run, self._config))
+        return self.total_epochs - (0 if state is None else int(state["epoch"]))
 
     @property
     def run(self) -> RunFolder:
@@ -277,8 +285,9 @@ class Session:
 
     def _predict(self, batches: Batches) -> Predictions:
         wrapper = self._host.wrapper
+        network = wrapper.student if wrapper.predictor is None else Predicting(wrapper)
         classes = len(self.class_names)
-        return predict(wrapper.student, batches, num_classes=classes, device=self.device, autocast=self._autocast)
+        return predict(network, batches, num_classes=classes, device=self.device, autocast=self._autocast)
 
     def _begin(self, optimizer: Optimizer | None, scheduler: Any) -> None:
         state = processes.from_main(lambda: read_checkpoint(self.run, self._config))

@@ -27,13 +27,15 @@ from tllm_plugin.hosts.repdistiller.checkpoint import STATE_VERSION, plain_optio
 from tllm_plugin.hosts.repdistiller.distiller import ListedDistiller
 from tllm_plugin.hosts.repdistiller.epoch import train_epoch
 from tllm_plugin.hosts.repdistiller.images import DATASETS
+from tllm_plugin.hosts.repdistiller.judge import Judge
 from tllm_plugin.hosts.repdistiller.loop import EpochCall
 from tllm_plugin.hosts.repdistiller.loop_source import returned_names
 from tllm_plugin.hosts.repdistiller.options import errors_name_flags, node_of
-from tllm_plugin.hosts.repdistiller.probe import check_loop, check_predictor
+from tllm_plugin.hosts.repdistiller.probe import check_loop
 from tllm_plugin.hosts.repdistiller.watched import watched_validation
 from tllm_plugin.hosts.results import peak_memory_bytes, write_results
 from tllm_plugin.hosts.same_data import CarriedData, check_named_teacher
+from tllm_plugin.hosts.speed import RunSpeed
 from tllm_plugin.methods import Distiller
 from tllm_plugin.runs.atomic import save_torch
 from tllm_plugin.runs.finite import check_finite
@@ -75,7 +77,10 @@ class Run:
                 check_named_teacher(getattr(options, "path_t", None) or "", self._data.identity)
         if options.tllm:
             with errors_name_flags():
-                self.train_loader = self._data.train_loader(cut(node_of(options), self._data).train)
+                node = node_of(options)
+                device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # As the host's scripts do.
+                self._speed = RunSpeed(node, device, teacher=getattr(options, "path_t", None) or "")
+                self.train_loader = self._speed.loader(self._data.train_loader(cut(node, self._data).train))
 
     def init(self, stage: Callable[..., None], *arguments: Any) -> None:
         """Run the host's init stage, unless the run continues from a checkpoint, which has its result."""
@@ -120,7 +125,8 @@ class Run:
                 setattr(self.options, weight, 0.0)  # Left out, it counts as nothing.
         learnable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         temperature = float(getattr(self.options, "kd_T", 4))
-        distiller = self._method or ListedDistiller(module_list, criterion_list, learnable, temperature)
+        judge = None if self._tested_by is None else Judge(*self._tested_by, self._test_loader)
+        distiller = self._method or ListedDistiller(module_list, criterion_list, learnable, temperature, judge)
         self.writer = writer_in(logger)
         self._lists = distiller if isinstance(distiller, ListedDistiller) else None
         with errors_name_flags():
@@ -135,6 +141,13 @@ class Run:
             self.folder.state.unlink(missing_ok=True)
         self.session.decide()
         self.session.open(self.options.save_folder)
+        self._speed.start(
+            self.session,
+            steps=len(self.train_loader) * self.options.epochs,
+            optimizer=optimizer,
+            resume=self.options.tllm_resume,
+            shared="" if self._method is None else "the method sees the host's networks under another contract",
+        )
         self.folder.write_config(_description(self.options))
         return self.best_acc
 
@@ -177,10 +190,9 @@ class Run:
             lists.call = EpochCall(
                 host_train, arguments, loader, lists.module_list, lists.criterion_list, self.optimizer
             )
-            if not self._checked:
-                check_loop(lists, loader, rows_are_taken=self.options.tllm_detector != "none")
-                if self._tested_by is not None:
-                    check_predictor(lists.student, *self._tested_by, loader=self._test_loader)
+            if not self._checked and self.session is not None:
+                classes = len(self.session.class_names)
+                check_loop(lists, loader, classes, rows_are_taken=self.options.tllm_detector != "none")
                 self._checked = True
         every = max(1, self.options.print_freq)
         guard = LossGuard(every, "--learning_rate")
@@ -208,11 +220,13 @@ class Run:
         place = next((place for place, argument in enumerate(arguments) if argument is self._test_loader), 0)
         network = next((part for part in arguments if isinstance(part, nn.Module)), self.session.wrapper.student)
         network = network[0] if isinstance(network, nn.ModuleList) else network
+        judge = self._lists.judge if self._lists is not None else None
         result, predictions = watched_validation(
             lambda loader: host_validate(*arguments[:place], loader, *arguments[place + 1 :]),
             arguments[place],
             network,
             len(self.session.class_names),
+            criterion=None if judge is None else judge.criterion,
         )
         self.best_acc = max(self.best_acc, float(result[0]))
         done = len(self._seconds)
