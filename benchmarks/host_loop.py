@@ -13,14 +13,13 @@ import argparse
 import json
 import logging
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,8 @@ CIFAR_IMAGES = 50_000
 #: Images that are set aside, at least 5 of each class.
 HELD_OUT = 800
 
-#: Returns the seconds of each batch of a turn.
-Turn = Callable[[], list[float]]
+#: Returns the seconds of each batch of a turn, and those of the main thread on a CPU.
+Turn = Callable[[], list[tuple[float, float]]]
 
 
 def read_images(folder: Path, count: int) -> tuple[np.ndarray, list[int], list[str]]:
@@ -63,16 +62,13 @@ def stand_in(images: np.ndarray, labels: list[int], names: list[str]) -> None:
     CIFAR100.__init__ = init  # type: ignore[method-assign]
 
 
-def timed(batches: Iterable[Any], step: Callable[[Any], Any]) -> list[float]:
-    """Return the seconds per batch, loading included, without the first batch, which waits for worker processes."""
-    seconds, before = [], None
+def timed(batches: Iterable[Any], step: Callable[[Any], Any]) -> list[tuple[float, float]]:
+    """Return the durations per batch, loading included, without the first batch, which waits for worker processes."""
+    marks = []
     for batch in batches:
         step(batch)
-        now = time.perf_counter()
-        if before is not None:
-            seconds.append(now - before)
-        before = now
-    return seconds
+        marks.append((time.perf_counter(), time.thread_time()))
+    return [(after[0] - before[0], after[1] - before[1]) for before, after in pairwise(marks)]
 
 
 def mdistiller_turns(options: argparse.Namespace, root: Path, folder: Path) -> dict[str, Turn]:
@@ -122,7 +118,7 @@ def mdistiller_turns(options: argparse.Namespace, root: Path, folder: Path) -> d
     def turn(trainer: Any, epoch: int = 1) -> Turn:
         names = ("training_time", "data_time", "losses", "top1", "top5")
 
-        def run() -> list[float]:
+        def run() -> list[tuple[float, float]]:
             meters = {name: AverageMeter() for name in names}
             trainer.distiller.train()
             return timed(
@@ -179,20 +175,23 @@ def main() -> None:
         turns = {"mdistiller": mdistiller_turns}[options.host](options, locate(options.host), Path(folder))
         if options.loops:
             turns = {name: turn for name, turn in turns.items() if name in options.loops}
-        seconds: dict[str, list[float]] = {name: [] for name in turns}
+        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in turns}
         for number in range(options.warm + options.turns):
             for name, turn in turns.items():
                 with quiet():
                     found = turn()
                 if number >= options.warm:
                     seconds[name] += found
-    medians = {name: statistics.median(found) for name, found in seconds.items()}
+    medians = {name: np.median(np.array(found), axis=0) for name, found in seconds.items()}
     first = next(iter(medians.values()))
     print(f"{options.host} {options.method} {options.teacher} -> {options.student}, batch {options.batch}, {commit()}")
     for name, median in medians.items():
-        low, high = np.quantile(seconds[name], [0.25, 0.75])
-        spread = f"quartiles {low * 1000:.1f}, {high * 1000:.1f}"
-        print(f"{name}: {median * 1000:.1f} ms per batch ({spread}), {first / median:.2f} x")
+        low, high = np.quantile(np.array(seconds[name])[:, 0], [0.25, 0.75]) * 1000
+        wall, own = median * 1000
+        print(
+            f"{name}: {wall:.1f} ms per batch (quartiles {low:.1f}, {high:.1f}), {first[0] / median[0]:.2f} x; "
+            f"CPU time of the main thread {own:.1f} ms, {first[1] / median[1]:.2f} x"
+        )
     if options.out:
         what = {key: str(value) for key, value in vars(options).items()}
         options.out.write_text(json.dumps({"commit": commit(), "options": what, "seconds": seconds}, indent=1) + "\n")
