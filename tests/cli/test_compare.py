@@ -79,7 +79,7 @@ def test_teachers_have_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     odd = write_run(tmp_path / "odd", method="KD", settings={"DISTILLER.PLANT.CLASSES": [99, "3", None]})
     assert main(["compare", runs[0], str(odd), "--markdown", "-"]) == 0
     (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("| teacher"))
-    assert "made wrong on 99, 3, None |  | not known |" in row
+    assert "before planting 99, 3, None |  | not known |" in row
 
 
 def test_labels_seeds_and_standard_output(runs: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
