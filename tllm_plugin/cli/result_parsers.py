@@ -1,6 +1,6 @@
 """Arguments of the subcommands that read results or install hosts, from `tllm show` to `tllm host`.
 
-This module imports neither torch nor what needs it, so that help is printed at once.
+This module does not import torch, directly or indirectly, so that help is printed without delay.
 """
 
 from __future__ import annotations

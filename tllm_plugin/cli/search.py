@@ -92,7 +92,7 @@ def _leading(words: Sequence[str], belongs: Any) -> tuple[list[str], list[str]]:
 
 
 def _are_numbers(word: str) -> bool:
-    """Return whether a word is a number, or several numbers separated by commas."""
+    """Return whether an argument consists of numbers separated by commas."""
     try:
         return bool([float(part) for part in word.rstrip(",").split(",")])
     except ValueError:

@@ -1,6 +1,6 @@
 """Arguments of the subcommands that read configs: train, test, search, demo, validate and config.
 
-This module imports neither torch nor what needs it, so that help is printed at once.
+This module does not import torch, directly or indirectly, so that help is printed without delay.
 """
 
 from __future__ import annotations

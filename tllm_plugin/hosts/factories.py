@@ -1,4 +1,4 @@
-"""Make what a host registers under TLLM's names: the trainer `tllm` and the distiller `TLLM`."""
+"""Create the trainer `tllm` and the distiller `TLLM` that a host registers."""
 
 from __future__ import annotations
 

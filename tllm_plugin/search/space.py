@@ -67,7 +67,7 @@ def grid(space: Sequence[Dimension]) -> list[Values]:
 
 
 def searchable_keys(cfg: CfgNode) -> tuple[str, ...]:
-    """Return the full names of the keys that can be searched: those of the detector, then those of the treatment."""
+    """Return the full names of the searchable keys: detector options first, then treatment options."""
     spec = RunSpec.of(cfg)
     return tuple(
         key
