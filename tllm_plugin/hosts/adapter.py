@@ -214,10 +214,7 @@ class _TLLMTrainer:
         last = self.tllm_cfg.SOLVER.EPOCHS if self.tllm_epoch is None else self.tllm_epoch
         self._catch_up(last)
         if not self.tllm_methods.writes_results and self.tllm_session.run is not None:
-            metrics = MetricsRecord(
-                *(None, (), ()),  # Test results: see `write_results`.
-                seconds_per_epoch=(),
-                peak_memory_bytes=None,
+            metrics = MetricsRecord.untested(
                 epochs_done=last,
                 finished=True,
             )

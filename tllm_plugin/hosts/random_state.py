@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 class RandomState:
@@ -58,3 +59,18 @@ def same_random_numbers(seed: int) -> Iterator[None]:
         yield
     finally:
         RandomState().load_state_dict(state)
+
+
+def torch_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of torch's generators on the CPU and on `device`."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_torch_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Set the generators from the result of `torch_state`, on the CPU and, if it has one, on `device`."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -230,8 +230,7 @@ class Run:
         )
         self.best_acc = max(self.best_acc, float(result[0]))
         done = len(self._seconds)
-        metrics = MetricsRecord(
-            *(None, (), ()),  # Test results: see `write_results`.
+        metrics = MetricsRecord.untested(
             seconds_per_epoch=tuple(self._seconds),
             peak_memory_bytes=peak_memory_bytes(self.device),
             epochs_done=done,
