@@ -106,6 +106,11 @@ def parse_space(words: Sequence[str], cfg: CfgNode) -> tuple[tuple[Dimension, ..
     return tuple(dimensions), problems + _without_effect(dimensions, cfg)
 
 
+def shown_value(value: Any) -> str:
+    """Return a searched value as text, numbers with four significant digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def detector_kinds(space: Sequence[Dimension], cfg: CfgNode) -> tuple[str, ...]:
     """Return the detectors that trials may have: the searched ones, otherwise the config's."""
     return next((item.choices for item in space if item.key == TYPE), (cfg.TLLM.DETECTOR.TYPE,))
