@@ -150,7 +150,7 @@ def test_a_damaged_image_is_named_by_a_worker_too(make_folder) -> None:
 def test_images_of_different_sizes_are_refused_without_an_image_size(make_folder) -> None:
     root = make_folder()
     Image.new("RGB", (16, 20)).save(root / "val" / "cat" / "1.png")
-    message = "to be 16 x 16 pixels like the first one, but `.*val/cat/1.png` is 16 x 20; set an image_size"
+    message = "to be 16 x 16 pixels like the first one, but `.*val/cat/1.png` is 16 x 20; set image_size"
     with pytest.raises(DataError, match=message):
         load(root)
 

@@ -147,7 +147,7 @@ def test_what_bare_checkpoints_are_told(
         return " ".join(capsys.readouterr().err.split())
 
     both = (f"digits_student@{known}", f"digits_student@{foreign}", "--image-size", "8")
-    assert told(*both).count("does not say how its images were normalised") == 1
+    assert told(*both).count("does not record its normalisation") == 1
     text = told(*both, "--mean", "0,0,0", "--std", "1,1,1")
     assert "is tested with other settings than in training: the mean was" in text and "does not record" not in text
     assert "`--mean` and `--std` together" in told(*both, "--mean", "0,0,0", code=2)

@@ -93,5 +93,5 @@ def test_baselines_that_did_as_well_or_better() -> None:
 def test_nothing_flagged_is_said() -> None:
     best = trial(0, 0.95, 1.0, flagged=())
     assert warnings_about(best, [best, trial(1, 0.95, 1.0, flagged=())], []) == [
-        "no trial flagged a class: they are all the same run"
+        "no trial flagged a class, so that all trials are the same run"
     ]

@@ -152,7 +152,7 @@ def test_nothing_that_is_chosen_from_sees_test_data(
     assert len(searched_runs) == 2 and looks == [], "a teacher and a vanilla student"
     assert main([*command[:3], "--retrain", *command[3:]]) == 0
     again = [*command[:3], "--retrain", *command[3:], "LOG.TEST_FREQ", "-1", "LOG.PREFIX", str(tmp_path / "never")]
-    assert main(again) == 0 and "test accuracy not looked at" in " ".join(capsys.readouterr().out.split())
+    assert main(again) == 0 and "test accuracy not measured" in " ".join(capsys.readouterr().out.split())
     final_too = {path.name for path in tmp_path.glob("digits/*/*") if path.name.startswith("final")}
     own = {path.parts[-3] for path in tmp_path.glob("digits/*/tllm/metrics.json")} - searched_runs
     assert set(looks) == own | final_too and len(own) == 2, "the final student has a teacher and a reference of its own"
@@ -351,10 +351,11 @@ def test_vanilla_runs_are_not_searched(tmp_path: Path, capsys: pytest.CaptureFix
 def test_help_names_every_key_that_can_be_searched(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "--help"]) == 0
     shown = capsys.readouterr().out
-    keys = " ".join(shown.split()).partition("by their full name or its last part: ")[2].partition(" as a list")[0]
-    detection, treatment = keys.split(", ")[:-4], keys.split(", ")[-4:]
-    assert treatment == ["LABEL_SMOOTHING", "CE_WEIGHT", "BALANCE", "MIN_ROWS"]
-    assert {"TYPE", "SCORE", "ETA", "FDR", "WARMUP_EPOCHS", "SMOOTHING", "AFTER_FRACTION"} <= set(detection)
+    assert "tllm config keys --searchable" in shown
+    assert main(["config", "keys", "--searchable"]) == 0
+    keys = [line.split()[0].rpartition(".")[2] for line in capsys.readouterr().out.splitlines() if "TLLM." in line]
+    assert {"LABEL_SMOOTHING", "CE_WEIGHT", "BALANCE", "MIN_ROWS"} <= set(keys)
+    assert {"TYPE", "SCORE", "ETA", "FDR", "WARMUP_EPOCHS", "SMOOTHING", "AFTER_FRACTION"} <= set(keys)
     assert "--space ETA=0.01:0.2:log CE_WEIGHT=0.5:8:log LABEL_SMOOTHING=0:0.2 --trials 20" in shown
 
 

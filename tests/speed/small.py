@@ -96,7 +96,7 @@ class FarNet(Net):
 
     def maps(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         feats, pooled = super().maps(x)
-        return [feats[0], feats[1] + 200], pooled
+        return [feats[0], feats[1] + 4000], pooled
 
 
 def batch(rows: int = 8, seed: int = 0) -> dict[str, Tensor]:

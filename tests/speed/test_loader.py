@@ -15,7 +15,7 @@ from torchvision import transforms
 from torchvision.datasets import CIFAR10
 
 from tllm_plugin.data.augment import ShiftFlip
-from tllm_plugin.speed.loader import DeviceLoader, NotRecognised, limited, on_device
+from tllm_plugin.speed.loader import DeviceLoader, NotRecognised, on_device
 
 CPU = torch.device("cpu")
 USUAL = (
@@ -87,11 +87,11 @@ def test_outcomes_are_drawn_uniformly() -> None:
 
 @pytest.mark.parametrize("views", [1, 4])
 def test_views_limit_the_outcomes_of_an_image(views: int) -> None:
-    augmentation = ShiftFlip(4, flip=True)
+    augmentation = ShiftFlip(4, flip=True, views=views)
     every = torch.tensor(list(itertools.product(range(9), range(9), range(2))))
     seen = Counter()
     for row in range(200):
-        found = {tuple(draw) for draw in limited(every, torch.full((162,), row), views, augmentation).tolist()}
+        found = {tuple(draw) for draw in augmentation.limited(every, torch.full((162,), row)).tolist()}
         assert len(found) <= views
         seen.update(found)
     assert len(seen) > 100, "the images' outcomes are different ones"

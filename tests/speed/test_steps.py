@@ -30,6 +30,7 @@ def record(**given: Any) -> SpeedRecord:
         "student": "bfloat16",
         "teacher_features": (),
         "student_features": (),
+        "remembers": False,
         "plain_seconds": 1.0,
         "seconds": 0.5,
         "cost_seconds": 1.0,
@@ -43,7 +44,8 @@ def distiller(kind: type[KD] = KD) -> KD:
 
 
 def only(monkeypatch: pytest.MonkeyPatch, *, teachers: tuple[str, ...] = (), students: tuple[str, ...] = ()) -> None:
-    monkeypatch.setattr(choice, "TEACHERS", teachers)
+    monkeypatch.setattr(choice, "HALF", teachers)
+    monkeypatch.setattr(choice, "SINGLE", ())
     monkeypatch.setattr(choice, "STUDENTS", students)
     monkeypatch.setattr(choice, "_MARGIN", 0.0)  # However fast it is.
 

@@ -280,7 +280,7 @@ def _without_repetition(runs: Sequence[LoadedRun]) -> list[LoadedRun]:
         if twin is None:
             kept.append(run)
         else:
-            logger.warning("%s is a copy of %s and is left out", place, twin.folder)
+            logger.warning("%s is a copy of %s and is left out", place, twin.folder and twin.folder.path)
     return kept
 
 

@@ -24,7 +24,7 @@ from tllm_plugin.core.escaping import markdown_text, visible
 from tllm_plugin.hosts.console import PlainConsole, write_json_result, write_result
 
 _HEADROOM = "headroom of a class-wise rule, in points"
-_EVERY = "classes that every student loses, delta acc in points"
+_EVERY = "classes below vanilla for every student, delta acc in points"
 _SUMMARY = (
     "method",
     "runs",
@@ -37,7 +37,7 @@ _SUMMARY = (
 
 
 def run(options: argparse.Namespace) -> None:
-    """Compare, print and write.
+    """Compare the runs, print tables and write files.
 
     Raises:
         ConfigError: One of the named runs or checkpoints cannot be compared.
@@ -57,13 +57,13 @@ def run(options: argparse.Namespace) -> None:
 def _with_one_baseline(options: argparse.Namespace) -> Study:
     baseline, *others_by_name = _load([options.vanilla, *options.others], options)
     others = [found for runs in others_by_name for found in runs]
-    # Further seeds of the vanilla student may stand among the others.
+    # The other names may include further seeds of the vanilla student.
     known = {str(found.folder) for found in baseline if found.folder is not None}
     more = [found for found in others if _same_kind(found, baseline[0]) and str(found.folder) not in known]
     others = [found for found in others if not _same_kind(found, baseline[0])]
     if not others:
         raise ConfigError(
-            f"Expected a run of another kind than {baseline[0].method} to compare, but got seeds of it alone"
+            f"Expected a run of another method than {baseline[0].method} to compare, but got only seeds of it"
         )
     return build_comparison([*baseline, *more], others)
 
@@ -78,7 +78,7 @@ def _paired(options: argparse.Namespace) -> Study:
 
 def _load(names: Sequence[str], options: argparse.Namespace) -> list[list[LoadedRun]]:
     if bool(options.mean) != bool(options.std):
-        raise ConfigError("Expected `--mean` and `--std` together, but got one of them alone")
+        raise ConfigError("Expected `--mean` and `--std` together, but got only one of them")
     data = EvaluationData(options.data, options.image_size, options.class_order, options.mean, options.std)
     loaded = [load_named(name, data) for name in names]
     return [with_predictions(runs) for runs in loaded] if options.answers else loaded
@@ -89,7 +89,7 @@ def show(study: Study, most: int, console: Console) -> None:
     worst = class_rows(study, most)
     for title, heading, rows in (
         (f"{len(study.class_names)} classes", summary_heading(study), summary_rows(study)),
-        (f"the {counted(len(worst), 'class', 'classes')} that lost most", class_heading(study), worst),
+        (f"the {counted(len(worst), 'class', 'classes')} with the lowest delta acc", class_heading(study), worst),
         (_HEADROOM, list(HEADING), headroom_rows(study)),
         (_EVERY, every_heading(study), every_rows(study, most)),
     ):
@@ -161,7 +161,7 @@ def class_heading(study: Study) -> list[str]:
 
 
 def class_rows(study: Study, most: int) -> list[list[str]]:
-    """Return the classes that lost most in any method, in points; `*` marks significantly worse ones (FDR 5 %)."""
+    """Return the classes with the lowest delta acc in any method, in points; `*` marks significant ones (FDR 5 %)."""
     columns = [method.comparison for method in study.compared if method.comparison is not None]
     order = sorted(range(len(study.class_names)), key=lambda index: min(_known(float(c.delta[index])) for c in columns))
     vanilla = study.vanilla_accuracy
@@ -215,8 +215,8 @@ def explanation(study: Study, shown: Callable[[str], str] = visible) -> str:
     null = (
         f"the same count for {runs} {baseline} runs against each other"
         if runs > 1
-        else f"what chance gives if every changed answer were as likely a loss as a gain (one {baseline} run; a second "
-        "one, with another seed, would also show how far seeds differ)"
+        else "the count expected by chance if every changed prediction were equally likely a loss or a gain (there is "
+        f"one {baseline} run; a second one with another seed would show how much seeds differ)"
     )
     sources = {class_effects(method.comparison).source for method in study.compared if method.comparison is not None}
     effect = (
@@ -229,15 +229,15 @@ def explanation(study: Study, shown: Callable[[str], str] = visible) -> str:
     basis = (
         "Runs were compared image by image: exact paired intervals and McNemar's test."
         if paired
-        else "Only counts per class are known of some runs: wider intervals and Fisher's test for these."
+        else "Some runs recorded only counts per class; their intervals are wider and their test is Fisher's."
     )
     return (
         f"delta acc: accuracy of the class minus the {baseline} student's, in points, with exact 95 % intervals; a run "
-        f"is compared with the {baseline} run of its seed where there is one. {basis} "
-        "FDR 5 % (*): classes that are worse with a false discovery rate of 5 % over classes (Benjamini-Hochberg). "
+        f"is compared with the {baseline} run of its seed if there is one. {basis} "
+        "FDR 5 % (*): significantly worse classes at a false discovery rate of 5 % over classes (Benjamini-Hochberg). "
         f"null: {null}. P(harm): probability that {effect}, from a model of all classes together. Headroom: spread of "
-        "the effects over classes with noise removed; the ceiling is what mean accuracy would gain if every class "
-        f"below the {baseline} student were restored{single}.{_every(study, shown)}"
+        "the effects over classes with noise removed; the ceiling is the gain in mean accuracy if every class below "
+        f"the {baseline} student had that student's accuracy{single}.{_every(study, shown)}"
     )
 
 

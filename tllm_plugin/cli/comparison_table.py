@@ -22,7 +22,7 @@ def comparison_table(run: LoadedRun) -> Table:
     """Return one row each for the teacher, the vanilla student, plain distillation and the run.
 
     The vanilla run is the reference of the detector or a run of the same seed in a neighbouring folder; plain
-    distillation is the run without a detector in a neighbouring folder. A row without a run says so.
+    distillation is the run without a detector in a neighbouring folder. If a run is not found, its row says so.
 
     Args:
         run: Tested run with a distiller.
@@ -37,7 +37,7 @@ def comparison_table(run: LoadedRun) -> Table:
         rows.append((f"{run.spec.get('DISTILLER.TYPE')}, no detector", plain))
     rows.append((f"this run: {run.method}", run))
     planted = planted_names(run)
-    title = f"planted in the teacher after its test: {named(planted)}" if planted else None
+    title = f"planted in the teacher after its own test: {named(planted)}" if planted else None
     table = Table(title=title, title_justify="left")
     table.add_column("", overflow="fold")
     for heading in ("test\naccuracy", "classes\nbelow vanilla"):

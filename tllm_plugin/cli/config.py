@@ -26,6 +26,6 @@ def run(options: argparse.Namespace) -> None:
         lines.append(f"{key:<30} {option.default!r:<16} {option.help}{flag}")
     found = [line for line in lines if options.grep.lower() in line.lower()]
     if not found:
-        raise TLLMError(f"Expected `--grep` to be part of a key, a default or a meaning, but got {options.grep!r}")
+        raise TLLMError(f"Expected `--grep` to occur in a key, its default or its meaning, but got {options.grep!r}")
     for line in found:
         say(line)

@@ -14,18 +14,18 @@ from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.console import PlainConsole, write_json_result
 
 _EXPLANATION = (
-    "Points of test accuracy, 95 % intervals. The spread is that of the true effects over classes, with the noise of "
-    "training removed; the ceiling is what the mean accuracy would gain if every class below vanilla were given its "
-    "vanilla accuracy back."
+    "Points of test accuracy with 95 % intervals. spread of effects: standard deviation of the true effects over "
+    "classes, with the noise of training removed. ceiling: gain in mean accuracy if every class below vanilla had its "
+    "vanilla accuracy."
 )
 _ONE_PAIR = (
-    "{}: a single pair of runs cannot show how much two trainings differ, only how much test images scatter. Its "
-    "spread and ceiling are too large; add runs of other seeds, vanilla ones above all."
+    "{}: a single pair of runs shows the sampling noise of test images only, not the differences between trainings. "
+    "Its spread and ceiling are too large; add runs of other seeds, in particular vanilla runs."
 )
 
 
 def run(options: argparse.Namespace) -> None:
-    """Estimate, print and write.
+    """Estimate the headroom, print a table and write a file.
 
     Raises:
         ConfigError: No distilled run has a vanilla run of the same student to compare with.
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> None:
     study = build_study([found for name in options.runs for found in load_named(name)])
     found = [(method.label, headroom(method.comparison)) for method in study.methods if method.comparison is not None]
     if not found:
-        raise ConfigError("Expected vanilla and distilled runs of one student, but got none that can be compared")
+        raise ConfigError("Expected vanilla and distilled runs of one student, but no two of the runs can be compared")
     if options.json:
         write_json_result(options.json, {label: headroom_record(item) for label, item in found})
     if options.json == "-":

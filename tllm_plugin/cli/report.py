@@ -1,4 +1,4 @@
-"""`tllm report`: one HTML page from several runs."""
+"""`tllm report`: write one HTML page on several runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tllm_plugin.report.page import write_report
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write the page and say where it is."""
+    """Write the page and print its path."""
     runs = [found for name in options.runs for found in load_named(name)]
     points = {} if options.points is None else {"points": options.points}
     path = write_report(runs, options.out, networks=not options.no_networks, **points)

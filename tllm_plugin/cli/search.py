@@ -14,18 +14,18 @@ from tllm_plugin.cli.search_hosts import HOSTS
 from tllm_plugin.cli.training_parsers import DEFAULT_ETAS, DEFAULT_RANGE
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.core.escaping import visible
-from tllm_plugin.hosts import processes
+from tllm_plugin.hosts import power, processes
 from tllm_plugin.hosts.config_checks import refuse
 from tllm_plugin.hosts.console import PlainConsole, write_json_result
 from tllm_plugin.runs.search_file import SearchRecord, TrialRecord
 from tllm_plugin.search.eta_search import TAUGHT, Outcome, check_space, search
-from tllm_plugin.search.space import ETA, parse_space
+from tllm_plugin.search.space import ETA, parse_space, shown_value
 
 
 def run(options: argparse.Namespace) -> None:
     """Search, and print trials, choice and evidence."""
     processes.refuse_several(
-        "a search", "give the command in several terminals or on several machines instead: they share the trials"
+        "a search", "give the command in several terminals or on several machines instead, which then share the trials"
     )
     words, opts, problems = _words(options)
     if (options.cfg is None) != (options.host == "repdistiller"):
@@ -39,6 +39,8 @@ def run(options: argparse.Namespace) -> None:
     if options.checkpoint_every is not None and options.checkpoint_every < 1:
         problems.append(f"Expected `--checkpoint-every` to be at least 1, but got {options.checkpoint_every}")
     refuse(problems)
+    if options.host == "embedded":
+        power.tell_planned(opened.cfg)
     try:
         host = opened.search(space)
         outcome = search(
@@ -51,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
             baseline=not options.no_baseline,
         )
     except KeyboardInterrupt:
-        raise TLLMError("interrupted; give the same command again to go on") from None
+        raise TLLMError("interrupted; give the same command again to continue") from None
     if options.json:
         chosen = outcome.record.chosen
         content = {
@@ -67,7 +69,8 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _words(options: argparse.Namespace) -> tuple[list[str], list[str], list[str]]:
-    """Return the words of the search space, all overrides (also those that argparse took for values), and errors."""
+    """Return the arguments of the search space, all overrides (including those that argparse took for values), and
+    errors."""
     problems = []
     etas, after_etas = _leading(options.eta or [], _are_numbers)
     words, after_words = _leading(options.space or [], lambda word: "=" in word)
@@ -89,7 +92,7 @@ def _leading(words: Sequence[str], belongs: Any) -> tuple[list[str], list[str]]:
 
 
 def _are_numbers(word: str) -> bool:
-    """Return whether a word is a number, or several numbers separated by commas."""
+    """Return whether an argument consists of numbers separated by commas."""
     try:
         return bool([float(part) for part in word.rstrip(",").split(",")])
     except ValueError:
@@ -102,13 +105,13 @@ def print_outcome(outcome: Outcome, next_command: Callable[[dict[str, Any]], str
     console = PlainConsole()
     console.print(table(record))
     console.print(
-        f"search accuracy: on {record.holdout_samples} training images that neither training nor detector saw, classes "
-        "counting alike, +- its standard error; behind: against the best trial on the same images, with the exact "
+        f"search accuracy: class-balanced accuracy on {record.holdout_samples} training images that neither training "
+        "nor detector used, +- standard error; behind: difference to the best trial on the same images, with the exact "
         "paired p-value."
     )
     if chosen is None:
         return
-    values = " ".join(f"{key} {_number(value)}" for key, value in chosen.values.items())
+    values = " ".join(f"{key} {shown_value(value)}" for key, value in chosen.values.items())
     console.print(f"chosen: {values} ({chosen.title})", soft_wrap=True)
     for warning in record.warnings:
         console.print(f"note: {warning}")
@@ -116,7 +119,7 @@ def print_outcome(outcome: Outcome, next_command: Callable[[dict[str, Any]], str
     console.print(f"evidence: {outcome.path}", soft_wrap=True)
     if outcome.final is not None:
         metrics = outcome.final.read_metrics()
-        accuracy = f"{metrics.test_accuracy:.2%}" if metrics.tested else "not looked at"
+        accuracy = f"{metrics.test_accuracy:.2%}" if metrics.tested else "not measured"
         console.print(f"final student, trained on everything but the detection hold-out: test accuracy {accuracy}")
         console.print(f"run folder: {outcome.final.log_folder}", soft_wrap=True)
         console.print(f"next: tllm show {shlex.quote(str(outcome.final.log_folder))}", soft_wrap=True)
@@ -127,7 +130,7 @@ def print_outcome(outcome: Outcome, next_command: Callable[[dict[str, Any]], str
 def table(record: SearchRecord) -> Table:
     """Return one row per trial and baseline."""
     result = Table(title="search", title_justify="left")
-    # What does not fit is folded; cut off, two values could look alike.
+    # Long cells are folded, because truncated values could look equal.
     result.add_column("run", overflow="fold")
     keys = [text.partition("=")[0] for text in record.space]
     for key in keys:
@@ -137,7 +140,7 @@ def table(record: SearchRecord) -> Table:
     result.add_column("flagged (after epoch)", overflow="fold")
     for trial in (*record.baselines, *record.trials):
         best = trial.number == record.best and trial.number >= 0
-        values = [_number(trial.values[key]) if key in trial.values else "" for key in keys]
+        values = [shown_value(trial.values[key]) if key in trial.values else "" for key in keys]
         result.add_row(
             trial.title + (" *" if best else ""), *values, *_cells(trial, best), style="bold" if best else ""
         )
@@ -171,7 +174,3 @@ def savings(record: SearchRecord) -> str:
     seconds_alone = sum(run.seconds * full / run.epochs for run in alone)
     text = f"saved: {trained} epochs were trained instead of {full * len(alone)}"
     return f"{text}, in {seconds:.1f} instead of about {seconds_alone:.1f} seconds" if seconds else text
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -18,12 +18,12 @@ from tllm_plugin.search.space import with_values
 
 
 def run(options: argparse.Namespace) -> None:
-    """Test every run, and print what came out.
+    """Test all runs and print their test accuracies.
 
     Raises:
         TLLMError: A run cannot be tested; the other runs are tested first, and the last error is raised.
     """
-    processes.refuse_several("`tllm test`", "start it without")
+    processes.refuse_several("`tllm test`", "start it without a launcher")
     problems: list[TLLMError] = []
     bundles: dict[str, DataBundle] = {}
     for name in options.runs:
@@ -46,13 +46,13 @@ def _tested(folder: RunFolder, options: argparse.Namespace, bundles: dict[str, D
     spec = RunSpec.read(folder)
     if not spec.is_embedded:
         if metrics.tested:
-            return metrics  # Numbers per class are all that some hosts' runs have.
+            return metrics  # Runs of some hosts have only numbers per class.
         raise ConfigError(
             f"Expected {folder.log_folder} to be a run of the embedded host, but it has no config.yaml of that"
         )
     given = {"DATASET.PATH": options.path, "RUNTIME.DEVICE": options.device}
     cfg = with_values(spec.config(), {key: value for key, value in given.items() if value})
-    # What a data set is, and which of its images are drawn.
+    # Key of the data set and of the images that are drawn from it.
     recorded = folder.read_data()
     key = f"{cfg.DATASET} {cfg.EXPERIMENT.SEED} {recorded.digest()}"
     if key not in bundles:

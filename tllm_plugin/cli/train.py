@@ -24,7 +24,7 @@ from tllm_plugin.runs.run_folder import RunFolder
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train, and print the results and their folder."""
+    """Train, and print results and run folder."""
     if options.host == "repdistiller":
         processes.refuse_several(f"the host {options.host}", "the others train with several")
         if options.cfg or options.overwrite:

@@ -20,13 +20,15 @@ class ShiftFlip:
     Args:
         padding: Number of pixels added to each side before cropping to the original size; the largest shift.
         flip: Whether each image is mirrored with probability 1/2.
+        views: Number of outcomes that each image may have, chosen by its position in the data set; 0 for all.
     """
 
     padding: int
     flip: bool
+    views: int = 0
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw the random numbers for `count` images.
+        """Draw the random numbers for the first `count` images of the data set.
 
         Returns:
             (count, 3) int64 on the CPU: top and left edge of the crop in the padded image, in [0, 2 * padding], and 1
@@ -34,7 +36,24 @@ class ShiftFlip:
         """
         edges = torch.randint(0, 2 * self.padding + 1, (count, 2), generator=generator)
         mirrored = torch.randint(0, 2 if self.flip else 1, (count, 1), generator=generator)
-        return torch.cat([edges, mirrored], dim=1)
+        return self.limited(torch.cat([edges, mirrored], dim=1), torch.arange(count))
+
+    def limited(self, draws: Tensor, rows: Tensor) -> Tensor:
+        """Return draws that are among the `views` outcomes of each image.
+
+        Args:
+            draws: (n, 3), see `draw`.
+            rows: (n,) int64, places of the images in the data set.
+        """
+        if not self.views:
+            return draws
+        edges, flips = 2 * self.padding + 1, 2 if self.flip else 1
+        outcome = (draws[:, 0] * edges + draws[:, 1]) * flips + draws[:, 2]
+        # Any fixed function of image and view that spreads well: two steps of a linear congruential generator.
+        mixed = (rows * self.views + outcome % self.views) * 6364136223846793005 + 1442695040888963407
+        mixed = mixed * 6364136223846793005 + 1442695040888963407
+        chosen = (mixed >> 33).remainder(edges * edges * flips)
+        return torch.stack([chosen // (flips * edges), chosen // flips % edges, chosen % flips], dim=1)
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
         """Augment `images` (B, C, H, W) with `draws` (B, 3); shape and dtype are unchanged."""

@@ -96,8 +96,18 @@ class DataBundle(ABC):
                 raise ConfigError(f"Expected `{name}` to be {self.in_channels} {kind}, but got {list(values)}")
         return replace(self, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
 
+    def limited(self, views: int) -> DataBundle:
+        """Return the same data with at most `views` outcomes of the augmentation per image; 0 for all.
+
+        Raises:
+            ConfigError: The images are augmented one by one by other transforms.
+        """
+        if not views:
+            return self
+        raise ConfigError(f"Expected images in memory for {views} outcomes of the augmentation, but they are streamed")
+
     def _part(self, split: Split) -> DataPart:
-        """Return the identity of a part, from its labels only unless the data set knows more."""
+        """Return the identity of a part, by default from its labels only."""
         return part_of(self.train_labels if split == "train" else self.test_labels, self.num_classes)
 
     def train_loader(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -49,6 +49,9 @@ class InMemoryBundle(DataBundle):
         if key not in self._copies:
             self._copies[key] = (self.train if split == "train" else self.test).to(device)
         return self._copies[key]
+
+    def limited(self, views: int) -> InMemoryBundle:
+        return replace(self, augmentation=replace(self.augmentation, views=views)) if views else self
 
     def _part(self, split: Split) -> DataPart:
         images, files = (self.train, self.train_files) if split == "train" else (self.test, self.test_files)

@@ -137,17 +137,19 @@ class _TLLMTrainer:
         self.tllm_cfg = cfg
         wrapped.to(self.tllm_device)
         carried = CarriedData(self.tllm_session.data, cfg.LOG.PREFIX)
+        checkpoint = cfg.get("DISTILLER", {}).get("TEACHER_CHECKPOINT", "")
         if self.tllm_host.carries_rng:
             self.tllm_session.wrapper.carry("rng", RandomState())
             self.tllm_session.wrapper.carry("data", carried)
-            check_named_teacher(cfg.get("DISTILLER", {}).get("TEACHER_CHECKPOINT", ""), self.tllm_session.data)
+            check_named_teacher(checkpoint, self.tllm_session.data)
         if parallel is None:
             call["distiller"] = wrapped
         else:
             parallel.module = wrapped
         self.tllm_several = isinstance(parallel, DistributedDataParallel)
         replicas = isinstance(parallel, nn.DataParallel) and len(parallel.device_ids) > 1
-        self.tllm_speed = RunSpeed(cfg.TLLM, self.tllm_device, several=self.tllm_several or replicas)
+        several = self.tllm_several or replicas
+        self.tllm_speed = RunSpeed(cfg.TLLM, self.tllm_device, teacher=checkpoint, several=several)
         call["train_loader"] = self.tllm_speed.loader(self.tllm_session.train_loader)
         self.tllm_optimizer: Any = None
         init(*call.bound.args, **call.bound.kwargs)
@@ -212,10 +214,7 @@ class _TLLMTrainer:
         last = self.tllm_cfg.SOLVER.EPOCHS if self.tllm_epoch is None else self.tllm_epoch
         self._catch_up(last)
         if not self.tllm_methods.writes_results and self.tllm_session.run is not None:
-            metrics = MetricsRecord(
-                *(None, (), ()),  # Test results: see `write_results`.
-                seconds_per_epoch=(),
-                peak_memory_bytes=None,
+            metrics = MetricsRecord.untested(
                 epochs_done=last,
                 finished=True,
             )
@@ -249,6 +248,7 @@ class _TLLMTrainer:
         super().finish()  # type: ignore[misc]
         if self.cfg.LOG.get("TEST_FREQ", 0) < 0:  # Otherwise the test data have said it.
             self.tllm_session.tell_if_at_chance(str(self.tllm_folder))
+        self.tllm_session.tell_if_powerless()
 
     def _catch_up(self, epoch: int) -> None:
         if self.tllm_several and epoch and epoch not in self.tllm_session.curves.epochs:

@@ -82,6 +82,13 @@ SPEED = (
         "outcomes of the augmentation per image, which changes the augmentation; 0: all",
         flag="tllm_views",
     ),
+    Option(
+        "memory",
+        2.0,
+        at_least(0),
+        "with auto: gigabytes of the disk for a teacher's remembered answers, which all its runs share; 0: none",
+        flag="tllm_memory",
+    ),
 )
 FDR, CONFIDENCE = "TLLM.DETECTOR.FDR", "TLLM.DETECTOR.CONFIDENCE"
 OLD_FLAG = "tllm_confidence"
@@ -227,7 +234,7 @@ _CLASSES = Option("classes", [], None, "classes of the detector fixed: class ind
 
 def _declared() -> Iterator[tuple[str, Iterable[Option], bool]]:
     """Yield nodes with their options and whether the options are part of TLLM."""
-    kinds = f"which classes lose their teacher: {', '.join(DETECTORS)}"
+    kinds = f"detector of undistillable classes: {', '.join(DETECTORS)}"
     kind = Option("type", "reference", one_of(DETECTORS), kinds, flag="tllm_detector")
     yield "TLLM", (*INNER, *WRAPPER, *POLICY, *HOLDOUT, *SPEED), True
     yield "TLLM.DETECTOR", (kind, _REFERENCE, _CLASSES), True

@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.config_checks import flat
 from tllm_plugin.hosts.embedded.defaults import default_config
-from tllm_plugin.hosts.options import first_spelling, renamed
+from tllm_plugin.hosts.options import first_spelling, renamed, table
 from tllm_plugin.hosts.yaml_text import plain, read_yaml
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -49,8 +49,9 @@ MARKS: dict[str, Mark] = {
         Mark.TREATMENT: ("TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.BALANCE", "TLLM.MIN_ROWS"),
         # Seeds of a method may have different teachers. Checkpoints are compared by their path only.
         Mark.REPETITION: (
-            *("EXPERIMENT.SEED", "RUNTIME", "TLLM.SPEED", "DATASET.TEST", "DISTILLER.TEACHER_CHECKPOINT"),
-            *("tllm_seed", "tllm_speed", "trial", "num_workers"),
+            *("EXPERIMENT.SEED", "RUNTIME", "TLLM.SPEED", "TLLM.MEMORY"),
+            *("DATASET.TEST", "DISTILLER.TEACHER_CHECKPOINT"),
+            *("tllm_seed", "tllm_speed", "tllm_memory", "trial", "num_workers"),
         ),
         # The contents of the data and of the reference are compared instead.
         Mark.PLACE: (
@@ -96,6 +97,8 @@ _YOUNGER: dict[str, Any] = {
     "TLLM.POLICY_OPTIONS.SEED": 0,
     "TLLM.SPEED": "off",
     "TLLM.VIEWS": 0,
+    "TLLM.MEMORY": 2.0,
+    "TLLM.DETECTOR.PROBABILITY": 0.95,
 }
 _BEFORE = {**_OLDER_THAN_SEARCHES, **_YOUNGER}
 
@@ -153,7 +156,7 @@ class RunSpec:
         return self.values.get(key, default)
 
     def value(self, key: str) -> Any:
-        """Return the effective value of a key: the recorded one, else that of versions without it, else the default."""
+        """Return the effective value of a key: recorded, else the value of versions without it, else the default."""
         return self.values[key] if key in self.values else _defaults().get(key)
 
     def mark(self, key: str) -> Mark:
@@ -220,6 +223,8 @@ class RunSpec:
             depends_on["pretrained"] = True
         if self.values["DISTILLER.TYPE"] == "SFTN":
             depends_on["sftn"] = {"student": self.values["DISTILLER.STUDENT"], "node": self._named("SFTN")}
+        given = {key: self.values.get(key, _YOUNGER[key]) for key in ("TLLM.SPEED", "TLLM.VIEWS")}
+        depends_on |= {key: value for key, value in given.items() if value != _YOUNGER[key]}
         return digest(str(depends_on))
 
     def beginning_digest(self, instead: RunSpec | None = None) -> str:
@@ -264,7 +269,7 @@ def digest(text: str | bytes) -> str:
 
 
 def _digest_of(values: Mapping[str, Any], prefix: str = "", added: str = "") -> str:
-    # Of the values themselves: YAML writes one object that stands in two places as an anchor and an alias.
+    # A nested copy, because YAML writes an object that occurs twice as an anchor and an alias.
     full = {f"{prefix}{key}": value for key, value in values.items()}
     kept = first_spelling({key: value for key, value in full.items() if not _as_before(key, value, _YOUNGER)})
     return digest(yaml.safe_dump(_nested({key.removeprefix(prefix): value for key, value in kept.items()})) + added)
@@ -297,7 +302,10 @@ def _check_sections(content: Mapping[str, Any], known: CfgNode, prefix: str = ""
 
 @lru_cache(maxsize=1)
 def _defaults() -> Mapping[str, Any]:
-    return {**dict(flat(default_config())), **_BEFORE}
+    by_key = {**dict(flat(default_config())), **_BEFORE}
+    # In RepDistiller, options have the names of flags.
+    by_flag = {option.flag: by_key[key] for key, option in table().items() if option.flag and key in by_key}
+    return {**by_key, **by_flag}
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,11 @@ def tllm_node() -> CfgNode:
 def check_tllm(cfg: CfgNode) -> list[str]:
     """Return all problems of `cfg.TLLM`, one sentence each, without reading data or training."""
     problems = check_options(cfg, {key: option for key, option in table().items() if key.startswith("TLLM.")})
+    if cfg.TLLM.VIEWS and cfg.TLLM.SPEED == "off" and "RUNTIME" not in cfg:
+        problems.append(
+            f"Expected `TLLM.SPEED` exact or auto with `TLLM.VIEWS` {cfg.TLLM.VIEWS}, because the host's own loader "
+            "draws all outcomes of the augmentation, but got off"
+        )
     detector = cfg.TLLM.DETECTOR
     if detector.TYPE == "fixed" and not detector.CLASSES:
         problems.append("Expected `TLLM.DETECTOR.CLASSES` to name classes for the detector `fixed`, but got none")
@@ -144,6 +149,6 @@ def read_reference(path: str, holdout: Curves, data: DataIdentity | None = None)
         recorded = (RunFolder(Path(path).parent) if loose else RunFolder.find(path)).read_data()
         if recorded != DataIdentity() or not loose:
             check_same_data(
-                f"`TLLM.DETECTOR.REFERENCE` ({path})", recorded, data, "train it anew on the data of this run"
+                f"`TLLM.DETECTOR.REFERENCE` ({path})", recorded, data, "train it again on the data of this run"
             )
     return reference

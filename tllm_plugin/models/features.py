@@ -133,6 +133,15 @@ def last_norm(module: nn.Module) -> nn.BatchNorm2d:
     return [child for child in module.children() if isinstance(child, nn.BatchNorm2d)][-1]
 
 
+def conv_norm_relu(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1
+) -> list[nn.Module]:
+    """Return a padded convolution without bias, BatchNorm and ReLU."""
+    padding = kernel_size // 2
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
+    return [conv, nn.BatchNorm2d(out_channels), nn.ReLU()]
+
+
 def init_convolutions(model: nn.Module) -> None:
     """Draw convolution weights from a normal distribution of variance 2 / fan-out; biases become 0.
 

@@ -6,6 +6,7 @@ The random numbers of the loader's worker processes are drawn in its place, so t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,8 +49,8 @@ class DeviceLoader:
         self._labels = torch.as_tensor(labels, dtype=torch.int64)
         self._mean, self._std = per_channel(mean, device), per_channel(std, device)
         self.device = device
-        self.views = views
         self._check_items(loader.dataset)
+        self.augmentation = replace(self.augmentation, views=views)
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -68,8 +69,7 @@ class DeviceLoader:
     def _batch(self, places: list[int], generator: Generator | None) -> list[Tensor]:
         rows = self._rows[torch.tensor(places)]
         draws = torch.tensor([self._draw(generator) for _ in places])
-        if self.views:
-            draws = limited(draws, rows, self.views, self.augmentation)
+        draws = self.augmentation.limited(draws, rows)
         images = self._images.index_select(0, rows.to(self.device, non_blocking=True))
         images = self.augmentation.apply(images, draws.to(self.device, non_blocking=True))
         images = normalise(images, self._mean, self._std)
@@ -89,7 +89,6 @@ class DeviceLoader:
     def _check_items(self, dataset: Any) -> None:
         """Compare batches with items of the data set, and the random numbers that both leave behind."""
         places = torch.linspace(0, len(dataset) - 1, min(_COMPARED, len(dataset))).long().tolist()
-        views, self.views = self.views, 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             expected = default_collate([dataset[place] for place in places])
@@ -97,31 +96,11 @@ class DeviceLoader:
             torch.manual_seed(0)
             found = self._batch(places, None)
             same = len(expected) == len(found) and torch.equal(left, torch.get_rng_state())
-        self.views = views
         if not same or not all(
             isinstance(one, Tensor) and one.dtype == other.dtype and torch.equal(one, other.cpu())
             for one, other in zip(expected, found, strict=True)
         ):
             raise NotRecognised("its items are not what its images and transforms give")
-
-
-def limited(draws: Tensor, rows: Tensor, views: int, augmentation: ShiftFlip) -> Tensor:
-    """Return draws of at most `views` outcomes per image, chosen by its place in the data set.
-
-    Args:
-        draws: (n, 3) int64, see `ShiftFlip.draw`.
-        rows: (n,) int64, places of the images.
-        views: K, at least 1.
-        augmentation: That draws are for.
-    """
-    edges = 2 * augmentation.padding + 1
-    flips = 2 if augmentation.flip else 1
-    outcome = (draws[:, 0] * edges + draws[:, 1]) * flips + draws[:, 2]
-    # Any fixed function of image and view that spreads well: two steps of a linear congruential generator.
-    mixed = (rows * views + outcome % views) * 6364136223846793005 + 1442695040888963407
-    mixed = mixed * 6364136223846793005 + 1442695040888963407
-    chosen = (mixed >> 33).remainder(edges * edges * flips)
-    return torch.stack([chosen // (flips * edges), chosen // flips % edges, chosen % flips], dim=1)
 
 
 def on_device(loader: Any, device: torch.device, views: int = 0) -> tuple[Any, str]:

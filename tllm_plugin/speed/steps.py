@@ -14,6 +14,7 @@ from tllm_plugin.core.wrapper import TLLMWrapper
 from tllm_plugin.runs.speed_file import SpeedRecord
 from tllm_plugin.speed.choice import SHARE, choose
 from tllm_plugin.speed.machine import describe, remember, remembered
+from tllm_plugin.speed.memory import MemoryPlace
 from tllm_plugin.speed.replacement import Replacement, is_replaceable, one_line
 from tllm_plugin.speed.student import FastStudent
 from tllm_plugin.speed.teacher import PLAIN, FastTeacher
@@ -31,7 +32,7 @@ class FirstStep(Replacement):
         optimizer: Its state follows the memory format of the student's weights; None if it is not known.
         recorded: What the run used before it was interrupted; None to choose.
         write: Is given the choice.
-        memory: See `FastTeacher`.
+        place: See `FastTeacher`.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class FirstStep(Replacement):
         optimizer: torch.optim.Optimizer | None = None,
         recorded: SpeedRecord | None = None,
         write: Callable[[SpeedRecord], None] = lambda record: None,
-        memory: Any = None,
+        place: MemoryPlace | None = None,
     ) -> None:
         super().__init__(wrapper, "run")
         self.wrapper = wrapper
@@ -50,7 +51,7 @@ class FirstStep(Replacement):
         self.optimizer = optimizer
         self.recorded = recorded
         self.write = write
-        self.memory = memory
+        self.place = place
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.wrapper.training:
@@ -66,7 +67,7 @@ class FirstStep(Replacement):
         except Exception as error:  # Whatever the distiller raises, it raises again in the step itself.
             logger.warning("speed: the run goes on at its usual speed: %s", one_line(error))
             return
-        put_in(distiller, record, self.memory)
+        put_in(distiller, record, self.place)
         if self.optimizer is not None:
             align_state(self.optimizer)
         if self.recorded is None:
@@ -90,13 +91,14 @@ class FirstStep(Replacement):
         return record
 
 
-def put_in(distiller: nn.Module, record: SpeedRecord, memory: Any = None) -> None:
+def put_in(distiller: nn.Module, record: SpeedRecord, place: MemoryPlace | None = None) -> None:
     """Replace the forward passes of a distiller's networks by the chosen ones."""
     teacher: Any = teacher_of(distiller)
     student: Any = distiller.student
-    wanted = record.teacher != PLAIN or memory is not None
+    place = place if record.remembers else None
+    wanted = record.teacher != PLAIN or place is not None
     if teacher is not None and wanted and is_replaceable(teacher):
-        FastTeacher(teacher, record.teacher, frozenset(record.teacher_features), memory).put_in()
+        FastTeacher(teacher, record.teacher, frozenset(record.teacher_features), place).put_in()
     if record.student != PLAIN and is_replaceable(student):
         FastStudent(student, record.student, frozenset(record.student_features)).put_in()
 

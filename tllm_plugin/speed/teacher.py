@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from tllm_plugin.core.outputs import logits_of, tensors_in
+from tllm_plugin.speed.memory import MemoryPlace, TeacherMemory
 from tllm_plugin.speed.networks import compiled, images_as, inference_copy, to_bfloat16
 from tllm_plugin.speed.outputs import Paths, cast, features_are_mappings, plain, top_level, with_late_features
 from tllm_plugin.speed.replacement import Replacement, versions
 
 PLAIN = "plain"
-#: Kinds of a fast teacher, the quickest to build first.
-TEACHERS = ("folded", "bfloat16", "compiled", "compiled bfloat16")
+#: Kinds of a fast teacher in the order in which they are tried; single precision only where bfloat16 is no gain.
+HALF, SINGLE = ("bfloat16", "compiled bfloat16"), ("folded", "compiled")
 
 
 class FastTeacher(Replacement):
@@ -28,18 +29,22 @@ class FastTeacher(Replacement):
 
     Args:
         teacher: In single precision.
-        kind: One of `TEACHERS`, or "plain" to remember answers only.
+        kind: One of `HALF` or `SINGLE`, or "plain" to remember answers only.
         asked: Features that the distiller reads. Dictionaries of features that nobody reads are not computed.
-        memory: Remembers the logits of images; not used where the distiller reads features.
+        place: Where the logits of images are remembered; not used where the distiller reads features.
     """
 
-    def __init__(self, teacher: nn.Module, kind: str, asked: Paths = frozenset(), memory: Any = None) -> None:
+    def __init__(
+        self, teacher: nn.Module, kind: str, asked: Paths = frozenset(), place: MemoryPlace | None = None
+    ) -> None:
         super().__init__(teacher, "teacher")
         self.kind = kind
         self.asked = asked
-        self.memory = memory
+        self._place = place
+        self._memory: TeacherMemory | None = None
         self._call: Callable[..., Any] | None = None
         self._form: Any = None
+        self._manner: Any = None
         self._versions = versions(teacher)
         self._digest = ""
 
@@ -60,11 +65,14 @@ class FastTeacher(Replacement):
         return True
 
     def fast(self, *args: Any, **kwargs: Any) -> Any:
+        manner = len(args), tuple(sorted(kwargs.items()))
         if self._call is None:
             self._build(args, kwargs)
-        remembers = self.memory is not None and self._form is not None and len(args) == 1 and not kwargs
-        if remembers:
-            logits = self.memory.answers(args[0], lambda image: self._tensors(image)[0])
+            self._manner = manner
+        if self._form is not None and manner != self._manner:
+            return self.plain(*args, **kwargs)  # Its output may have another form.
+        if self._memory is not None and len(args) == 1 and not kwargs:
+            logits = self._memory.answers(args[0], lambda image: self._tensors(image)[0])
             return with_late_features(self._form, iter([logits]), lambda: self.plain(*args))
         if self._form is not None:
             tensors = iter(self._tensors(*args, **kwargs))
@@ -84,11 +92,12 @@ class FastTeacher(Replacement):
             self._call = self._cut(self.plain) if leaves_out else self.plain
         else:
             self._call = self._converted(args, kwargs, leaves_out=leaves_out)
-        # Last: from now on calls rely on it. Of the output only the form is kept.
-        if leaves_out and (self.memory is None or len(top_level(output)) == 1):
+        if leaves_out:
             self._form = _form_of(output)
-        elif leaves_out:
-            self.memory, self._form = None, _form_of(output)
+            tensors = top_level(output)
+            if self._place is not None and len(tensors) == 1:
+                digest = hashlib.sha256(f"{self._digest} {self.kind}".encode()).hexdigest()
+                self._memory = self._place.open(digest, tensors[0].shape[1])
 
     def _cut(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args, **kwargs: top_level(function(*args, **kwargs))

@@ -71,7 +71,7 @@ class EmbeddedData:
 
     def train_loader(self, indices: Tensor | None) -> Any:
         """Return a loader of augmented batches of `indices` (None: all training data), with this rank's rows."""
-        return self.bundle.train_loader(
+        return self.bundle.limited(self.cfg.TLLM.VIEWS).train_loader(
             indices,
             batch_size=self.cfg.SOLVER.BATCH_SIZE,
             seed=self.cfg.EXPERIMENT.SEED,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import repeat
 from pathlib import Path
@@ -26,9 +26,10 @@ from tllm_plugin.hosts.embedded.run_files import append_epoch, copy_until, read_
 from tllm_plugin.hosts.embedded.runtime import autocast
 from tllm_plugin.hosts.loss_guard import LossGuard
 from tllm_plugin.hosts.optimizers import make_schedule, spare_from_decay
-from tllm_plugin.hosts.results import peak_memory_bytes, write_results
+from tllm_plugin.hosts.random_state import set_torch_state, torch_state
+from tllm_plugin.hosts.results import peak_memory_bytes, write_checkpoint, write_results
 from tllm_plugin.runs import data_file
-from tllm_plugin.runs.atomic import remove_temporaries, save_torch, write_link
+from tllm_plugin.runs.atomic import remove_temporaries
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -252,20 +253,10 @@ class BaseTrainer:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "seconds_per_epoch": self.seconds_per_epoch,
-            "rng": _rng_state(self.device),
+            "rng": torch_state(self.device),
         }
         student = {"model": self.distiller.student.state_dict(), **data}  # type: ignore[union-attr]
-        folder = Path(self.log_path)
-        # The student is written first, so that a reader who finds `latest` also finds its student.
-        for latest, name, content in (
-            ("student_latest", f"student_{self.epochs_done}", student),
-            ("latest", f"epoch_{self.epochs_done}", state),
-        ):
-            if kept:
-                save_torch(folder / name, content)
-                write_link(folder / latest, folder / name)
-            else:
-                save_torch(folder / latest, content)
+        write_checkpoint(Path(self.log_path), self.epochs_done, state, student, kept=kept)
 
     def load_checkpoint(self, path: Path) -> None:
         """Continue from a checkpoint of the same config.
@@ -285,31 +276,17 @@ class BaseTrainer:
         self.schedule.load_state_dict(state["schedule"])
         self.seconds_per_epoch = list(state["seconds_per_epoch"])
         self.epochs_done = int(state["epoch"])
-        _set_rng_state(state["rng"], self.device)
+        set_torch_state(state["rng"], self.device)
 
     def write_metrics(self, *, finished: bool) -> None:
         """Write `metrics.json`; for a finished run also test and write `predictions.npz`, unless tests are off."""
         results = self.results or (self.test() if finished and self.cfg.LOG.TEST_FREQ >= 0 else None)
         if not processes.is_main():
             return
-        metrics = MetricsRecord(
-            *(None, (), ()),  # Test results: see `write_results`.
+        metrics = MetricsRecord.untested(
             seconds_per_epoch=tuple(self.seconds_per_epoch),
             peak_memory_bytes=peak_memory_bytes(self.device),
             epochs_done=self.epochs_done,
             finished=finished,
         )
         write_results(self.run, metrics, results)
-
-
-def _rng_state(device: torch.device) -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_rng_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)

@@ -35,6 +35,7 @@ from tllm_plugin.hosts.repdistiller.probe import check_loop
 from tllm_plugin.hosts.repdistiller.watched import watched_validation
 from tllm_plugin.hosts.results import peak_memory_bytes, write_results
 from tllm_plugin.hosts.same_data import CarriedData, check_named_teacher
+from tllm_plugin.hosts.speed import RunSpeed
 from tllm_plugin.methods import Distiller
 from tllm_plugin.runs.atomic import save_torch
 from tllm_plugin.runs.finite import check_finite
@@ -76,7 +77,10 @@ class Run:
                 check_named_teacher(getattr(options, "path_t", None) or "", self._data.identity)
         if options.tllm:
             with errors_name_flags():
-                self.train_loader = self._data.train_loader(cut(node_of(options), self._data).train)
+                node = node_of(options)
+                device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # As the host's scripts do.
+                self._speed = RunSpeed(node, device, teacher=getattr(options, "path_t", None) or "")
+                self.train_loader = self._speed.loader(self._data.train_loader(cut(node, self._data).train))
 
     def init(self, stage: Callable[..., None], *arguments: Any) -> None:
         """Run the host's init stage, unless the run continues from a checkpoint, which has its result."""
@@ -137,6 +141,13 @@ class Run:
             self.folder.state.unlink(missing_ok=True)
         self.session.decide()
         self.session.open(self.options.save_folder)
+        self._speed.start(
+            self.session,
+            steps=len(self.train_loader) * self.options.epochs,
+            optimizer=optimizer,
+            resume=self.options.tllm_resume,
+            shared="" if self._method is None else "the method sees the host's networks under another contract",
+        )
         self.folder.write_config(_description(self.options))
         return self.best_acc
 
@@ -219,8 +230,7 @@ class Run:
         )
         self.best_acc = max(self.best_acc, float(result[0]))
         done = len(self._seconds)
-        metrics = MetricsRecord(
-            *(None, (), ()),  # Test results: see `write_results`.
+        metrics = MetricsRecord.untested(
             seconds_per_epoch=tuple(self._seconds),
             peak_memory_bytes=peak_memory_bytes(self.device),
             epochs_done=done,
