@@ -128,6 +128,9 @@ def test_a_network_that_is_looked_into_is_left_alone() -> None:
     assert is_replaceable(teacher)
     teacher.conv1.register_forward_hook(lambda *given: None)
     assert not is_replaceable(teacher)
+    compiled = Net()
+    compiled.compile()
+    assert not is_replaceable(compiled) and not is_replaceable(torch.compile(Net()))  # type: ignore[arg-type]
 
 
 def test_a_compiler_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
