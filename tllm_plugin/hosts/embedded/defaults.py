@@ -13,18 +13,23 @@ from tllm_plugin.hosts.embedded.distillers import OWN, distiller_dict
 from tllm_plugin.hosts.method_options import builder
 from tllm_plugin.hosts.options import as_node, table, under
 from tllm_plugin.methods import METHODS
-from tllm_plugin.models import is_model, model_names
+from tllm_plugin.models import model_problem
 
 # Far beyond what anybody trains; more is a slip, and would end in want of memory or not at all.
 _EPOCHS, _ROWS, _WORKERS, _SIDE = 1_000_000, 2**31 - 1, 1024, 8192
 
 
 def _model(value: str) -> str | None:
-    return None if is_model(value) else f"one of {', '.join(model_names())}"
+    return model_problem(value)
 
 
 def _device(value: str) -> str | None:
     return None if re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,2})?", value) else "auto, cpu, mps, cuda or cuda:N"
+
+
+def _betas(value: list[object]) -> str | None:
+    fine = len(value) == 2 and all(type(beta) in (int, float) and 0 <= beta < 1 for beta in value)  # type: ignore[operator]
+    return None if fine else "two numbers in [0, 1)"
 
 
 _KEYS: tuple[tuple[str, object, Check | None, str], ...] = (
@@ -54,15 +59,19 @@ _KEYS: tuple[tuple[str, object, Check | None, str], ...] = (
     ("SOLVER.BATCH_SIZE", 64, count_in(1, _ROWS), "rows of a step, of all processes together"),
     ("SOLVER.ACCUMULATE", 1, count_in(1, _ROWS), "parts in which a batch goes through the networks, for less memory"),
     ("SOLVER.EPOCHS", 240, count_in(1, _EPOCHS), "epochs of the run"),
-    ("SOLVER.TYPE", "SGD", one_of(["SGD"]), "optimizer"),
+    ("SOLVER.TYPE", "SGD", one_of(["SGD", "AdamW"]), "optimizer"),
     ("SOLVER.LR", 0.05, more_than(0), "learning rate; of one_cycle the highest"),
-    ("SOLVER.SCHEDULE", "step", one_of(["step", "one_cycle"]), "schedule of the learning rate"),
+    ("SOLVER.SCHEDULE", "step", one_of(["step", "one_cycle", "cosine"]), "schedule of the learning rate"),
     ("SOLVER.LR_DECAY_STAGES", [150, 180, 210], None, "of step: epochs after which it decays"),
     ("SOLVER.LR_DECAY_RATE", 0.1, more_than(0), "of step: factor of each decay"),
     ("SOLVER.WARMUP_FRACTION", 0.3, INSIDE, "of one_cycle: share of the steps that climb"),
+    ("SOLVER.WARMUP_EPOCHS", 0, count_in(0, _EPOCHS), "of cosine: epochs that climb to the learning rate"),
+    ("SOLVER.LEAST_LR", 0.0, at_least(0), "of cosine: learning rate after the last step"),
     ("SOLVER.WEIGHT_DECAY", 0.0005, at_least(0), "weight decay"),
-    ("SOLVER.MOMENTUM", 0.9, SHARE, "momentum"),
-    ("SOLVER.NESTEROV", False, None, "Nesterov's momentum"),
+    ("SOLVER.MOMENTUM", 0.9, SHARE, "of SGD: momentum"),
+    ("SOLVER.NESTEROV", False, None, "of SGD: Nesterov's momentum"),
+    ("SOLVER.BETAS", [0.9, 0.999], _betas, "of AdamW: decay of the running means of gradient and square"),
+    ("SOLVER.EMA_DECAY", 0.0, SHARE, "average the student's weights with this decay per step, and score that; 0: no"),
     ("RUNTIME.DEVICE", "auto", _device, "device; auto: a GPU where there is one"),
     ("RUNTIME.PRECISION", "float32", one_of(["float32", "bfloat16"]), "bfloat16: autocast"),
     ("RUNTIME.CHANNELS_LAST", False, None, "memory format of networks and images"),
