@@ -8,6 +8,7 @@ import logging
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,12 @@ from tllm_plugin.cli.main import build_parser
 from tllm_plugin.cli.search_hosts import HOSTS
 from tllm_plugin.cli.training_parsers import HOSTS as HOST_NAMES
 from tllm_plugin.core.scores import SCORES
-from tllm_plugin.hosts import checkouts
+from tllm_plugin.hosts import checkouts, host_check
 from tllm_plugin.hosts.console import PlainConsole, start_logging
 from tllm_plugin.hosts.embedded import progress
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.embedded.progress import EpochReport, RunProgress
+from tllm_plugin.hosts.host_check import REFUSED, TRAINS, CheckResult, Fact, MethodCheck
 from tllm_plugin.search.space import searchable_keys
 
 HEAVY = ("torch", "torchvision", "numpy", "scipy", "sklearn", "yacs", "yaml", "rich", "optuna", "pydantic", "plotly")
@@ -112,6 +114,23 @@ def test_host_status_as_json(
     assert json.loads(capsys.readouterr().out) == {"checkouts": []}
 
 
+def test_host_check_as_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(path: Path, *, tell: Callable[[object], None], **_: object) -> CheckResult:
+        findings = Fact("loss", "found"), MethodCheck("KD", TRAINS), MethodCheck("AT", REFUSED, "why")
+        for finding in findings:
+            tell(finding)
+        return CheckResult(findings)
+
+    monkeypatch.setattr(host_check, "check_checkout", check)
+    assert main(["host", "check", "--json", "-", str(tmp_path)]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["root"] == str(tmp_path) and content["problem"] == ""
+    assert content["facts"] == {"loss": "found"}
+    assert content["methods"][1] == {"method": "AT", "verdict": "refused", "reason": "why"}
+
+
 def test_search_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["search", "--cfg", str(CONFIG), "--eta", "0.2", "--json", "-", "--no-baseline", *BASE]
     assert main([*words, "SOLVER.EPOCHS", "1", "LOG.PREFIX", str(tmp_path), "--quiet"]) == 0
@@ -119,7 +138,8 @@ def test_search_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     content = json.loads(output.out)
     assert [trial["values"] for trial in content["trials"]] == [{"TLLM.DETECTOR.ETA": 0.2}] == [content["chosen"]]
     assert Path(content["evidence"]).exists() and content["next"].startswith("tllm train --cfg")
-    assert output.err == ""
+    # A hold-out that can reveal nothing is a warning that --quiet does not hide.
+    assert all("NOTHING CAN BE FLAGGED" in line for line in output.err.splitlines())
 
 
 @pytest.mark.parametrize("quiet", [False, True])

@@ -39,7 +39,8 @@ class LoadedRun:
         flags: Flags of the detector; None without a detector.
         folder: Folder of the run; None for a bare checkpoint.
         spec: Settings of the run; empty if unknown.
-        grouped: Whether the user named the method; runs of the same name are then its seeds, whatever their configs.
+        grouped: Whether the user named the method; runs of the same name are then its seeds, regardless of their
+            configs.
         indexed: Whether classes are in the order of the logits; not so for answers that know their names alone.
     """
 

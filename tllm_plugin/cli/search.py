@@ -19,7 +19,7 @@ from tllm_plugin.hosts.config_checks import refuse
 from tllm_plugin.hosts.console import PlainConsole, write_json_result
 from tllm_plugin.runs.search_file import SearchRecord, TrialRecord
 from tllm_plugin.search.eta_search import TAUGHT, Outcome, check_space, search
-from tllm_plugin.search.space import ETA, parse_space
+from tllm_plugin.search.space import ETA, parse_space, shown_value
 
 
 def run(options: argparse.Namespace) -> None:
@@ -92,7 +92,7 @@ def _leading(words: Sequence[str], belongs: Any) -> tuple[list[str], list[str]]:
 
 
 def _are_numbers(word: str) -> bool:
-    """Return whether a word is a number, or several numbers separated by commas."""
+    """Return whether an argument consists of numbers separated by commas."""
     try:
         return bool([float(part) for part in word.rstrip(",").split(",")])
     except ValueError:
@@ -111,7 +111,7 @@ def print_outcome(outcome: Outcome, next_command: Callable[[dict[str, Any]], str
     )
     if chosen is None:
         return
-    values = " ".join(f"{key} {_number(value)}" for key, value in chosen.values.items())
+    values = " ".join(f"{key} {shown_value(value)}" for key, value in chosen.values.items())
     console.print(f"chosen: {values} ({chosen.title})", soft_wrap=True)
     for warning in record.warnings:
         console.print(f"note: {warning}")
@@ -140,7 +140,7 @@ def table(record: SearchRecord) -> Table:
     result.add_column("flagged (after epoch)", overflow="fold")
     for trial in (*record.baselines, *record.trials):
         best = trial.number == record.best and trial.number >= 0
-        values = [_number(trial.values[key]) if key in trial.values else "" for key in keys]
+        values = [shown_value(trial.values[key]) if key in trial.values else "" for key in keys]
         result.add_row(
             trial.title + (" *" if best else ""), *values, *_cells(trial, best), style="bold" if best else ""
         )
@@ -174,7 +174,3 @@ def savings(record: SearchRecord) -> str:
     seconds_alone = sum(run.seconds * full / run.epochs for run in alone)
     text = f"saved: {trained} epochs were trained instead of {full * len(alone)}"
     return f"{text}, in {seconds:.1f} instead of about {seconds_alone:.1f} seconds" if seconds else text
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,6 +1,6 @@
 """Arguments of the subcommands that read configs: train, test, search, demo, validate and config.
 
-This module imports neither torch nor what needs it, so that help is printed at once.
+This module does not import torch, directly or indirectly, so that help is printed without delay.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def search(commands: Any) -> argparse.ArgumentParser:
         "--prune",
         choices=PRUNERS,
         default="",
-        help="stop trials that score below the median of the finished ones, or by successive halving or hyperband",
+        help="stop trials early: below the median of the finished ones, by successive halving, or by hyperband",
     )
     parser.add_argument(
         "--no-baseline", action="store_true", help="do not train the inner distiller without detection for comparison"
@@ -124,9 +124,9 @@ def search(commands: Any) -> argparse.ArgumentParser:
         "--checkpoint-every",
         type=int,
         metavar="EPOCHS",
-        help="number of epochs between checkpoints that later trials can start from. A larger number saves disk space, "
-        "a smaller one shares more epochs (default: 1; embedded host: at most one every two seconds). The embedded "
-        "host also keeps one wherever two trials diverge, if there are at most 32 trials and no ranges",
+        help="number of epochs between checkpoints from which later trials can start; a larger number saves disk "
+        "space, a smaller one shares more epochs (default: 1; embedded host: at most one every two seconds). The "
+        "embedded host also keeps one wherever two trials diverge, if there are at most 32 trials and no ranges",
     )
     parser.add_argument(
         "--json",
@@ -211,10 +211,15 @@ def config(commands: Any) -> argparse.ArgumentParser:
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg", metavar="FILE", help="YAML file, or its path below the packaged configs")
-    parser.add_argument("--host", choices=HOSTS, default="embedded", help="host that trains (default: embedded)")
+    parser.add_argument(
+        "--host", choices=HOSTS, default="embedded", help="codebase whose training loop is used (default: embedded)"
+    )
 
 
 def _add_overrides(parser: argparse.ArgumentParser, more: str = "") -> None:
     parser.add_argument(
-        "opts", nargs="*", metavar="KEY VALUE", help=f"values that replace those of the config: SOLVER.EPOCHS 30{more}"
+        "opts",
+        nargs="*",
+        metavar="KEY VALUE",
+        help=f"config keys to change and their values, as in SOLVER.EPOCHS 30{more}",
     )

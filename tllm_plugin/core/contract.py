@@ -197,7 +197,7 @@ def check_result(result: Any, rows: int, num_classes: int, *, trains: bool) -> N
                 f"per row, of shape ({rows},) or ({rows}, 1), but got {loss.dtype} of shape {tuple(loss.shape)}"
             )
     if trains and not any(loss.requires_grad for loss in named_losses(losses).values()):
-        raise ConfigError("Expected the distiller's losses to depend on what is trained, but none requires a gradient")
+        raise ConfigError("Expected the distiller's losses to depend on parameters, but none requires a gradient")
 
 
 def student_not_called(distiller: nn.Module) -> ConfigError:

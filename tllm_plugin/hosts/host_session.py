@@ -157,7 +157,7 @@ class HostSession:
         if self.decision is None or self.decision.is_made:
             return
         temperature = self.wrapper.mixing_temperature
-        # Loaders may draw random numbers; a policy must not change those of the run.
+        # Loaders may draw random numbers, but a policy must not change the random numbers of the run.
         with torch.random.fork_rng(devices=[]):
             predictions = self._ask_teacher(self._policy_loader, temperature)
         strengths = class_means(predictions.kept("true_prob"), predictions.labels, len(self.class_names))

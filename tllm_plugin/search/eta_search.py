@@ -198,7 +198,7 @@ def choose(trials: Sequence[TrialRecord]) -> int | None:
 def warnings_about(
     best: TrialRecord | None, trials: Sequence[TrialRecord], baselines: Sequence[TrialRecord]
 ) -> list[str]:
-    """Return the caveats of a choice, one message each."""
+    """Return the caveats of a choice, one sentence each."""
     if best is None:
         return []
     found = []

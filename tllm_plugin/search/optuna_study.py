@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from tllm_plugin.core.errors import FileFormatError, NonFiniteLossError
 from tllm_plugin.runs.locks import held, is_held
 from tllm_plugin.runs.run_folder import RunFolder
-from tllm_plugin.search.space import Dimension, Values, grid
+from tllm_plugin.search.space import Dimension, Values, grid, shown_value
 from tllm_plugin.search.storage import open_storage
 
 logger = logging.getLogger(__name__)
@@ -194,7 +194,7 @@ class SharedStudy:
 
     def _finish(self, trial: Trial, train: Callable[[Values, Trial], float]) -> None:
         values = dict(trial.params)
-        shown = ", ".join(f"{key.rpartition('.')[2]} {_short(value)}" for key, value in values.items())
+        shown = ", ".join(f"{key.rpartition('.')[2]} {shown_value(value)}" for key, value in values.items())
         logger.info("trial %d: %s", trial.number, shown)
         try:
             score = train(values, trial)
@@ -247,7 +247,3 @@ def distribution(item: Dimension) -> BaseDistribution:
     if item.whole:
         return IntDistribution(int(item.low), int(item.high), log=item.log)
     return FloatDistribution(item.low, item.high, log=item.log)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
