@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+from torchvision import transforms
+from torchvision.datasets import FakeData
 
 from tests.hosts.digits_runs import assert_equal
 from tests.own_loop.digits import EPOCHS, FLAGGING, HOLDOUT, kd, optimizer_of, step, train, vanilla
-from tllm_plugin import Session
+from tllm_plugin import Session, Vanilla
 from tllm_plugin.analysis.loaded_run import load_run
 from tllm_plugin.cli.main import main
 from tllm_plugin.core.holdout import split
@@ -207,6 +209,22 @@ def test_labels_of_other_data_sets(wrap: Any, train_set: TensorDataset, tmp_path
     session = Session(vanilla(), wrap(train_set), epochs=1, run=tmp_path, detector="none", **HOLDOUT)
     assert torch.equal(session._data.labels, train_set.tensors[1])
     assert torch.equal(session.curves.sample_ids, split(train_set.tensors[1], 0.15, seed=0).holdout)
+
+
+def test_a_data_set_of_torchvisions(tmp_path: Path) -> None:
+    """Its `transforms`, made of `transform`, is what it reads with."""
+    plain, noise = transforms.ToTensor(), transforms.Lambda(lambda image: image + torch.randn_like(image))
+    data = FakeData(200, image_size=(3, 8, 8), num_classes=2, transform=transforms.Compose([plain, noise]))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    options: dict[str, Any] = {"detector": "none", "holdout_fraction": 0.2}
+    session = Session(Vanilla(network), data, epochs=1, run=tmp_path, holdout_transform=plain, **options)
+    rows = session.curves.sample_ids
+    (image, label), *_ = session._data.holdout_loader(rows)
+    expected = FakeData(200, image_size=(3, 8, 8), num_classes=2, transform=plain)
+    assert torch.equal(image, torch.stack([expected[int(row)][0] for row in rows])[: len(image)])
+    assert label.tolist() == [int(expected[int(row)][1]) for row in rows][: len(label)]
+    train(session)
+    assert not torch.equal(session.dataset()[0][0], session.dataset()[0][0]), "training images are augmented"
 
 
 class NamedSamples(list[Any]):
