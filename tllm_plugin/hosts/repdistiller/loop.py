@@ -6,7 +6,7 @@ So a method's loss is what the host's loop says, whichever methods a checkout ha
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -38,9 +38,10 @@ class EpochCall:
         function: The host's, `train_distill` as a rule.
         arguments: As the script gives them.
         loader: The one among them that yields batches.
-        modules: Where one is the list of modules, what stands for it in a copy is given instead.
-        criteria: Likewise of the criteria.
+        modules: The list of modules among them.
+        criteria: The list of criteria among them.
         optimizer: The one among them that steps.
+        others: Further modules among them.
     """
 
     function: Callable[..., Any]
@@ -49,14 +50,22 @@ class EpochCall:
     modules: nn.ModuleList
     criteria: nn.ModuleList
     optimizer: Any
+    others: Iterable[nn.Module] = ()
 
-    def loss(self, batch: Sequence[Any], modules: nn.ModuleList, criteria: nn.ModuleList) -> Tensor:
+    def loss(
+        self,
+        batch: Sequence[Any],
+        modules: nn.ModuleList,
+        criteria: nn.ModuleList,
+        others: Iterable[nn.Module] = (),
+    ) -> Tensor:
         """Return what the host would call `backward` on for one batch, of shape () or (1,), with its graph.
 
         Args:
             batch: As the loader yields it.
-            modules: In the place of the script's list of modules.
-            criteria: Likewise.
+            modules: Passed instead of the script's list of modules.
+            criteria: Passed instead of the script's list of criteria.
+            others: Passed instead of the further modules.
 
         Raises:
             NoLossError: The loop leaves this batch out.
@@ -67,6 +76,7 @@ class EpochCall:
             id(self.optimizer): _StandIn(self.optimizer),
             id(self.modules): modules,
             id(self.criteria): criteria,
+            **{id(mine): given for mine, given in zip(self.others, others, strict=True)},
         }
         with _losses() as losses:
             try:
