@@ -1,4 +1,4 @@
-"""What `train_student.py` has built, as one distiller object with the contract of the core."""
+"""Combine what `train_student.py` has built into one distiller with the contract of the core."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tllm_plugin.hosts.repdistiller.loop import EpochCall
 
 
 class ListedDistiller(nn.Module):
-    """RepDistiller's module list and criterion list behind `student`, `teacher` and `forward`.
+    """A distiller of RepDistiller's module list and criterion list.
 
     The loss is the one that the host's own epoch function computes.
 
