@@ -230,7 +230,7 @@ def test_other_names_of_views_and_labels(tmp_path: Path) -> None:
           ("self.student", "self.net")], "to have an attribute `student`"),
         ([("return logits, self.losses", "return logits + 1, self.losses")], "logits"),
         ([("logits, _ = self.student(image)", "logits = self.student.fc(self.student.conv(image).mean((2, 3)))")],
-         "to call `student` (as a whole"),
+         "comes from the images past student and teacher"),
     ],
     ids=["no student", "predicts by more than its student", "a student in parts"],
 )  # fmt: skip
