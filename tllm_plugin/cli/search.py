@@ -6,7 +6,7 @@ import argparse
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -16,10 +16,13 @@ from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.core.escaping import visible
 from tllm_plugin.hosts import power, processes
 from tllm_plugin.hosts.config_checks import refuse
-from tllm_plugin.hosts.console import PlainConsole, write_json_result
+from tllm_plugin.hosts.console import PlainConsole, say, write_json_result
 from tllm_plugin.runs.search_file import SearchRecord, TrialRecord
-from tllm_plugin.search.eta_search import TAUGHT, Outcome, check_space, search
+from tllm_plugin.search.eta_search import TAUGHT, Outcome, check_space, progress, search
 from tllm_plugin.search.space import ETA, parse_space, shown_value
+
+if TYPE_CHECKING:
+    from tllm_plugin.search.optuna_study import Progress
 
 
 def run(options: argparse.Namespace) -> None:
@@ -39,6 +42,10 @@ def run(options: argparse.Namespace) -> None:
     if options.checkpoint_every is not None and options.checkpoint_every < 1:
         problems.append(f"Expected `--checkpoint-every` to be at least 1, but got {options.checkpoint_every}")
     refuse(problems)
+    if options.status:
+        status = progress(opened.search(space), space, trials=options.trials, storage=options.storage)
+        _print_status(status, options.json)
+        return
     if options.host == "embedded":
         power.tell_planned(opened.cfg)
     try:
@@ -97,6 +104,20 @@ def _are_numbers(word: str) -> bool:
         return bool([float(part) for part in word.rstrip(",").split(",")])
     except ValueError:
         return False
+
+
+def _print_status(status: Progress, path: str) -> None:
+    if path:
+        write_json_result(path, asdict(status))
+    if path == "-":
+        return
+    say(
+        f"{status.finished} trials finished, {status.pruned} pruned, {status.failed} failed, {status.running} running, "
+        f"{status.waiting} waiting"
+    )
+    if status.best_score is not None:
+        values = " ".join(f"{key} {shown_value(value)}" for key, value in status.best_values.items())
+        say(f"best so far: {values} (search accuracy {status.best_score:.1%})")
 
 
 def print_outcome(outcome: Outcome, next_command: Callable[[dict[str, Any]], str]) -> None:

@@ -121,6 +121,11 @@ def search(commands: Any) -> argparse.ArgumentParser:
         "--no-baseline", action="store_true", help="do not train the inner distiller without detection for comparison"
     )
     parser.add_argument(
+        "--status",
+        action="store_true",
+        help="print the numbers of trials by state and the best trial, without training",
+    )
+    parser.add_argument(
         "--checkpoint-every",
         type=int,
         metavar="EPOCHS",

@@ -183,7 +183,16 @@ class _Patcher:
         best = self._best(scope)
         logger = "logger" if assigns(scope, "logger") else "None"
         tests = ", ".join([ast.unparse(tested[0].func), *(ast.unparse(argument) for argument in tested[0].args)])
-        start = f"{best}run.start({modules}, {criteria}, {optimizer}, {logger})"
+        before = {
+            name
+            for statement in scope.body
+            if statement.lineno < loop.lineno
+            for node in ast.walk(statement)
+            for name in names_assigned(node)
+        }
+        known = {loader, modules, criteria, optimizer, options, *(target.id for target in _names(loop.target))}
+        others = "".join(f", {name}" for name in dict.fromkeys(names) if name in before - known)
+        start = f"{best}run.start({modules}, {criteria}, {optimizer}, {logger}{others})"
         self.edits.before(loop, f"run.tested_by({tests})", start)
         self.edits.replace(loop.iter, f"run.epochs({ast.unparse(loop.iter)})")
         for call in calls_in(scope):
@@ -273,3 +282,7 @@ class _Patcher:
         """Return the statement on the innermost function's own level that contains `node`."""
         scope = self.scope_of[id(node)]
         return next(part for part in scope.body if any(inner is node for inner in ast.walk(part)))
+
+
+def _names(target: ast.expr) -> list[ast.Name]:
+    return [node for node in ast.walk(target) if isinstance(node, ast.Name)]
