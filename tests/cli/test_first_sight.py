@@ -141,9 +141,6 @@ def test_search_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     content = json.loads(output.out)
     assert [trial["values"] for trial in content["trials"]] == [{"TLLM.DETECTOR.ETA": 0.2}] == [content["chosen"]]
     assert Path(content["evidence"]).exists() and content["next"].startswith("tllm train --cfg")
-<<<<<<< HEAD
-    # A hold-out that can reveal nothing is a warning that --quiet does not hide.
-=======
     score = content["trials"][0]["score"]
     assert main([*words, "--status"]) == 0
     assert json.loads(capsys.readouterr().out) == {
@@ -153,7 +150,6 @@ def test_search_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main([*words[:5], *words[7:], "--status"]) == 0
     assert "1 trials finished, 0 pruned" in capsys.readouterr().out
     # A warning of a hold-out that is too small is all that is said beside the result.
->>>>>>> prose
     assert all("NOTHING CAN BE FLAGGED" in line for line in output.err.splitlines())
 
 

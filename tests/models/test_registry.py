@@ -88,7 +88,7 @@ def test_three_channels_by_default() -> None:
 def test_names_are_sorted_and_families_readable() -> None:
     names = model_names()
     assert names == sorted(set(names))
-    assert set(names) == {*MODELS, "wrn_<depth>_<width>"}
+    assert set(names) == {*MODELS, "wrn_<depth>_<width>", "timm:<name>", "torchvision:<name>"}
     fixed = {name for name in PARAMETERS if not name.startswith("wrn_")}
     assert fixed | {"resnet24_1_1_9", "digits_teacher", "digits_student"} == set(MODELS)
 

@@ -356,13 +356,6 @@ def test_every_key_that_can_be_searched_is_listed(capsys: pytest.CaptureFixture[
     assert main(["search", "--help"]) == 0
     shown = capsys.readouterr().out
     assert "tllm config keys --searchable" in shown
-<<<<<<< HEAD
-    assert main(["config", "keys", "--searchable"]) == 0
-    keys = [line.split()[0].rpartition(".")[2] for line in capsys.readouterr().out.splitlines() if "TLLM." in line]
-    assert {"LABEL_SMOOTHING", "CE_WEIGHT", "BALANCE", "MIN_ROWS"} <= set(keys)
-    assert {"TYPE", "SCORE", "ETA", "FDR", "WARMUP_EPOCHS", "SMOOTHING", "AFTER_FRACTION"} <= set(keys)
-=======
->>>>>>> prose
     assert "--space ETA=0.01:0.2:log CE_WEIGHT=0.5:8:log LABEL_SMOOTHING=0:0.2 --trials 20" in shown
 
 
