@@ -172,6 +172,32 @@ def test_a_continued_run_is_the_uninterrupted_one(train_set: TensorDataset, refe
         assert whole == parts, name
 
 
+class Remembers:
+    """As gradient scalers and moving averages do."""
+
+    value = 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.value = state["value"]
+
+
+def test_the_loop_carries_what_it_must_remember(train_set: TensorDataset, tmp_path: Path) -> None:
+    """Whether it says so before the checkpoint is loaded or afterwards, under a name that the wrapper has, too."""
+    sessions = [Session(vanilla(), train_set, epochs=2, run=tmp_path, detector="none", **HOLDOUT) for _ in range(3)]
+    first, early, late = (Remembers() for _ in sessions)
+    first.value = 5.0
+    sessions[0].carry("curves", first)
+    train(sessions[0], epochs=1)
+    sessions[1].carry("curves", early)
+    assert next(sessions[1].epochs(optimizer=optimizer_of(sessions[1]))) == 2 and early.value == 5.0
+    next(sessions[2].epochs(optimizer=optimizer_of(sessions[2])))
+    sessions[2].carry("curves", late)
+    assert late.value == 5.0
+
+
 def test_the_hold_out_is_read_without_augmentation(train_set: TensorDataset, tmp_path: Path) -> None:
     """`holdout_transform` gives the scores of the plain images; without it the augmentation is the same every time."""
     plain = Augmented(train_set)

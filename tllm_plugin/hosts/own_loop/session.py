@@ -20,6 +20,7 @@ from torch.utils.data import DistributedSampler
 
 from tllm_plugin.core import contract
 from tllm_plugin.core.arguments import whole_number
+from tllm_plugin.core.carried import HasState
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.predictions import Predictions, predict
@@ -163,6 +164,16 @@ class Session:
     def run(self) -> RunFolder:
         """Files of the run."""
         return RunFolder.inside(self._folder)
+
+    def carry(self, name: str, holder: HasState) -> None:
+        """Save and load the state of another object of the loop with the checkpoints.
+
+        Args:
+            name: A name for it, the same in every process that trains the run.
+            holder: For example a gradient scaler, or a moving average of the student. Its state consists of tensors and
+                plain values.
+        """
+        self._host.wrapper.carry(f"loop/{name}", holder)  # The wrapper carries objects of its own.
 
     def dataset(self, *, with_index: bool = False) -> TrainRows:
         """Return the samples to train on, `train_set` without the hold-outs, for a loader of another library.
