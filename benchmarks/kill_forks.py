@@ -47,6 +47,8 @@ def verdict(root: Path, method: str) -> str:
     """Return what became of the killed run."""
     with tempfile.TemporaryDirectory(prefix="tllm-kill-") as name:
         whole, killed = Path(name) / "whole", Path(name) / "killed"
+        if host_of(root) == "mdistiller":
+            run(root, Path(name) / "found", "whole", method)
         done = run(root, whole, "whole", method)
         trained = done.stdout.strip()
         if done.returncode:
@@ -103,7 +105,7 @@ def train(root: Path, folder: Path, part: str, method: str) -> int:
 
 
 def train_mdistiller(root: Path, folder: Path, part: str, method: str) -> tuple[str, str]:
-    """Train with the first command that works; return the method and the reason of a failure."""
+    """Find a command that works, or train with it; return the method and the reason of a failure."""
     from mdistiller.distillers import distiller_dict
     from mdistiller.engine.cfg import CFG
 
@@ -112,25 +114,24 @@ def train_mdistiller(root: Path, folder: Path, part: str, method: str) -> tuple[
     from tllm_plugin.hosts.mdistiller.trial import ON, InvariantsSeen, Trial, make_small
 
     make_small()
-    trial, problem = Trial(root, folder, CFG), "no command"
-    # The same labels in all processes are flagged by the detector, not by the check.
-    flagged = {**ON, "TLLM.DETECTOR.CLASSES": list(range(50))}
+    trial, problem = Trial(root, folder, CFG), "no command trains"
     names = [method] if method else [name for name in ("KD", *distiller_dict) if name in distiller_dict]
-    # A killed or resumed run is that of the command that trained in one piece.
-    chosen = folder.parent / "command"
-    wanted = int(chosen.read_text()) if chosen.exists() else None
     commands = [(name, command) for name in names for command in commands_of(root, names)[name][:6]]
-    for place, (name, command) in enumerate(commands):
-        if wanted in (None, place):
+    # Found in the first process, and used in all.
+    chosen = folder.parent / "command"
+    if not chosen.exists():
+        for place, (name, command) in enumerate(commands):
             seen = InvariantsSeen()
-            with seen.watching() if wanted is None else InvariantsSeen().watching():
-                problem = trial.run(
-                    name, command, flagged, network=trial.small_network, epochs=_EPOCHS, resume=part == "resumed"
-                )
-            if wanted is not None or (not problem and seen.reached):
+            with seen.watching():
+                problem = trial.run(name, command, ON, network=trial.small_network)
+            if not problem and seen.reached:
                 chosen.write_text(str(place))
-                return name, problem
-    return "", problem
+                return name, ""
+        return "", problem
+    name, command = commands[int(chosen.read_text())]
+    flagged = {**ON, "TLLM.DETECTOR.CLASSES": list(range(50))}
+    options = {"network": trial.small_network, "epochs": _EPOCHS, "resume": part == "resumed"}
+    return name, trial.run(name, command, flagged, **options)
 
 
 def train_repdistiller(root: Path, folder: Path, part: str, method: str) -> tuple[str, str]:

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from yacs.config import CfgNode
 
 from tests.hosts.conftest import Trained
 from tests.hosts.digits_runs import assert_same_run, interrupt_at, make_config, train
 from tests.hosts.repdistiller import short_runs
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.run_spec import ONE_METHOD, ONE_RUN, RunSpec
+from tllm_plugin.hosts.tllm_node import check_tllm, tllm_node
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.speed import choice
 
@@ -94,6 +96,17 @@ def test_views_are_refused_where_images_are_streamed(tmp_path: Path) -> None:
     assert DataBundle.limited(None, 0) is None  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="Expected images in memory for 3 outcomes"):
         DataBundle.limited(None, 3)  # type: ignore[arg-type]
+
+
+def test_views_need_batches_that_are_made_on_the_device() -> None:
+    cfg = CfgNode({"TLLM": tllm_node()})
+    cfg.TLLM.VIEWS = 4
+    assert [problem for problem in check_tllm(cfg) if "TLLM.VIEWS" in problem] == [
+        "Expected `TLLM.SPEED` exact or auto with `TLLM.VIEWS` 4, because the host's own loader draws all outcomes of "
+        "the augmentation, but got off"
+    ]
+    cfg.TLLM.SPEED = "exact"
+    assert not [problem for problem in check_tllm(cfg) if "TLLM.VIEWS" in problem]
 
 
 def test_repdistiller_with_auto_trains_and_continues(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.hosts.digits_runs import assert_equal
+from tests.own_loop.digits import kd
 from tllm_plugin.analysis.loaded_run import load_run
 from tllm_plugin.cli.main import main
 
@@ -56,6 +57,18 @@ def assert_same_runs(one: Path, other: Path) -> None:
         assert_equal(states[0][name], states[1][name], name)
     for name in ("curves.npz", "flags.json", "predictions.npz"):
         assert (one / "tllm" / name).read_bytes() == (other / "tllm" / name).read_bytes(), name
+
+
+def test_pieces() -> None:
+    flags = torch.arange(10) == 3
+    names = {
+        "labels": torch.arange(10).repeat(100),
+        "distiller": kd(),
+        "flags": flags,
+        "weights": torch.full((10,), 0.5),
+    }
+    exec(SCRIPTS["pieces.py"], names)
+    assert len(names["parts"].holdout) == 100 and names["wrapper"].teaching_weights.eq(0.5).all()
 
 
 def test_plain_pytorch(tmp_path: Path) -> None:

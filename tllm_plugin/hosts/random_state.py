@@ -51,14 +51,16 @@ class RandomState:
 @contextmanager
 def same_random_numbers(seed: int) -> Iterator[None]:
     """Seed the generators of Python, NumPy and the CPU for a block, and put their states back afterwards."""
-    state = RandomState().state_dict()
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
-        RandomState().load_state_dict(state)
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
 
 
 def torch_state(device: torch.device) -> dict[str, Tensor]:

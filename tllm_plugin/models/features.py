@@ -99,6 +99,9 @@ def head_name(model: nn.Module) -> str:
     """
     inner, prefix = model, ""
     while True:
+        # Networks of timm and torchvision know theirs.
+        if known := getattr(inner, "classifier_name", ""):
+            return f"{prefix}{known}"
         for name in HEAD_NAMES:
             module = getattr(inner, name, None)
             if isinstance(module, nn.Linear):

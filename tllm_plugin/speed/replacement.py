@@ -64,8 +64,8 @@ class Replacement:
 
 def is_replaceable(network: nn.Module) -> bool:
     """Return whether `forward` is the class's own, and nothing looks into the network by hooks on its parts."""
-    if "forward" in vars(network) or hasattr(network, "_orig_mod"):
-        return False
+    if "forward" in vars(network) or hasattr(network, "_orig_mod") or network._compiled_call_impl is not None:
+        return False  # It has been replaced or compiled by its owner.
     return not any(
         part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
         for part in network.modules()

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Generator, Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -97,12 +98,11 @@ class Session:
         parallel = distiller if isinstance(distiller, nn.DataParallel | DistributedDataParallel) else None
         inner: nn.Module = distiller if parallel is None else parallel.module
         contract.check_networks(inner)
-        self.device = device_of(inner.get_submodule("student"))
         self._data = SessionData(train_set, holdout_transform)
         check_networks(inner, self._data.example(), len(self._data.class_names))
         with errors_name_keywords():
             self._host = HostSession(node, inner, self._data, self.total_epochs)
-        wrapper = self._host.wrapper.to(self.device)
+        wrapper = self._host.wrapper.to(device_of(inner.get_submodule("student")))
         #: What the loop calls in the place of the distiller: `distiller(image=, target=) -> (logits, losses)`.
         self.distiller: nn.Module = wrapper
         if parallel is not None:
@@ -135,6 +135,11 @@ class Session:
     def class_names(self) -> tuple[str, ...]:
         """(C,) names of the classes."""
         return self._data.class_names
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the student."""
+        return device_of(self._host.wrapper.student)
 
     @property
     def flags(self) -> Tensor:
@@ -271,6 +276,7 @@ class Session:
             part = part_shown(test_set, labels, len(self.class_names))
             self._host.run.write_data(replace(self._host.data, test=part))
             logger.info("next: tllm show %s", shlex.quote(str(self._folder)))
+        self._host.tell_if_powerless()
         return predictions
 
     def _rows(self, with_index: bool) -> TrainRows:
