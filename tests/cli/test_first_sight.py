@@ -149,7 +149,7 @@ def test_search_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     }
     assert main([*words[:5], *words[7:], "--status"]) == 0
     assert "1 trials finished, 0 pruned" in capsys.readouterr().out
-    # A warning of a hold-out that is too small is all that is said beside the result.
+    # A hold-out that can reveal nothing is a warning that --quiet does not hide.
     assert all("NOTHING CAN BE FLAGGED" in line for line in output.err.splitlines())
 
 
