@@ -60,7 +60,8 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parsed(words)
     log()
     rows = read_rows(options.results)
-    configs = {(arm, seed): config_of(options, arm, seed) for seed in range(options.seeds) for arm in options.arms}
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    configs = {(arm, seed): config_of(options, arm, seed) for seed in seeds for arm in options.arms}
     missing = [key for key, cfg in configs.items() if (*key, digest_of(cfg)) not in rows]
     if missing and not options.report:
         teacher = teacher_config(options)
@@ -86,6 +87,7 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--teacher-epochs", type=int, default=0, help="0: as many as the student")
     parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--first-seed", type=int, default=0, help="100 for the confirming runs of docs/protocol.md")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--level", default="mean", help="TLLM.POLICY_OPTIONS.LEVEL: mean, max or a number")
     parser.add_argument(

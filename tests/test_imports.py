@@ -56,7 +56,7 @@ THIRD_PARTIES = {
 
 # Optional extras: only there once a function of that part asks for them.
 OPTIONAL = {
-    "timm": "analysis",
+    "timm": "models",
     "wandb": "hosts",
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "pyarrow"), "analysis"),
 }
@@ -150,7 +150,7 @@ def test_imports_point_upwards() -> None:
         ("hosts/x.py", "from tllm_plugin.cli.main import main"),
         ("analysis/x.py", "import not_a_dependency"),
         ("analysis/x.py", "import timm"),
-        ("models/x.py", "def f():\n    import timm"),
+        ("data/x.py", "def f():\n    import timm"),
         ("__init__.py", "from tllm_plugin.hosts import config_files"),
         ("helpers.py", ""),
     ],

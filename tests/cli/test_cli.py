@@ -98,7 +98,7 @@ def test_keys_of_configs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = capsys.readouterr().out.splitlines()
     assert line.split()[:2] == ["TLLM.DETECTOR.FDR", "0.05"] and line.endswith("[--tllm_fdr]")
     assert main(["config", "keys", "--grep", "no such thing"]) == 1
-    assert "Expected `--grep` to be part of a key" in capsys.readouterr().err
+    assert "Expected `--grep` to occur in a key" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [[], ["nonsense"], ["train"], ["show"], ["validate"]])
@@ -267,7 +267,7 @@ def test_validate_reports_every_problem_of_every_file(tmp_path: Path, capsys: py
     files = [str(tmp_path / "one.yaml"), str(CONFIG), str(tmp_path / "two.yaml"), str(tmp_path / "none.yaml")]
     assert main(["validate", *files]) == 2
     output = capsys.readouterr()
-    assert output.out == f"{CONFIG}: fine\n"
+    assert [line for line in output.out.splitlines() if line.endswith(": fine")] == [f"{CONFIG}: fine"]
     lines = output.err.splitlines()
     assert lines[0] == "tllm: 5 problems, read as configs of the embedded host" and len(lines) == 6
     for line, (file, key) in zip(
@@ -293,7 +293,10 @@ def test_validate_says_whose_configs_it_reads(capsys: pytest.CaptureFixture[str]
 
 def test_validate_takes_the_packaged_configs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", str(CONFIG), "tllm/embedded/digits.yaml"]) == 0
-    assert capsys.readouterr().out == f"{CONFIG}: fine\ntllm/embedded/digits.yaml: fine\n"
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.endswith(": fine")] == [f"{CONFIG}: fine", "tllm/embedded/digits.yaml: fine"]
+    # Which drops the hold-out can reveal is in further lines.
+    assert all(line.startswith((f"{CONFIG}: ", "tllm/embedded/digits.yaml: ")) for line in lines)
 
 
 @pytest.mark.parametrize("score", ["accuracy", "reciprocal_rank", "true_prob"])

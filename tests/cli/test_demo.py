@@ -56,7 +56,7 @@ def test_demo(
     assert main(following[1:]) == 0
     capsys.readouterr()
     assert main(words[:-1]) == 2, "an odd number of overrides"
-    assert main([*words, "LOG.TEST_FREQ", "-1"]) == 2 and "whose table is of test data" in capsys.readouterr().err
+    assert main([*words, "LOG.TEST_FREQ", "-1"]) == 2 and "whose table needs test results" in capsys.readouterr().err
 
 
 def test_a_narrow_terminal_cuts_nothing(

@@ -105,7 +105,7 @@ def test_exported_weights_are_read_back_with_their_data(
     assert main(["compare", named, other, "--data", "digits", "--json", "-"]) == 0
     classes = json.loads(capsys.readouterr().out)["classes"]
     assert len(classes) == 10 and all(item["delta_acc"] == 0 and item["high"] < 0.2 for item in classes)
-    assert "does not say how its images were normalised" not in caplog.text
+    assert "does not record its normalisation" not in caplog.text
 
 
 def test_classes(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

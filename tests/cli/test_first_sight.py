@@ -8,6 +8,7 @@ import logging
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,12 @@ from tllm_plugin.cli.main import build_parser
 from tllm_plugin.cli.search_hosts import HOSTS
 from tllm_plugin.cli.training_parsers import HOSTS as HOST_NAMES
 from tllm_plugin.core.scores import SCORES
-from tllm_plugin.hosts import checkouts
+from tllm_plugin.hosts import checkouts, host_check
 from tllm_plugin.hosts.console import PlainConsole, start_logging
 from tllm_plugin.hosts.embedded import progress
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.embedded.progress import EpochReport, RunProgress
+from tllm_plugin.hosts.host_check import REFUSED, TRAINS, CheckResult, Fact, MethodCheck
 from tllm_plugin.search.space import searchable_keys
 
 HEAVY = ("torch", "torchvision", "numpy", "scipy", "sklearn", "yacs", "yaml", "rich", "optuna", "pydantic", "plotly")
@@ -112,14 +114,43 @@ def test_host_status_as_json(
     assert json.loads(capsys.readouterr().out) == {"checkouts": []}
 
 
+def test_host_check_as_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(path: Path, *, tell: Callable[[object], None], **_: object) -> CheckResult:
+        findings = Fact("loss", "found"), MethodCheck("KD", TRAINS), MethodCheck("AT", REFUSED, "why")
+        for finding in findings:
+            tell(finding)
+        return CheckResult(findings)
+
+    monkeypatch.setattr(host_check, "check_checkout", check)
+    assert main(["host", "check", "--json", "-", str(tmp_path)]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["root"] == str(tmp_path) and content["problem"] == ""
+    assert content["facts"] == {"loss": "found"}
+    assert content["methods"][1] == {"method": "AT", "verdict": "refused", "reason": "why"}
+
+
 def test_search_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["search", "--cfg", str(CONFIG), "--eta", "0.2", "--json", "-", "--no-baseline", *BASE]
-    assert main([*words, "SOLVER.EPOCHS", "1", "LOG.PREFIX", str(tmp_path), "--quiet"]) == 0
+    words += ["SOLVER.EPOCHS", "1", "LOG.PREFIX", str(tmp_path), "--quiet"]
+    assert main([*words, "--status"]) == 2 and list(tmp_path.iterdir()) == []
+    assert "Expected a search that was started, but" in capsys.readouterr().err
+    assert main(words) == 0
     output = capsys.readouterr()
     content = json.loads(output.out)
     assert [trial["values"] for trial in content["trials"]] == [{"TLLM.DETECTOR.ETA": 0.2}] == [content["chosen"]]
     assert Path(content["evidence"]).exists() and content["next"].startswith("tllm train --cfg")
-    assert output.err == ""
+    score = content["trials"][0]["score"]
+    assert main([*words, "--status"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        **{"finished": 1, "pruned": 0, "failed": 0, "running": 0, "waiting": 0},
+        **{"best_score": pytest.approx(score), "best_values": {"TLLM.DETECTOR.ETA": 0.2}},
+    }
+    assert main([*words[:5], *words[7:], "--status"]) == 0
+    assert "1 trials finished, 0 pruned" in capsys.readouterr().out
+    # A warning of a hold-out that is too small is all that is said beside the result.
+    assert all("NOTHING CAN BE FLAGGED" in line for line in output.err.splitlines())
 
 
 @pytest.mark.parametrize("quiet", [False, True])

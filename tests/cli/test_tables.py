@@ -136,7 +136,7 @@ def test_numbers_have_the_decimals_that_the_paper_prints(tmp_path: Path, capsys:
 
 def test_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tables", str(tmp_path / "nothing")]) == 2
-    assert "to be a folder that holds runs" in capsys.readouterr().err
+    assert "to be a folder of runs" in capsys.readouterr().err
 
 
 def test_what_cannot_be_read_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -216,7 +216,7 @@ def test_imitation_flags_nothing_where_nothing_is_copied() -> None:
     for seed in range(10):
         detector = imitate(seed, hard=[2, 5, 11], copied=[])
         assert not detector.flags.any()
-    assert detector.reason().startswith("no class repeated the teacher's errors more than eta = 0.05 oftener than")
+    assert detector.reason().startswith("no class repeated the teacher's errors more often than")
 
 
 def test_imitation_needs_a_teacher() -> None:

@@ -80,7 +80,7 @@ def test_a_file_that_is_there_counts_once_and_where_it_lies(
     with caplog.at_level(logging.INFO):
         part = scan_part(root)
     assert listed(part) == {"cat": ["cat/0.png", "cat/1.png"], "dog": ["dog/0.png", "dog/1.png"]}
-    assert len(caplog.records) == 1 and "1 link to what is counted already" in caplog.text
+    assert len(caplog.records) == 1 and "1 link to images that are counted already" in caplog.text
 
 
 def test_links_that_lead_in_circles_or_nowhere(make_folder: MakeFolder) -> None:

@@ -56,7 +56,7 @@ def test_importing_the_config_alone_is_enough() -> None:
         ("TLLM.ETTA", "0.1", "Expected `TLLM key` to be one of BALANCE, CE_WEIGHT, DETECTOR, DISTILLER,"),
         ("TLLM.DETECTOR.ETTA", "0.1", "Expected `TLLM.DETECTOR key` to be one of AFTER_FRACTION, CLASSES,"),
         ("SOLVR.LR", "0.1", "Expected `top-level key` to be one of AT, CID, DATASET, DISTILLER, EXPERIMENT,"),
-        ("SOLVER.LRR", "0.1", "Expected `SOLVER key` to be one of ACCUMULATE, BATCH_SIZE, EPOCHS, LR,"),
+        ("SOLVER.LRR", "0.1", "Expected `SOLVER key` to be one of ACCUMULATE, BATCH_SIZE, BETAS, EMA_DECAY, EPOCHS,"),
         ("SOLVER.LR.X", "0.1", "Expected `SOLVER.LR` to be a number, but got {'X': 0.1}"),
         ("SOLVER", "3", "Expected `SOLVER` to hold keys and values, but got 3"),
         ("TLLM.DETECTOR.ETA", "0", "Expected `TLLM.DETECTOR.ETA` to be in (0, 1), but got 0.0"),
@@ -79,7 +79,7 @@ def test_importing_the_config_alone_is_enough() -> None:
         (
             "TLLM.DETECTOR.TYPE",
             "refrence",
-            "Expected `TLLM.DETECTOR.TYPE` to be one of after, all, fixed, imitation, none, reference, ",
+            "Expected `TLLM.DETECTOR.TYPE` to be one of after, all, fixed, imitation, none, posterior, reference, ",
         ),
         (
             "TLLM.DETECTOR.SCORE",

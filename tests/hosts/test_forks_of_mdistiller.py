@@ -164,6 +164,44 @@ def test_another_script_with_options_of_its_own_that_never_freezes(tmp_path: Pat
     run_of(root, train(root, *words), epochs=3)
 
 
+LATE = {
+    SCRIPT: [
+        ("    cfg.freeze()\n", ""),
+        ("    train_loader, val_loader,", "    cfg.SOLVER.EPOCHS = 3\n    cfg.freeze()\n    train_loader, val_loader,"),
+    ]
+}
+
+
+def test_a_config_that_is_changed_and_frozen_late(tmp_path: Path) -> None:
+    run_of(tmp_path, train(write_host(tmp_path, LATE)), epochs=3)
+
+
+# Losses that the trainer reads by name, two of them with one value per row, each with a step of its own.
+READS_LOSSES_BY_NAME = {
+    TRAINER: [
+        (
+            "        sum(loss.mean() for loss in losses.values()).backward()\n",
+            '        assert set(losses) == {"loss_task", "loss_near", "loss_far"}\n'
+            '        assert losses["loss_near"].shape == losses["loss_far"].shape == (len(target), 1)\n'
+            '        for name in ("loss_far", "loss_near", "loss_task"):\n'
+            "            losses[name].mean().backward(retain_graph=True)\n",
+        )
+    ],
+    DISTILLERS: [
+        (
+            '        return {"loss_ce": F.cross_entropy(logits, target), "loss_kd": F.mse_loss(logits, taught)}',
+            '        near, far = (logits - taught).pow(2).sort(1).values.tensor_split(2, 1)\n'
+            '        of_rows = {"loss_near": near.mean(1, keepdim=True), "loss_far": far.mean(1, keepdim=True)}\n'
+            '        return {"loss_task": F.cross_entropy(logits, target), **of_rows}',
+        )
+    ],
+}  # fmt: skip
+
+
+def test_losses_per_row_that_the_trainer_reads_by_name(tmp_path: Path) -> None:
+    run_of(tmp_path, train(write_host(tmp_path, READS_LOSSES_BY_NAME)))
+
+
 def test_a_type_that_is_tested_the_other_way_round(tmp_path: Path) -> None:
     edits = {SCRIPT: [("    cfg.freeze()\n", '    assert "KD" not in cfg.DISTILLER.TYPE\n    cfg.freeze()\n')]}
     config = CONFIG.replace("TYPE: KD", "TYPE: TLLM").replace("ON: true", "ON: true, DISTILLER: KD")
@@ -191,8 +229,10 @@ def test_other_names_of_views_and_labels(tmp_path: Path) -> None:
         ([("self.student, self.teacher, self.cfg = student", "self.net, self.teacher, self.cfg = student"),
           ("self.student", "self.net")], "to have an attribute `student`"),
         ([("return logits, self.losses", "return logits + 1, self.losses")], "logits"),
+        ([("logits, _ = self.student(image)", "logits = self.student.fc(self.student.conv(image).mean((2, 3)))")],
+         "to call `student` (as a whole"),
     ],
-    ids=["no student", "predicts by more than its student"],
+    ids=["no student", "predicts by more than its student", "a student in parts"],
 )  # fmt: skip
 def test_what_cannot_be_wrapped_is_refused_before_a_step(
     edits: list[tuple[str, str]], told: str, tmp_path: Path

@@ -194,8 +194,8 @@ def test_the_best_student_is_never_ahead_of_the_checkpoint(
     accuracy = {1: 0.5, 2: 0.6, 3: 0.55, 4: 0.7, 5: 0.65, 6: 0.7}
     note = BestStudent.note
 
-    def noted(self: BestStudent, epoch: int, _: float, student: nn.Module) -> None:
-        note(self, epoch, accuracy[epoch], student)
+    def noted(self: BestStudent, epoch: int, _: float, student: nn.Module, *more: object) -> None:
+        note(self, epoch, accuracy[epoch], student, *more)
 
     monkeypatch.setattr(BestStudent, "note", noted)
     monkeypatch.setattr(Curves, "mean_accuracy", lambda self, epoch: accuracy[epoch])

@@ -97,9 +97,9 @@ def by_script_with_average(made: nn.Module) -> Any:
         (by_compiled_data_parallel, "`state_dict._orig_mod.module._orig_mod`"),
         (by_compiled_part, "its top level"),
         (by_averaged_model, "`module`"),
-        (by_distiller, "`model.module.student`; not `model.teacher`, which would fit, too"),
-        (by_script_with_options, "`student`; not `teacher`, which would fit, too"),
-        (by_script_with_average, "`model`; not `model_ema`, which would fit, too"),
+        (by_distiller, "`model.module.student`; not `model.teacher`, which also fit"),
+        (by_script_with_options, "`student`; not `teacher`, which also fit"),
+        (by_script_with_average, "`model`; not `model_ema`, which also fit"),
         (lambda made: {"best": {"ema": made.state_dict()}}, "`best.ema`"),
     ],
 )

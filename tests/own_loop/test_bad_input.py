@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -230,6 +231,17 @@ def test_a_checkpoint_with_another_schedule(train_set: TensorDataset, tmp_path: 
     refused(lambda: next(made.epochs()), r"one optimizer .*, but found 2; give `session.epochs\(optimizer=")
     refused(lambda: next(made.epochs(optimizer=another)), "to fit the networks and the optimizer", FileFormatError)
     assert next(made.epochs(optimizer=optimizer)) == 2
+
+
+def test_a_state_that_could_not_be_read_again(train_set: TensorDataset, tmp_path: Path) -> None:
+    made = session(train_set, tmp_path)
+    optimizer = optimizer_of(made)
+    optimizer.param_groups[0]["lr"] = np.float64(0.05)
+    loader = made.loader(batch_size=64)
+    next(made.epochs())
+    for image, target in loader:
+        step(made, optimizer, image, target)
+    refused(lambda: made.end_epoch(optimizer=optimizer), r"tensors and plain values \(a NumPy number as `float")
 
 
 def test_a_run_of_another_host(train_set: TensorDataset, tmp_path: Path) -> None:

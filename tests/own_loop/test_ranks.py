@@ -93,7 +93,7 @@ for epoch in session.epochs():
     try:
         assert other.stdout is not None and other.stdout.readline() == "begun\n"
         session = Session(vanilla(), train_set, epochs=1, run=tmp_path / "run", detector="none", **HOLDOUT)
-        with pytest.raises(ConfigError, match="to train .* alone, but another command is at it"):
+        with pytest.raises(ConfigError, match="to train .* alone, but another command trains it"):
             next(session.epochs())
     finally:
         other.kill()

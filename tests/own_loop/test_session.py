@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+from torchvision import transforms
+from torchvision.datasets import FakeData
 
 from tests.hosts.digits_runs import assert_equal
 from tests.own_loop.digits import EPOCHS, FLAGGING, HOLDOUT, kd, optimizer_of, step, train, vanilla
-from tllm_plugin import Session
+from tllm_plugin import Session, Vanilla
 from tllm_plugin.analysis.loaded_run import load_run
 from tllm_plugin.cli.main import main
 from tllm_plugin.core.holdout import split
@@ -209,6 +211,63 @@ def test_labels_of_other_data_sets(wrap: Any, train_set: TensorDataset, tmp_path
     assert torch.equal(session.curves.sample_ids, split(train_set.tensors[1], 0.15, seed=0).holdout)
 
 
+def test_a_data_set_of_torchvisions(tmp_path: Path) -> None:
+    """Its `transforms`, made of `transform`, is what it reads with."""
+    plain, noise = transforms.ToTensor(), transforms.Lambda(lambda image: image + torch.randn_like(image))
+    data = FakeData(200, image_size=(3, 8, 8), num_classes=2, transform=transforms.Compose([plain, noise]))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    options: dict[str, Any] = {"detector": "none", "holdout_fraction": 0.2}
+    session = Session(Vanilla(network), data, epochs=1, run=tmp_path, holdout_transform=plain, **options)
+    rows = session.curves.sample_ids
+    (image, label), *_ = session._data.holdout_loader(rows)
+    expected = FakeData(200, image_size=(3, 8, 8), num_classes=2, transform=plain)
+    assert torch.equal(image, torch.stack([expected[int(row)][0] for row in rows])[: len(image)])
+    assert label.tolist() == [int(expected[int(row)][1]) for row in rows][: len(label)]
+    train(session)
+    assert not torch.equal(session.dataset()[0][0], session.dataset()[0][0]), "training images are augmented"
+
+
+class NamedSamples(list[Any]):
+    """Samples whose classes have names that HTML would take for markup."""
+
+    classes = tuple(f"<i>{index}</i>" for index in range(10))
+
+
+class HeadOfItsOwn(nn.Module):
+    """The student returns features; a module of the method makes the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Tanh())
+        self.predictor = nn.Linear(12, 10)
+
+    def forward(self, image: Tensor, target: Tensor | None = None, **batch: Any) -> Any:
+        logits = self.predictor(self.student(image))
+        return (logits, {"ce": nn.functional.cross_entropy(logits, target)}) if self.training else logits
+
+
+def test_a_method_that_predicts_by_a_module_of_its_own(train_set: TensorDataset, tmp_path: Path) -> None:
+    session = Session(HeadOfItsOwn(), train_set, epochs=1, run=tmp_path, detector="none", **HOLDOUT)
+    train(session)
+    distiller: Any = session.distiller.get_submodule("distiller")
+    rows = split(train_set.tensors[1], 0.15, seed=0).holdout
+    with torch.no_grad():
+        expected = distiller.predictor(distiller.student(train_set.tensors[0][rows])).argmax(1)
+    correct = session.curves.samples_at(1).correct
+    assert torch.equal(correct, expected == train_set.tensors[1][rows])
+
+
 def test_a_user_sees_where_a_session_is(train_set: TensorDataset, tmp_path: Path) -> None:
     session = Session(vanilla(), train_set, epochs=2, run=tmp_path, detector="all", **HOLDOUT)
     assert repr(session) == f"Session(run={str(tmp_path)!r}, 0 of 2 epochs, 10 of 10 classes flagged)"
+
+
+def test_a_notebook_shows_sessions_and_runs(train_set: TensorDataset, tmp_path: Path) -> None:
+    session = Session(
+        vanilla(), NamedSamples(train_set), epochs=1, run=tmp_path, detector="fixed", classes=["<i>3</i>"], **HOLDOUT
+    )
+    train(session)
+    for shown in (session._repr_html_(), session.run._repr_html_()):
+        assert shown.count("<tr>") == 11 and "<i>" not in shown
+        assert shown.index("<b>&lt;i&gt;3&lt;/i&gt;</b></td><td>0</td>") < shown.index("&lt;i&gt;0&lt;/i&gt;")
+        assert "1 of 10 classes flagged by fixed" in shown

@@ -54,7 +54,8 @@ def test_those_of_earlier_versions_are_read(text: str, run: RunFolder) -> None:
 @given(data=st.data(), new=st.booleans(), text=st.sampled_from([DUMPED, REPDISTILLER]))
 def test_one_that_lost_its_end_is_refused(data: st.DataObject, new: bool, text: str, run: RunFolder) -> None:
     run.write_config(text)
-    whole = run.config_yaml.read_text() if new else text
+    # Earlier versions had no key after TLLM.TRAINER.
+    whole = run.config_yaml.read_text() if new else text.replace("  VIEWS: 0\n", "")
     run.config_yaml.write_text(data.draw(cut_anywhere(whole)))
     for read in (run.read_config, lambda: RunSpec.read(run)):
         with pytest.raises(FileFormatError, match=r"config\.yaml to be the config of a run, but it lost"):

@@ -87,7 +87,8 @@ def class_effects(comparison: Comparison) -> ClassEffects:
 
 @lru_cache(maxsize=64)
 def effect_posterior(comparison: Comparison) -> Posterior:
-    """Compute the posterior of the effect on every class, (C,); a class without test images has that of any class.
+    """Compute the posterior of the effect on every class, (C,); a class without test images has the posterior of an
+    average class.
 
     Raises:
         ConfigError: No class has test images.

@@ -1,4 +1,4 @@
-"""Estimate the headroom: how much distillation's effect differs between classes, and what a class-wise rule could gain.
+"""Estimate the headroom: the spread of distillation's effects over classes, and the possible gain of a class-wise rule.
 
 The effect on a class is its expected delta acc over seeds. A single pair of runs shows the effect plus the noise of two
 trainings, so the raw counts and sums of a comparison grow with the noise. Here the noise is estimated from runs of one

@@ -39,7 +39,8 @@ class LoadedRun:
         flags: Flags of the detector; None without a detector.
         folder: Folder of the run; None for a bare checkpoint.
         spec: Settings of the run; empty if unknown.
-        grouped: Whether the user named the method; runs of the same name are then its seeds, whatever their configs.
+        grouped: Whether the user named the method; runs of the same name are then its seeds, regardless of their
+            configs.
         indexed: Whether classes are in the order of the logits; not so for answers that know their names alone.
     """
 
@@ -73,10 +74,19 @@ class LoadedRun:
     @cached_property
     def curves(self) -> Curves | None:
         """Hold-out history, or None without one."""
-        if self.folder is None or not self.folder.curves_npz.exists():
-            return None
-        curves = Curves.from_state(to_state(self.folder.read_curves()))
-        return curves if len(curves) and curves.labels.numel() else None
+        return None if self.folder is None else load_curves(self.folder)
+
+
+def load_curves(folder: RunFolder) -> Curves | None:
+    """Return the hold-out history of a run; None without one.
+
+    Raises:
+        FileFormatError: The file is damaged.
+    """
+    if not folder.curves_npz.exists():
+        return None
+    curves = Curves.from_state(to_state(folder.read_curves()))
+    return curves if len(curves) and curves.labels.numel() else None
 
 
 def load_run(path: str | os.PathLike[str]) -> LoadedRun:

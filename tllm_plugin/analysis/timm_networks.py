@@ -20,6 +20,7 @@ from tllm_plugin.data.decode import read_rgb
 from tllm_plugin.data.folder import TEST_FOLDERS, FolderPart, readable_names, scan_part
 from tllm_plugin.hosts.same_data import tell_unstated_order
 from tllm_plugin.hosts.weights import load_weights
+from tllm_plugin.models import import_timm
 
 PREFIX = "timm:"
 _BATCH_SIZE = 64
@@ -65,7 +66,7 @@ def score_timm(
         ConfigError: timm, the model, its weights or the data are missing, or the numbers of classes differ.
         FileFormatError: The checkpoint cannot be read or does not fit.
     """
-    timm = _import_timm(name)
+    timm = import_timm(name)
     model, _, checkpoint = name.removeprefix(PREFIX).partition("@")
     part, class_names = _validation_part(name, data, class_order)
     network = _network(timm, model, checkpoint, len(part.classes))
@@ -86,15 +87,6 @@ def score_timm(
         class_names=class_names,
         result=TestResult.from_predictions(predictions),
     )
-
-
-def _import_timm(name: str) -> Any:
-    try:
-        import timm
-        import timm.data
-    except ImportError as error:
-        raise ConfigError(f"Expected timm to be installed for {name}, but {error}; run: pip install timm") from error
-    return timm
 
 
 def _validation_part(name: str, data: str, class_order: str) -> tuple[FolderPart, tuple[str, ...]]:

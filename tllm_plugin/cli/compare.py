@@ -236,8 +236,8 @@ def explanation(study: Study, shown: Callable[[str], str] = visible) -> str:
         f"is compared with the {baseline} run of its seed if there is one. {basis} "
         "FDR 5 % (*): significantly worse classes at a false discovery rate of 5 % over classes (Benjamini-Hochberg). "
         f"null: {null}. P(harm): probability that {effect}, from a model of all classes together. Headroom: spread of "
-        "the effects over classes with noise removed; the ceiling is what mean accuracy would gain if every class "
-        f"below the {baseline} student were restored{single}.{_every(study, shown)}"
+        "the effects over classes with noise removed; the ceiling is the gain in mean accuracy if every class below "
+        f"the {baseline} student had that student's accuracy{single}.{_every(study, shown)}"
     )
 
 

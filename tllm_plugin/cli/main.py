@@ -21,12 +21,12 @@ DONE, FAILED, BAD_USAGE = 0, 1, 2
 #: Functions that add the parser of a subcommand, in the order of `tllm --help`.
 _PARSERS = (
     *(training_parsers.train, training_parsers.test, training_parsers.search, training_parsers.demo),
-    *(training_parsers.validate, training_parsers.config),
+    *(training_parsers.validate, training_parsers.power, training_parsers.config),
     *(result_parsers.show, result_parsers.compare, result_parsers.headroom, result_parsers.report),
     *(result_parsers.tables, result_parsers.export, result_parsers.host),
 )
 #: Subcommands that read configs, which may name detectors and methods of the user's own.
-_IMPORTING = ("train", "test", "search", "validate", "config")
+_IMPORTING = ("train", "test", "search", "validate", "power", "config")
 _INVALID_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
 
 

@@ -1,6 +1,6 @@
 """Arguments of the subcommands that read results or install hosts, from `tllm show` to `tllm host`.
 
-This module imports neither torch nor what needs it, so that help is printed at once.
+This module does not import torch, directly or indirectly, so that help is printed without delay.
 """
 
 from __future__ import annotations
@@ -73,10 +73,15 @@ def compare(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--answers",
         action="store_true",
-        help="run students again that recorded only counts, so that they can be compared image by image",
+        help="evaluate the students of runs without recorded predictions again, to compare image by image",
     )
     parser.add_argument("--classes", type=int, default=10, metavar="N", help="number of classes to print, worst first")
-    _add_files(parser, ("json", "everything"), ("csv", "one line per method and class"), ("markdown", "both tables"))
+    _add_files(
+        parser,
+        ("json", "everything as JSON"),
+        ("csv", "one line per method and class"),
+        ("markdown", "the tables as Markdown"),
+    )
     return parser
 
 
@@ -136,7 +141,9 @@ def tables(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--imagefolder-is", default="", choices=DATA_SETS, help="data set that runs on image folders were trained on"
     )
-    _add_files(parser, ("markdown", "Markdown"), ("latex", "LaTeX"), ("json", "JSON"))
+    _add_files(
+        parser, ("markdown", "the tables as Markdown"), ("latex", "the tables as LaTeX"), ("json", "the tables as JSON")
+    )
     return parser
 
 
@@ -210,7 +217,7 @@ def host(commands: Any) -> argparse.ArgumentParser:
         "check",
         help="check which methods of a checkout work with TLLM; forks and edited checkouts included",
         description="Try every method of a checkout of mdistiller, RepDistiller or a fork on small random images, in a "
-        "process of its own, and print which methods work with TLLM, which do not, and why. The checkout is not "
+        "separate process, and print which methods work with TLLM, which do not, and why. The checkout is not "
         "changed.",
         epilog="Example: tllm host check ~/code/my-fork",
     )

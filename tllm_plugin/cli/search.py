@@ -6,7 +6,7 @@ import argparse
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -14,12 +14,15 @@ from tllm_plugin.cli.search_hosts import HOSTS
 from tllm_plugin.cli.training_parsers import DEFAULT_ETAS, DEFAULT_RANGE
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.core.escaping import visible
-from tllm_plugin.hosts import processes
+from tllm_plugin.hosts import power, processes
 from tllm_plugin.hosts.config_checks import refuse
-from tllm_plugin.hosts.console import PlainConsole, write_json_result
+from tllm_plugin.hosts.console import PlainConsole, say, write_json_result
 from tllm_plugin.runs.search_file import SearchRecord, TrialRecord
-from tllm_plugin.search.eta_search import TAUGHT, Outcome, check_space, search
-from tllm_plugin.search.space import ETA, parse_space
+from tllm_plugin.search.eta_search import TAUGHT, Outcome, check_space, progress, search
+from tllm_plugin.search.space import ETA, parse_space, shown_value
+
+if TYPE_CHECKING:
+    from tllm_plugin.search.optuna_study import Progress
 
 
 def run(options: argparse.Namespace) -> None:
@@ -39,6 +42,12 @@ def run(options: argparse.Namespace) -> None:
     if options.checkpoint_every is not None and options.checkpoint_every < 1:
         problems.append(f"Expected `--checkpoint-every` to be at least 1, but got {options.checkpoint_every}")
     refuse(problems)
+    if options.status:
+        status = progress(opened.search(space), space, trials=options.trials, storage=options.storage)
+        _print_status(status, options.json)
+        return
+    if options.host == "embedded":
+        power.tell_planned(opened.cfg)
     try:
         host = opened.search(space)
         outcome = search(
@@ -90,11 +99,25 @@ def _leading(words: Sequence[str], belongs: Any) -> tuple[list[str], list[str]]:
 
 
 def _are_numbers(word: str) -> bool:
-    """Return whether a word is a number, or several numbers separated by commas."""
+    """Return whether an argument consists of numbers separated by commas."""
     try:
         return bool([float(part) for part in word.rstrip(",").split(",")])
     except ValueError:
         return False
+
+
+def _print_status(status: Progress, path: str) -> None:
+    if path:
+        write_json_result(path, asdict(status))
+    if path == "-":
+        return
+    say(
+        f"{status.finished} trials finished, {status.pruned} pruned, {status.failed} failed, {status.running} running, "
+        f"{status.waiting} waiting"
+    )
+    if status.best_score is not None:
+        values = " ".join(f"{key} {shown_value(value)}" for key, value in status.best_values.items())
+        say(f"best so far: {values} (search accuracy {status.best_score:.1%})")
 
 
 def print_outcome(outcome: Outcome, next_command: Callable[[dict[str, Any]], str]) -> None:
@@ -109,7 +132,7 @@ def print_outcome(outcome: Outcome, next_command: Callable[[dict[str, Any]], str
     )
     if chosen is None:
         return
-    values = " ".join(f"{key} {_number(value)}" for key, value in chosen.values.items())
+    values = " ".join(f"{key} {shown_value(value)}" for key, value in chosen.values.items())
     console.print(f"chosen: {values} ({chosen.title})", soft_wrap=True)
     for warning in record.warnings:
         console.print(f"note: {warning}")
@@ -138,7 +161,7 @@ def table(record: SearchRecord) -> Table:
     result.add_column("flagged (after epoch)", overflow="fold")
     for trial in (*record.baselines, *record.trials):
         best = trial.number == record.best and trial.number >= 0
-        values = [_number(trial.values[key]) if key in trial.values else "" for key in keys]
+        values = [shown_value(trial.values[key]) if key in trial.values else "" for key in keys]
         result.add_row(
             trial.title + (" *" if best else ""), *values, *_cells(trial, best), style="bold" if best else ""
         )
@@ -172,7 +195,3 @@ def savings(record: SearchRecord) -> str:
     seconds_alone = sum(run.seconds * full / run.epochs for run in alone)
     text = f"saved: {trained} epochs were trained instead of {full * len(alone)}"
     return f"{text}, in {seconds:.1f} instead of about {seconds_alone:.1f} seconds" if seconds else text
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

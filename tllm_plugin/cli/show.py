@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def record(flags: FlagsRecord, curves: Curves, score: str, policy: PolicyRecord | None) -> dict[str, Any]:
-    """Return everything that `tllm show` knows of a run as JSON values.
+    """Return flags, policy and curves of a run as JSON values.
 
     Args:
         flags: Flags of the run.

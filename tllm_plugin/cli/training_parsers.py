@@ -1,6 +1,6 @@
 """Arguments of the subcommands that read configs: train, test, search, demo, validate and config.
 
-This module imports neither torch nor what needs it, so that help is printed at once.
+This module does not import torch, directly or indirectly, so that help is printed without delay.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tllm_plugin.core.paths import expanded
 DEFAULT_ETAS = ("0.01", "0.02", "0.05", "0.1", "0.2")
 DEFAULT_RANGE = "ETA=0.005:0.3:log"
 HOSTS = ("embedded", "mdistiller", "repdistiller")
-_PRUNERS = ("median", "halving", "hyperband")
+PRUNERS = ("median", "halving", "hyperband")
 
 _SEARCH = """\
 Choose eta by training with several values and scoring each student on a second
@@ -113,20 +113,25 @@ def search(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--prune",
-        choices=_PRUNERS,
+        choices=PRUNERS,
         default="",
-        help="stop trials that score below the median of the finished ones, or by successive halving or hyperband",
+        help="stop trials early: below the median of the finished ones, by successive halving, or by hyperband",
     )
     parser.add_argument(
         "--no-baseline", action="store_true", help="do not train the inner distiller without detection for comparison"
     )
     parser.add_argument(
+        "--status",
+        action="store_true",
+        help="print the numbers of trials by state and the best trial, without training",
+    )
+    parser.add_argument(
         "--checkpoint-every",
         type=int,
         metavar="EPOCHS",
-        help="number of epochs between checkpoints that later trials can start from. A larger number saves disk space, "
-        "a smaller one shares more epochs (default: 1; embedded host: at most one every two seconds). The embedded "
-        "host also keeps one wherever two trials diverge, if there are at most 32 trials and no ranges",
+        help="number of epochs between checkpoints from which later trials can start; a larger number saves disk "
+        "space, a smaller one shares more epochs (default: 1; embedded host: at most one every two seconds). The "
+        "embedded host also keeps one wherever two trials diverge, if there are at most 32 trials and no ranges",
     )
     parser.add_argument(
         "--json",
@@ -170,6 +175,30 @@ def validate(commands: Any) -> argparse.ArgumentParser:
     return parser
 
 
+def power(commands: Any) -> argparse.ArgumentParser:
+    """Add `tllm power`."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "power",
+        help="print which drops a hold-out can reveal, before anything is trained",
+        description="Simulate the detector of a config and print the smallest sustained accuracy drop that it flags "
+        "with 80 % probability, for several sizes of the hold-out. Images are counted, not decoded; "
+        "--classes and --images replace a data set that is not on this machine.",
+        epilog="Example: tllm power --classes 100 --images 500 TLLM.HOLDOUT.FRACTION 0.05 SOLVER.EPOCHS 240",
+    )
+    parser.add_argument("--cfg", metavar="FILE", help="YAML file, or its path below the packaged configs")
+    parser.add_argument("--classes", type=int, metavar="C", help="number of classes, in place of a data set")
+    parser.add_argument("--images", type=int, metavar="N", help="training images of each class")
+    parser.add_argument(
+        "--changed",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="share of a class's images on which two equally good students differ (default: %(default)s)",
+    )
+    _add_overrides(parser)
+    return parser
+
+
 def config(commands: Any) -> argparse.ArgumentParser:
     """Add `tllm config`."""
     parser: argparse.ArgumentParser = commands.add_parser(
@@ -187,10 +216,15 @@ def config(commands: Any) -> argparse.ArgumentParser:
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg", metavar="FILE", help="YAML file, or its path below the packaged configs")
-    parser.add_argument("--host", choices=HOSTS, default="embedded", help="host that trains (default: embedded)")
+    parser.add_argument(
+        "--host", choices=HOSTS, default="embedded", help="codebase whose training loop is used (default: embedded)"
+    )
 
 
 def _add_overrides(parser: argparse.ArgumentParser, more: str = "") -> None:
     parser.add_argument(
-        "opts", nargs="*", metavar="KEY VALUE", help=f"values that replace those of the config: SOLVER.EPOCHS 30{more}"
+        "opts",
+        nargs="*",
+        metavar="KEY VALUE",
+        help=f"config keys to change and their values, as in SOLVER.EPOCHS 30{more}",
     )

@@ -49,6 +49,12 @@ def teacher_of(distiller: nn.Module) -> nn.Module | None:
     return None if isinstance(teacher, nn.Identity) else teacher
 
 
+def predictor_of(distiller: nn.Module) -> nn.Module | None:
+    """Return the module that makes the logits from the student's output; None if the student makes them itself."""
+    predictor: nn.Module | None = getattr(distiller, "predictor", None)
+    return predictor
+
+
 def by_name(distiller: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Convert positional arguments of a call to keywords: `(image, target)`, or the parameter names of `forward`.
 
@@ -191,7 +197,7 @@ def check_result(result: Any, rows: int, num_classes: int, *, trains: bool) -> N
                 f"per row, of shape ({rows},) or ({rows}, 1), but got {loss.dtype} of shape {tuple(loss.shape)}"
             )
     if trains and not any(loss.requires_grad for loss in named_losses(losses).values()):
-        raise ConfigError("Expected the distiller's losses to depend on what is trained, but none requires a gradient")
+        raise ConfigError("Expected the distiller's losses to depend on parameters, but none requires a gradient")
 
 
 def student_not_called(distiller: nn.Module) -> ConfigError:

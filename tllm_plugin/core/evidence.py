@@ -35,7 +35,7 @@ def mcnemar_p_value(losses: Tensor, gains: Tensor) -> Tensor:
     return (log_pmf.exp() * in_tail).sum(1).clamp(max=1.0)
 
 
-def betting_e_value(differences: Tensor, labels: Tensor, margin: Tensor) -> Tensor:
+def betting_e_value(differences: Tensor, labels: Tensor, margin: Tensor, multiplicity: Tensor | None = None) -> Tensor:
     """Return e-values against the null hypothesis that a class's mean difference is at most its margin, (C,) float64.
 
     A gambler bets on every sample that its difference exceeds the margin. The e-value is the gambler's wealth after all
@@ -46,6 +46,7 @@ def betting_e_value(differences: Tensor, labels: Tensor, margin: Tensor) -> Tens
         differences: (n,) in [-1, 1], per sample the score of the comparison minus the score of this run.
         labels: (n,) int64.
         margin: (C,) float64 in [0, 1).
+        multiplicity: (n,) how many equal samples each entry stands for; None for one each.
 
     Source: Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting" (2024).
 
@@ -55,7 +56,8 @@ def betting_e_value(differences: Tensor, labels: Tensor, margin: Tensor) -> Tens
     excess = (differences.double() - margin[labels])[:, None]
     stakes = _STAKES[None, :] / (1.0 + margin[labels])[:, None]
     logs = torch.zeros(margin.numel(), _STAKES.numel(), dtype=torch.float64)
-    logs.index_add_(0, labels, torch.log1p(stakes * excess))
+    terms = torch.log1p(stakes * excess)
+    logs.index_add_(0, labels, terms if multiplicity is None else terms * multiplicity.double()[:, None])
     return logs.clamp(max=500.0).exp().mean(1)
 
 
@@ -92,8 +94,15 @@ def sampling_variance(values: Tensor, labels: Tensor, num_classes: int) -> Tenso
 
 
 def robust_deviation(deviations: Tensor) -> Tensor:
-    """Return 1.4826 times the median absolute deviation, 0-dim; estimates the standard deviation of normal data."""
-    return 1.4826 * deviations.abs().median()
+    """Return 1.4826 times the median absolute deviation; estimates the standard deviation of normal data.
+
+    Args:
+        deviations: (..., k).
+
+    Returns:
+        (...), of the same type.
+    """
+    return 1.4826 * deviations.abs().median(dim=-1).values
 
 
 def paired_counts(before: Tensor, now: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

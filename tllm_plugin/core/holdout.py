@@ -89,6 +89,11 @@ def split(
     )
 
 
+def images_per_class(fraction: float, samples: int, classes: int) -> int:
+    """Return how many samples of every class a hold-out of a fraction of all samples takes."""
+    return round(fraction * samples / classes)
+
+
 def _rank_within_class(labels: Tensor, order: Tensor) -> Tensor:
     """Return (N,) the position of each sample among the samples of its class when visited in `order`."""
     visited = labels[order]
@@ -104,7 +109,7 @@ def _per_class(name: str, fraction: float, counts: Tensor, names: Sequence[str])
         return 0
     total, classes = int(counts.sum()), counts.numel()
     smallest = int(counts.argmin())
-    per_class = round(fraction * total / classes)
+    per_class = images_per_class(fraction, total, classes)
     if per_class < MIN_PER_CLASS:
         raise ConfigError(
             f"Expected hold-out `{name}` to give at least {MIN_PER_CLASS} samples of every class, but {fraction} gives "
@@ -128,6 +133,6 @@ def _what_would_do(counts: Tensor, *, least: bool) -> str:
     for scale in (10**3, 10**6, 10**9):
         exact = (MIN_PER_CLASS if least else smallest - 1) * classes / total * scale
         fraction = (math.ceil(exact) if least else math.floor(exact)) / scale
-        if fraction < 1.0 and MIN_PER_CLASS <= round(fraction * total / classes) < smallest:
+        if fraction < 1.0 and MIN_PER_CLASS <= images_per_class(fraction, total, classes) < smallest:
             break
     return f"{fraction} would do" if least else f"at most {fraction} would do"

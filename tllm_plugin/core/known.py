@@ -66,7 +66,7 @@ class Known:
         return self.loss_shapes.get(name, ())[:1] == (ROWS,)
 
     def loss_shapes_or_guess(self, *, has_teacher: bool) -> dict[str, tuple[int, ...]]:
-        """Return name -> shape of the losses; before the first call, those of mdistiller's methods."""
+        """Return name -> shape of the losses; before the first call, the names and shapes of mdistiller's methods."""
         return self.loss_shapes or ({"loss_ce": (), "loss_kd": ()} if has_teacher else {"ce": ()})
 
     def state_dict(self) -> dict[str, Any]:

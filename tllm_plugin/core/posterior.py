@@ -142,7 +142,7 @@ def posterior(effects: Tensor, errors: Tensor, signals: Tensor | None = None) ->
 
 
 def _predicted(x: Tensor, s: Tensor, measured: Tensor, signals: Tensor) -> Tensor:
-    """Return what the signals explain of the effects, (C,), zero on average over the measured classes."""
+    """Return the part of the effects that the signals explain, (C,), with mean zero over the measured classes."""
     if signals.ndim != 2 or len(signals) != len(x) or not signals.isfinite().all():
         raise ConfigError(f"Expected `signals` to be finite, of shape ({len(x)}, k), but got {tuple(signals.shape)}")
     z = signals - signals[measured].mean(0)

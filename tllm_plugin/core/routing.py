@@ -1,6 +1,6 @@
 """Row routing: an inner distiller sees only the distillable rows while its student runs once on the whole batch.
 
-Teaching weights between 0 and 1 act here, too, on what teacher and student return.
+Teaching weights between 0 and 1 are also applied here, to the outputs of teacher and student.
 
 Forward hooks, registered once per network, read a thread-local route that is active only inside the wrapper's
 `forward`. Hooks that are added and removed per call would be shared by `DataParallel` replicas, whose modules have one
@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tllm_plugin.core.contract import predictor_of
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.mixing import RowWeights
 from tllm_plugin.core.outputs import has_rows, map_tensors, slice_rows, tensors_in
@@ -39,7 +40,7 @@ class Cut(BaseException):
 
 @dataclass
 class Route:
-    """Which rows of the batch the inner distiller sees in this call, and what its student returned for all rows.
+    """Rows of the batch that the inner distiller receives in this call, and the student's output for all rows.
 
     Args:
         owner: Identifies the wrapper (and its replicas) whose hooks follow this route.
@@ -140,13 +141,13 @@ def attach_hooks(owner: str, distiller: nn.Module) -> None:
     student: Any = distiller.student
     teacher = getattr(distiller, "teacher", None)
     students = [student, *_copies(distiller, student)]
-    # Lists are not called; what they hold is.
+    # Lists are not called, but their elements are.
     teachers = [*_called(teacher), *_copies(distiller, teacher)] if isinstance(teacher, nn.Module) else []
     known = {id(network) for network in students}
     for network in students:
         network.register_forward_pre_hook(_Before(owner, "student"), with_kwargs=True)
         network.register_forward_hook(_StudentHook(owner))
-    predictor = getattr(distiller, "predictor", None)
+    predictor = predictor_of(distiller)
     if predictor is not None:
         predictor.register_forward_pre_hook(_Before(owner, "predictor"), with_kwargs=True)
         predictor.register_forward_hook(_StudentHook(owner))
@@ -205,7 +206,7 @@ def _modules_of(distiller: nn.Module) -> Iterator[nn.Module]:
 
 
 class _Hook:
-    """A picklable hook that acts only under a route of its own wrapper (two wrappers may share a network)."""
+    """Picklable hook that is active only under a route of its own wrapper, because two wrappers may share a network."""
 
     def __init__(self, owner: str) -> None:
         # A copy of the network has a copy of the hook: equal owners are the same owner.

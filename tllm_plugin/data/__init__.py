@@ -23,7 +23,11 @@ from tllm_plugin.data.image_set import ImageSet
 from tllm_plugin.data.loaders import EvalLoader, TrainLoader
 from tllm_plugin.data.registry import DATA_SETS, DataSetLoader
 
+#: Data sets whose images are brought to any size; the others have one of their own.
+ANY_SIZE = frozenset({"imagefolder", "cub200"})
+
 __all__ = [
+    "ANY_SIZE",
     "DATA_SETS",
     "DataBundle",
     "DataSetLoader",

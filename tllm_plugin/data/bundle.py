@@ -107,7 +107,7 @@ class DataBundle(ABC):
         raise ConfigError(f"Expected images in memory for {views} outcomes of the augmentation, but they are streamed")
 
     def _part(self, split: Split) -> DataPart:
-        """Return the identity of a part, from its labels only unless the data set knows more."""
+        """Return the identity of a part, by default from its labels only."""
         return part_of(self.train_labels if split == "train" else self.test_labels, self.num_classes)
 
     def train_loader(

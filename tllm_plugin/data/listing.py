@@ -46,7 +46,7 @@ class LeftOut:
         if self.hidden:
             parts.append(_counted(self.hidden, "hidden image"))
         if self.links:
-            parts.append(f"{_counted(self.links, 'link')} to what is counted already")
+            parts.append(f"{_counted(self.links, 'link')} to images that are counted already")
         if self.beside:
             parts.append(f"{_counted(self.beside, 'image')} in no class folder")
         if self.folders:

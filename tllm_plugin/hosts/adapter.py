@@ -214,10 +214,7 @@ class _TLLMTrainer:
         last = self.tllm_cfg.SOLVER.EPOCHS if self.tllm_epoch is None else self.tllm_epoch
         self._catch_up(last)
         if not self.tllm_methods.writes_results and self.tllm_session.run is not None:
-            metrics = MetricsRecord(
-                *(None, (), ()),  # Test results: see `write_results`.
-                seconds_per_epoch=(),
-                peak_memory_bytes=None,
+            metrics = MetricsRecord.untested(
                 epochs_done=last,
                 finished=True,
             )
@@ -251,6 +248,7 @@ class _TLLMTrainer:
         super().finish()  # type: ignore[misc]
         if self.cfg.LOG.get("TEST_FREQ", 0) < 0:  # Otherwise the test data have said it.
             self.tllm_session.tell_if_at_chance(str(self.tllm_folder))
+        self.tllm_session.tell_if_powerless()
 
     def _catch_up(self, epoch: int) -> None:
         if self.tllm_several and epoch and epoch not in self.tllm_session.curves.epochs:

@@ -1,4 +1,4 @@
-"""What TLLM requires of a host's trainer, distiller and logger, which parts are optional, and what happens without.
+"""Interface that TLLM requires of a host's trainer, distiller and logger, with its optional parts.
 
 The protocols describe the parts; `methods_of`, `attributes_of` and `extras_of` read an actual object into a frozen
 record, and nothing else in `hosts` looks for these names.
@@ -48,7 +48,7 @@ class TrainingData(Protocol):
 
 
 class Trainer(Protocol):
-    """What every trainer has, beside a constructor with a distiller, two loaders and a config (see `TrainerCall`).
+    """Required part of a trainer, besides a constructor with a distiller, two loaders and a config (see `TrainerCall`).
 
     It also has one of the two loops, `EpochLoop` or `StepLoop`; without one, TLLM refuses the trainer, because it
     cannot tell the epochs apart.
@@ -115,7 +115,7 @@ class DistillerExtras(Protocol):
     """Optional methods of a distiller that hosts call; those that the wrapper calls are described in `TLLMWrapper`."""
 
     def get_undecayed_parameters(self) -> Iterable[nn.Parameter]:
-        """Return parameters without weight decay. Without: weight decay is what the host's optimizer says."""
+        """Return parameters without weight decay. Without this method, the host's optimizer decides on weight decay."""
 
     def begin_epoch(self, epoch: int) -> None:
         """Called by the embedded host before the first step of an epoch. Without: nothing is called."""
@@ -168,7 +168,7 @@ class FoundMethods:
 
 @dataclass(frozen=True)
 class FoundAttributes:
-    """Attributes that a trainer has after its constructor; None for what is missing, empty or of another type."""
+    """Attributes of a constructed trainer; None if an attribute is missing, empty or of another type."""
 
     distiller: nn.Module | None
     optimizer: Optimizer | None
@@ -178,7 +178,7 @@ class FoundAttributes:
 
 @dataclass(frozen=True)
 class FoundExtras:
-    """Optional methods that a distiller has; None for what is missing."""
+    """Optional methods of a distiller; None for missing ones."""
 
     get_undecayed_parameters: Callable[[], Iterable[nn.Parameter]] | None
     begin_epoch: Callable[[int], None] | None
@@ -210,7 +210,7 @@ def attributes_of(trainer: object) -> FoundAttributes:
 
 
 def extras_of(distiller: nn.Module) -> FoundExtras:
-    """Return which optional methods a distiller has; a wrapper has those of its inner distiller."""
+    """Return the optional methods of a distiller; a wrapper has the methods of its inner distiller."""
     return FoundExtras(
         get_undecayed_parameters=getattr(distiller, DistillerExtras.get_undecayed_parameters.__name__, None),
         begin_epoch=getattr(distiller, DistillerExtras.begin_epoch.__name__, None),

@@ -1,4 +1,4 @@
-"""Make what a host registers under TLLM's names: the trainer `tllm` and the distiller `TLLM`."""
+"""Create the trainer `tllm` and the distiller `TLLM` that a host registers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tllm_plugin.hosts.switch import is_on
 
 
 def make_trainer_factory(host: Host) -> Callable[..., Any]:
-    """Return the factory that a host registers as trainer `tllm`: its trainer named by `TLLM.TRAINER`, with TLLM."""
+    """Return the factory of the trainer `tllm`, which adds TLLM to the trainer named by `TLLM.TRAINER`."""
 
     def tllm_trainer(
         experiment_name: str, distiller: nn.Module, train_loader: Any, val_loader: Any, cfg: CfgNode

@@ -19,7 +19,7 @@ from tllm_plugin.core.outputs import logits_of
 from tllm_plugin.core.policies import Decision
 from tllm_plugin.core.predictions import Predictions, class_means, predict
 from tllm_plugin.core.wrapper import TLLMWrapper
-from tllm_plugin.hosts import processes
+from tllm_plugin.hosts import power, processes
 from tllm_plugin.hosts.at_chance import tell_if_at_chance
 from tllm_plugin.hosts.best_student import BestStudent
 from tllm_plugin.hosts.contract import Batches, TrainingData, Writer
@@ -96,6 +96,8 @@ class HostSession:
                 data=self.data,
             )
         )
+        #: Why no class can be flagged; empty if one can be.
+        self.powerless = power.tell(self.detector, node, torch.bincount(data.labels), total_epochs)
         self.wrapper = TLLMWrapper(
             distiller,
             num_classes,
@@ -155,7 +157,7 @@ class HostSession:
         if self.decision is None or self.decision.is_made:
             return
         temperature = self.wrapper.mixing_temperature
-        # Loaders may draw random numbers; a policy must not change those of the run.
+        # Loaders may draw random numbers, but a policy must not change the random numbers of the run.
         with torch.random.fork_rng(devices=[]):
             predictions = self._ask_teacher(self._policy_loader, temperature)
         strengths = class_means(predictions.kept("true_prob"), predictions.labels, len(self.class_names))
@@ -219,8 +221,7 @@ class HostSession:
             )
         self._tell_of_few_rows(epoch)
         if self._best is not None:
-            predictor = getattr(self.wrapper.distiller, "predictor", None)
-            self._best.note(epoch, float(per_class.nanmean()), self.wrapper.student, predictor)
+            self._best.note(epoch, float(per_class.nanmean()), self.wrapper.student, self.wrapper.predictor)
         if self.watch is not None:
             self.watch(self.search_curves)
 
@@ -232,6 +233,11 @@ class HostSession:
         """
         if self._last_scored is not None:
             tell_if_at_chance("trained", name, self._last_scored, "hold-out images")
+
+    def tell_if_powerless(self) -> None:
+        """Repeat at the end of the run that no class could have been flagged, if that is so."""
+        if self.powerless:
+            logger.warning("%s", self.powerless)
 
     def _tell_of_few_rows(self, epoch: int) -> None:
         """Log once that steps with distillable rows were trained without the teacher because of TLLM.MIN_ROWS."""

@@ -20,7 +20,7 @@ from tllm_plugin.hosts.shown_data import labels_of, shown_identity
 from tllm_plugin.hosts.single_rows import without_single_row
 
 # Attributes of data sets in torchvision and the hosts that hold the class names.
-_NAMES = ("classes", "class_names")
+NAME_ATTRIBUTES = ("classes", "class_names")
 
 
 class LoaderData:
@@ -57,7 +57,7 @@ class LoaderData:
             )
         self.labels: Tensor = labels
         check_several_classes(self.labels, "the host's training images")
-        names = next((getattr(self.dataset, name) for name in _NAMES if hasattr(self.dataset, name)), None)
+        names = next((getattr(self.dataset, name) for name in NAME_ATTRIBUTES if hasattr(self.dataset, name)), None)
         classes = int(self.labels.max()) + 1
         self.class_names: tuple[str, ...] = tuple(map(str, names if names is not None else range(classes)))
 
@@ -89,7 +89,7 @@ class LoaderData:
         drawn."""
         return _InOrder(
             DataLoader(
-                Subset(_untouched(self.dataset, self.test_transform), indices.tolist()),
+                Subset(untouched(self.dataset, self.test_transform), indices.tolist()),
                 batch_size=max(self.loader.batch_size, 100),
                 num_workers=self.loader.num_workers,
                 generator=torch.Generator(),
@@ -133,7 +133,7 @@ class _InOrder:
                 yield image.float(), label
 
 
-def _untouched(dataset: Any, transform: Any) -> Dataset[Any]:
+def untouched(dataset: Any, transform: Any) -> Dataset[Any]:
     """Return a shallow copy of a data set with another transform."""
     view = copy.copy(dataset)
     view.transform = transform

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LambdaLR,
+    LinearLR,
+    LRScheduler,
+    OneCycleLR,
+    SequentialLR,
+)
 from yacs.config import CfgNode
 
 from tllm_plugin.hosts.contract import extras_of
@@ -33,12 +42,29 @@ def use_nesterov(optimizer: Optimizer) -> None:
             group["nesterov"] = True
 
 
+def make_optimizer(solver: CfgNode, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """Return the optimizer that `cfg.SOLVER` names."""
+    common = {"lr": solver.LR, "weight_decay": solver.WEIGHT_DECAY}
+    if solver.TYPE == "AdamW":
+        return AdamW(parameters, betas=tuple(solver.BETAS), **common)
+    return SGD(parameters, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **common)
+
+
 def make_schedule(solver: CfgNode, optimizer: Optimizer, steps_per_epoch: int) -> LRScheduler:
     """Return the learning-rate schedule of `cfg.SOLVER`.
 
     `step` multiplies the rate by LR_DECAY_RATE after each epoch in LR_DECAY_STAGES, as both hosts do; `one_cycle`
-    increases it to LR during WARMUP_FRACTION of all steps and then decreases it to nearly 0 (Smith and Topin, 2018).
+    increases it to LR during WARMUP_FRACTION of all steps and then decreases it to nearly 0 (Smith and Topin, 2018);
+    `cosine` increases it linearly to LR during WARMUP_EPOCHS and then decreases it to LEAST_LR along a cosine.
     """
+    if solver.SCHEDULE == "cosine":
+        climbing = min(solver.WARMUP_EPOCHS, solver.EPOCHS) * steps_per_epoch
+        falling = max(1, solver.EPOCHS * steps_per_epoch - climbing)
+        cosine = CosineAnnealingLR(optimizer, T_max=falling, eta_min=solver.LEAST_LR)
+        if not climbing:
+            return cosine
+        climb = LinearLR(optimizer, start_factor=1.0 / (climbing + 1), total_iters=climbing)
+        return SequentialLR(optimizer, [climb, cosine], milestones=[climbing])
     if solver.SCHEDULE == "one_cycle":
         return OneCycleLR(
             optimizer,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 class RandomState:
@@ -50,11 +51,28 @@ class RandomState:
 @contextmanager
 def same_random_numbers(seed: int) -> Iterator[None]:
     """Seed the generators of Python, NumPy and the CPU for a block, and put their states back afterwards."""
-    state = RandomState().state_dict()
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
-        RandomState().load_state_dict(state)
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+
+
+def torch_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of torch's generators on the CPU and on `device`."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_torch_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Set the generators from the result of `torch_state`, on the CPU and, if it has one, on `device`."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

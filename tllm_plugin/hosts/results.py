@@ -1,10 +1,13 @@
-"""Write the test results of a run, for all hosts, and measure its memory use."""
+"""Write test results and checkpoints of a run, for several hosts, and measure its memory use."""
 
 from __future__ import annotations
 
 import platform
 import resource
 import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -12,6 +15,7 @@ import torchvision
 from tllm_plugin.core.predictions import Predictions
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.at_chance import tell_if_at_chance
+from tllm_plugin.runs.atomic import save_torch, write_link
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.version import __version__
@@ -56,3 +60,27 @@ def described(dumped: str) -> str:
     }
     header = "".join(f"# {name} {version}\n" for name, version in versions.items())
     return header + dumped
+
+
+def write_checkpoint(
+    folder: Path, epoch: int, state: Mapping[str, Any], student: Mapping[str, Any], *, kept: bool = False
+) -> None:
+    """Write `latest` and `student_latest`.
+
+    Args:
+        folder: Log folder of the run.
+        epoch: The last trained epoch.
+        state: Everything that a resume needs.
+        student: Plain weights of the student, with the identity of the data.
+        kept: Whether to write them under names that are not overwritten, too.
+    """
+    # The student is written first, so that a reader who finds `latest` also finds its student.
+    for latest, name, content in (
+        ("student_latest", f"student_{epoch}", student),
+        ("latest", f"epoch_{epoch}", state),
+    ):
+        if kept:
+            save_torch(folder / name, content)
+            write_link(folder / latest, folder / name)
+        else:
+            save_torch(folder / latest, content)

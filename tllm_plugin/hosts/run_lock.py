@@ -25,18 +25,18 @@ _warned: set[str] = set()
 
 @contextmanager
 def run_lock(folder: Path, *, wait: bool) -> Iterator[None]:
-    """Be the only command that works in a run's folder for the duration of the block.
+    """Lock the folder of a run for the duration of the block, so that no other command works in it.
 
-    The lock is a hidden file beside the folder, and does not outlive the process; the block may hold others of the same
-    folder. Of several processes that train together all have to come here; the main one holds the lock. Where files
-    cannot be locked there is a warning, no more.
+    The lock is a hidden file beside the folder and is released when the process ends; it can be acquired again inside
+    the block. All ranks must enter the block; rank 0 holds the lock. Without locks in the file system, a warning is
+    logged.
 
     Args:
-        folder: Of the run; need not exist.
-        wait: For another command, until it has ended.
+        folder: Folder of the run; need not exist.
+        wait: Whether to wait until another command has ended.
 
     Raises:
-        ConfigError: Another command is at it, and `wait` is False.
+        ConfigError: Another command holds the lock, and `wait` is False.
     """
     own = threading.get_ident(), folder
     if own in _own:
@@ -46,9 +46,9 @@ def run_lock(folder: Path, *, wait: bool) -> Iterator[None]:
         waited = False
         while not processes.from_main(lambda: _locked(stack, folder)):
             if not wait:
-                raise ConfigError(f"Expected to train {folder} alone, but another command is at it")
+                raise ConfigError(f"Expected to train {folder} alone, but another command trains it")
             if not waited:
-                logger.info("waiting for another command, which trains %s", folder)
+                logger.info("waiting for another command that trains %s", folder)
             waited = True
             time.sleep(_POLL_SECONDS)
         _own.add(own)

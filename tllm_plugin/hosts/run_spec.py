@@ -91,6 +91,10 @@ _YOUNGER: dict[str, Any] = {
     "DATASET.CLASS_ORDER": "",
     "DATASET.MEAN": [],
     "DATASET.STD": [],
+    "SOLVER.WARMUP_EPOCHS": 0,
+    "SOLVER.LEAST_LR": 0.0,
+    "SOLVER.BETAS": [0.9, 0.999],
+    "SOLVER.EMA_DECAY": 0.0,
     "TLLM.ON": False,
     "TLLM.POLICY": "",
     "TLLM.POLICY_OPTIONS.LEVEL": "mean",
@@ -156,7 +160,7 @@ class RunSpec:
         return self.values.get(key, default)
 
     def value(self, key: str) -> Any:
-        """Return the effective value of a key: the recorded one, else that of versions without it, else the default."""
+        """Return the effective value of a key: recorded, else the value of versions without it, else the default."""
         return self.values[key] if key in self.values else _defaults().get(key)
 
     def mark(self, key: str) -> Mark:
@@ -269,7 +273,7 @@ def digest(text: str | bytes) -> str:
 
 
 def _digest_of(values: Mapping[str, Any], prefix: str = "", added: str = "") -> str:
-    # Of the values themselves: YAML writes one object that stands in two places as an anchor and an alias.
+    # A nested copy, because YAML writes an object that occurs twice as an anchor and an alias.
     full = {f"{prefix}{key}": value for key, value in values.items()}
     kept = first_spelling({key: value for key, value in full.items() if not _as_before(key, value, _YOUNGER)})
     return digest(yaml.safe_dump(_nested({key.removeprefix(prefix): value for key, value in kept.items()})) + added)

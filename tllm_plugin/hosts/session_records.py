@@ -1,4 +1,4 @@
-"""Records of a run that state what its detector and its policy decided."""
+"""Records of the decisions of a run's detector and policy."""
 
 from __future__ import annotations
 

@@ -14,13 +14,13 @@ from tllm_plugin.core.errors import DataError
 from tllm_plugin.data.identity import part_of
 
 # Attributes of data sets in torchvision and the hosts that hold labels, and lists of (file, label).
-_LABELS = ("targets", "labels")
+LABEL_ATTRIBUTES = ("targets", "labels")
 _LISTS = ("samples", "imgs")
 
 
 def labels_of(dataset: Any) -> Tensor | None:
     """Return the labels (N,) int64 of a data set; None if they are not accessible."""
-    found = next((getattr(dataset, name) for name in _LABELS if hasattr(dataset, name)), None)
+    found = next((getattr(dataset, name) for name in LABEL_ATTRIBUTES if hasattr(dataset, name)), None)
     return None if found is None else torch.as_tensor(np.asarray(found), dtype=torch.int64)
 
 

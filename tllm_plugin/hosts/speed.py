@@ -1,4 +1,4 @@
-"""What `TLLM.SPEED` does in any host: batches made on the device, and faster networks from the first step on."""
+"""Apply `TLLM.SPEED` in any host: batches made on the device, and faster networks from the first step on."""
 
 from __future__ import annotations
 

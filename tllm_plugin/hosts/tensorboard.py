@@ -1,4 +1,4 @@
-"""What a run shows in TensorBoard beside the host's own scalars: the flags and the hold-out, epoch by epoch."""
+"""Log flags and hold-out scores of each epoch to TensorBoard, besides the host's own scalars."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def log_holdout(
         flags: (C,) bool, all flagged classes.
         new: Classes flagged in this epoch.
         curves: The run's hold-out history, this epoch included.
-        reference: That of the vanilla run that the detector compares with, if it does.
+        reference: Curves of the detector's vanilla run; None without one.
         class_names: (C,) names.
         few_rows_steps: See `TLLMWrapper`.
     """

@@ -149,6 +149,6 @@ def read_reference(path: str, holdout: Curves, data: DataIdentity | None = None)
         recorded = (RunFolder(Path(path).parent) if loose else RunFolder.find(path)).read_data()
         if recorded != DataIdentity() or not loose:
             check_same_data(
-                f"`TLLM.DETECTOR.REFERENCE` ({path})", recorded, data, "train it anew on the data of this run"
+                f"`TLLM.DETECTOR.REFERENCE` ({path})", recorded, data, "train it again on the data of this run"
             )
     return reference

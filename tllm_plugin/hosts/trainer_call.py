@@ -1,4 +1,4 @@
-"""Identify what a host's trainer is constructed with, whatever its parameters are called."""
+"""Identify the arguments of a host's trainer by name or type."""
 
 from __future__ import annotations
 

@@ -55,11 +55,11 @@ class Distiller(WithOptions, nn.Module):
         return self
 
     def get_learnable_parameters(self) -> list[nn.Parameter]:
-        """Return what the optimizer trains; a method with modules of its own adds their parameters."""
+        """Return the parameters to train; a method with further modules adds their parameters."""
         return list(self.student.parameters())
 
     def get_undecayed_parameters(self) -> list[nn.Parameter]:
-        """Return those learnable parameters that weight decay must leave alone; none, unless a method says so."""
+        """Return the learnable parameters without weight decay; by default none."""
         return []
 
     def get_extra_parameters(self) -> int:
@@ -68,7 +68,7 @@ class Distiller(WithOptions, nn.Module):
         return extra - sum(parameter.numel() for parameter in self.student.parameters())
 
     def losses(self, image: Tensor, target: Tensor, **batch: Any) -> tuple[Tensor, Losses]:
-        """Return logits (n, C) and 0-dim losses; `batch` holds what else the loop passes (`epoch`, `index`)."""
+        """Return logits (n, C) and 0-dim losses; `batch` holds further keywords of the loop (`epoch`, `index`)."""
         raise NotImplementedError
 
     def forward(self, **batch: Any) -> Any:

@@ -1,4 +1,4 @@
-"""CID: sample and class representations of the teacher, and a prediction that knows the context of the classes."""
+"""CID: match sample and class representations of the teacher, and predict with the context of the classes."""
 
 from __future__ import annotations
 

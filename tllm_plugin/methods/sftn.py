@@ -68,7 +68,7 @@ class Branch(nn.Module):
 
 @METHODS.register("SFTN")
 class SFTN(WithOptions, nn.Module):
-    """The teacher's training stage; what it leaves behind is an ordinary network of the teacher's architecture.
+    """Training stage of the teacher; the result is an ordinary network of the teacher's architecture.
 
     `L_T = ce_weight * CE(z_t, y) + kl_weight * mean_i T^2 KL(z_t, b_i) + branch_ce_weight * mean_i CE(b_i, y)`, with
     `b_i` the logits of branch `i`. Nothing is detached: that the branches' losses reach the teacher's stages, and its

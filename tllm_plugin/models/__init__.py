@@ -8,6 +8,7 @@ hosts' models, so that their published checkpoints load.
 
 from tllm_plugin.models import (  # noqa: F401  (importing a family registers its models)
     cifar_resnet,
+    foreign,
     mobilenetv1,
     mobilenetv2,
     resnet_four_stage,
@@ -18,6 +19,7 @@ from tllm_plugin.models import (  # noqa: F401  (importing a family registers it
     wrn,
 )
 from tllm_plugin.models.features import FeatureNet, Features, head, head_name
+from tllm_plugin.models.foreign import InputConfig, import_timm, input_config
 from tllm_plugin.models.registry import (
     FAMILIES,
     MODELS,
@@ -26,6 +28,7 @@ from tllm_plugin.models.registry import (
     is_model,
     model_builder,
     model_names,
+    model_problem,
 )
 from tllm_plugin.models.tail import Tail, map_shapes
 from tllm_plugin.models.torchvision_nets import load_pretrained
@@ -35,14 +38,18 @@ __all__ = [
     "MODELS",
     "FeatureNet",
     "Features",
+    "InputConfig",
     "ModelBuilder",
     "Tail",
     "create_model",
     "head",
     "head_name",
+    "import_timm",
+    "input_config",
     "is_model",
     "load_pretrained",
     "map_shapes",
     "model_builder",
     "model_names",
+    "model_problem",
 ]

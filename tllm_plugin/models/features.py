@@ -99,6 +99,9 @@ def head_name(model: nn.Module) -> str:
     """
     inner, prefix = model, ""
     while True:
+        # Networks of timm and torchvision know theirs.
+        if known := getattr(inner, "classifier_name", ""):
+            return f"{prefix}{known}"
         for name in HEAD_NAMES:
             module = getattr(inner, name, None)
             if isinstance(module, nn.Linear):
@@ -131,6 +134,15 @@ def head(model: nn.Module) -> nn.Linear:
 def last_norm(module: nn.Module) -> nn.BatchNorm2d:
     """Return the last BatchNorm among the direct children of a block; those of a shortcut are nested deeper."""
     return [child for child in module.children() if isinstance(child, nn.BatchNorm2d)][-1]
+
+
+def conv_norm_relu(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1
+) -> list[nn.Module]:
+    """Return a padded convolution without bias, BatchNorm and ReLU."""
+    padding = kernel_size // 2
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
+    return [conv, nn.BatchNorm2d(out_channels), nn.ReLU()]
 
 
 def init_convolutions(model: nn.Module) -> None:

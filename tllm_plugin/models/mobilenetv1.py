@@ -13,7 +13,7 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tllm_plugin.models.features import FeatureNet, last_norm
+from tllm_plugin.models.features import FeatureNet, conv_norm_relu, last_norm
 from tllm_plugin.models.registry import MODELS
 
 # Output channels of the stem and of each separable convolution, and the strides of the separable convolutions.
@@ -21,12 +21,6 @@ _CHANNELS = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 102
 _STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
 # Blocks whose outputs are features.
 _ENDS = (0, 3, 5, 11, 13)
-
-
-def _conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int) -> list[nn.Module]:
-    padding = kernel_size // 2
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
-    return [conv, nn.BatchNorm2d(out_channels), nn.ReLU()]
 
 
 class MobileNetV1(FeatureNet):
@@ -39,10 +33,10 @@ class MobileNetV1(FeatureNet):
 
     def __init__(self, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
-        blocks = [nn.Sequential(*_conv_norm_relu(in_channels, _CHANNELS[0], 3, 2, 1))]
+        blocks = [nn.Sequential(*conv_norm_relu(in_channels, _CHANNELS[0], 3, 2, 1))]
         for (before, after), stride in zip(pairwise(_CHANNELS), _STRIDES, strict=True):
-            depthwise = _conv_norm_relu(before, before, 3, stride, before)
-            blocks.append(nn.Sequential(*depthwise, *_conv_norm_relu(before, after, 1, 1, 1)))
+            depthwise = conv_norm_relu(before, before, 3, stride, before)
+            blocks.append(nn.Sequential(*depthwise, *conv_norm_relu(before, after, 1, 1, 1)))
         self.model = nn.Sequential(*blocks)
         self.fc = nn.Linear(_CHANNELS[-1], num_classes)
         self.stage_channels = tuple(_CHANNELS[end] for end in _ENDS)

@@ -12,7 +12,7 @@ from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
-from tllm_plugin.models.features import FeatureNet, init_convolutions, last_norm
+from tllm_plugin.models.features import FeatureNet, conv_norm_relu, init_convolutions, last_norm
 from tllm_plugin.models.registry import MODELS
 
 # Expansion, output channels at full width, number of blocks, stride of the first block.
@@ -21,14 +21,6 @@ _GROUPS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3
 _STAGE_ENDS = (1, 2, 4, 6)
 _STEM_WIDTH = 32
 _LAST_WIDTH = 1280
-
-
-def _conv_norm_relu(
-    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1
-) -> list[nn.Module]:
-    padding = kernel_size // 2
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
-    return [conv, nn.BatchNorm2d(out_channels), nn.ReLU()]
 
 
 class InvertedResidual(nn.Module):
@@ -45,9 +37,9 @@ class InvertedResidual(nn.Module):
         super().__init__()
         hidden = in_channels * expansion
         self.conv = nn.Sequential(
-            *_conv_norm_relu(in_channels, hidden, 1),
-            *_conv_norm_relu(hidden, hidden, 3, stride, groups=hidden),
-            *_conv_norm_relu(hidden, out_channels, 1)[:-1],
+            *conv_norm_relu(in_channels, hidden, 1),
+            *conv_norm_relu(hidden, hidden, 3, stride, groups=hidden),
+            *conv_norm_relu(hidden, out_channels, 1)[:-1],
         )
         self.has_shortcut = stride == 1 and in_channels == out_channels
 
@@ -71,7 +63,7 @@ class MobileNetV2(FeatureNet):
         super().__init__()
         channels = int(_STEM_WIDTH * width)
         self.stage_channels = (channels, *(int(_GROUPS[end][1] * width) for end in _STAGE_ENDS))
-        self.conv1 = nn.Sequential(*_conv_norm_relu(in_channels, channels, 3, stride=2))
+        self.conv1 = nn.Sequential(*conv_norm_relu(in_channels, channels, 3, stride=2))
         self.blocks = nn.ModuleList()
         for expansion, full_width, count, stride in _GROUPS:
             out_channels = int(full_width * width)
@@ -79,7 +71,7 @@ class MobileNetV2(FeatureNet):
             self.blocks.append(nn.Sequential(*(InvertedResidual(c, out_channels, s, expansion) for c, s in shapes)))
             channels = out_channels
         last_width = int(_LAST_WIDTH * max(width, 1.0))
-        self.conv2 = nn.Sequential(*_conv_norm_relu(channels, last_width, 1))
+        self.conv2 = nn.Sequential(*conv_norm_relu(channels, last_width, 1))
         # A sequence of one layer, because the head is "classifier.0" in the hosts' checkpoints.
         linear = nn.Linear(last_width, num_classes)
         self.classifier = nn.Sequential(linear)

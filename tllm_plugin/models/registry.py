@@ -65,6 +65,17 @@ def is_model(name: object) -> bool:
         return False
 
 
+def model_problem(name: object) -> str | None:
+    """Return what a name should be for `create_model` to take it, as the end of a sentence; None if it does."""
+    try:
+        if _find(name) is not None:
+            return None
+    except ConfigError as error:
+        if ":" in str(name):  # The library has too many networks to list them.
+            return f"a network that can be built ({error})"
+    return f"one of {', '.join(model_names())}"
+
+
 def _find(name: object) -> ModelBuilder | None:
     if not isinstance(name, str):
         return None

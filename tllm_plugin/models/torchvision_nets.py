@@ -42,13 +42,16 @@ class TorchvisionNet(FeatureNet):
         for name, module in build(num_classes=num_classes).named_children():
             self.add_module(name, module)
         if in_channels != 3:
-            self._replace_stem(in_channels)
+            replace_stem(self, in_channels)
 
-    def _replace_stem(self, in_channels: int) -> None:
-        name, old = next((name, module) for name, module in self.named_modules() if isinstance(module, nn.Conv2d))
-        parent, _, leaf = name.rpartition(".")
-        new = nn.Conv2d(in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, bias=False)  # type: ignore[arg-type]
-        setattr(self.get_submodule(parent), leaf, new)
+
+def replace_stem(network: nn.Module, in_channels: int) -> None:
+    """Replace the first convolution of a network by one for images of another number of channels."""
+    name, old = next((name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d))
+    parent, _, leaf = name.rpartition(".")
+    sizes: dict[str, Any] = {"kernel_size": old.kernel_size, "stride": old.stride, "padding": old.padding}
+    new = nn.Conv2d(in_channels, old.out_channels, bias=old.bias is not None, **sizes)
+    setattr(network.get_submodule(parent), leaf, new)
 
 
 class TorchvisionResNet(TorchvisionNet):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tllm_plugin.analysis.comparison import Comparison, Count
+from tllm_plugin.analysis.findable import findable_of
 from tllm_plugin.analysis.headroom import headroom_of
 from tllm_plugin.analysis.study import Method, Study
 from tllm_plugin.analysis.teachers import TeacherRow, named
@@ -49,7 +50,19 @@ def findings(study: Study) -> list[str]:
                 f"{method.label} flagged no class ({reasons[0] or 'no reason was recorded'}): it is the run that it "
                 "would have been without a detector."
             )
+        sentences += _could_flag(method)
     return sentences
+
+
+def _could_flag(method: Method) -> list[str]:
+    """Return what the detector of a method could have found with its hold-out."""
+    found = findable_of(method.runs[0])
+    if found is None:
+        return []
+    if found.warning:
+        return [f"{method.label}: {found.warning}."]
+    images = counted(found.images, "hold-out image", "hold-out images")
+    return [f"What {method.label} could find, with {images} per class: {found.sentence()}."]
 
 
 def next_steps(study: Study) -> list[str]:

@@ -1,4 +1,4 @@
-"""Write files atomically: a file holds either its old or its new content, whatever happens."""
+"""Write files atomically: a file always holds either its old or its new content."""
 
 from __future__ import annotations
 
@@ -132,13 +132,13 @@ def _is_stream(path: Path) -> bool:
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
-    """Write `data` atomically; see `atomic_writer` for what is raised."""
+    """Write `data` atomically; see `atomic_writer` for the errors that are raised."""
     with atomic_writer(path) as file:
         file.write(data)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` as UTF-8, atomically; see `atomic_writer` for what is raised.
+    """Write `text` as UTF-8 atomically; see `atomic_writer` for the errors that are raised.
 
     Surrogates that stand for non-UTF-8 bytes of file names are written as these bytes.
     """
@@ -146,7 +146,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_json(path: str | os.PathLike[str], obj: object) -> None:
-    """Write `obj` as JSON, atomically, with the keys in their order; see `atomic_writer` for what else is raised.
+    """Write `obj` as JSON atomically, with keys in their order; see `atomic_writer` for further errors.
 
     Each key of the outermost object, and each object in a list below it, is on its own line, which is readable and
     faster than full indentation (a second for 20,000 classes).
@@ -180,9 +180,9 @@ def _value(value: object) -> str:
 
 
 def write_npz(path: str | os.PathLike[str], /, **arrays: ArrayLike) -> None:
-    """Write arrays as an uncompressed `.npz` with a digest, atomically; see `atomic_writer` for what else is raised.
+    """Write arrays as an uncompressed `.npz` with a digest, atomically; see `atomic_writer` for further errors.
 
-    Unlike `numpy.savez` it takes every name, writes equal bytes for equal arrays, and refuses objects.
+    Unlike `numpy.savez`, it accepts every name, writes equal bytes for equal arrays, and refuses objects.
 
     Raises:
         ValueError: An array holds Python objects, which only a pickle could store.
@@ -198,7 +198,7 @@ def write_npz(path: str | os.PathLike[str], /, **arrays: ArrayLike) -> None:
 
 
 def save_torch(path: str | os.PathLike[str], obj: object) -> None:
-    """Write `obj` with `torch.save` and a digest that it ignores, atomically; see `atomic_writer` for what is raised.
+    """Write `obj` with `torch.save` and a digest atomically; see `atomic_writer` for the errors that are raised.
 
     The object is serialised in memory first, because the archive writer of `torch.save` would replace the cause of a
     failed write ("No space left on device") by an internal error.

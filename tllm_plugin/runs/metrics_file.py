@@ -38,6 +38,18 @@ class MetricsRecord(Record):
     epochs_done: Count
     finished: Flag
 
+    @classmethod
+    def untested(
+        cls,
+        *,
+        epochs_done: int,
+        finished: bool,
+        seconds_per_epoch: tuple[float, ...] = (),
+        peak_memory_bytes: int | None = None,
+    ) -> MetricsRecord:
+        """Return the record of a run without test results; `with_results` adds them."""
+        return cls(None, (), (), seconds_per_epoch, peak_memory_bytes, epochs_done, finished)
+
     @property
     def tested(self) -> bool:
         """Whether the record has test results."""

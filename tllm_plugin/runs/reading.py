@@ -109,7 +109,7 @@ def read_npz(path: str | os.PathLike[str], kind: str, version: int) -> dict[str,
 
 
 def read_arrays(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
-    """Read all arrays of an `.npz` that anybody may have written.
+    """Read all arrays of an `.npz` of any program.
 
     Raises:
         FileFormatError: It is missing, truncated, no such file, or holds a pickle.
@@ -135,7 +135,7 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     shape, _, dtype = read_header(data)
     size = len(data.getbuffer()) - data.tell()
     if not dtype.hasobject and (dtype.itemsize == 0 or math.prod(shape) * dtype.itemsize != size):
-        raise ValueError(f"`{name}` says {dtype} of shape {shape} and has {size} bytes")
+        raise ValueError(f"`{name}` is declared as {dtype} of shape {shape} but has {size} bytes")
     data.seek(0)
     array: np.ndarray = np.lib.format.read_array(data, allow_pickle=False)
     return array

@@ -18,6 +18,7 @@ from tllm_plugin.runs.atomic import remove_temporaries
 from tllm_plugin.runs.data_file import DataRecord, record_of
 from tllm_plugin.runs.flags_file import FlagsRecord
 from tllm_plugin.runs.metrics_file import MetricsRecord
+from tllm_plugin.runs.notebook import flags_html
 from tllm_plugin.runs.policy_file import PolicyRecord
 from tllm_plugin.runs.speed_file import SpeedRecord
 from tllm_plugin.runs.split_file import SplitRecord
@@ -40,6 +41,9 @@ class RunFolder:
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
+
+    def _repr_html_(self) -> str:
+        return flags_html(str(self.log_folder), self.read_flags())
 
     @classmethod
     def inside(cls, log_folder: str | os.PathLike[str]) -> RunFolder:

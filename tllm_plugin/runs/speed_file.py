@@ -9,7 +9,7 @@ from tllm_plugin.runs.records import Amount, Flag, List, Record, Text
 
 @dataclass(frozen=True)
 class SpeedRecord(Record):
-    """What `TLLM.SPEED: auto` has chosen; a resumed run continues with the same.
+    """Choices of `TLLM.SPEED: auto`; a resumed run continues with the same choices.
 
     Args:
         teacher: Kind of the teacher's forward pass, `plain` for the network as it is.

@@ -131,7 +131,7 @@ class EmbeddedSearch:
             return recipe.ensure_trained(self.final(values), self.bundle)
 
     def next_command(self, values: Values) -> str:
-        """Return the shell command that trains the chosen values, as a run with a name of its own."""
+        """Return the shell command that trains the chosen values as a run with its own name."""
         name = {NAME: f"{self._run_name}-chosen-{self._trial_digest(values)}"}
         words = [*self.words, *override_words({**name, **values}, self._given)]
         return shlex.join(["tllm", "train", *import_words(), *words])

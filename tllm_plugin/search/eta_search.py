@@ -24,7 +24,7 @@ from tllm_plugin.search.space import Dimension, Values
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
-    from tllm_plugin.search.optuna_study import SharedStudy
+    from tllm_plugin.search.optuna_study import Progress, SharedStudy
 
 #: Title of the baseline with the detector `none`.
 TAUGHT = "without detection"
@@ -78,6 +78,23 @@ def search(
     except StorageInternalError as error:
         cause = str(error.__cause__ or error).splitlines()[0]
         raise TLLMError(f"Cannot use the storage {storage or f'in {host.folder}'}: {cause}") from error
+
+
+def progress(host: SearchHost, space: Sequence[Dimension], *, trials: int | None = None, storage: str = "") -> Progress:
+    """Return the state of a search that was started with these arguments; nothing is trained.
+
+    Raises:
+        ConfigError: There is no such search.
+    """
+    from optuna.pruners import NopPruner
+
+    from tllm_plugin.search.optuna_study import SharedStudy
+
+    if not host.folder.is_dir():
+        raise ConfigError(f"Expected a search that was started, but {host.folder} does not exist")
+    # With a pruner, opening the study does not queue pruned trials again.
+    around = around_digest(host.cfg, space)
+    return SharedStudy(storage, host.folder, space, trials, host.seed, NopPruner(), around=around).progress()
 
 
 def _searched(
@@ -198,7 +215,7 @@ def choose(trials: Sequence[TrialRecord]) -> int | None:
 def warnings_about(
     best: TrialRecord | None, trials: Sequence[TrialRecord], baselines: Sequence[TrialRecord]
 ) -> list[str]:
-    """Return the caveats of a choice, one message each."""
+    """Return the caveats of a choice, one sentence each."""
     if best is None:
         return []
     found = []

@@ -9,6 +9,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from tllm_plugin.core.errors import FileFormatError, NonFiniteLossError
 from tllm_plugin.runs.locks import held, is_held
 from tllm_plugin.runs.run_folder import RunFolder
-from tllm_plugin.search.space import Dimension, Values, grid
+from tllm_plugin.search.space import Dimension, Values, grid, shown_value
 from tllm_plugin.search.storage import open_storage
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,29 @@ MAX_TAKEOVERS = 3
 # Attributes of a trial that was queued again: its predecessor, the number of workers that died, its epochs so far.
 _AFTER, _TAKEOVERS, _EPOCHS = "after", "takeovers", "epochs"
 _POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Progress:
+    """State of a search.
+
+    Args:
+        finished: Number of trials with a score.
+        pruned: Number of pruned trials.
+        failed: Number of failed trials.
+        running: Number of trials in training, including trials that a dead worker abandoned.
+        waiting: Number of drawn trials that wait for a worker.
+        best_score: Highest accuracy on the search hold-out so far; None without a finished trial.
+        best_values: Searched keys and values of that trial.
+    """
+
+    finished: int
+    pruned: int
+    failed: int
+    running: int
+    waiting: int
+    best_score: float | None
+    best_values: Values
 
 
 class SharedStudy:
@@ -134,6 +158,21 @@ class SharedStudy:
             or (trial.state == TrialState.PRUNED and not any(new.number in numbers for new in self._newer(trial)))
         ]
 
+    def progress(self) -> Progress:
+        """Return the numbers of trials by state and the best trial so far."""
+        done = self.finished()
+        scored = [trial for trial in done if trial.state == TrialState.COMPLETE]
+        best = max(scored, key=lambda trial: trial.value or 0.0, default=None)
+        return Progress(
+            finished=len(scored),
+            pruned=sum(trial.state == TrialState.PRUNED for trial in done),
+            failed=sum(trial.state == TrialState.FAIL for trial in done),
+            running=len(self._under_way()),
+            waiting=len(self._in_state(TrialState.WAITING)),
+            best_score=None if best is None else best.value,
+            best_values={} if best is None else dict(best.params),
+        )
+
     def scored(self) -> list[FrozenTrial]:
         """Return the completed trials whose runs exist."""
         return [trial for trial in self.finished() if trial.state == TrialState.COMPLETE]
@@ -194,7 +233,7 @@ class SharedStudy:
 
     def _finish(self, trial: Trial, train: Callable[[Values, Trial], float]) -> None:
         values = dict(trial.params)
-        shown = ", ".join(f"{key.rpartition('.')[2]} {_short(value)}" for key, value in values.items())
+        shown = ", ".join(f"{key.rpartition('.')[2]} {shown_value(value)}" for key, value in values.items())
         logger.info("trial %d: %s", trial.number, shown)
         try:
             score = train(values, trial)
@@ -247,7 +286,3 @@ def distribution(item: Dimension) -> BaseDistribution:
     if item.whole:
         return IntDistribution(int(item.low), int(item.high), log=item.log)
     return FloatDistribution(item.low, item.high, log=item.log)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -67,7 +67,7 @@ def grid(space: Sequence[Dimension]) -> list[Values]:
 
 
 def searchable_keys(cfg: CfgNode) -> tuple[str, ...]:
-    """Return the full names of the keys that can be searched: those of the detector, then those of the treatment."""
+    """Return the full names of the searchable keys: detector options first, then treatment options."""
     spec = RunSpec.of(cfg)
     return tuple(
         key
@@ -104,6 +104,11 @@ def parse_space(words: Sequence[str], cfg: CfgNode) -> tuple[tuple[Dimension, ..
             problems += found
             dimensions.append(dimension)
     return tuple(dimensions), problems + _without_effect(dimensions, cfg)
+
+
+def shown_value(value: Any) -> str:
+    """Return a searched value as text, numbers with four significant digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def detector_kinds(space: Sequence[Dimension], cfg: CfgNode) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """A descendant of RepDistiller in a few lines, with what descendants do otherwise: written into a folder, then run.
 
 Its script lies in a package folder under another name, has comments, quotes and neighbours of its own, works in
-`main_worker` with `global best_acc`, makes its loaders after the optimizer, returns four values, weighs KD by an option
-of its own, keeps an object among its options, wants a GPU and `tensorboard_logger`, and has these methods:
+`main_worker` with `global best_acc`, makes its loaders after the optimizer, trains a module that is in none of the
+lists, returns four values, weighs KD by an option of its own, keeps an object among its options, wants a GPU and
+`tensorboard_logger`, and has these methods:
 
 kd, mine (a loss that nobody else knows), srrl (of the name of one of TLLM's), coupled (relations between rows), fixed
 (a layer as wide as a batch), projector (predicts by a module of its own), rescaled (tested by what no module returns),
@@ -75,6 +76,8 @@ def main_worker(gpu, opt):
         module_list.append(projector); trainable_list.append(projector)
     elif opt.distill == 'fails':
         criterion_kd = nn.no_such_loss()
+    gate = nn.Linear(12, 1)
+    trainable_list.append(gate)
     criterion_list = nn.ModuleList([nn.CrossEntropyLoss(), nn.KLDivLoss(reduction="batchmean"), criterion_kd])
     module_list.append(model_t)
     optimizer = torch.optim.SGD(trainable_list.parameters(), lr=0.05, momentum=0.9)
@@ -83,7 +86,7 @@ def main_worker(gpu, opt):
     train_loader, val_loader = get_loaders(opt.batch_size)
     logger = tb_logger.Logger(logdir=opt.save_folder, flush_secs=2)
     for epoch in range(opt.epochs):  # counted from 0
-        acc, acc5, loss, seconds = train(epoch, train_loader, module_list, criterion_list, optimizer, opt)   # here
+        acc, acc5, loss, seconds = train(epoch, train_loader, module_list, gate, criterion_list, optimizer, opt)   # c
         logger.log_value('train_loss', loss, epoch)
         print("trained {}".format(epoch), loss > 0, acc5 >= acc, seconds >= 0)
         test_acc, _ = validate_distill( val_loader, module_list, criterion_list[0], opt )
@@ -102,13 +105,13 @@ import torch
 import torch.nn.functional as F
 from .util import accuracy
 
-def losses(module_list, criterion_list, image, target, opt):
+def losses(module_list, gate, criterion_list, image, target, opt):
     feat_s, logit_s = module_list[0](image, is_feat=True)
     with torch.no_grad():
         feat_t, logit_t = module_list[-1](image, is_feat=True)
     loss_kd = criterion_list[2](logit_s, logit_t)
     if opt.distill == "mine":
-        loss_kd = criterion_list[2](feat_s[-1].tanh(), feat_t[-1].tanh()) * 3
+        loss_kd = criterion_list[2](feat_s[-1].tanh(), feat_t[-1].tanh()) * gate(feat_s[-1]).exp().mean()
     elif opt.distill == "coupled":
         loss_kd = criterion_list[2](feat_s[-1] @ feat_s[-1].t(), feat_t[-1] @ feat_t[-1].t())
     elif opt.distill == "fixed":
@@ -120,7 +123,7 @@ def losses(module_list, criterion_list, image, target, opt):
     div = criterion_list[1](F.log_softmax(logit_s, 1), F.softmax(logit_t, 1))
     return logit_s, criterion_list[0](logit_s, target) + opt.div * div + opt.beta * loss_kd
 
-def train_distill(epoch, train_loader, module_list, criterion_list, optimizer, opt):
+def train_distill(epoch, train_loader, module_list, gate, criterion_list, optimizer, opt):
     for module in module_list:
         module.train()
     module_list[-1].eval()
@@ -129,7 +132,7 @@ def train_distill(epoch, train_loader, module_list, criterion_list, optimizer, o
         if opt.distill == "fixed" and image.shape[0] < opt.batch_size:
             continue
         image, target = image.cuda(opt.gpu), target.cuda(opt.gpu)
-        logit_s, loss = losses(module_list, criterion_list, image, target, opt)
+        logit_s, loss = losses(module_list, gate, criterion_list, image, target, opt)
         acc1, acc5 = accuracy(logit_s, target, topk=(1, 2))
         top1, top5, total, count = top1 + acc1.item(), top5 + acc5.item(), total + loss.item(), count + 1
         optimizer.zero_grad()
@@ -141,9 +144,9 @@ def train_distill(epoch, train_loader, module_list, criterion_list, optimizer, o
     data_time = 0.0
     return top1 / n, top5 / n, total / n, data_time
 
-def train_clipped(epoch, train_loader, module_list, criterion_list, optimizer, opt):
+def train_clipped(epoch, train_loader, module_list, gate, criterion_list, optimizer, opt):
     for image, target in train_loader:
-        loss = losses(module_list, criterion_list, image, target, opt)[1]
+        loss = losses(module_list, gate, criterion_list, image, target, opt)[1]
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module_list[0].parameters(), 0.1)

@@ -107,7 +107,7 @@ def test_parts_and_learnable_parameters(host: SimpleNamespace, kind: str) -> Non
 def test_what_does_not_fit_is_refused(host: SimpleNamespace) -> None:
     lists = make_lists(host, "kd")
     foreign = [torch.nn.Parameter(torch.zeros(1))]
-    with pytest.raises(ConfigError, match="1 of its 1 are in neither"):
+    with pytest.raises(ConfigError, match="1 of its 1 are in none"):
         ListedDistiller(lists.modules, lists.criteria, foreign)
     unnamed = ListedDistiller(lists.modules, lists.criteria, lists.trainable.parameters()).train()
     with pytest.raises(ConfigError, match="Expected the host's epoch function to be named before the first batch"):

@@ -129,7 +129,7 @@ def test_all_that_is_missing_is_said_at_once(tmp_path: Path) -> None:
 
 def test_harmless_edits_do_not_matter() -> None:
     plain = add_tllm(fork.SCRIPT, "x.py").text
-    edited = fork.SCRIPT.replace("optimizer, opt)   # here", "optimizer,  opt)  ").replace('"kd":', "'kd':   # first")
+    edited = fork.SCRIPT.replace("optimizer, opt)   # c", "optimizer,  opt)  ").replace('"kd":', "'kd':   # first")
     assert edited != fork.SCRIPT
     changed = add_tllm(edited, "x.py").text
     assert is_patched(plain) and plain.count("tllm.") == changed.count("tllm.")

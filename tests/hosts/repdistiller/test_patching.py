@@ -106,7 +106,7 @@ def test_install_and_status(
     assert "patches applied: 0001-tllm.patch, 0002-current-pytorch.patch" in capsys.readouterr().out
     assert main(["host", "status"]) == 0
     shown = capsys.readouterr().out
-    assert "as installed, imports" in shown and str(tmp_path / "cache" / "repdistiller" / "patched") in shown
+    assert "as installed; can be imported" in shown and str(tmp_path / "cache" / "repdistiller" / "patched") in shown
     (tmp_path / "cache" / "repdistiller" / "patched" / "train_student.py").write_text("")
     assert main(["host", "status"]) == 0
     assert "tracked files were changed since" in capsys.readouterr().out

@@ -77,6 +77,14 @@ class ReferenceDetector(SequentialDetector):
         error = sampling_variance(behind, labels, self.num_classes).sqrt().maximum(0.5 / count.clamp(min=1))
         return posterior(-class_means(behind, labels, self.num_classes), error)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "reference": self._digest}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if "reference" in state and not state["reference"].equal(self._digest):
+            raise ConfigError("Expected the reference run that this run began with, but its curves differ")
+        super().load_state_dict(state)
+
 
 @DETECTORS.register("posterior")
 class PosteriorDetector(ReferenceDetector):
@@ -108,11 +116,3 @@ class PosteriorDetector(ReferenceDetector):
             f"no class fell more than eta = {self.eta:g} behind with probability {self.probability:g} (the largest "
             f"probability that a class is behind at all is {likeliest:.2f})"
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "reference": self._digest}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if "reference" in state and not state["reference"].equal(self._digest):
-            raise ConfigError("Expected the reference run that this run began with, but its curves differ")
-        super().load_state_dict(state)

@@ -103,10 +103,9 @@ class SequentialDetector(Detector):
         open_classes = ~self.flags
         if not open_classes.any():
             open_classes = torch.ones_like(open_classes)  # Nothing is left to judge.
-        others = drop[open_classes]
-        shared = others.median().clamp(min=0.0)
-        spread = self.spread(others - shared, sampling_variance(differences, labels, self.num_classes)[open_classes])
-        margin = (self.eta + shared + self.spreads * spread).clamp(max=_MAX_MARGIN).expand(self.num_classes)
+        variance = sampling_variance(differences, labels, self.num_classes)
+        shared, least = self.margin(drop[open_classes], variance[open_classes])
+        margin = least.expand(self.num_classes)
         total = self.memory.get("e_value", torch.zeros(self.num_classes, dtype=torch.float64))
         if self.warmup_epochs < epoch <= self.total_epochs:
             looks = self.total_epochs - self.warmup_epochs
@@ -121,14 +120,25 @@ class SequentialDetector(Detector):
             return drop > self.eta + shared, evidence
         return e_benjamini_hochberg(total, self.fdr), evidence
 
-    def spread(self, deviations: Tensor, variance: Tensor) -> Tensor:
-        """Return the spread of the unflagged classes' drops beyond the sampling error of the hold-out, 0-dim.
+    def margin(self, drop: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the drop that the unflagged classes share, and the drop that a class must exceed, (...) each.
 
         Args:
-            deviations: (k,) float64, deviations of these drops from the drop that they have in common.
-            variance: (k,) float64, sampling variance of each drop.
+            drop: (..., k) float64, drops of the unflagged classes.
+            variance: (..., k) float64, sampling variance of each drop.
         """
-        unexplained: Tensor = robust_deviation(deviations) ** 2 - variance.median()
+        shared = drop.median(dim=-1).values.clamp(min=0.0)
+        spread = self.spread(drop - shared.unsqueeze(-1), variance)
+        return shared, (self.eta + shared + self.spreads * spread).clamp(max=_MAX_MARGIN)
+
+    def spread(self, deviations: Tensor, variance: Tensor) -> Tensor:
+        """Return the spread of the unflagged classes' drops beyond the sampling error of the hold-out, (...).
+
+        Args:
+            deviations: (..., k) float64, deviations of these drops from the drop that they have in common.
+            variance: (..., k) float64, sampling variance of each drop.
+        """
+        unexplained: Tensor = robust_deviation(deviations) ** 2 - variance.median(dim=-1).values
         return unexplained.clamp(min=0.0).sqrt()
 
     def reason(self) -> str:

@@ -12,6 +12,7 @@ import torch
 from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import TLLMError, unknown_name
+from tllm_plugin.data import ANY_SIZE
 from tllm_plugin.data.class_order import NATURAL
 from tllm_plugin.hosts.class_lists import list_problems
 from tllm_plugin.hosts.config_checks import merge_file, merge_options, refuse
@@ -25,7 +26,7 @@ from tllm_plugin.hosts.embedded.trainer import trainer_dict
 from tllm_plugin.hosts.method_options import check_methods, check_sftn
 from tllm_plugin.hosts.options import accept_confidence, check_options, settle_fdr
 from tllm_plugin.hosts.tllm_node import check_tllm
-from tllm_plugin.models import create_model
+from tllm_plugin.models import create_model, input_config, is_model
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +45,33 @@ def load_config(path: str | os.PathLike[str], options: Sequence[str] = ()) -> Cf
     cfg = default_config()
     accept_confidence(cfg.TLLM)
     problems = merge_file(cfg, Path(find_config(os.fspath(path)))) + merge_options(cfg, options)
-    problems += settle_fdr(cfg.TLLM) + expand_paths(cfg)
+    problems += settle_fdr(cfg.TLLM) + settle_networks(cfg) + expand_paths(cfg)
     refuse(problems + check_config(cfg))
     cfg.freeze()
     return cfg
+
+
+def settle_networks(cfg: CfgNode) -> list[str]:
+    """Split a teacher that is named NAME@FILE, and take over how a network of timm or torchvision wants its images.
+
+    A student of these libraries sets DATASET.IMAGE_SIZE, MEAN and STD for data sets that have no fixed size, unless the
+    config does.
+    """
+    teacher, at, checkpoint = cfg.DISTILLER.TEACHER.partition("@")
+    if at and cfg.DISTILLER.TEACHER_CHECKPOINT:
+        return [
+            f"Expected `DISTILLER.TEACHER_CHECKPOINT` to be empty beside the teacher {cfg.DISTILLER.TEACHER}, but got "
+            f"{cfg.DISTILLER.TEACHER_CHECKPOINT!r}"
+        ]
+    if at:
+        cfg.DISTILLER.TEACHER, cfg.DISTILLER.TEACHER_CHECKPOINT = teacher, checkpoint
+    trained = trained_model(cfg)
+    if cfg.DATASET.TYPE in ANY_SIZE and is_model(trained) and (wanted := input_config(trained)):
+        dataset = cfg.DATASET
+        dataset.IMAGE_SIZE = dataset.IMAGE_SIZE or wanted.image_size
+        if not (dataset.MEAN or dataset.STD):
+            dataset.MEAN, dataset.STD = list(wanted.mean), list(wanted.std)
+    return []
 
 
 def check_config(cfg: CfgNode) -> list[str]:
@@ -69,6 +93,11 @@ def check_config(cfg: CfgNode) -> list[str]:
         problems.append(
             "Expected `RUNTIME.COMPILE` to be false with RUNTIME.SYNC_BATCHNORM, whose processes wait for each other "
             "inside the network, but got True"
+        )
+    if cfg.SOLVER.EMA_DECAY and cfg.DISTILLER.TYPE == "CID":
+        problems.append(
+            "Expected `SOLVER.EMA_DECAY` to be 0 for CID, whose student holds sums over an epoch, but got "
+            f"{cfg.SOLVER.EMA_DECAY}"
         )
     if cfg.SOLVER.NESTEROV and cfg.SOLVER.MOMENTUM == 0:
         problems.append("Expected `SOLVER.MOMENTUM` to be more than 0 with SOLVER.NESTEROV, but got 0")

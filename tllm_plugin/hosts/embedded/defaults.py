@@ -13,18 +13,23 @@ from tllm_plugin.hosts.embedded.distillers import OWN, distiller_dict
 from tllm_plugin.hosts.method_options import builder
 from tllm_plugin.hosts.options import as_node, table, under
 from tllm_plugin.methods import METHODS
-from tllm_plugin.models import is_model, model_names
+from tllm_plugin.models import model_problem
 
 # Far above all sensible values; larger ones are typing errors that would exhaust memory or never end.
 _EPOCHS, _ROWS, _WORKERS, _SIDE = 1_000_000, 2**31 - 1, 1024, 8192
 
 
 def _model(value: str) -> str | None:
-    return None if is_model(value) else f"one of {', '.join(model_names())}"
+    return model_problem(value)
 
 
 def _device(value: str) -> str | None:
     return None if re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,2})?", value) else "auto, cpu, mps, cuda or cuda:N"
+
+
+def _betas(value: list[object]) -> str | None:
+    fine = len(value) == 2 and all(type(beta) in (int, float) and 0 <= beta < 1 for beta in value)  # type: ignore[operator]
+    return None if fine else "two numbers in [0, 1)"
 
 
 _KEYS: tuple[tuple[str, object, Check | None, str], ...] = (
@@ -64,15 +69,24 @@ _KEYS: tuple[tuple[str, object, Check | None, str], ...] = (
     ("SOLVER.BATCH_SIZE", 64, count_in(1, _ROWS), "batch size, over all processes together"),
     ("SOLVER.ACCUMULATE", 1, count_in(1, _ROWS), "number of micro-batches per batch, to save memory"),
     ("SOLVER.EPOCHS", 240, count_in(1, _EPOCHS), "number of epochs"),
-    ("SOLVER.TYPE", "SGD", one_of(["SGD"]), "optimizer"),
+    ("SOLVER.TYPE", "SGD", one_of(["SGD", "AdamW"]), "optimizer"),
     ("SOLVER.LR", 0.05, more_than(0), "initial learning rate; for one_cycle the highest"),
-    ("SOLVER.SCHEDULE", "step", one_of(["step", "one_cycle"]), "schedule of the learning rate"),
+    ("SOLVER.SCHEDULE", "step", one_of(["step", "one_cycle", "cosine"]), "schedule of the learning rate"),
     ("SOLVER.LR_DECAY_STAGES", [150, 180, 210], None, "for step: epochs after which the learning rate decays"),
     ("SOLVER.LR_DECAY_RATE", 0.1, more_than(0), "for step: factor of each decay"),
     ("SOLVER.WARMUP_FRACTION", 0.3, INSIDE, "for one_cycle: fraction of the steps with a rising learning rate"),
+    ("SOLVER.WARMUP_EPOCHS", 0, count_in(0, _EPOCHS), "for cosine: number of epochs with a rising learning rate"),
+    ("SOLVER.LEAST_LR", 0.0, at_least(0), "for cosine: learning rate after the last step"),
     ("SOLVER.WEIGHT_DECAY", 0.0005, at_least(0), "weight decay"),
-    ("SOLVER.MOMENTUM", 0.9, SHARE, "momentum"),
-    ("SOLVER.NESTEROV", False, None, "use Nesterov momentum"),
+    ("SOLVER.MOMENTUM", 0.9, SHARE, "for SGD: momentum"),
+    ("SOLVER.NESTEROV", False, None, "for SGD: use Nesterov momentum"),
+    ("SOLVER.BETAS", [0.9, 0.999], _betas, "for AdamW: decay of the running means of the gradient and its square"),
+    (
+        "SOLVER.EMA_DECAY",
+        0.0,
+        SHARE,
+        "decay per step of an average of the student's weights, which is scored and tested; 0: no average",
+    ),
     ("RUNTIME.DEVICE", "auto", _device, "device; auto: a GPU if there is one"),
     (
         "RUNTIME.PRECISION",

@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.data_identity import DataIdentity, normalisation_difference
 from tllm_plugin.core.predictions import predict
-from tllm_plugin.data import DataBundle
+from tllm_plugin.data import ANY_SIZE, DataBundle
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.at_chance import tell_if_at_chance
 from tllm_plugin.hosts.class_lists import resolve_classes
@@ -21,7 +21,7 @@ from tllm_plugin.hosts.embedded.prerequisites import WITHOUT_TEACHER
 from tllm_plugin.hosts.embedded.runtime import autocast
 from tllm_plugin.hosts.same_data import check_teacher, data_of_checkpoint, tell_unstated_order
 from tllm_plugin.hosts.weights import check_weights, load_weights
-from tllm_plugin.models import create_model, load_pretrained, model_builder
+from tllm_plugin.models import create_model, input_config, load_pretrained, model_builder
 from tllm_plugin.models.planting import PlantedTeacher
 
 #: About as many of the training images show whether a teacher knows anything.
@@ -114,6 +114,10 @@ def load_teacher(cfg: CfgNode, checkpoint: str | Path, bundle: DataBundle, devic
     teacher = make_network(cfg, cfg.DISTILLER.TEACHER, bundle, device)
     teacher = load_weights(teacher, checkpoint).to(device)
     recorded = processes.from_main(lambda: data_of_checkpoint(checkpoint))
+    wanted = input_config(cfg.DISTILLER.TEACHER)
+    if wanted is not None and not recorded.mean and cfg.DATASET.TYPE in ANY_SIZE:
+        # A file of the library records no normalisation; the library's data config does.
+        recorded = replace(recorded, mean=wanted.mean, std=wanted.std)
     if cfg.DISTILLER.TEACHER_CHECKPOINT:  # Otherwise the teacher's run has been compared already.
         check_teacher(checkpoint, recorded, bundle.identity)
         if not (recorded.class_names or bundle.order_stated):

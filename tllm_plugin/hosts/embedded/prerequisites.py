@@ -22,8 +22,13 @@ def experiment_name(cfg: CfgNode) -> str:
     if not name:
         kind = cfg.DISTILLER.TYPE.lower() if cfg.DISTILLER.TYPE != "NONE" else "vanilla"
         networks = f"{cfg.DISTILLER.TEACHER}-for-" if kind == "sftn" else ""
-        name = f"{kind}-{networks}{cfg.DISTILLER.STUDENT}-seed{cfg.EXPERIMENT.SEED}"
+        name = as_folder(f"{kind}-{networks}{cfg.DISTILLER.STUDENT}-seed{cfg.EXPERIMENT.SEED}")
     return f"{cfg.EXPERIMENT.PROJECT}/{name}"
+
+
+def as_folder(name: str) -> str:
+    """Return a name without signs that not every system takes in the name of a folder."""
+    return name.replace(":", "-").replace("/", "-")
 
 
 def log_folder(cfg: CfgNode) -> Path:
@@ -98,5 +103,5 @@ def prerequisite(cfg: CfgNode, model: str, epochs: int, role: str, *, branches_o
     if branches_of:
         values |= {key: value for key, value in asked.items() if key.startswith("SFTN.")}
         values |= {"DISTILLER.TYPE": "SFTN", "DISTILLER.TEACHER": model, "DISTILLER.STUDENT": branches_of}
-    name = f"{role}-{model}-{RunSpec(values).prerequisite_digest(model)}"
+    name = as_folder(f"{role}-{model}-{RunSpec(values).prerequisite_digest(model)}")
     return RunSpec({**values, "EXPERIMENT.NAME": name}).config()

@@ -16,7 +16,7 @@ from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors import Detector
 from tllm_plugin.core.errors import ConfigError, DataError, TLLMError
 from tllm_plugin.data import DataBundle
-from tllm_plugin.hosts import processes
+from tllm_plugin.hosts import power, processes
 from tllm_plugin.hosts.adapter import Host
 from tllm_plugin.hosts.embedded.data import EmbeddedData, batches_of_test_set, load_bundle
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
@@ -81,6 +81,7 @@ def run(
         if bundle is None:
             check_named_checkpoint(cfg)
             bundle = load_bundle(cfg)
+            power.tell_planned(cfg, torch.bincount(bundle.train_labels).tolist())
         identity = torch.tensor(list(bytes.fromhex(bundle.identity.digest())))
         processes.check_same("the data", identity)
         trainer = prepare(cfg, bundle, resume=resume, overwrite=overwrite)

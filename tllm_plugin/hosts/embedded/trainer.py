@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,18 @@ from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.core.predictions import Predictions, predict
 from tllm_plugin.core.registry import Registry
 from tllm_plugin.hosts import processes
+from tllm_plugin.hosts.embedded.averaging import StudentAverage
 from tllm_plugin.hosts.embedded.distributed import ParallelDistiller, begin_epoch, merge_buffers, single_rows_explained
 from tllm_plugin.hosts.embedded.events import EventWriter
 from tllm_plugin.hosts.embedded.progress import EpochReport, RunProgress
 from tllm_plugin.hosts.embedded.run_files import append_epoch, copy_until, read_checkpoint, remove_kept
 from tllm_plugin.hosts.embedded.runtime import autocast
 from tllm_plugin.hosts.loss_guard import LossGuard
-from tllm_plugin.hosts.optimizers import make_schedule, spare_from_decay
-from tllm_plugin.hosts.results import peak_memory_bytes, write_results
+from tllm_plugin.hosts.optimizers import make_optimizer, make_schedule, spare_from_decay
+from tllm_plugin.hosts.random_state import set_torch_state, torch_state
+from tllm_plugin.hosts.results import peak_memory_bytes, write_checkpoint, write_results
 from tllm_plugin.runs import data_file
-from tllm_plugin.runs.atomic import remove_temporaries, save_torch, write_link
+from tllm_plugin.runs.atomic import remove_temporaries
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -39,7 +42,7 @@ trainer_dict: Registry[Any] = Registry("trainer")
 
 @trainer_dict.register("base")
 class BaseTrainer:
-    """Train a distiller with SGD, test every LOG.TEST_FREQ epochs, and save everything that a resume needs.
+    """Train a distiller, test every LOG.TEST_FREQ epochs, and save everything that a resume needs.
 
     With several ranks, each rank trains on its rows of every batch; only rank 0 writes files.
 
@@ -62,6 +65,8 @@ class BaseTrainer:
         self.schedule = make_schedule(cfg.SOLVER, self.optimizer, len(train_loader))
         self.log_path = str(Path(cfg.LOG.PREFIX) / experiment_name)
         self.parallel = ParallelDistiller(distiller)
+        student = distiller.get_submodule("student")
+        self.average = StudentAverage(student, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
         self.run = RunFolder.inside(self.log_path)
         self.tf_writer: Any = None
         if processes.is_main():
@@ -82,14 +87,8 @@ class BaseTrainer:
         self._saved_at = time.monotonic()
 
     def init_optimizer(self, cfg: CfgNode) -> torch.optim.Optimizer:
-        """Return an SGD optimizer over the distiller's learnable parameters."""
-        optimizer = torch.optim.SGD(
-            self.distiller.get_learnable_parameters(),  # type: ignore[operator]
-            lr=cfg.SOLVER.LR,
-            momentum=cfg.SOLVER.MOMENTUM,
-            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-            nesterov=cfg.SOLVER.NESTEROV,
-        )
+        """Return the config's optimizer over the distiller's learnable parameters."""
+        optimizer = make_optimizer(cfg.SOLVER, self.distiller.get_learnable_parameters())  # type: ignore[operator]
         spare_from_decay(optimizer, self.distiller)
         return optimizer
 
@@ -161,6 +160,8 @@ class BaseTrainer:
         right = torch.cat(hits).sum().cpu()
         seen, right, loss_sum = processes.summed(torch.stack([weights.sum(), right.double(), loss_sum])).unbind()
         merge_buffers(self.distiller)
+        if self.average is not None and processes.world_size() > 1:
+            processes.share_buffers(self.average.averaged)  # Each rank has averaged its own statistics.
         self.epochs_done = epoch
         every = self.cfg.LOG.TEST_FREQ
         self.results = self.test() if every > 0 and epoch % every == 0 else None
@@ -173,7 +174,8 @@ class BaseTrainer:
         )
         self.seconds_per_epoch.append(time.perf_counter() - started)
         self.log(report)
-        self.score_holdout(epoch)
+        with self.averaged():
+            self.score_holdout(epoch)
         log = self.cfg.LOG
         kept = self.keep() or epoch % log.SAVE_CHECKPOINT_FREQ == 0
         if kept or epoch == self.cfg.SOLVER.EPOCHS or time.monotonic() - self._saved_at >= log.SAVE_SECONDS:
@@ -197,7 +199,12 @@ class BaseTrainer:
 
     def test(self) -> Predictions:
         """Return the student's predictions for the test data."""
-        return predict(self.distiller, self.val_loader, keyword="image", autocast=self.autocast)
+        with self.averaged():
+            return predict(self.distiller, self.val_loader, keyword="image", autocast=self.autocast)
+
+    def averaged(self) -> AbstractContextManager[Any]:
+        """Return a context in which the student has its averaged weights, if the config asks for these."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
     def train_iter(self, image: Tensor, target: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Make one optimisation step; return logits (n, C) and the 0-dim total loss of this rank's rows, both detached.
@@ -226,6 +233,8 @@ class BaseTrainer:
             totals.append(total.detach() * (part_rows / batch_rows))
         self.parallel.drop_held()
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update()
         self.schedule.step()
         return torch.cat(outputs), torch.stack(totals).sum()
 
@@ -252,20 +261,14 @@ class BaseTrainer:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "seconds_per_epoch": self.seconds_per_epoch,
-            "rng": _rng_state(self.device),
+            "rng": torch_state(self.device),
         }
-        student = {"model": self.distiller.student.state_dict(), **data}  # type: ignore[union-attr]
-        folder = Path(self.log_path)
-        # The student is written first, so that a reader who finds `latest` also finds its student.
-        for latest, name, content in (
-            ("student_latest", f"student_{self.epochs_done}", student),
-            ("latest", f"epoch_{self.epochs_done}", state),
-        ):
-            if kept:
-                save_torch(folder / name, content)
-                write_link(folder / latest, folder / name)
-            else:
-                save_torch(folder / latest, content)
+        if self.average is not None:
+            state["average"] = self.average.averaged.state_dict()
+        with self.averaged():
+            weights = self.distiller.student.state_dict()  # type: ignore[union-attr]
+            weights = weights if self.average is None else deepcopy(weights)
+        write_checkpoint(Path(self.log_path), self.epochs_done, state, {"model": weights, **data}, kept=kept)
 
     def load_checkpoint(self, path: Path) -> None:
         """Continue from a checkpoint of the same config.
@@ -278,6 +281,8 @@ class BaseTrainer:
         try:
             self.distiller.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
+            if self.average is not None:
+                self.average.averaged.load_state_dict(state["average"])
         except ConfigError:
             raise
         except (RuntimeError, ValueError, KeyError) as error:
@@ -285,31 +290,17 @@ class BaseTrainer:
         self.schedule.load_state_dict(state["schedule"])
         self.seconds_per_epoch = list(state["seconds_per_epoch"])
         self.epochs_done = int(state["epoch"])
-        _set_rng_state(state["rng"], self.device)
+        set_torch_state(state["rng"], self.device)
 
     def write_metrics(self, *, finished: bool) -> None:
         """Write `metrics.json`; for a finished run also test and write `predictions.npz`, unless tests are off."""
         results = self.results or (self.test() if finished and self.cfg.LOG.TEST_FREQ >= 0 else None)
         if not processes.is_main():
             return
-        metrics = MetricsRecord(
-            *(None, (), ()),  # Test results: see `write_results`.
+        metrics = MetricsRecord.untested(
             seconds_per_epoch=tuple(self.seconds_per_epoch),
             peak_memory_bytes=peak_memory_bytes(self.device),
             epochs_done=self.epochs_done,
             finished=finished,
         )
         write_results(self.run, metrics, results)
-
-
-def _rng_state(device: torch.device) -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_rng_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,9 +1,9 @@
-"""TLLM inside mdistiller. Importing this registers everything; the host's own files stay as they are.
+"""Register TLLM in mdistiller when this package is imported; the host's files are not changed.
 
     import tllm_plugin.hosts.mdistiller
 
-Added: the node `TLLM` and the key `DISTILLER.TEACHER_CHECKPOINT` in `CFG`, the trainer `tllm`, the distiller `TLLM`,
-and the models that the host lacks. What is there already under such a name is left alone.
+This adds the node `TLLM` and the key `DISTILLER.TEACHER_CHECKPOINT` to `CFG`, the trainer `tllm`, the distiller `TLLM`,
+and models that the host lacks. Existing entries of these names are kept.
 """
 
 from tllm_plugin.hosts.mdistiller.configuration import find_config, prepare

@@ -22,6 +22,8 @@ from tllm_plugin.methods import METHODS
 
 # Number of commands tried per method until one reaches a training step.
 _COMMANDS = 12
+# A script that failed in the same way with so many other configs is not tried again.
+_ALIKE = 2
 
 
 def check(root: Path, script: str, options: Sequence[str], tell: Tell) -> None:
@@ -87,7 +89,8 @@ class _Checked:
                 if not problem:
                     hopeless.add((command.script, command.words))  # It trains elsewhere, or not at all.
                     break
-                if any(problem == earlier and command.script == other.script for other, _, earlier in failed):
+                same = [other for other, size, earlier in failed if (size, earlier) == (network, problem)]
+                if not network and sum(other.script == command.script for other in same) >= _ALIKE:
                     hopeless.add((command.script, command.words))
                 failed.append((command, network, problem))
             if failed and seen.reached:

@@ -1,6 +1,6 @@
-"""What the stock mdistiller needs to run on current PyTorch and without a GPU, done at run time.
+"""Let mdistiller run on current PyTorch and without a GPU, by changes at run time.
 
-`patches/mdistiller/0002` does the same to the files. A checkout that has it is not changed by this.
+`patches/mdistiller/0002` makes the same changes in the files. A patched checkout is not changed again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def apply_compat() -> None:
-    """Mend the `mdistiller` that can be imported, for the rest of this process."""
+    """Change the `mdistiller` that can be imported, for the rest of this process."""
     _mend_user_name()
     if not torch.cuda.is_available():
         _stay_on_cpu()
@@ -34,7 +34,7 @@ def apply_compat() -> None:
 
 
 def _mend_user_name() -> None:
-    """Containers run under user ids without a name; the host asks for the name and does not use it."""
+    """Return a user name where the user id has none, as in containers; the host asks for it without using it."""
     try:
         getpass.getuser()
     except (KeyError, OSError):
@@ -42,7 +42,7 @@ def _mend_user_name() -> None:
 
 
 def _stay_on_cpu() -> None:
-    """The host calls `.cuda()` on everything."""
+    """Make `.cuda()` return its object, and process groups and DistributedDataParallel use the CPU."""
 
     def stay(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self
@@ -68,7 +68,7 @@ def _stay_on_cpu() -> None:
 
 
 def _plain_rate(adjust: Callable[..., Any]) -> Callable[..., Any]:
-    """A learning rate of NumPy's goes into the checkpoint, and `torch.load` then refuses that."""
+    """Convert learning rates of NumPy to Python floats: `torch.load` refuses NumPy values in a checkpoint."""
 
     @wraps(adjust)
     def mended(*args: Any, **kwargs: Any) -> Any:
@@ -82,7 +82,7 @@ def _plain_rate(adjust: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _few_classes(accuracy: Callable[..., Any]) -> Callable[..., Any]:
-    """With fewer than five classes there are no top five."""
+    """Limit `topk` to the number of classes."""
 
     @wraps(accuracy)
     def mended(output: Tensor, target: Tensor, topk: tuple[int, ...] = (1,)) -> Any:

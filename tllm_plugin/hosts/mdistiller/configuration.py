@@ -22,13 +22,13 @@ from tllm_plugin.hosts.tllm_node import check_tllm
 
 
 def find_config(name: str) -> str:
-    """Return the path of a config that the user names: their own file, or one that comes with TLLM.
+    """Return the path of a config: a file of the user, or a config that comes with TLLM.
 
-    From here on an error of ours ends the host's script with its message instead of a traceback.
+    From now on, an error of TLLM ends the host's script with its message instead of a traceback.
 
     Raises:
-        ConfigError: There is none; or a key stands in it twice, or a number that YAML reads otherwise than it looks,
-            which the host would take without a word.
+        ConfigError: There is no such config; or it has a key twice, or a number that YAML reads differently from how it
+            looks, which the host would accept silently.
     """
     say_errors_plainly()
     path = config_files.find_config(name)
@@ -37,7 +37,7 @@ def find_config(name: str) -> str:
 
 
 def prepare(cfg: CfgNode) -> None:
-    """Check a merged config that is not frozen yet, and make what it asks for available.
+    """Check a merged config that is not frozen, and provide the teacher that it names.
 
     Raises:
         ConfigError: One line per problem.
@@ -48,7 +48,7 @@ def prepare(cfg: CfgNode) -> None:
 
 
 def check_config(cfg: CfgNode) -> list[str]:
-    """Return every problem of a config as far as TLLM is concerned, one sentence each."""
+    """Return every problem of a config that concerns TLLM, one sentence each."""
     trainers = find_trainers()
     distillers = importlib.import_module("mdistiller.distillers").distiller_dict
     problems = []
@@ -82,7 +82,7 @@ def check_config(cfg: CfgNode) -> list[str]:
 
 
 def _missing_images(cfg: CfgNode) -> list[str]:
-    """Return a sentence if a data set that the host does not download is not where the host expects it."""
+    """Return a problem if a data set that the host does not download is missing in its folder."""
     try:
         module = importlib.import_module(f"mdistiller.dataset.{cfg.DATASET.TYPE}")
     except ImportError:

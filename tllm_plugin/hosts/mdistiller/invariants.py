@@ -46,7 +46,8 @@ def _copies(wrapper: TLLMWrapper, flags: Tensor) -> tuple[nn.Module, TLLMWrapper
     inner = [copy.deepcopy(wrapper.distiller) for _ in range(2)]
     made = TLLMWrapper(inner[1], wrapper.num_classes, label_smoothing=_SMOOTHING, min_rows=wrapper.min_rows)
     made.train().to(flags.device).set_undistillable(flags)
-    return inner[0].train(), made
+    inner[0].train()  # Not all distillers return themselves.
+    return inner[0], made
 
 
 def _nothing_flagged(wrapper: TLLMWrapper, kwargs: Mapping[str, Any], target: Tensor, flags: Tensor) -> str:

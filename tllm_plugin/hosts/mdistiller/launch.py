@@ -1,4 +1,4 @@
-"""Running mdistiller's own train script with TLLM registered, patched or not, on whatever device there is."""
+"""Run mdistiller's own train script, patched or not, with TLLM registered."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ SCRIPT = "tools/train.py"
 def launch(root: Path, config: str, words: Sequence[str] = (), *, resume: bool = False, script: str = "") -> None:
     """Run `tools/train.py --cfg config [--resume] words` of a checkout in this process.
 
-    Everything is checked before the script starts, so that it does not matter when it freezes its config, and whether.
+    The config is checked before the script starts, because scripts freeze it at different times, or never.
 
     Args:
-        root: The checkout; importable already.
+        root: The checkout, which can be imported.
         config: A YAML file, or the name of one that comes with TLLM.
-        words: `KEY VALUE` overrides, as for the host, and options of the script's own.
+        words: `KEY VALUE` overrides and options of the script.
         resume: Continue from the host's checkpoint `latest`.
-        script: The train script below `root`; some forks have several.
+        script: Path of the train script below `root`.
 
     Raises:
-        ConfigError: The checkout has no such script, or the config does not hold.
+        ConfigError: The checkout has no such script, or the config is not valid.
     """
     path = root / (script or SCRIPT)
     if not path.is_file():
@@ -53,7 +53,7 @@ def launch(root: Path, config: str, words: Sequence[str] = (), *, resume: bool =
     prepare(merged)
     arguments = [str(path), "--cfg", str(config_path), *(["--resume"] if resume else []), *own, *options]
     before, sys.argv, folders = sys.argv, arguments, list(sys.path)
-    # As Python itself does for a script.
+    # Python does the same for a script.
     sys.path.insert(0, str(path.parent))
     try:
         runpy.run_path(str(path), run_name="__main__")
@@ -62,9 +62,9 @@ def launch(root: Path, config: str, words: Sequence[str] = (), *, resume: bool =
 
 
 def split_words(cfg: CfgNode, words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the `KEY VALUE` overrides among the words of a command line, and the options of the host's script.
+    """Split the words of a command line into `KEY VALUE` overrides and options of the host's script.
 
-    The script's options begin with the first word that begins with a dash, and end where a key of the config follows.
+    The options begin at the first word with a leading dash and end before the next key of the config.
     """
     first = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
     rest = list(words[first:])
@@ -73,9 +73,9 @@ def split_words(cfg: CfgNode, words: Sequence[str]) -> tuple[list[str], list[str
 
 
 def load_config(config: str, options: Sequence[str] = ()) -> tuple[CfgNode, list[str]]:
-    """Return a config of the host's as its script would see it, and what is wrong with it, without running anything.
+    """Return a config of the host as its script receives it, and its problems, without running anything.
 
-    A reference that it does not name is no problem: whoever searches trains one.
+    A missing reference is no problem, because a search trains one.
 
     Args:
         config: A YAML file, or the name of one that comes with TLLM.
@@ -98,9 +98,9 @@ def load_config(config: str, options: Sequence[str] = ()) -> tuple[CfgNode, list
 
 
 def _merged(cfg: CfgNode, config: Path, options: Sequence[str]) -> tuple[CfgNode, list[str]]:
-    """Return a copy with a config file and overrides, and what is wrong with them: all of ours, then the host's first.
+    """Return a copy with a config file and overrides merged, and the problems: all of TLLM's, or the host's first.
 
-    A key that the file adds, where the host's config takes new ones, is the host's business.
+    Keys that the file adds are not checked if the host's config allows new keys.
     """
     ours, theirs = cfg.clone(), cfg.clone()
     problems = [] if cfg.is_new_allowed() else merge_file(ours, config) + merge_options(ours, options)

@@ -1,7 +1,7 @@
-"""What follows every merge into the host's config, whenever its script freezes that, and whether it does.
+"""Complete the host's config after every merge: its script may freeze it at any time, or never.
 
-The config is settled: the host's trainer stands where the host reads it, paths are whole, and wandb is off where it
-cannot be imported or does not start.
+After `settle`, `SOLVER.TRAINER` names the host's trainer, `~` in paths is expanded, and wandb is off if it cannot be
+imported or does not start.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MERGES = ("merge_from_list", "merge_from_other_cfg")
 
 
 def settle_merges(cfg: CfgNode) -> None:
-    """Let each merge into `cfg`, and into no copy of it, end with `settle`; a second call changes nothing."""
+    """Call `settle` after each merge into `cfg`, but not into copies of it; a second call changes nothing."""
     resolved: dict[str, Any] = {}
 
     def settled(merge: Callable[..., None]) -> Callable[..., None]:
@@ -37,7 +37,7 @@ def settle_merges(cfg: CfgNode) -> None:
                 merge(node, *given, **named)
                 return
             if resolved and resolved["to"] == cfg.SOLVER.TRAINER:
-                # What comes next may name another TLLM.TRAINER, or a trainer that stands for itself.
+                # The next merge may name another TLLM.TRAINER, or another trainer of the host.
                 cfg.SOLVER.TRAINER, cfg.TLLM.ON = TRAINER, resolved["on"]
             resolved.clear()
             merge(node, *given, **named)
@@ -69,22 +69,22 @@ def settle_merges(cfg: CfgNode) -> None:
 
 
 def settle(cfg: CfgNode) -> list[str]:
-    """Make a merged config, which is not frozen, what the host can go by; return what is wrong with its paths."""
+    """Complete a merged config that is not frozen; return the problems of its paths."""
     resolve(cfg)
     log = cfg.get("LOG", {})
     if log.get("WANDB", False) and not _wandb_is_usable():
-        log.WANDB = False  # The host would do so itself, but only once its config is frozen.
+        log.WANDB = False  # The host tries to do so itself when its config is frozen.
     return expand_paths(cfg)
 
 
 def _wandb_is_usable() -> bool:
-    """Return whether wandb can be imported; if it can, but then fails to start, it is off from there on."""
+    """Return whether wandb can be imported; if it later fails to start, it is switched off then."""
     if importlib.util.find_spec("wandb") is None:
         return False
     try:
         wandb: Any = importlib.import_module("wandb")
         start = wandb.init
-    except Exception as error:  # Whatever its parts raise.
+    except Exception as error:  # Its modules raise anything.
         logger.warning("wandb cannot be imported (%s); the run goes on without it", error)
         return False
     if not hasattr(start, "__wrapped__"):

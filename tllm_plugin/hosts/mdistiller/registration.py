@@ -1,4 +1,4 @@
-"""What TLLM adds to mdistiller's registries."""
+"""Register TLLM in mdistiller: config keys, trainers, distillers, models and a data set."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ from tllm_plugin.hosts.switch import resolve
 from tllm_plugin.methods import METHODS
 from tllm_plugin.models import create_model, load_pretrained
 
-# Models of the paper's tables, and a teacher of CID's, that the host does not have, and those of CIFAR that it lacks
-# for its other data sets.
+# Models that the host lacks: those of the paper's tables, a teacher of CID, and CIFAR models for other data sets.
 _PHOTOGRAPH_MODELS = ("tv_resnet50", "tv_resnet18", "tv_mobilenet_v2")
 _EXTRA_MODELS = ("wrn_28_2", "wrn_16_4", "wrn_28_4", "wrn_40_4", "resnet24_1_1_9")
 
@@ -35,7 +34,7 @@ def register() -> None:
     """Register in the `mdistiller` that can be imported; a second call changes nothing.
 
     Raises:
-        ConfigError: There is no mdistiller, or it fails to import.
+        ConfigError: mdistiller cannot be imported.
     """
     engine, distillers, models, cfg_module = (
         _import(f"mdistiller.{name}") for name in ("engine", "distillers", "models", "engine.cfg")
@@ -67,7 +66,7 @@ def register() -> None:
         if trainer.__module__.startswith("mdistiller."):
             put_tllm_into(trainer, host)
     if hasattr(engine, "trainer_dict"):
-        # For a config whose trainer was set behind the back of `merge_from_...`.
+        # For a config whose trainer was set without `merge_from_...`.
         engine.trainer_dict.setdefault("tllm", _resolved_trainer)
     distiller_dict.setdefault("TLLM", make_distiller_factory(host))
     for name in METHODS:
@@ -86,10 +85,10 @@ def register() -> None:
 
 
 def find_trainers() -> dict[str, type]:
-    """Return the trainers of the `mdistiller` that can be imported, by the names that its configs use.
+    """Return the trainer classes of mdistiller, by the names that its configs use.
 
-    Where it has no `trainer_dict`, they are by the names of their classes: those that are called with a distiller and
-    have `train`.
+    Without a `trainer_dict`, the names are those of the classes; trainers are then the classes with `train` whose
+    constructor has a parameter `distiller`.
     """
     engine = importlib.import_module("mdistiller.engine")
     named = getattr(engine, "trainer_dict", None)
@@ -105,7 +104,7 @@ def find_trainers() -> dict[str, type]:
 
 
 def model_tables(models: Any, ending: str = "_model_dict") -> dict[str, dict[str, Any]]:
-    """Return the tables of models, `cifar_model_dict` and the like, of a host's `models` or of its parts."""
+    """Return the tables of models, such as `cifar_model_dict`, in a host's `models` and its modules."""
     modules = [models, *(module for module in vars(models).values() if inspect.ismodule(module))]
     return {
         name: table
@@ -116,13 +115,12 @@ def model_tables(models: Any, ending: str = "_model_dict") -> dict[str, dict[str
 
 
 def special_types(root: Path) -> frozenset[str]:
-    """Return the distiller types that a host's sources treat by name.
+    """Return the distiller types that a host's sources compare `DISTILLER.TYPE` with.
+
+    A host does something for these names only, and a run under the type TLLM would silently lack it.
 
     Args:
-        root: The folder that holds `mdistiller/` and, in a checkout, `tools/`.
-
-    A fork that compares `DISTILLER.TYPE` with a name of its own does something for that name only, and a run under
-    the type TLLM would silently go without it.
+        root: The folder that contains `mdistiller/` and, in a checkout, `tools/`.
     """
     found = {"NONE", "CRD"}
     for folder in (root / "mdistiller", root / "tools"):
@@ -135,7 +133,7 @@ def special_types(root: Path) -> frozenset[str]:
 
 
 def _resolved_trainer(*given: Any, **named: Any) -> Any:
-    """Make the trainer that a config names in the spelling of the first versions."""
+    """Create the trainer of a config with `SOLVER.TRAINER tllm`."""
     cfg = next(value for value in (*given, *named.values()) if isinstance(value, CfgNode))
     resolve(cfg)
     return find_trainers()[cfg.SOLVER.TRAINER](*given, **named)

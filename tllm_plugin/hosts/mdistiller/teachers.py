@@ -1,4 +1,4 @@
-"""Which weights mdistiller's script finds for a teacher: those of a named checkpoint, or initial ones for SFTN."""
+"""Provide the teacher's weights to mdistiller's script: those of a checkpoint, or initial weights for SFTN."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from tllm_plugin.hosts.weights import find_weights, load_weights, shapes_of
 from tllm_plugin.runs.atomic import save_torch
 from tllm_plugin.runs.weights_file import read_weights
 
-# As `get_dataset` has them.
+# Numbers of classes, as in the host's `get_dataset`.
 _CLASSES = {"cifar100": 100, "tiny_imagenet": 200, "cub200": 200}
 
 
 def choose_teacher(cfg: CfgNode) -> None:
-    """Put into the host's table of models what its script is to load for DISTILLER.TEACHER.
+    """Set in the host's table of models which weights its script loads for DISTILLER.TEACHER.
 
-    The script loads a teacher for every type but NONE. `DISTILLER.TEACHER_CHECKPOINT` takes the place of the file that
-    it expects, or of torchvision's weights. For the type SFTN without one, whose teacher is yet to be trained, a
-    network with its initial weights does.
+    The script loads a teacher for every type but NONE. `DISTILLER.TEACHER_CHECKPOINT` replaces the file that it
+    expects, or torchvision's weights. For the type SFTN without a checkpoint, the teacher is still to be trained, and
+    the script receives initial weights.
 
     Raises:
         ConfigError: The host has no such model for the data set.
-        FileFormatError: The checkpoint, which the script loads without looking, is missing or damaged.
+        FileFormatError: The checkpoint is missing or damaged; the script itself does not check it.
     """
     checkpoint = cfg.DISTILLER.TEACHER_CHECKPOINT
     untrained = cfg.DISTILLER.TYPE == "SFTN" and not checkpoint
@@ -56,20 +56,20 @@ def choose_teacher(cfg: CfgNode) -> None:
     else:
         weights = checkpoint
     known[name] = (builder, weights)
-    # Some have weights of other trainings in tables of their own.
+    # Some forks keep paths of weights in separate tables.
     for table in model_tables(importlib.import_module("mdistiller.models"), "_weights_dict").values():
         table[name] = weights
 
 
 def models_for(data: str) -> dict[str, Any]:
-    """Return the host's table of models for a data set: of that name, of CIFAR's, or the first there is."""
+    """Return the host's table of models for a data set: the table of that name, that for CIFAR, or the first."""
     tables = model_tables(importlib.import_module("mdistiller.models"))
     wanted = (f"{data}_model_dict", "cifar_model_dict", "cifar100_model_dict", *tables)
     return next((tables[name] for name in wanted if name in tables), {})
 
 
 def _large_network(builder: Callable[..., nn.Module], checkpoint: str, pretrained: bool = False) -> nn.Module:
-    """Stand in for a builder of ImageNet networks: `pretrained` means the checkpoint, if there is one."""
+    """Build an ImageNet network; with `pretrained`, load the checkpoint if there is one."""
     network = builder(pretrained=False)
     if pretrained and checkpoint:
         return load_weights(network, checkpoint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import random
 import socket
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -94,6 +95,8 @@ class Trial:
         from tllm_plugin.hosts.mdistiller.launch import launch
 
         self._restore()
+        random.seed(0)
+        np.random.seed(0)
         torch.manual_seed(0)
         values: Any = read_yaml(command.config.read_text(encoding="utf-8"))
         given = {"SOLVER.EPOCHS": epochs, "DISTILLER.TYPE": method, "LOG.PREFIX": str(self.folder), **_SMALL, **more}
@@ -244,11 +247,11 @@ def make_small() -> None:
 def _random_images(
     self: Any, root: Any = "", train: bool = True, transform: Any = None, target_transform: Any = None, **_: Any
 ) -> None:
-    random = np.random.default_rng(int(train))
+    images = np.random.default_rng(int(train))
     self.root, self.train = root, train
     self.transform, self.target_transform = transform, target_transform
     self.targets = list(range(CLASSES)) * _PER_CLASS if train else list(range(_TESTED))
-    self.data = random.integers(0, 256, (len(self.targets), 32, 32, 3), dtype=np.uint8)
+    self.data = images.integers(0, 256, (len(self.targets), 32, 32, 3), dtype=np.uint8)
     self.classes = [f"class {index}" for index in range(CLASSES)]
     self.class_to_idx = {name: index for index, name in enumerate(self.classes)}
 

@@ -3,58 +3,28 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import yaml
-from torch import Tensor, nn
+from torch import Generator, Tensor
 from torch.optim import Optimizer
-from yacs.config import CfgNode
 
-from tllm_plugin.core.contract import teacher_of
+from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.errors import ConfigError, FileFormatError
-from tllm_plugin.core.options import WithOptions
+from tllm_plugin.core.wrapper import TLLMWrapper
+from tllm_plugin.hosts import processes
+from tllm_plugin.hosts.own_loop.description import SECTION
 from tllm_plugin.hosts.own_loop.options import keyword_of
+from tllm_plugin.hosts.random_state import RandomState
+from tllm_plugin.hosts.results import write_checkpoint
 from tllm_plugin.hosts.run_spec import ONE_RUN, RunSpec
+from tllm_plugin.runs import data_file
 from tllm_plugin.runs.finite import check_finite
 from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
 
-#: Section of a run's config that no host has.
-SECTION = "SESSION"
 _PARTS = {"epoch", "config", "model", "optimizer", "scheduler", "seconds_per_epoch", "rng", "generators"}
 _REMEDY = "continue with the same ones, or give another `run`"
-
-
-def describe(distiller: nn.Module, node: CfgNode, epochs: int) -> str:
-    """Return the config of a session's run as YAML, in the sections that the analysis reads.
-
-    Args:
-        distiller: The inner distiller. The options that it declares are recorded.
-        node: The `TLLM` node.
-        epochs: Epochs of the run.
-    """
-    student, teacher = distiller.get_submodule("student"), teacher_of(distiller)
-    kind = "NONE" if teacher is None else type(distiller).__name__
-    networks = {"STUDENT": student} if teacher is None else {"STUDENT": student, "TEACHER": teacher}
-    content: dict[str, Any] = {
-        "DISTILLER": {"TYPE": kind, **{name: type(network).__name__ for name, network in networks.items()}},
-        "SOLVER": {"EPOCHS": epochs},
-        "TLLM": _plain(node),
-        SECTION: {"DISTILLER": type(distiller).__qualname__}
-        | {f"{name}_PARAMETERS": sum(p.numel() for p in network.parameters()) for name, network in networks.items()},
-    }
-    if isinstance(distiller, WithOptions) and distiller.options:
-        content[kind] = {option.name.upper(): getattr(distiller, option.name) for option in distiller.options}
-    return yaml.safe_dump(content, sort_keys=False)
-
-
-def _plain(node: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: _plain(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
-        for key, value in node.items()
-    }
 
 
 def read_checkpoint(run: RunFolder, config: str) -> Mapping[str, Any] | None:
@@ -92,34 +62,110 @@ def read_checkpoint(run: RunFolder, config: str) -> Mapping[str, Any] | None:
     return state
 
 
-def restore(
-    state: Mapping[str, Any], path: Path, wrapper: nn.Module, optimizer: Optimizer | None, scheduler: Any
-) -> None:
-    """Load a checkpoint into the objects of a session; without an optimizer, into the networks only.
+class SessionCheckpoint:
+    """The files `latest` and `student_latest` of a session's run.
 
-    Raises:
-        FileFormatError: It does not fit the networks or the optimizer.
-        ConfigError: It was written with a schedule, and there is none, or the other way round.
+    Args:
+        run: Folder of the run.
+        config: Result of `describe`.
+        wrapper: The session's wrapper.
+        data: Identity of the training data.
     """
-    if optimizer is not None and (scheduler is None) != (state["scheduler"] is None):
-        written, here = ("with", "without") if scheduler is None else ("without", "with")
-        raise ConfigError(
-            f"Expected the learning rate's schedule that the run was begun with, but the checkpoint {path} was written "
-            f"{written} one, and this process continues {here}; {_REMEDY}"
-        )
-    try:
-        wrapper.load_state_dict(state["model"])
-        if optimizer is not None:
-            optimizer.load_state_dict(state["optimizer"])
-        if optimizer is not None and scheduler is not None:
-            scheduler.load_state_dict(state["scheduler"])
-    except ConfigError:
-        raise
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise FileFormatError(
-            f"Expected {path} to fit the networks and the optimizer, but {reason}; {_REMEDY}"
-        ) from error
+
+    def __init__(self, run: RunFolder, config: str, wrapper: TLLMWrapper, data: DataIdentity) -> None:
+        self._run = run
+        self._config = config
+        self._wrapper = wrapper
+        self._data = data
+        self._is_readable = False
+
+    def read(self) -> Mapping[str, Any] | None:
+        """Return what rank 0 reads as the last checkpoint; None if the run is new; see `read_checkpoint` for errors."""
+        return processes.from_main(lambda: read_checkpoint(self._run, self._config))
+
+    def write(
+        self, epoch: int, seconds: Sequence[float], optimizer: Optimizer, scheduler: Any, generators: list[Generator]
+    ) -> None:
+        """Write everything that an exact continuation needs, on rank 0.
+
+        Args:
+            epoch: The last epoch.
+            seconds: Wall-clock time of each epoch.
+            optimizer: The optimizer.
+            scheduler: The schedule of the learning rate; None without one.
+            generators: Generators of the session's loaders.
+
+        Raises:
+            ConfigError: A state holds something other than tensors and plain values.
+        """
+        rng = processes.gathered(RandomState().state_dict())
+        if not processes.is_main():
+            return
+        data = {data_file.KEY: data_file.to_text(self._data)}
+        state = {
+            "epoch": epoch,
+            "config": self._config,
+            **data,
+            "model": self._wrapper.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scheduler": None if scheduler is None else scheduler.state_dict(),
+            "seconds_per_epoch": list(seconds),
+            "rng": rng,
+            "generators": [generator.get_state() for generator in generators],
+        }
+        write_checkpoint(self._run.log_folder, epoch, state, {"model": self._wrapper.student.state_dict(), **data})
+        self._check_readable()
+
+    def _check_readable(self) -> None:
+        """Read the first checkpoint back: what only pickle can read is refused now, and not after a crash.
+
+        Raises:
+            ConfigError: A state holds something other than tensors and plain values.
+        """
+        if self._is_readable:
+            return
+        try:
+            load_torch(self._run.log_folder / "latest", "the checkpoint that was just written")
+        except FileFormatError as error:
+            raise ConfigError(
+                "Expected the states of optimizer, scheduler and what the distiller carries to be tensors and plain "
+                f"values (a NumPy number as `float(...)`), but {' '.join(str(error).split())[:300]}"
+            ) from error
+        self._is_readable = True
+
+    def restore(
+        self, state: Mapping[str, Any], optimizer: Optimizer | None, scheduler: Any, generators: list[Generator]
+    ) -> None:
+        """Load the result of `read`; without an optimizer, into the networks only.
+
+        Raises:
+            FileFormatError: It does not fit the networks or the optimizer.
+            ConfigError: It was written with a schedule, and there is none, or the other way round.
+        """
+        path = self._run.log_folder / "latest"
+        if optimizer is not None and (scheduler is None) != (state["scheduler"] is None):
+            written, here = ("with", "without") if scheduler is None else ("without", "with")
+            raise ConfigError(
+                f"Expected the learning rate's schedule that the run was begun with, but the checkpoint {path} was "
+                f"written {written} one, and this process continues {here}; {_REMEDY}"
+            )
+        try:
+            self._wrapper.load_state_dict(state["model"])
+            if optimizer is not None:
+                optimizer.load_state_dict(state["optimizer"])
+            if optimizer is not None and scheduler is not None:
+                scheduler.load_state_dict(state["scheduler"])
+        except ConfigError:
+            raise
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise FileFormatError(
+                f"Expected {path} to fit the networks and the optimizer, but {reason}; {_REMEDY}"
+            ) from error
+        for generator, kept in zip(generators, state["generators"], strict=False):
+            generator.set_state(kept.cpu())
+        if processes.rank() < len(state["rng"]):
+            RandomState().load_state_dict(state["rng"][processes.rank()])
 
 
 def find_optimizer(parameters: list[Tensor]) -> Optimizer:

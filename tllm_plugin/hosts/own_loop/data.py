@@ -169,7 +169,8 @@ class EvalBatches(EvalLoader):
 class SessionLoader(DataLoader[Any]):
     """The loader of a session; it tells the session when it is iterated over."""
 
-    taken: Callable[[], None]
+    #: Called when an iteration begins.
+    taken: Callable[[], None] = staticmethod(lambda: None)
 
     def __iter__(self) -> Any:
         self.taken()

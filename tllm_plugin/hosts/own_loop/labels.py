@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,14 +14,13 @@ from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDatas
 from tllm_plugin.core.arguments import as_indices
 from tllm_plugin.core.errors import ConfigError, DataError
 from tllm_plugin.hosts import processes
+from tllm_plugin.hosts.loader_data import NAME_ATTRIBUTES, untouched
 from tllm_plugin.hosts.random_state import same_random_numbers
+from tllm_plugin.hosts.shown_data import LABEL_ATTRIBUTES
 
-# Where data sets of torchvision, timm, the hosts and Hugging Face keep labels, and the parts of an item that is a
-# mapping.
-_ATTRIBUTES = ("targets", "labels")
+# Keys of label and image in items that are mappings; the first are also columns of Hugging Face's data sets.
 _LABELS = ("label", "labels", "target", "targets", "fine_label")
 _IMAGES = ("image", "images", "pixel_values", "img")
-_NAMES = ("classes", "class_names")
 
 
 def check_map_style(name: str, dataset: Any) -> None:
@@ -112,11 +110,7 @@ def with_transform(dataset: Any, transform: Any) -> Any:
             "has none; apply the training transform through such an attribute, or leave `holdout_transform` out if the "
             "data set does not augment"
         )
-    view = copy.copy(dataset)
-    view.transform = transform
-    if getattr(view, "transforms", None) is not None:  # Of torchvision: what it reads with.
-        view.transforms = type(view.transforms)(transform, getattr(view, "target_transform", None))
-    return view
+    return untouched(dataset, transform)
 
 
 def image_of(item: Any) -> Any:
@@ -144,7 +138,7 @@ def _kept_labels(dataset: Any) -> Any:
         return None if any(part is None for part in parts) else [label for part in parts for label in part]
     if isinstance(dataset, TensorDataset):
         return dataset.tensors[-1] if len(dataset.tensors) > 1 else None
-    for name in _ATTRIBUTES:
+    for name in LABEL_ATTRIBUTES:
         found = getattr(dataset, name, None)
         if found is not None and not callable(found):
             return found
@@ -158,7 +152,7 @@ def _kept_names(dataset: Any) -> Any:
         return _kept_names(dataset.dataset)
     if isinstance(dataset, ConcatDataset):
         return _kept_names(dataset.datasets[0])
-    return next((getattr(dataset, name) for name in _NAMES if hasattr(dataset, name)), None)
+    return next((getattr(dataset, name) for name in NAME_ATTRIBUTES if hasattr(dataset, name)), None)
 
 
 def _labels_of_items(name: str, dataset: Any) -> Any:

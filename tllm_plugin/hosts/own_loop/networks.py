@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tllm_plugin.core.contract import teacher_of
+from tllm_plugin.core.contract import predictor_of, teacher_of
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.outputs import logits_of, possible_logits
 
@@ -17,6 +17,21 @@ def device_of(network: nn.Module) -> torch.device:
     """Return the device of a network's first parameter or buffer; the CPU for one without."""
     first: Tensor | None = next(chain(network.parameters(), network.buffers()), None)
     return torch.device("cpu") if first is None else first.device
+
+
+class Predicting(nn.Module):
+    """Predict with a distiller in evaluation mode, for methods whose logits are not the student's own output.
+
+    Args:
+        distiller: `distiller(image=)` returns logits (n, C) in evaluation mode.
+    """
+
+    def __init__(self, distiller: nn.Module) -> None:
+        super().__init__()
+        self.distiller = distiller
+
+    def forward(self, image: Tensor) -> Any:
+        return self.distiller(image=image)
 
 
 def check_networks(distiller: nn.Module, image: Tensor, num_classes: int) -> None:
@@ -31,8 +46,9 @@ def check_networks(distiller: nn.Module, image: Tensor, num_classes: int) -> Non
         ConfigError: A network does not take the images, does not return logits of C classes, or the two differ in
             their number of classes or their device.
     """
-    student: Any = distiller.student
-    classes = _classes_of("student", student, image, num_classes)
+    student = distiller.get_submodule("student")
+    predicts = student if predictor_of(distiller) is None else Predicting(distiller)
+    classes = _classes_of("student", predicts, image, num_classes)
     if classes < num_classes:
         raise ConfigError(
             f"Expected the student to return logits of the {num_classes} classes of `train_set`, but got {classes}; "

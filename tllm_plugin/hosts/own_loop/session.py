@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Generator, Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DistributedSampler
@@ -25,18 +26,18 @@ from tllm_plugin.core.predictions import Predictions, predict
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.contract import Batches, Writer, extras_of
 from tllm_plugin.hosts.host_session import HostSession
-from tllm_plugin.hosts.own_loop.checkpoint import describe, find_optimizer, find_scheduler, read_checkpoint, restore
+from tllm_plugin.hosts.own_loop.checkpoint import SessionCheckpoint, find_optimizer, find_scheduler
 from tllm_plugin.hosts.own_loop.data import SessionData, SessionLoader, TrainRows, make_loader
-from tllm_plugin.hosts.own_loop.networks import check_networks, device_of
+from tllm_plugin.hosts.own_loop.description import describe
+from tllm_plugin.hosts.own_loop.networks import Predicting, check_networks, device_of
 from tllm_plugin.hosts.own_loop.options import errors_name_keywords, session_node
-from tllm_plugin.hosts.random_state import RandomState
 from tllm_plugin.hosts.results import described, peak_memory_bytes, write_results
 from tllm_plugin.hosts.run_lock import run_lock
 from tllm_plugin.hosts.same_data import CarriedData
+from tllm_plugin.hosts.session_records import flags_record
 from tllm_plugin.hosts.shown_data import part_shown
-from tllm_plugin.runs import data_file
-from tllm_plugin.runs.atomic import save_torch
 from tllm_plugin.runs.metrics_file import MetricsRecord
+from tllm_plugin.runs.notebook import flags_html
 from tllm_plugin.runs.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -97,12 +98,11 @@ class Session:
         parallel = distiller if isinstance(distiller, nn.DataParallel | DistributedDataParallel) else None
         inner: nn.Module = distiller if parallel is None else parallel.module
         contract.check_networks(inner)
-        self.device = device_of(inner.get_submodule("student"))
         self._data = SessionData(train_set, holdout_transform)
         check_networks(inner, self._data.example(), len(self._data.class_names))
         with errors_name_keywords():
             self._host = HostSession(node, inner, self._data, self.total_epochs)
-        wrapper = self._host.wrapper.to(self.device)
+        wrapper = self._host.wrapper.to(device_of(inner.get_submodule("student")))
         #: What the loop calls in the place of the distiller: `distiller(image=, target=) -> (logits, losses)`.
         self.distiller: nn.Module = wrapper
         if parallel is not None:
@@ -112,6 +112,7 @@ class Session:
         wrapper.carry("data", CarriedData(self._host.data, self._folder))
         wrapper.register_forward_pre_hook(self._note_step)
         self._config = describe(inner, node, self.total_epochs)
+        self._checkpoint = SessionCheckpoint(self.run, self._config, wrapper, self._host.data)
         self._autocast = autocast
         self._loaders: list[SessionLoader] = []
         self._seconds: list[float] = []
@@ -126,10 +127,19 @@ class Session:
         done = f"{self.epochs_done} of {self.total_epochs} epochs"
         return f"Session(run={str(self._folder)!r}, {done}, {flagged} of {classes} classes flagged)"
 
+    def _repr_html_(self) -> str:
+        host = self._host
+        return flags_html(repr(self), flags_record(host.detector, host.node, self.class_names, self.epochs_done))
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """(C,) names of the classes."""
         return self._data.class_names
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the student."""
+        return device_of(self._host.wrapper.student)
 
     @property
     def flags(self) -> Tensor:
@@ -146,7 +156,7 @@ class Session:
         """Epochs that are left to train, for trainers that count them; read from the checkpoint before `epochs`."""
         if self.epochs_done:
             return self.total_epochs - self.epochs_done
-        state = processes.from_main(lambda: read_checkpoint(self.run, self._config))
+        state = self._checkpoint.read()
         return self.total_epochs - (0 if state is None else int(state["epoch"]))
 
     @property
@@ -238,7 +248,7 @@ class Session:
         self._host.score(epoch, self._predict, writer)
         self.epochs_done, self._open_epoch = epoch, None
         self._host.write(epoch)
-        self._save(optimizer, scheduler)
+        self._checkpoint.write(epoch, self._seconds, optimizer, scheduler, self._generators)
         self._write_results(None)
         self._host.settle()
 
@@ -266,6 +276,7 @@ class Session:
             part = part_shown(test_set, labels, len(self.class_names))
             self._host.run.write_data(replace(self._host.data, test=part))
             logger.info("next: tllm show %s", shlex.quote(str(self._folder)))
+        self._host.tell_if_powerless()
         return predictions
 
     def _rows(self, with_index: bool) -> TrainRows:
@@ -285,11 +296,12 @@ class Session:
 
     def _predict(self, batches: Batches) -> Predictions:
         wrapper = self._host.wrapper
+        network = wrapper.student if wrapper.predictor is None else Predicting(wrapper)
         classes = len(self.class_names)
-        return predict(wrapper.student, batches, num_classes=classes, device=self.device, autocast=self._autocast)
+        return predict(network, batches, num_classes=classes, device=self.device, autocast=self._autocast)
 
     def _begin(self, optimizer: Optimizer | None, scheduler: Any) -> None:
-        state = processes.from_main(lambda: read_checkpoint(self.run, self._config))
+        state = self._checkpoint.read()
         run = self._host.open(str(self._folder))
         if processes.is_main():
             run.write_config(described(self._config))
@@ -297,17 +309,11 @@ class Session:
                 run.metrics_json.unlink(missing_ok=True)
         if state is None:
             return
-        wrapper = self._host.wrapper
         if state["epoch"] < self.total_epochs:
-            optimizer = optimizer or find_optimizer(list(wrapper.parameters()))
+            optimizer = optimizer or find_optimizer(list(self._host.wrapper.parameters()))
             scheduler = scheduler or find_scheduler(optimizer)
-        restore(state, self._folder / "latest", wrapper, optimizer, scheduler)
+        self._checkpoint.restore(state, optimizer, scheduler, self._generators)
         self.epochs_done, self._seconds = int(state["epoch"]), list(state["seconds_per_epoch"])
-        generators = [loader.generator for loader in self._loaders if loader.generator is not None]
-        for generator, kept in zip(generators, state["generators"], strict=False):
-            generator.set_state(kept.cpu())
-        if processes.rank() < len(state["rng"]):
-            RandomState().load_state_dict(state["rng"][processes.rank()])
 
     def _begin_epoch(self, epoch: int) -> None:
         for loader in self._loaders:
@@ -320,32 +326,14 @@ class Session:
             begin(epoch)
         self._open_epoch, self._stepped, self._started = epoch, False, time.perf_counter()
 
-    def _save(self, optimizer: Optimizer, scheduler: Any) -> None:
-        rng = processes.gathered(RandomState().state_dict())
-        if not processes.is_main():
-            return
-        data = {data_file.KEY: data_file.to_text(self._host.data)}
-        wrapper = self._host.wrapper
-        state = {
-            "epoch": self.epochs_done,
-            "config": self._config,
-            **data,
-            "model": wrapper.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scheduler": None if scheduler is None else scheduler.state_dict(),
-            "seconds_per_epoch": self._seconds,
-            "rng": rng,
-            "generators": [loader.generator.get_state() for loader in self._loaders if loader.generator is not None],
-        }
-        # The student is written first, so that a reader who finds `latest` also finds its student.
-        save_torch(self._folder / "student_latest", {"model": wrapper.student.state_dict(), **data})
-        save_torch(self._folder / "latest", state)
+    @property
+    def _generators(self) -> list[Generator]:
+        return [loader.generator for loader in self._loaders if loader.generator is not None]
 
     def _write_results(self, predictions: Predictions | None) -> None:
         if self._host.run is None:
             return
-        metrics = MetricsRecord(
-            *(None, (), ()),  # Test results: see `write_results`.
+        metrics = MetricsRecord.untested(
             seconds_per_epoch=tuple(self._seconds),
             peak_memory_bytes=peak_memory_bytes(self.device),
             epochs_done=self.epochs_done,

@@ -1,4 +1,4 @@
-"""What scripts for old PyTorch and for one GPU expect of a process, where it is not there."""
+"""Prepare a process for scripts that were written for an old PyTorch and a GPU."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-#: What the hosts' scripts import, and this package does not.
+#: Module that the hosts' scripts import.
 _LOGGER = "tensorboard_logger"
 
 
 def stand_in_for_what_is_gone() -> list[str]:
-    """Prepare this process for a host's script; return what was done, one sentence each.
+    """Prepare this process for a host's script; return what was changed, one sentence each.
 
     Without a CUDA device `.cuda()` leaves tensors and modules where they are; `tensorboard_logger`, which does not work
     with current protobuf, is a front for PyTorch's own writer; checkpoints of old versions, which hold options and
@@ -38,7 +38,7 @@ def stand_in_for_what_is_gone() -> list[str]:
         module = types.ModuleType(_LOGGER)
         module.Logger = _Logger  # type: ignore[attr-defined]
         sys.modules[_LOGGER] = module
-        notes.append("tensorboard_logger does not work here: what it is told goes to PyTorch's SummaryWriter")
+        notes.append("tensorboard_logger does not work here: PyTorch's SummaryWriter is used instead")
     return notes
 
 

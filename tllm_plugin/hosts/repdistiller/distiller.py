@@ -1,4 +1,4 @@
-"""What `train_student.py` has built, as one distiller object with the contract of the core."""
+"""Combine what `train_student.py` has built into one distiller with the contract of the core."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tllm_plugin.hosts.repdistiller.loop import EpochCall
 
 
 class ListedDistiller(nn.Module):
-    """RepDistiller's module list and criterion list behind `student`, `teacher` and `forward`.
+    """A distiller of RepDistiller's module list and criterion list.
 
     The loss is the one that the host's own epoch function computes.
 
@@ -25,6 +25,7 @@ class ListedDistiller(nn.Module):
         learnable: Parameters that the optimizer trains.
         temperature: Temperature of the host's divergence.
         judge: The host's `validate`, if it is known; shows whether a module of the method makes the logits.
+        others: Further modules among the arguments of the host's epoch function.
 
     Raises:
         ConfigError: A parameter is in none of the lists, or `validate` judges what no module returns.
@@ -44,6 +45,7 @@ class ListedDistiller(nn.Module):
         learnable: Iterable[nn.Parameter],
         temperature: float = 4.0,
         judge: Judge | None = None,
+        others: nn.ModuleList | None = None,
     ) -> None:
         super().__init__()
         self._predictor = None if judge is None else judge.predictor(module_list)
@@ -51,13 +53,14 @@ class ListedDistiller(nn.Module):
         self._temperature = temperature
         self.module_list = module_list
         self.criterion_list = criterion_list
+        self.others = nn.ModuleList() if others is None else others
         wanted = {id(parameter) for parameter in learnable}
         # By name, so that a copy of this module answers with its own parameters.
         self._learnable = frozenset(name for name, parameter in self.named_parameters() if id(parameter) in wanted)
         if len(self._learnable) != len(wanted):
             raise ConfigError(
-                f"Expected the optimizer to train parameters of the module and criterion lists only, but "
-                f"{len(wanted) - len(self._learnable)} of its {len(wanted)} are in neither"
+                f"Expected the optimizer to train parameters of the module and criterion lists, or of modules that the "
+                f"epoch function receives, but {len(wanted) - len(self._learnable)} of its {len(wanted)} are in none"
             )
 
     @property
@@ -125,7 +128,7 @@ class ListedDistiller(nn.Module):
         # Called after the wrapper's own hook, which was registered earlier, with what the loop receives.
         hook = (self.predictor or self.student).register_forward_hook(note)
         try:
-            loss = self.call.loss((image, target, *batch.values()), self.module_list, self.criterion_list)
+            loss = self.call.loss((image, target, *batch.values()), self.module_list, self.criterion_list, self.others)
         finally:
             hook.remove()
         if not outputs:

@@ -1,4 +1,4 @@
-"""One epoch of distillation: the host's `train_distill` around a distiller, wrapped or not."""
+"""Train one epoch of distillation, as the host's `train_distill` does, with a distiller that may be wrapped."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from tllm_plugin.hosts.loss_guard import LossGuard
 from tllm_plugin.hosts.repdistiller.loop import NoLossError
 
-# What a batch of the host's loaders holds, in order; the last only for crd, what follows only in forks.
+# Parts of a batch in the order of the host's loaders; `contrastive_index` for crd, the others in forks only.
 _BATCH = ("image", "target", "index", "contrastive_index", *(f"part_{place}" for place in range(4, 12)))
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What the host logs of an epoch.
+    """Results of an epoch that the host logs.
 
     Args:
         accuracy_percent: Of the student on the training batches, in percent.
@@ -36,10 +36,10 @@ class EpochResult:
     data_seconds: float
 
     def shaped(self, names: Sequence[str]) -> tuple[Any, ...]:
-        """Return these values in the shape of what the host's own function returns.
+        """Return these values in the order in which the host's own function returns them.
 
         Args:
-            names: The expressions that it returns, as text. One or two, or unknown ones, are accuracy and loss.
+            names: The expressions that it returns, as text. Up to two of them are accuracy and loss.
         """
         if len(names) <= 2:
             return self.accuracy_percent, self.loss

@@ -1,4 +1,4 @@
-"""The options of a descendant's train script: its own come first, and what TLLM adds stays out of their way."""
+"""Parse the options of a descendant's train script; its own options have precedence over those that TLLM adds."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from tllm_plugin.hosts.repdistiller.method_flags import student_methods
 from tllm_plugin.hosts.repdistiller.options import parse_student
 
 _NEEDED = ("distill", "model_s", "path_t", "dataset", "epochs")
-#: Before the name of a method of ours where the host has one of that name.
+#: Prefix of TLLM's methods whose names the host has as well.
 _OURS = "tllm_"
 
 
 def parse_fork(
     parser: argparse.ArgumentParser, *, methods: Sequence[str], images: bool, ours: bool
 ) -> argparse.Namespace:
-    """Parse a student's arguments as `parse_student` does, in a script whose options we do not know.
+    """Parse a student's arguments like `parse_student`, in a script with unknown options.
 
-    An option or method that the host has itself stays the host's; a method of ours with such a name is called
+    Options and methods of the host keep their names; a method of TLLM with the same name is called
     `--distill tllm_<name>`.
 
     Args:
-        parser: The host's, with its options.
-        methods: What the script compares its option `distill` with.
+        parser: The host's parser, with its options.
+        methods: Values that the script compares its option `distill` with.
         images: Whether the script can use the data sets that TLLM brings.
         ours: Whether it can use the methods that TLLM brings.
 
     Raises:
-        ConfigError: The host lacks options that TLLM goes by, or one line per problem of their values.
+        ConfigError: The host lacks options that TLLM needs; or one line per problem of their values.
     """
     actions = {action.dest: action for action in parser._actions}
     missing = [name for name in _NEEDED if name not in actions]
     if missing:
         lines = "\n".join(f"      parser.add_argument('--{name}', ...)" for name in missing)
-        raise ConfigError(f"Expected the script to have options that TLLM goes by; to be written:\n{lines}")
+        raise ConfigError(f"Expected the script to have options that TLLM needs; to be written:\n{lines}")
     distill, dataset = actions["distill"], actions["dataset"]
     if distill.choices is None:
         distill.choices = list(methods)
     own = tuple(distill.choices)
     add, parse = parser.add_argument, parser.parse_args
 
-    ours_instead: dict[str, Any] = {}  # Of options that mean something else in the host.
+    ours_instead: dict[str, Any] = {}  # For options with another meaning in the host.
     theirs: dict[str, Any] = {}
 
     def add_unless_there(*names: str, **keywords: Any) -> Any:

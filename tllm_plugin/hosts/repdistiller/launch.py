@@ -1,4 +1,4 @@
-"""Running a train script of RepDistiller or a descendant with TLLM in it, on whatever device there is."""
+"""Run a train script of RepDistiller or a descendant with TLLM's calls in it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ STUDENT_SCRIPT = "train_student.py"
 
 
 def launch(root: Path, arguments: Sequence[str], *, resume: bool = False, script: str = STUDENT_SCRIPT) -> None:
-    """Run a script of a checkout in this process, with TLLM's calls and the mends for current PyTorch in it.
+    """Run a script of a checkout in this process, with TLLM's calls and mends for current PyTorch.
 
     Args:
         root: The checkout.
-        arguments: The script's own, TLLM's flags among them.
+        arguments: Arguments of the script, TLLM's flags included.
         resume: Add `--tllm_resume`.
-        script: Below `root`. Where there is no `train_student.py`, the one script with its shape is taken.
+        script: Path below `root`. Without a `train_student.py`, the only script with its shape is used.
 
     Raises:
         ConfigError: The checkout has no such script, or one that lacks what TLLM needs.
@@ -35,7 +35,7 @@ def launch(root: Path, arguments: Sequence[str], *, resume: bool = False, script
     found = prepared(path)
     for note in [*found.notes, *stand_in_for_what_is_gone()]:
         logger.info("%s: %s", path.name, note)
-    # A main module of its own: data sets that worker processes unpickle name their module, not this one.
+    # Worker processes unpickle data sets by the name of their module, which is not this one.
     module = types.ModuleType("__main__")
     module.__file__ = str(path)
     before, sys.argv = sys.argv, [str(path), *arguments, *(["--tllm_resume"] if resume else [])]
@@ -50,7 +50,7 @@ def find_script(root: Path, script: str = STUDENT_SCRIPT) -> Path:
     """Return a checkout's train script.
 
     Raises:
-        ConfigError: There is none, or there are several; the message says what each lacks.
+        ConfigError: No script fits, or several do; the message says what each lacks.
     """
     path = root / script
     if path.is_file():
@@ -92,14 +92,16 @@ def prepared(path: Path) -> Found:
         try:
             return Found(apply_hunks(source, ours, str(path)), notes)
         except ConfigError:
-            return Found(source, [*notes, "a teacher's script of its own: --sftn and image folders are not to be had"])
+            return Found(
+                source, [*notes, "it is not RepDistiller's teacher script: --sftn and image folders are not available"]
+            )
     found = add_tllm(source, str(path))
     found.notes += notes
     return found
 
 
 def _mended(source: str, hunks: Sequence[Hunk]) -> tuple[str, list[str]]:
-    """Return a script with all mends or, as they go together, with none but those of single expressions."""
+    """Return a script with all mends; if one of them does not fit, with those of single expressions only."""
     try:
         return mend(apply_hunks(source, hunks, ""), ()), []
     except ConfigError:

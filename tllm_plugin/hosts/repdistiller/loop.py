@@ -1,12 +1,12 @@
-"""The host's own epoch function, asked for the loss of one batch: it is stopped where it would step its optimizer.
+"""Compute the loss of one batch with the host's own epoch function, which is stopped before its optimizer steps.
 
-So a method's loss is what the host's loop says, whichever methods a checkout has and however it weighs them.
+A method's loss is therefore exactly that of the host, whichever methods a checkout has and however it weighs them.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,24 +23,25 @@ _backward = torch.Tensor.backward
 
 
 class Stepped(BaseException):
-    """The loop has called `step` of its optimizer; no error, so that no loop takes it for one."""
+    """Raised by the optimizer's `step` to leave the loop; derived from BaseException, so that no loop catches it."""
 
 
 class NoLossError(ConfigError):
-    """The loop came to its end without a loss: it leaves batches like this one out."""
+    """The loop ended without a loss, because it skips batches like this one."""
 
 
 @dataclass(frozen=True)
 class EpochCall:
-    """How a train script calls the host's epoch function.
+    """The call of the host's epoch function in its train script.
 
     Args:
-        function: The host's, `train_distill` as a rule.
-        arguments: As the script gives them.
-        loader: The one among them that yields batches.
-        modules: Where one is the list of modules, what stands for it in a copy is given instead.
-        criteria: Likewise of the criteria.
-        optimizer: The one among them that steps.
+        function: The epoch function, usually `train_distill`.
+        arguments: Arguments of the script's call.
+        loader: The training loader among them.
+        modules: The list of modules among them.
+        criteria: The list of criteria among them.
+        optimizer: The optimizer among them.
+        others: Further modules among them.
     """
 
     function: Callable[..., Any]
@@ -49,17 +50,25 @@ class EpochCall:
     modules: nn.ModuleList
     criteria: nn.ModuleList
     optimizer: Any
+    others: Iterable[nn.Module] = ()
 
-    def loss(self, batch: Sequence[Any], modules: nn.ModuleList, criteria: nn.ModuleList) -> Tensor:
+    def loss(
+        self,
+        batch: Sequence[Any],
+        modules: nn.ModuleList,
+        criteria: nn.ModuleList,
+        others: Iterable[nn.Module] = (),
+    ) -> Tensor:
         """Return what the host would call `backward` on for one batch, of shape () or (1,), with its graph.
 
         Args:
             batch: As the loader yields it.
-            modules: In the place of the script's list of modules.
-            criteria: Likewise.
+            modules: Passed instead of the script's list of modules.
+            criteria: Passed instead of the script's list of criteria.
+            others: Passed instead of the further modules.
 
         Raises:
-            NoLossError: The loop leaves this batch out.
+            NoLossError: The loop skips this batch.
             ConfigError: The loop does not step after `backward`.
         """
         places: dict[int, Any] = {
@@ -67,6 +76,7 @@ class EpochCall:
             id(self.optimizer): _StandIn(self.optimizer),
             id(self.modules): modules,
             id(self.criteria): criteria,
+            **{id(mine): given for mine, given in zip(self.others, others, strict=True)},
         }
         with _losses() as losses:
             try:
@@ -81,7 +91,7 @@ class EpochCall:
 
 
 class OneBatch:
-    """The host's loader, as far as anybody asks for attributes or length, with one batch in it."""
+    """The host's loader with a single batch; length and other attributes are those of the loader."""
 
     def __init__(self, loader: Any, batch: Sequence[Any]) -> None:
         self._loader, self._batch = loader, batch
@@ -97,7 +107,7 @@ class OneBatch:
 
 
 class _StandIn:
-    """The host's optimizer without its effects."""
+    """The host's optimizer, whose `zero_grad` does nothing and whose `step` leaves the loop."""
 
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
@@ -114,7 +124,7 @@ class _StandIn:
 
 @contextmanager
 def _losses() -> Iterator[list[Tensor]]:
-    """Note, in this thread and for the duration of the block, what `backward` is called on instead of calling it."""
+    """Collect the tensors on which this thread calls `backward` in the block; no gradient is computed."""
     global _inside
     before = getattr(_active, "losses", None)
     found: list[Tensor] = []

@@ -1,7 +1,7 @@
-"""Our patches applied to a host's sources as they are imported; its files stay as they are.
+"""Apply our patches to a host's sources while they are imported; the files are not changed.
 
-A hunk is found by its text, not by its line number, so that a checkout with changes of its own works where the lines
-that matter are still there. Lines that a checkout has already (it was patched on disk) are left alone.
+A hunk is found by its text, not by its line number, so that it fits a checkout with other changes. Lines that were
+patched on disk already are left as they are.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from tllm_plugin.core.errors import ConfigError
 
-# Where descendants keep the function `accuracy`, beside helper/util.py.
+# Further modules in which descendants define `accuracy`.
 _ACCURACY = ("utils.py", "util.py", "helper/utils.py")
 
 
@@ -31,7 +31,7 @@ class Hunk:
     Args:
         line: Where the old text begins in the pinned commit, counted from 1.
         old: Lines to be replaced, with the context around them.
-        new: What stands there afterwards.
+        new: Lines that replace them.
     """
 
     line: int
@@ -80,11 +80,11 @@ def apply_hunks(source: str, hunks: Sequence[Hunk], name: str) -> str:
 
 
 def mend(source: str, hunks: Sequence[Hunk]) -> str:
-    """Return a module of a host with those mends for current PyTorch that it has a place for."""
+    """Return the source of a host's module with those mends for current PyTorch that fit it."""
     for hunk in hunks:
         with suppress(ConfigError):
             source = apply_hunks(source, [hunk], "")
-    # A view of a part of a matrix that is not in one piece: refused by PyTorch since 1.7.
+    # Since 1.7, PyTorch refuses this view, because its tensor is not contiguous.
     return re.sub(r"(\bcorrect\[:k\])\.view\(", r"\1.reshape(", source)
 
 
@@ -122,7 +122,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
         self.hunks = hunks
 
     def get_code(self, fullname: str) -> CodeType:
-        # Not by way of the base class: it would keep the patched code as the byte code of the file that is not.
+        # The base class would cache the patched code as the byte code of the unpatched file.
         source = Path(self.path).read_text(encoding="utf-8")
         code: CodeType = compile(mend(source, self.hunks), self.path, "exec")
         return code

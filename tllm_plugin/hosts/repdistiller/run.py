@@ -93,6 +93,7 @@ class Run:
         criterion_list: nn.ModuleList,
         optimizer: torch.optim.Optimizer,
         logger: Any = None,
+        *others: Any,
     ) -> float:
         """Wrap what the host has built and, to continue a killed run, restore its state.
 
@@ -125,8 +126,11 @@ class Run:
                 setattr(self.options, weight, 0.0)  # Left out, it counts as nothing.
         learnable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         temperature = float(getattr(self.options, "kd_T", 4))
+        modules = [part for part in others if isinstance(part, nn.Module)]
         judge = None if self._tested_by is None else Judge(*self._tested_by, self._test_loader)
-        distiller = self._method or ListedDistiller(module_list, criterion_list, learnable, temperature, judge)
+        distiller = self._method or ListedDistiller(
+            module_list, criterion_list, learnable, temperature, judge, nn.ModuleList(modules)
+        )
         self.writer = writer_in(logger)
         self._lists = distiller if isinstance(distiller, ListedDistiller) else None
         with errors_name_flags():
@@ -188,7 +192,7 @@ class Run:
         if self._lists is not None:
             lists = self._lists
             lists.call = EpochCall(
-                host_train, arguments, loader, lists.module_list, lists.criterion_list, self.optimizer
+                host_train, arguments, loader, lists.module_list, lists.criterion_list, self.optimizer, lists.others
             )
             if not self._checked and self.session is not None:
                 classes = len(self.session.class_names)
@@ -230,8 +234,7 @@ class Run:
         )
         self.best_acc = max(self.best_acc, float(result[0]))
         done = len(self._seconds)
-        metrics = MetricsRecord(
-            *(None, (), ()),  # Test results: see `write_results`.
+        metrics = MetricsRecord.untested(
             seconds_per_epoch=tuple(self._seconds),
             peak_memory_bytes=peak_memory_bytes(self.device),
             epochs_done=done,

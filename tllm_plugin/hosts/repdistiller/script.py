@@ -1,16 +1,26 @@
-"""TLLM's calls put into a train script of any descendant: found in the syntax tree, changed as text.
+"""Insert TLLM's calls into the train script of any descendant of RepDistiller.
 
-Comments, quotes, other lines in between and other names do not matter; what is missing is said all at once.
+Their places are found in the syntax tree, so that comments, quotes and other lines do not matter. Everything that is
+missing is reported at once.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.hosts.repdistiller.edits import Edits
+from tllm_plugin.hosts.repdistiller.syntax import (
+    assigns,
+    calls_in,
+    compares,
+    name_of,
+    names_assigned,
+    targets_of,
+    values_compared,
+)
 
 _MARK = "tllm_plugin.hosts.repdistiller"
 _Scope = ast.Module | ast.FunctionDef
@@ -18,14 +28,14 @@ _Scope = ast.Module | ast.FunctionDef
 
 @dataclass
 class Found:
-    """What was found in a script.
+    """A script with TLLM's calls, and what was found in it.
 
     Args:
-        text: The script with TLLM's calls in it.
-        notes: What of TLLM it goes without, one sentence each.
-        parts: What was found where: (part, description).
-        train: The name of the epoch function, as the script calls it.
-        methods: What the script compares its option `distill` with.
+        text: The script with TLLM's calls.
+        notes: Parts of TLLM that are not available in this script, one sentence each.
+        parts: Parts of the script and where they are: (part, description).
+        train: Name of the epoch function in the script.
+        methods: Values that the script compares its option `distill` with.
     """
 
     text: str
@@ -41,14 +51,14 @@ def is_patched(source: str) -> bool:
 
 
 def add_tllm(source: str, name: str) -> Found:
-    """Put TLLM's calls into the source of a train script for students.
+    """Insert TLLM's calls into the source of a train script for students.
 
     Args:
-        source: Of the script.
-        name: Of its file, for errors.
+        source: The script.
+        name: Name of its file, for errors.
 
     Raises:
-        ConfigError: It lacks something that TLLM needs; the message names all of it, with the lines to write.
+        ConfigError: The script lacks something that TLLM needs; the message names all of it, with the lines to write.
     """
     try:
         tree = ast.parse(source)
@@ -59,8 +69,7 @@ def add_tllm(source: str, name: str) -> Found:
 
 class _Patcher:
     def __init__(self, source: str, tree: ast.Module, name: str) -> None:
-        self.lines, self.tree, self.name = source.splitlines(keepends=True), tree, name
-        self.edits: list[tuple[int, int, int, str]] = []
+        self.edits, self.tree, self.name = Edits(source), tree, name
         self.missing: list[str] = []
         self.found = Found(source)
         self.scope_of = {
@@ -85,10 +94,8 @@ class _Patcher:
                 + "\n".join(self.missing)
             )
         self._import()
-        self.found.text = self._text()
+        self.found.text = self.edits.text()
         return self.found
-
-    # What is looked for.
 
     def _scopes(self) -> Iterator[_Scope]:
         yield self.tree
@@ -96,43 +103,43 @@ class _Patcher:
 
     def _loop(self) -> tuple[ast.For | None, ast.Call | None]:
         for loop in (node for node in ast.walk(self.tree) if isinstance(node, ast.For)):
-            for call in _calls(loop):
+            for call in calls_in(loop):
                 names = [argument.id for argument in call.args if isinstance(argument, ast.Name)]
                 has = [any(part in name.lower() for name in names) for part in ("loader", "optim")]
-                if all(has) and "backward" not in {_name(inner) for inner in _calls(loop)}:
+                if all(has) and "backward" not in {name_of(inner) for inner in calls_in(loop)}:
                     self.found.train = ast.unparse(call.func)
                     return loop, call
         return None, None
 
     def _parser(self) -> None:
-        calls = [call for call in _calls(self.tree) if _name(call) == "parse_args" and not call.args]
+        calls = [call for call in calls_in(self.tree) if name_of(call) == "parse_args" and not call.args]
         if not calls:
             self._miss("a call of parse_args()", "opt = tllm.parse_fork(parser)")
             return
         call = calls[0]
-        self.found.methods = tuple(_compared_with(self.tree, "distill"))
+        self.found.methods = tuple(values_compared(self.tree, "distill"))
         images = self._images() is not None
         ours = self._method_chain() is not None
         words = f"methods={self.found.methods!r}, images={images}, ours={ours}"
-        self._replace(call, f"tllm.parse_fork({ast.unparse(call.func.value)}, {words})")  # type: ignore[attr-defined]
+        self.edits.replace(call, f"tllm.parse_fork({ast.unparse(call.func.value)}, {words})")  # type: ignore[attr-defined]
         self.found.parts.append(("options", f"line {call.lineno}"))
         names = [
             node
             for node in ast.walk(self.tree)
             if isinstance(node, ast.Assign | ast.AugAssign)
-            and any(isinstance(t, ast.Attribute) and t.attr == "model_name" for t in _targets(node))
+            and any(isinstance(t, ast.Attribute) and t.attr == "model_name" for t in targets_of(node))
         ]
         if not names:
             self._miss("a line that names the run, opt.model_name = ...", "opt.model_name += tllm.suffix(opt)")
             return
         named = max(names, key=lambda node: node.lineno)
         last = self._statement(named)
-        options = ast.unparse(next(t for t in _targets(named) if isinstance(t, ast.Attribute)).value)
-        self._after(last, f"{options}.model_name += tllm.suffix({options})")
+        options = ast.unparse(next(t for t in targets_of(named) if isinstance(t, ast.Attribute)).value)
+        self.edits.after(last, f"{options}.model_name += tllm.suffix({options})")
         if not any(
             isinstance(t, ast.Attribute) and t.attr == "save_folder"
             for node in ast.walk(self.tree)
-            for t in _targets(node)
+            for t in targets_of(node)
         ):
             self._miss("the folder of the run, opt.save_folder", "opt.save_folder = os.path.join(..., opt.model_name)")
 
@@ -154,11 +161,11 @@ class _Patcher:
                 "run.train(train, epoch, train_loader, module_list, criterion_list, optimizer, opt)",
             )
             return
-        self._wrap(train, "run.train")
+        self.edits.wrap(train, "run.train")
         self.found.parts.append(("epoch", f"line {train.lineno}: {ast.unparse(train)}"))
         tested = [
             call
-            for call in _calls(loop)
+            for call in calls_in(loop)
             if call is not train
             and any(isinstance(a, ast.Name) and "loader" in a.id.lower() and a.id != loader for a in call.args[:2])
         ]
@@ -168,20 +175,29 @@ class _Patcher:
                 "test_acc, test_acc_top5, test_loss = run.validate(validate, val_loader, model_s, criterion_cls, opt)",
             )
             return
-        self._wrap(tested[0], "run.validate")
+        self.edits.wrap(tested[0], "run.validate")
         self.found.parts.append(("test", f"line {tested[0].lineno}: {ast.unparse(tested[0])}"))
         test_loader = next(a.id for a in tested[0].args if isinstance(a, ast.Name) and "loader" in a.id.lower())
         scope = self.scope_of[id(loop)]
         self._loaders(scope, str(loader), test_loader, options)
         best = self._best(scope)
-        logger = "logger" if _assigns(scope, "logger") else "None"
+        logger = "logger" if assigns(scope, "logger") else "None"
         tests = ", ".join([ast.unparse(tested[0].func), *(ast.unparse(argument) for argument in tested[0].args)])
-        start = f"{best}run.start({modules}, {criteria}, {optimizer}, {logger})"
-        self._before(loop, f"run.tested_by({tests})", start)
-        self._replace(loop.iter, f"run.epochs({ast.unparse(loop.iter)})")
-        for call in _calls(scope):
+        before = {
+            name
+            for statement in scope.body
+            if statement.lineno < loop.lineno
+            for node in ast.walk(statement)
+            for name in names_assigned(node)
+        }
+        known = {loader, modules, criteria, optimizer, options, *(target.id for target in _names(loop.target))}
+        others = "".join(f", {name}" for name in dict.fromkeys(names) if name in before - known)
+        start = f"{best}run.start({modules}, {criteria}, {optimizer}, {logger}{others})"
+        self.edits.before(loop, f"run.tested_by({tests})", start)
+        self.edits.replace(loop.iter, f"run.epochs({ast.unparse(loop.iter)})")
+        for call in calls_in(scope):
             if isinstance(call.func, ast.Name) and call.func.id == "init" and len(call.args) > 4:
-                self._wrap(call, "run.init")
+                self.edits.wrap(call, "run.init")
         self._images_into(str(loader), test_loader, options)
         self._methods_into(scope, modules, options)
 
@@ -189,26 +205,26 @@ class _Patcher:
         made = [
             statement
             for statement in scope.body
-            if {loader, test_loader} <= {name for node in ast.walk(statement) for name in _assigned(node)}
+            if {loader, test_loader} <= {name for node in ast.walk(statement) for name in names_assigned(node)}
         ]
         lines = f"run = tllm.Run({options}, {loader}, {test_loader})", f"{loader} = run.train_loader"
         if not made:
             self._miss(f"a statement that makes {loader} and {test_loader}", *lines)
             return
-        self._after(made[-1], *lines)
+        self.edits.after(made[-1], *lines)
         self.found.parts.append(("loaders", f"line {made[-1].lineno}"))
 
     def _best(self, scope: _Scope) -> str:
-        inside = _assigns(scope, "best_acc") or any(
+        inside = assigns(scope, "best_acc") or any(
             isinstance(node, ast.Global) and "best_acc" in node.names for node in ast.walk(scope)
         )
         return "best_acc = " if inside else ""
 
     def _images(self) -> tuple[ast.If, str] | None:
-        """Return the `if` over data sets that also says how many classes there are, and what it calls them."""
+        """Return the `if` over data sets that also sets the number of classes, and the name of that variable."""
         for node in ast.walk(self.tree):
-            if isinstance(node, ast.If) and _compares(node.test, "dataset"):
-                assigned = {name for part in node.body for inner in ast.walk(part) for name in _assigned(inner)}
+            if isinstance(node, ast.If) and compares(node.test, "dataset"):
+                assigned = {name for part in node.body for inner in ast.walk(part) for name in names_assigned(inner)}
                 classes = next((name for name in ("n_cls", "num_classes", "n_class") if name in assigned), "")
                 if classes and any("loader" in name for name in assigned):
                     return node, classes
@@ -217,15 +233,19 @@ class _Patcher:
     def _images_into(self, loader: str, test_loader: str, options: str) -> None:
         found = self._images()
         if found is None:
-            self.found.notes.append("its data sets are its own: --dataset imagefolder and cub200 are not to be had")
+            self.found.notes.append(
+                "it chooses its data sets in another way: --dataset imagefolder and cub200 are not available"
+            )
             return
         branch = f"if {options}.dataset in tllm.DATASETS:"
-        self._branch(found[0], branch, f"{loader}, {test_loader}, n_data, {found[1]} = tllm.load_images({options})")
+        self.edits.branch(
+            found[0], branch, f"{loader}, {test_loader}, n_data, {found[1]} = tllm.load_images({options})"
+        )
 
     def _method_chain(self) -> tuple[ast.If, str] | None:
         for node in ast.walk(self.tree):
-            if isinstance(node, ast.If) and _compares(node.test, "distill") and node.orelse:
-                assigned = [name for part in node.body for inner in ast.walk(part) for name in _assigned(inner)]
+            if isinstance(node, ast.If) and compares(node.test, "distill") and node.orelse:
+                assigned = [name for part in node.body for inner in ast.walk(part) for name in names_assigned(inner)]
                 if "criterion_kd" in assigned:
                     return node, "criterion_kd"
         return None
@@ -234,20 +254,18 @@ class _Patcher:
         chain = self._method_chain()
         appended = [
             call.args[0].id
-            for call in sorted(_calls(scope), key=lambda call: call.lineno)
-            if _name(call) == "append"
+            for call in sorted(calls_in(scope), key=lambda call: call.lineno)
+            if name_of(call) == "append"
             and ast.unparse(call.func) == f"{modules}.append"
             and call.args
             and isinstance(call.args[0], ast.Name)
         ]
-        if chain is None or not _assigns(scope, "trainable_list") or len(appended) < 2:
-            self.found.notes.append(
-                "SRRL and CID of TLLM's own are not to be had: its methods are built in another way"
-            )
+        if chain is None or not assigns(scope, "trainable_list") or len(appended) < 2:
+            self.found.notes.append("it builds its methods in another way: TLLM's SRRL and CID are not available")
             return
         student, teacher = appended[0], appended[-1]
         branch = f"if tllm.is_ours({options}):"
-        self._branch(
+        self.edits.branch(
             chain[0],
             branch,
             f"{student}, {chain[1]} = tllm.add_method({options}, {modules}, trainable_list, {teacher})",
@@ -255,99 +273,16 @@ class _Patcher:
 
     def _import(self) -> None:
         imports = [node for node in self.tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-        self._after(imports[-1], f"import {_MARK} as tllm")
-
-    # How it is changed.
+        self.edits.after(imports[-1], f"import {_MARK} as tllm")
 
     def _miss(self, what: str, *lines: str) -> None:
         self.missing.append(f"- {what}; to be written:\n" + "\n".join(f"      {line}" for line in lines))
 
     def _statement(self, node: ast.AST) -> ast.stmt:
-        """Return the statement of the innermost function's own level that `node` stands in."""
+        """Return the statement on the innermost function's own level that contains `node`."""
         scope = self.scope_of[id(node)]
         return next(part for part in scope.body if any(inner is node for inner in ast.walk(part)))
 
-    def _wrap(self, call: ast.Call, by: str) -> None:
-        function = ast.unparse(call.func)
-        self._replace(call.func, by)
-        first: Any = call.args[0]
-        self.edits.append((first.lineno - 1, first.col_offset, first.col_offset, f"{function}, "))
 
-    def _replace(self, node: Any, text: str) -> None:
-        """Replace an expression; the lines that it spanned stay, empty, so that line numbers keep."""
-        extra = node.end_lineno - node.lineno
-        if not extra:
-            self.edits.append((node.lineno - 1, node.col_offset, node.end_col_offset, text))
-            return
-        self.edits.append((node.lineno - 1, node.col_offset, -1, text))
-        for row in range(node.lineno, node.end_lineno):
-            last = row == node.end_lineno - 1
-            self.edits.append((row, 0, node.end_col_offset if last else -1, ""))
-
-    def _before(self, statement: ast.stmt, *lines: str) -> None:
-        self._insert(statement.lineno - 1, statement.col_offset, lines)
-
-    def _after(self, statement: ast.stmt, *lines: str) -> None:
-        self._insert(statement.end_lineno or statement.lineno, statement.col_offset, lines)
-
-    def _branch(self, chain: ast.If, test: str, line: str) -> None:
-        self._insert(chain.lineno - 1, chain.col_offset, (test, f"    {line}"))
-        row, column = chain.lineno - 1, chain.col_offset
-        self.edits.append((row, column, column, "el"))
-
-    def _insert(self, row: int, indent: int, lines: Sequence[str]) -> None:
-        self.edits.append((row, -1, -1, "".join(f"{' ' * indent}{line}\n" for line in lines)))
-
-    def _text(self) -> str:
-        rows = [line.encode() for line in self.lines]
-        if rows and not rows[-1].endswith(b"\n"):
-            rows[-1] += b"\n"
-        before: dict[int, list[str]] = {}
-        for row, start, end, text in sorted(self.edits, key=lambda edit: (edit[0], edit[1]), reverse=True):
-            if start == -1:
-                before.setdefault(row, []).insert(0, text)
-            else:
-                line = rows[row]
-                stop = len(line.rstrip(b"\r\n")) if end == -1 else end
-                rows[row] = line[:start] + text.encode() + line[stop:]
-        rows.append(b"")
-        return "".join("".join(before.get(row, [])) + line.decode() for row, line in enumerate(rows))
-
-
-def _calls(node: ast.AST) -> Iterator[ast.Call]:
-    return (part for part in ast.walk(node) if isinstance(part, ast.Call))
-
-
-def _name(call: ast.Call) -> str:
-    return getattr(call.func, "attr", getattr(call.func, "id", ""))
-
-
-def _targets(node: ast.AST) -> list[ast.expr]:
-    if isinstance(node, ast.Assign):
-        return [item for target in node.targets for item in getattr(target, "elts", [target])]
-    return [node.target] if isinstance(node, ast.AugAssign) else []
-
-
-def _assigned(node: ast.AST) -> Iterator[str]:
-    return (target.id for target in _targets(node) if isinstance(target, ast.Name))
-
-
-def _assigns(scope: ast.AST, name: str) -> bool:
-    return any(name in _assigned(node) for node in ast.walk(scope))
-
-
-def _compares(test: ast.expr, option: str) -> bool:
-    return any(
-        isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute) and node.left.attr == option
-        for node in ast.walk(test)
-    )
-
-
-def _compared_with(tree: ast.AST, option: str) -> list[str]:
-    found: dict[str, None] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute) and node.left.attr == option:
-            for constant in ast.walk(node.comparators[0]):
-                if isinstance(constant, ast.Constant) and isinstance(constant.value, str):
-                    found[constant.value] = None
-    return list(found)
+def _names(target: ast.expr) -> list[ast.Name]:
+    return [node for node in ast.walk(target) if isinstance(node, ast.Name)]
