@@ -29,10 +29,10 @@ def student(root: Path, *options: str, name: str) -> dict[str, torch.Tensor]:
     common = (
         *("DATASET.TYPE", "cifar100", "SOLVER.BATCH_SIZE", "64", "SOLVER.EPOCHS", "1"),
         *("TLLM.HOLDOUT.FRACTION", "0.5", "TLLM.DETECTOR.TYPE", "none"),
-        *("DISTILLER.TEACHER_CHECKPOINT", str(root / "teacher.pth"), "EXPERIMENT.NAME", name),
+        *("DISTILLER.TEACHER_CHECKPOINT", str(root / "teacher.pth"), "LOG.PREFIX", str(root / name)),
     )
     train(root, *common, *options)
-    (path,) = (path for path in (root / "output").rglob("student_latest") if name in str(path))
+    (path,) = (root / name).rglob("student_latest")
     found: dict[str, torch.Tensor] = torch.load(path, weights_only=False)["model"]
     return found
 
@@ -50,6 +50,6 @@ def test_auto_trains_and_says_what_it_has_chosen(scratch: Path, monkeypatch: pyt
     monkeypatch.setenv("TLLM_CACHE", str(scratch / "cache"))
     prepare(scratch)
     student(scratch, "TLLM.SPEED", "auto", name="fast")
-    (path,) = (scratch / "output").rglob("speed.json")
+    (path,) = (scratch / "fast").rglob("speed.json")
     found = RunFolder(path.parent).read_speed()
     assert found.teacher and found.student and "batch 64x3x32x32" in found.measured_on
