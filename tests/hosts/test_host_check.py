@@ -33,11 +33,11 @@ def test_the_report_counts_and_keeps_to_its_lines() -> None:
         MethodCheck("X", REFUSED, "no\nstudent"),
         MethodCheck("Y", BROKEN, "KeyError"),
     )
-    result = CheckResult((Fact("trainers", "base"), *methods))
+    result = CheckResult((Fact("note", "a"), Fact("trainers", "base"), Fact("note", "b"), *methods))
     assert summary(result) == (
         "of 3 methods: 1 train with TLLM, 1 are refused by TLLM, 0 fail with TLLM, 1 do not train in the host either"
     )
-    assert result.facts == {"trainers": "base"} and result.methods == methods and not result.problem
+    assert result.facts == {"note": "a; b", "trainers": "base"} and result.methods == methods and not result.problem
     assert all("\n" not in line_of(finding) for finding in result.findings)
     assert line_of(Problem("no torch\nat all")) == "no method was tried: no torch\nat all"
 

@@ -85,8 +85,12 @@ class CheckResult:
 
     @property
     def facts(self) -> dict[str, str]:
-        """Findings about parts, by part."""
-        return dict(finding for finding in self.findings if isinstance(finding, Fact))
+        """Findings about parts, by part; several about one part are joined by semicolons."""
+        found: dict[str, str] = {}
+        for fact in self.findings:
+            if isinstance(fact, Fact):
+                found[fact.part] = f"{found[fact.part]}; {fact.text}" if fact.part in found else fact.text
+        return found
 
     @property
     def methods(self) -> tuple[MethodCheck, ...]:
