@@ -1,4 +1,4 @@
-"""`TLLM.SPEED` in the real mdistiller: the exact batches of its own loader, and a faster run that can be resumed."""
+"""`TLLM.SPEED` in the real mdistiller: the exact batches of its own loader, and the record of what auto has chosen."""
 
 from __future__ import annotations
 
