@@ -90,7 +90,7 @@ def comparison(count: int, repeats: int) -> dict[str, float]:
         results = [TestResult.from_predictions(predict(network, batches)) for network in networks]
         found = compare([(0, results[0])], [(0, results[1])])
         assert len(found.interval[0]) == len(found.q_value) == CLASSES
-        assert found.hurt_count.found.n == found.surely_hurt_count.found.n == 1
+        assert found.hurt_count.found.n == found.significantly_worse_count.found.n == 1
 
     networks[0](batches[0][0])
     times = []

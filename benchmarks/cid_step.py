@@ -20,8 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tllm_plugin.hosts.embedded.distillers import KD, Distiller
-from tllm_plugin.methods import CID
+from tllm_plugin.methods import CID, KD, Distiller
 from tllm_plugin.models import create_model, head
 
 

@@ -18,7 +18,7 @@ from tllm_plugin import Curves, Predictions, create_detector, predict
 from tllm_plugin.hosts.embedded import recipe
 from tllm_plugin.hosts.embedded.config import load_config
 from tllm_plugin.hosts.embedded.defaults import default_config
-from tllm_plugin.hosts.teaching import flags_record
+from tllm_plugin.hosts.session_records import flags_record
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.optuna_study import SharedStudy
 from tllm_plugin.search.space import ETA, Dimension

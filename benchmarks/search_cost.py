@@ -3,7 +3,7 @@
     python benchmarks/search_cost.py --out output/search-cost --rounds 2
 
 A is one run of the distiller without TLLM's detector (`none`) as `tllm train` makes it, its teacher at hand. B is
-everything that `tllm search` does: the vanilla reference, the run that is taught to the end, the trials, the choice.
+everything that `tllm search` does: the vanilla reference, the run without detection, the trials, the choice.
 They alternate, A B A B, each round in a folder of its own, and both have the same search hold-out. Printed are CPU
 seconds of the process, everything included but the import of Optuna (once per process, told beside the table;
 wall-clock seconds are told as well, which other work on the machine disturbs; on a GPU look at these), and epochs

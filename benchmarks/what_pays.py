@@ -25,7 +25,7 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
 from multiprocessing import get_context
@@ -41,6 +41,7 @@ from tllm_plugin.analysis.comparison import compare
 from tllm_plugin.analysis.headroom import Estimate, headroom
 from tllm_plugin.analysis.results import TestResult
 from tllm_plugin.data import DataBundle
+from tllm_plugin.hosts.config_checks import flat
 from tllm_plugin.hosts.embedded import recipe
 from tllm_plugin.hosts.embedded.config import load_config
 from tllm_plugin.hosts.embedded.data import load_bundle
@@ -59,7 +60,8 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parsed(words)
     log()
     rows = read_rows(options.results)
-    configs = {(arm, seed): config_of(options, arm, seed) for seed in range(options.seeds) for arm in options.arms}
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    configs = {(arm, seed): config_of(options, arm, seed) for seed in seeds for arm in options.arms}
     missing = [key for key, cfg in configs.items() if (*key, digest_of(cfg)) not in rows]
     if missing and not options.report:
         teacher = teacher_config(options)
@@ -85,6 +87,7 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--teacher-epochs", type=int, default=0, help="0: as many as the student")
     parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--first-seed", type=int, default=0, help="100 for the confirming runs of docs/protocol.md")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--level", default="mean", help="TLLM.POLICY_OPTIONS.LEVEL: mean, max or a number")
     parser.add_argument(
@@ -171,17 +174,9 @@ def config_of(options: argparse.Namespace, arm: str, seed: int) -> CfgNode:
 
 def digest_of(cfg: CfgNode) -> str:
     """Return a digest of the settings of a run: of its config, the teacher's included, but not of places."""
-    settings = {key: value for key, value in flattened(cfg) if not key.startswith(_PLACES)}
+    settings = {key: value for key, value in flat(cfg) if not key.startswith(_PLACES)}
     settings["teacher"] = Path(cfg.DISTILLER.TEACHER_CHECKPOINT).parent.name  # It has a digest of its config in it.
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def flattened(cfg: CfgNode, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in cfg.items():
-        if isinstance(value, CfgNode):
-            yield from flattened(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def bundle_of(options: argparse.Namespace, seed: int) -> DataBundle:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from tests.own_loop_cases import OWN_LOOP_BUILDERS
 from tllm_plugin.core.outputs import logits_of
-from tllm_plugin.hosts.embedded.distillers import AT, KD, Distiller, FitNet, Vanilla
-from tllm_plugin.methods import CID, SFTN, SRRL, Branch
+from tllm_plugin.hosts.embedded.distillers import AT, FitNet
+from tllm_plugin.methods import CID, KD, SFTN, SRRL, Branch, Distiller, Vanilla
 from tllm_plugin.models import FeatureNet, Tail, create_model
 
 NUM_CLASSES = 6

@@ -60,14 +60,14 @@ def test_change_by_loops() -> None:
 @pytest.mark.parametrize("known", [answers, lambda *given: counts_only(answers(*given))])
 def test_planted_classes_are_found_and_no_others(known: object) -> None:
     found = compare([(0, known(0, level()))], [(0, known(1, level(0.3)))])
-    assert tuple(np.nonzero(found.surely_hurt)[0]) == PLANTED
+    assert tuple(np.nonzero(found.significantly_worse)[0]) == PLANTED
     low, high = found.interval
     assert (high[list(PLANTED)] < 0).all() and ((low <= found.delta) & (found.delta <= high)).all()
     # Unpaired intervals are wider, and the raw count is no evidence: about half of the other classes are "hurt" too.
     assert found.hurt_count.found.mean == found.hurt.sum() > 10
     null = found.hurt_count.null
     assert null.source == "permutation" and abs(null.mean - found.hurt.sum()) < 4 * null.std
-    assert found.surely_hurt_count.null.mean < 0.5
+    assert found.significantly_worse_count.null.mean < 0.5
     large = found.largely_hurt_count
     assert large.found.mean == (found.delta < -0.05 - 1e-9).sum() and large.found.mean < found.hurt_count.found.mean
     # Chance loses fewer classes by 5 points than it loses at all; the planted ones are not chance's.
@@ -77,7 +77,7 @@ def test_planted_classes_are_found_and_no_others(known: object) -> None:
 
 def test_nothing_is_found_where_nothing_is() -> None:
     false = [
-        compare([(0, answers(2 * seed, level()))], [(0, answers(2 * seed + 1, level()))]).surely_hurt.any()
+        compare([(0, answers(2 * seed, level()))], [(0, answers(2 * seed + 1, level()))]).significantly_worse.any()
         for seed in range(40)
     ]
     assert np.mean(false) <= 0.1
@@ -94,8 +94,8 @@ def test_the_false_discovery_rate_is_five_percent(lost: int, found: bool) -> Non
     )
     change = compare([(0, before)], [(0, after)])
     assert change.q_value == pytest.approx([2 * 0.5**lost, 1.0])
-    assert change.surely_hurt.tolist() == [found, False]
-    assert change.surely_hurt_count.found.mean == found
+    assert change.significantly_worse.tolist() == [found, False]
+    assert change.significantly_worse_count.found.mean == found
 
 
 def test_seeds() -> None:
@@ -126,7 +126,7 @@ def test_seeds() -> None:
         if i != j
     ]
     assert found.largely_hurt_count.null.mean == pytest.approx(np.mean(large))
-    assert tuple(np.nonzero(found.surely_hurt)[0]) == PLANTED
+    assert tuple(np.nonzero(found.significantly_worse)[0]) == PLANTED
     assert np.isnan(compare(vanilla[:1], distilled[:1]).delta_std).all()
 
 
@@ -134,9 +134,9 @@ def test_a_class_without_test_images() -> None:
     kept = LABELS != 5
     first, second = (result_of(LABELS[kept], predicted(r)[kept]) for r in (answers(0, level()), answers(1, level(0.3))))
     found = compare([(None, first)], [(None, second)])
-    assert np.isnan(found.delta[5]) and not found.hurt[5] and not found.surely_hurt[5]
+    assert np.isnan(found.delta[5]) and not found.hurt[5] and not found.significantly_worse[5]
     assert (found.interval[0][5], found.interval[1][5]) == (-1.0, 1.0)
-    assert found.surely_hurt[3]
+    assert found.significantly_worse[3]
 
 
 def test_other_images() -> None:

@@ -33,7 +33,7 @@ def test_order(make_run: RunMaker) -> None:
     assert [(method.label, len(method.runs)) for method in study.methods] == [("KD", 2), ("TLLM (KD)", 1)]
     kd, tllm = study.methods
     assert kd.comparison is not None and kd.comparison.paired
-    assert np.nonzero(kd.comparison.surely_hurt)[0].tolist() == [2]
+    assert np.nonzero(kd.comparison.significantly_worse)[0].tolist() == [2]
     assert np.nonzero(tllm.flagged)[0].tolist() == [2] and not kd.flagged.any()
     assert separate_vanilla(study.methods)
     # By seed: each KD run against the vanilla run that shares its seed.
@@ -121,7 +121,7 @@ def test_settings_make_methods_and_seeds_do_not(make_run: RunMaker, caplog: pyte
     other = make_run("vanilla-long", seed=1, settings={"SOLVER.EPOCHS": 99})
     build_study([load_run(path) for path in [*paths, other]])
     assert (
-        "vanilla and vanilla-long are taken for seeds of one vanilla student, but differ in SOLVER.EPOCHS"
+        "vanilla and vanilla-long are treated as seeds of one vanilla student, but differ in SOLVER.EPOCHS"
         in caplog.text
     )
 
@@ -131,7 +131,7 @@ def test_no_vanilla_run_and_no_answers_per_image(make_run: RunMaker) -> None:
     assert alone.methods[0].comparison is None and alone.compared == ()
     counts = make_run("kd-counts", method="KD", hurt=(4,), answers=False)
     found = build_comparison([load_run(make_run("vanilla"))], [load_run(counts)]).methods[0].comparison
-    assert found is not None and not found.paired and np.nonzero(found.surely_hurt)[0].tolist() == [4]
+    assert found is not None and not found.paired and np.nonzero(found.significantly_worse)[0].tolist() == [4]
 
 
 @pytest.mark.parametrize(

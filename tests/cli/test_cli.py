@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import shlex
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -99,10 +98,10 @@ def test_keys_of_configs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = capsys.readouterr().out.splitlines()
     assert line.split()[:2] == ["TLLM.DETECTOR.FDR", "0.05"] and line.endswith("[--tllm_fdr]")
     assert main(["config", "keys", "--grep", "no such thing"]) == 1
-    assert "Expected `--grep` to be part of a key" in capsys.readouterr().err
+    assert "Expected `--grep` to occur in a key" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [[], ["nonsense"], ["train"], ["show"], ["validate"], ["show", "x", "--score", "no"]])
+@pytest.mark.parametrize("words", [[], ["nonsense"], ["train"], ["show"], ["validate"]])
 def test_bad_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert "usage: tllm" in capsys.readouterr().err
@@ -185,7 +184,15 @@ def test_train_links_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert f"report        {page}" in lines
     (teacher,) = (tmp_path / "digits").glob("teacher-*")
     accuracy = RunFolder.inside(teacher).read_metrics().test_accuracy
-    assert f"teacher       digits_teacher, test accuracy {accuracy:.2%}" in lines
+    rows = [[cell.strip() for cell in line.split("\u2502")[1:-1]] for line in lines if line.startswith("\u2502")]
+    (reference,) = (tmp_path / "digits").glob("vanilla-*")
+    results = [RunFolder.find(path).read_metrics().test_accuracy for path in (reference, page.parent)]
+    assert [row[:2] for row in rows] == [
+        ["teacher digits_teacher", f"{accuracy:.2%}"],
+        ["vanilla student", f"{results[0]:.2%}"],
+        ["KD, no detector", "not found"],
+        ["this run: TLLM (KD)", f"{results[1]:.2%}"],
+    ]
     assert '"label":"teacher digits_teacher"' in page.read_text()
     # The reference that was trained first is in it.
     assert '"label":"vanilla"' in page.read_text() and '"label":"TLLM (KD)"' in page.read_text()
@@ -193,7 +200,7 @@ def test_train_links_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[st
     words = train_words(tmp_path, "SOLVER.EPOCHS", "1", "EXPERIMENT.NAME", "a run", "LOG.TEST_FREQ", "-1")
     assert main([*words[:3], "--overwrite", *words[3:]]) == 0
     shown = capsys.readouterr()
-    assert shown.out.splitlines()[0] == "test accuracy not looked at, after 1 epochs"
+    assert shown.out.splitlines()[0] == "test accuracy not measured, after 1 epochs"
     assert "report  " not in shown.out and "no report" not in shown.err and not page.exists()
 
 
@@ -381,9 +388,3 @@ def test_host_check_of_what_is_no_checkout(tmp_path: Path, capsys: pytest.Captur
     assert main(["host", "check", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert f"tllm: Expected {tmp_path} to be a checkout of mdistiller, of RepDistiller or of a descendant" in error
-
-
-def test_a_command_imports_only_what_it_needs() -> None:
-    code = "import sys; from tllm_plugin.cli import main; main(['show', '--help']); print('torchvision' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("\nFalse\n") and "usage: tllm show" in done.stdout

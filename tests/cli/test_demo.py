@@ -32,9 +32,7 @@ def test_demo(
     assert 0 < int(seconds) <= time.perf_counter() - started + 0.5, "rounded"
     folder = tmp_path / ("demo" if planted else "demo-unplanted")
     if planted:
-        assert (
-            "Classes 3 and 8 were PLANTED: the teacher that KD and TLLM learn from was made confidently wrong" in flat
-        )
+        assert "Classes 3 and 8 were PLANTED: after its own test above, the teacher was made confidently wrong" in flat
         assert "make demo PLANT=0" in flat and "on planted" in flat
     else:
         assert "plant" not in flat.replace(str(folder), "").lower()
@@ -58,7 +56,7 @@ def test_demo(
     assert main(following[1:]) == 0
     capsys.readouterr()
     assert main(words[:-1]) == 2, "an odd number of overrides"
-    assert main([*words, "LOG.TEST_FREQ", "-1"]) == 2 and "whose table is of test data" in capsys.readouterr().err
+    assert main([*words, "LOG.TEST_FREQ", "-1"]) == 2 and "whose table needs test results" in capsys.readouterr().err
 
 
 def test_a_narrow_terminal_cuts_nothing(

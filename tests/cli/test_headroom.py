@@ -42,7 +42,7 @@ def test_table_and_json(
 
 def test_one_pair_is_told_what_it_cannot_show(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["headroom", runs[0], runs[3]]) == 0
-    assert "a single pair of runs cannot show" in " ".join(capsys.readouterr().out.split())
+    assert "a single pair of runs shows the sampling noise" in " ".join(capsys.readouterr().out.split())
 
 
 def test_without_a_vanilla_run_there_is_nothing_to_compare_with(

@@ -98,17 +98,24 @@ def test_markdown_and_latex(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     write_run(tmp_path / "runs" / "v", data_set="imagefolder", student="resnet18", classes=5)
     assert main(["tables", str(tmp_path / "runs")]) == 0
     plain = capsys.readouterr().out
-    assert plain.count("### Table") == 6
-    note = "Printed / **own runs**, mean +- standard deviation over seeds (n); a place without a run holds only the "
-    assert plain.endswith(f"\n{note}printed number.\n0 places filled from 1 finished runs below {tmp_path / 'runs'}\n")
+    assert plain.count("### Table") == plain.count("(the paper's numbers only)") == 6
+    assert plain.startswith("All numbers below are the paper's; no cell is filled by a run of yours.\n")
+    assert plain.endswith(f"\n0 cells filled from 1 finished runs below {tmp_path / 'runs'}\n")
+    words = ["tables", str(tmp_path / "runs"), "--imagefolder-is", "imagenet", "--markdown", "-"]
+    assert main(words) == 0
+    mine = capsys.readouterr().out
+    assert mine.startswith("Plain numbers are the paper's. **Bold numbers are yours** (2 cells): mean +- ")
+    assert mine.count("cells are yours)") + mine.count("(the paper's numbers only)") == 6
+    assert mine.count("**") == 2 + 2 * 2
     tex = tmp_path / "tables.tex"
     assert main(["tables", str(tmp_path / "runs"), "--imagefolder-is", "imagenet", "--latex", str(tex)]) == 0
-    assert "2 places filled" in capsys.readouterr().out
+    assert "2 cells filled" in capsys.readouterr().out
     text = tex.read_text()
     own = 100 * load_run(tmp_path / "runs" / "v").result.accuracy
     assert f"69.8 / \\textbf{{{own:.2f} (1)}}" in text and not math.isnan(own)
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     shapes = re.findall(r"\\begin\{tabular\}\{(l(r+))\}", text)
+    assert text.count("(plain: the paper; \\textbf{bold}: own runs).}") == mine.count("cells are yours)")
     assert len(shapes) == 6 and {len(columns) for _, columns in shapes} == {9, 4, 6, 3}
     assert all(line.count("&") in (9, 4, 6, 3) for line in rows)
     assert not re.search(r"(?<!\\)%", text)
@@ -129,7 +136,7 @@ def test_numbers_have_the_decimals_that_the_paper_prints(tmp_path: Path, capsys:
 
 def test_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tables", str(tmp_path / "nothing")]) == 2
-    assert "to be a folder that holds runs" in capsys.readouterr().err
+    assert "to be a folder of runs" in capsys.readouterr().err
 
 
 def test_what_cannot_be_read_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

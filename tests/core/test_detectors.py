@@ -31,7 +31,13 @@ def outcome(accuracy: Tensor, generator: torch.Generator, difficulty: Tensor) ->
 
 
 def simulate(
-    seed: int, hurt: list[int], size: float = 0.5, epochs: int = EPOCHS, forced: Sequence[int] = (), **options: Any
+    seed: int,
+    hurt: list[int],
+    size: float = 0.5,
+    epochs: int = EPOCHS,
+    forced: Sequence[int] = (),
+    name: str = "reference",
+    **options: Any,
 ) -> tuple[Detector, list[Tensor]]:
     """Run the `reference` detector on two simulated runs that differ only in the hurt classes."""
     generator = torch.Generator().manual_seed(seed)
@@ -47,7 +53,7 @@ def simulate(
         worse[hurt] -= size
         runs.append(outcome(worse.clamp(min=0), generator, difficulty))
     options = {"score": "accuracy", **options}
-    detector = create_detector("reference", CLASSES, total_epochs=epochs, reference=reference, **options)
+    detector = create_detector(name, CLASSES, total_epochs=epochs, reference=reference, **options)
     detector._flag(torch.isin(torch.arange(CLASSES), torch.tensor(list(forced), dtype=torch.int64)), epoch=0)
     return detector, [detector.update(epoch, samples) for epoch, samples in enumerate(runs, start=1)]
 
@@ -103,6 +109,29 @@ def test_evidence_is_kept_from_the_epoch_of_the_flag() -> None:
     assert detector.holdout_count.tolist() == [PER_CLASS] * CLASSES
     assert detector.holdout_correct[3] <= 5
     assert detector.epoch_flagged[4] == -1
+
+
+def test_probability_of_harm_is_recorded_beside_the_e_value() -> None:
+    detector, _ = simulate(0, hurt=[3], size=0.4, fdr=1e-6)
+    harm = detector.evidence.harm
+    assert harm[3] > 0.99 and ((harm >= 0) & (harm <= 1)).all() and harm.median() < 0.9
+    state = detector.state_dict()
+    del state["harm"]  # A checkpoint of an earlier version.
+    detector.load_state_dict(state)
+    assert detector.evidence.harm.isnan().all() and not detector.evidence.drop.isnan().any()
+
+
+def test_posterior_flags_probable_harm() -> None:
+    false = 0
+    for seed in range(10):
+        detector, _ = simulate(seed, hurt=[3, 8], size=0.4, warmup_epochs=3, name="posterior")
+        assert detector.flags[[3, 8]].all() and (detector.epoch_flagged[[3, 8]] > 3).all()
+        false += int(detector.flags.sum()) - 2
+        certain, _ = simulate(seed, hurt=[3, 8], size=0.4, warmup_epochs=3, name="posterior", probability=0.999)
+        assert not (certain.flags & ~detector.flags).any()
+        nothing, _ = simulate(seed, hurt=[], warmup_epochs=3, name="posterior", eta=0.5)
+        assert not nothing.flags.any() and "with probability 0.95" in nothing.reason()
+    assert false <= 0.25 * 10 * (CLASSES - 2)
 
 
 def test_warmup_epochs_are_not_judged() -> None:
@@ -187,7 +216,7 @@ def test_imitation_flags_nothing_where_nothing_is_copied() -> None:
     for seed in range(10):
         detector = imitate(seed, hard=[2, 5, 11], copied=[])
         assert not detector.flags.any()
-    assert detector.reason().startswith("no class repeated the teacher's errors more than eta = 0.05 oftener than")
+    assert detector.reason().startswith("no class repeated the teacher's errors more often than")
 
 
 def test_imitation_needs_a_teacher() -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import io
-import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,93 +22,49 @@ from tests.distiller_cases import (
     build,
     expected_logits,
     named,
-    replica_of,
     total,
     trained_parameters,
 )
 from tests.own_loop_cases import Pieces
+from tests.wrapper_checks import (
+    BETWEEN,
+    WEIGHTED,
+    WITH_ZERO,
+    bf16_autocast,
+    check_equal,
+    compiled_networks,
+    gradients,
+    mixed_by_hand,
+    replicas_in_threads_do_not_disturb_each_other,
+    wrap,
+)
 from tllm_plugin import TLLMWrapper
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.mixing import mixed_logits, temperature_of
-from tllm_plugin.core.outputs import map_tensors
 
-BETWEEN = torch.tensor([1.0, 0.3, 0.85, 1.0, 0.05, 0.999])
-#: With a flagged class as well.
-WITH_ZERO = torch.tensor([1.0, 0.3, 0.0, 1.0, 0.05, 0.0])
 TEMPERATURE = 2.5
 
 
-def wrap(name: str, weights: Tensor, **options: Any) -> TLLMWrapper:
-    wrapper = TLLMWrapper(build(name), NUM_CLASSES, **options).train()
-    wrapper.set_teaching_weights(weights)
-    return wrapper
+@pytest.mark.parametrize("name", WITH_TEACHER)
+@pytest.mark.parametrize("check", WEIGHTED, ids=lambda check: check.__name__)
+def test_every_distiller_with_a_teacher(check: Callable[[str], None], name: str) -> None:
+    check(name)
 
 
-def mixed_by_hand(logits: Tensor, target: Tensor, weights: Tensor, temperature: float) -> Tensor:
-    """Return T times the log of the mixture, the row's logsumexp added, in double precision."""
-    scaled = logits.double() / temperature
-    share = weights.double()[target].unsqueeze(1)
-    probability = share * scaled.softmax(1) + (1 - share) * F.one_hot(target, logits.shape[1])
-    return temperature * (probability.log() + scaled.logsumexp(1, keepdim=True))
-
-
-def taught_by_hand(name: str, weights: Tensor, target: Tensor, temperature: float) -> nn.Module:
-    """Return a distiller without a wrapper whose teacher gives mixed logits and whose features carry less gradient."""
-    inner: Any = build(name)
-
-    def pick(output: Any) -> Tensor:
-        """Return logits, which some hosts' networks give after their features."""
-        if hasattr(inner, "pick"):
-            return inner.pick(output)  # type: ignore[no-any-return]
-        return next(item for item in output if isinstance(item, Tensor) and item.shape == (len(target), NUM_CLASSES))
-
-    def teach(module: nn.Module, args: Any, output: Any) -> Any:
-        logits = next(item for item in output if isinstance(item, Tensor))
-        mixed = mixed_by_hand(logits, target, weights, temperature).to(logits.dtype)
-        return tuple(mixed if item is logits else item for item in output)
-
-    def lessen(module: nn.Module, args: Any, output: Any) -> Any:
-        logits = pick(output)
-        mappings = [item for item in output if isinstance(item, dict)] if isinstance(output, (tuple, list)) else []
-        own = next((item["own_logits"] for item in mappings if "own_logits" in item), None)
-
-        def lessened(tensor: Tensor) -> Tensor:
-            if tensor is logits or tensor is own:
-                return tensor
-            share = weights[target].reshape(-1, *(1,) * (tensor.dim() - 1))
-            return share * tensor + (1 - share) * tensor.detach()
-
-        return map_tensors(output, lessened)
-
-    inner.teacher.register_forward_hook(teach)
-    inner.student.register_forward_hook(lessen)
-    return inner
-
-
-def gradients(module: nn.Module) -> dict[str, Tensor | None]:
-    return {name: parameter.grad for name, parameter in module.named_parameters()}
+@pytest.mark.parametrize("weights", [BETWEEN, WITH_ZERO])
+@pytest.mark.parametrize("name", WITH_TEACHER)
+def test_replicas_in_threads_do_not_disturb_each_other(name: str, weights: Tensor) -> None:
+    replicas_in_threads_do_not_disturb_each_other(name, weights)
 
 
 @pytest.mark.parametrize("name", WITH_TEACHER)
-def test_losses_and_gradients_are_those_of_mixed_targets_and_weighted_features(name: str) -> None:
-    wrapper, keywords = wrap(name, BETWEEN), batch(name)
-    temperature = getattr(wrapper.distiller, "temperature", 1.0)
-    reference = taught_by_hand(name, BETWEEN, keywords["target"], temperature)
-    logits, losses = wrapper(**keywords)
-    expected_outputs, expected = reference(**keywords)
-    assert torch.equal(logits, expected_outputs)
-    assert type(losses) is type(expected)
-    for key, loss in named(expected).items():
-        torch.testing.assert_close(named(losses)[key], loss, atol=1e-5, rtol=1e-4)
-    total(losses).backward()
-    total(expected).backward()
-    found = gradients(wrapper.distiller)
-    assert any(gradient is not None for gradient in found.values())
-    for path, gradient in gradients(reference).items():
-        if gradient is None:
-            assert found[path] is None
-        else:
-            torch.testing.assert_close(found[path], gradient, atol=2e-5, rtol=1e-3)
+def test_bf16_autocast(name: str) -> None:
+    bf16_autocast(name, WITH_ZERO, atol=0.1)
+
+
+@pytest.mark.parametrize("style", ["module", "in_place"])
+def test_compiled_networks(style: str) -> None:
+    compiled_networks("AT", style, [BETWEEN, WITH_ZERO, BETWEEN])
 
 
 def test_gradient_at_the_logits_is_that_of_kd_with_mixed_targets() -> None:
@@ -132,13 +87,6 @@ def test_ones_are_the_inner_distiller_bit_for_bit(name: str) -> None:
     check_equal(build(name), wrap(name, torch.ones(NUM_CLASSES)), batch(name))
 
 
-@pytest.mark.parametrize("name", WITH_TEACHER)
-def test_rows_of_weight_one_are_taught_bit_for_bit_beside_a_class_that_is_taught_less(name: str) -> None:
-    weights = torch.ones(NUM_CLASSES)
-    weights[5] = 0.5
-    check_equal(build(name), wrap(name, weights), batch(name, rows=5))  # Classes 0 to 4.
-
-
 @pytest.mark.parametrize("name", sorted(BUILDERS))
 @pytest.mark.parametrize("flagged", [[1, 4], [0, 1, 2, 3], list(range(NUM_CLASSES))])
 def test_zeros_are_flags_bit_for_bit(name: str, flagged: list[int]) -> None:
@@ -148,38 +96,6 @@ def test_zeros_are_flags_bit_for_bit(name: str, flagged: list[int]) -> None:
     by_flags.set_undistillable(weights == 0)
     assert torch.equal(by_weights.undistillable, weights == 0)
     check_equal(by_flags, by_weights, batch(name))
-
-
-@pytest.mark.parametrize("name", WITH_TEACHER)
-def test_flagged_rows_are_treated_bit_for_bit_alike_beside_a_class_that_is_taught_less(name: str) -> None:
-    weights = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 0.5])
-    by_flags = wrap(name, torch.ones(NUM_CLASSES))
-    by_flags.set_undistillable(weights == 0)
-    keywords = batch(name)
-    keywords["target"] = torch.arange(12) % 5
-    check_equal(by_flags, wrap(name, weights), keywords)
-
-
-def check_equal(one: nn.Module, other: nn.Module, keywords: dict[str, Any]) -> None:
-    results = []
-    for module in (one, other):
-        torch.manual_seed(5)
-        logits, losses = module(**keywords)
-        total(losses).backward()
-        results.append((logits, named(losses), torch.get_rng_state()))
-    (logits, losses, rng), (other_logits, other_losses, other_rng) = results
-    assert torch.equal(logits, other_logits) and torch.equal(rng, other_rng)
-    assert list(losses) == list(other_losses)
-    assert all(torch.equal(losses[key], other_losses[key]) for key in losses)
-    inner = [getattr(module, "distiller", module) for module in (one, other)]
-    states = [module.state_dict() for module in inner]
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-    found, other_found = map(gradients, inner)
-    assert any(gradient is not None for gradient in found.values())
-    for path, gradient in found.items():
-        same = other_found[path]
-        assert (gradient is None) == (same is None)
-        assert gradient is None or same is None or torch.equal(gradient, same)
 
 
 @pytest.mark.parametrize("name", WITH_TEACHER)
@@ -214,44 +130,6 @@ def test_the_order_of_rows_does_not_matter(name: str, weights: Tensor) -> None:
             torch.testing.assert_close(gradient, found[path], atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("weights", [BETWEEN, WITH_ZERO])
-@pytest.mark.parametrize("name", WITH_TEACHER)
-def test_replicas_in_threads_do_not_disturb_each_other(name: str, weights: Tensor) -> None:
-    wrapper, seen = wrap(name, weights), wrap(name, torch.ones(NUM_CLASSES))
-    seen(**batch(name))
-    wrapper.set_extra_state(seen.get_extra_state())
-    replicas = [replica_of(wrapper) for _ in range(4)]
-    batches = [batch(name, rows=rows, seed=rows) for rows in (12, 6, 7, 12)]
-    expected = [copy.deepcopy(wrapper)(**keywords) for keywords in batches]
-    results: list[Any] = [None] * 4
-    barrier = threading.Barrier(4)
-
-    def work(place: int) -> None:
-        barrier.wait()
-        for _ in range(3):
-            results[place] = replicas[place](**batches[place])
-
-    threads = [threading.Thread(target=work, args=(place,)) for place in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for (logits, losses), (alone, expected_losses) in zip(results, expected, strict=True):
-        torch.testing.assert_close(logits, alone)
-        torch.testing.assert_close(total(losses), total(expected_losses))
-
-
-@pytest.mark.parametrize("name", WITH_TEACHER)
-def test_bf16_autocast(name: str) -> None:
-    wrapper = wrap(name, WITH_ZERO)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits, losses = wrapper(**batch(name))
-    total(losses).backward()
-    exact = wrap(name, WITH_ZERO)(**batch(name))
-    torch.testing.assert_close(logits.float(), exact[0], atol=0.1, rtol=0.1)
-    torch.testing.assert_close(total(losses).float(), total(exact[1]), atol=0.1, rtol=0.1)
-
-
 @pytest.mark.parametrize("name", WITH_TEACHER)
 def test_flagged_rows_are_balanced_with_what_the_others_are_taught(name: str) -> None:
     wrapper, plain = (wrap(name, WITH_ZERO, balance=balance) for balance in (True, False))
@@ -259,34 +137,11 @@ def test_flagged_rows_are_balanced_with_what_the_others_are_taught(name: str) ->
     assert wrapper.balance is not None and 0 < wrapper.balance.latest.item() < float("inf")
     assert torch.equal(logits, plain_logits)
     losses, plain_losses = named(losses), named(plain_losses)
-    added = {"loss_ce", "ce", "loss_tllm"}
+    added = {"loss_ce", "ce"}
     assert all(torch.equal(losses[key], plain_losses[key]) for key in losses if key not in added)
     unmeasured = wrap(name, BETWEEN, balance=True)
     unmeasured(**batch(name))
     assert unmeasured.balance is not None and unmeasured.balance.steps == 0
-
-
-@pytest.mark.parametrize("style", ["module", "in_place"])
-def test_compiled_networks(style: str) -> None:
-    inner = build("AT")
-    for name in ("student", "teacher"):
-        network = inner.get_submodule(name)
-        if style == "module":
-            setattr(inner, name, torch.compile(network, backend="aot_eager"))
-        else:
-            network.compile(backend="aot_eager")
-    wrapper = TLLMWrapper(inner, NUM_CLASSES).train()
-    for weights in (BETWEEN, WITH_ZERO, BETWEEN):
-        wrapper.set_teaching_weights(weights)
-        plain = wrap("AT", weights)
-        plain.load_state_dict({key.replace("_orig_mod.", ""): value for key, value in wrapper.state_dict().items()})
-        results = []
-        for module in (wrapper, plain):
-            module.zero_grad()
-            logits, losses = module(**batch("AT"))
-            total(losses).backward()
-            results.append((logits, total(losses), [p.grad for p in module.get_learnable_parameters()]))
-        torch.testing.assert_close(*results)
 
 
 def test_weights_travel_through_a_checkpoint_that_loads_without_unpickling() -> None:
@@ -474,11 +329,3 @@ def test_context_of_cid_sees_the_mixed_teacher_in_every_epoch() -> None:
     weight, plain_weight = (module.student.context_weight for module in (wrapper, plain))  # type: ignore[union-attr]
     assert EPOCH and torch.equal(weight[BETWEEN == 1], plain_weight[BETWEEN == 1])
     assert bool((weight > plain_weight)[BETWEEN < 1].all())
-
-
-#: For every method of every host.
-CHECKS = (
-    test_losses_and_gradients_are_those_of_mixed_targets_and_weighted_features,
-    test_rows_of_weight_one_are_taught_bit_for_bit_beside_a_class_that_is_taught_less,
-    test_flagged_rows_are_treated_bit_for_bit_alike_beside_a_class_that_is_taught_less,
-)

@@ -319,9 +319,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "a dictionary of tensors, but got list",
     ),
     "a number": (losses_of(lambda losses, logits: {**losses, "kd": 0.0}), "loss 'kd' to be a tensor, but got float"),
-    "a loss per row": (
-        losses_of(lambda losses, logits: {"kd": logits.sum(1)}),
-        r"'kd' to be a mean .* of shape \(\d+,\)",
+    "a loss per row and class": (
+        losses_of(lambda losses, logits: {"kd": logits}),
+        r"'kd' to be a mean .* or one value per row, .* but got torch.float32 of shape \(\d+, 6\)",
     ),
     "a whole number": (
         losses_of(lambda losses, logits: {"kd": logits.argmax()}),

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import io
-import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from tests.distiller_cases import (
     BUILDERS,
@@ -19,147 +16,55 @@ from tests.distiller_cases import (
     NUM_CLASSES,
     SEPARABLE,
     WITH_TEACHER,
-    WITHOUT_LABELS,
     Calls,
     batch,
     build,
-    expected_logits,
-    named,
-    replica_of,
     total,
-    trained_parameters,
+)
+from tests.wrapper_checks import (
+    FOR_ALL,
+    bf16_autocast,
+    compiled_networks,
+    few_distillable_rows_give_finite_losses_and_gradients,
+    flags,
+    freeze_batch_norm,
+    mixed_batch_runs_the_student_once_and_shows_the_teacher_distillable_rows_only,
+    separable_losses_are_the_row_weighted_sum_of_their_parts,
+    wrap,
 )
 from tllm_plugin import TLLMWrapper
 
 
-def wrap(name: str, flagged: list[int], **options: Any) -> TLLMWrapper:
-    wrapper = TLLMWrapper(build(name), NUM_CLASSES, **options).train()
-    wrapper.set_undistillable(flags(flagged))
-    return wrapper
-
-
-def flags(classes: list[int]) -> Tensor:
-    result = torch.zeros(NUM_CLASSES, dtype=torch.bool)
-    result[classes] = True
-    return result
-
-
-def freeze_batch_norm(module: nn.Module) -> None:
-    """Make rows independent of each other, so that parts of a batch can be computed separately."""
-    for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            part.eval()
-            # A host's loop puts its modules into training mode with every batch.
-            part.train = lambda mode=True, part=part: part  # type: ignore[method-assign,assignment,misc]
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_flagged_is_the_inner_distiller_bit_for_bit(name: str) -> None:
-    inner, wrapper = build(name), wrap(name, [])
-    results = []
-    for module in (inner, wrapper):
-        networks = (module.student, getattr(module, "teacher", None))
-        calls = [Calls(network) for network in networks if network is not None]
-        torch.manual_seed(5)
-        logits, losses = module(**batch(name))
-        total(losses).backward()
-        results.append((logits, losses, torch.get_rng_state(), [len(each.inputs) for each in calls]))
-    (logits, losses, rng, counts), (wrapped_logits, wrapped_losses, wrapped_rng, wrapped_counts) = results
-    assert torch.equal(logits, wrapped_logits)
-    assert type(losses) is type(wrapped_losses) and list(named(losses)) == list(named(wrapped_losses))
-    assert all(torch.equal(named(losses)[key], named(wrapped_losses)[key]) for key in named(losses))
-    assert torch.equal(rng, wrapped_rng)
-    assert counts == wrapped_counts and min(counts) > 0
-    state, wrapped_state = inner.state_dict(), wrapper.distiller.state_dict()
-    assert all(torch.equal(state[key], wrapped_state[key]) for key in state)
-    pairs = list(zip(inner.parameters(), wrapper.distiller.parameters(), strict=True))
-    assert any(a.grad is not None for a, _ in pairs)
-    for a, b in pairs:
-        assert (a.grad is None) == (b.grad is None)
-        assert a.grad is None or torch.equal(a.grad, b.grad)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_everything_flagged_is_label_smoothing_without_a_teacher(name: str) -> None:
-    wrapper = wrap(name, list(range(NUM_CLASSES)), label_smoothing=0.1, ce_weight=0.7)
-    reference = build(name)
-    teacher = Calls(wrapper.teacher) if wrapper.teacher is not None else None
-    student = Calls(wrapper.student)
-    keywords = batch(name)
-    logits, losses = wrapper(**keywords)
-    alone = expected_logits(reference, keywords)
-    expected = 0.7 * F.cross_entropy(alone, keywords["target"], label_smoothing=0.1)
-    assert torch.equal(logits, alone)
-    torch.testing.assert_close(total(losses), expected)
-    assert teacher is None or teacher.inputs == []
-    assert len(student.inputs) == 1
-    assert wrapper.few_rows_steps == 0
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_zero_loss_reaches_every_learnable_parameter(name: str) -> None:
-    wrapper = wrap(name, [])
-    _, seen = wrapper(**batch(name))
-    wrapper.set_undistillable(flags(list(range(NUM_CLASSES))))
-    _, losses = wrapper(**batch(name))
-    assert type(losses) is type(seen)
-    losses, seen = named(losses), named(seen)
-    assert {key: loss.shape for key, loss in losses.items()} == {key: loss.shape for key, loss in seen.items()}
-    for key in losses:
-        wrapper.zero_grad(set_to_none=True)
-        losses[key].sum().backward(retain_graph=True)
-        gradients = [parameter.grad for parameter in trained_parameters(wrapper)]
-        assert all(gradient is not None for gradient in gradients), key
-        is_ce = key in ("loss_ce", "ce")
-        assert any(bool(gradient.any()) for gradient in gradients) == is_ce, key
+@pytest.mark.parametrize("check", FOR_ALL, ids=lambda check: check.__name__)
+def test_every_distiller(check: Callable[[str], None], name: str) -> None:
+    check(name)
 
 
 @pytest.mark.parametrize("name", WITH_TEACHER)
-def test_mixed_batch_runs_the_student_once_and_shows_the_teacher_distillable_rows_only(name: str) -> None:
-    wrapper = wrap(name, [1, 4])
-    student, teacher = Calls(wrapper.student), Calls(wrapper.teacher)
-    keywords = batch(name)
-    keep = ~torch.isin(keywords["target"], torch.tensor([1, 4]))
-    logits, _ = wrapper(**keywords)
-    views = [keywords[key] for key in keywords if key.startswith("image")]
-    assert len(student.inputs) == len(teacher.inputs) == len(views)
-    prepare = getattr(wrapper.distiller, "prepare", lambda image: image)
-    for view, student_input, teacher_input in zip(map(prepare, views), student.inputs, teacher.inputs, strict=True):
-        assert torch.equal(student_input, view)
-        assert torch.equal(teacher_input, view[keep])
-    assert torch.equal(logits, expected_logits(build(name), keywords))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_undistillable_rows_logit_gradients_come_from_label_smoothing_alone(name: str) -> None:
-    wrapper = wrap(name, [1, 4], label_smoothing=0.1)
-    keywords = batch(name)
-    flagged = torch.isin(keywords["target"], torch.tensor([1, 4]))
-    logits, losses = wrapper(**keywords)
-    (gradient,) = torch.autograd.grad(total(losses), logits)
-    rows = gradient.shape[0]
-    leaf = logits.detach().requires_grad_()
-    smoothed = F.cross_entropy(leaf, keywords["target"], label_smoothing=0.1, reduction="none")
-    (expected,) = torch.autograd.grad(smoothed[flagged].sum() / rows, leaf)
-    torch.testing.assert_close(gradient[flagged], expected[flagged])
-    assert torch.allclose(gradient[~flagged], torch.zeros(())) == (name in WITHOUT_LABELS)
+def test_mixed_batches(name: str) -> None:
+    mixed_batch_runs_the_student_once_and_shows_the_teacher_distillable_rows_only(name)
 
 
 @pytest.mark.parametrize("name", SEPARABLE)
-def test_separable_losses_are_the_row_weighted_sum_of_their_parts(name: str) -> None:
-    wrapper, inner = wrap(name, [0, 3, 5], label_smoothing=0.2, ce_weight=0.5), build(name)
-    freeze_batch_norm(wrapper)
-    freeze_batch_norm(inner)
-    keywords = batch(name, rows=11)
-    keep = ~torch.isin(keywords["target"], torch.tensor([0, 3, 5]))
-    _, losses = wrapper(**keywords)
-    part = {k: v[keep] if isinstance(v, Tensor) and v.shape[0] == 11 else v for k, v in keywords.items()}
-    _, inner_losses = inner(**part)
-    logits = expected_logits(inner, keywords)[~keep]
-    smoothed = F.cross_entropy(logits, keywords["target"][~keep], label_smoothing=0.2)
-    distillable = int(keep.sum())
-    expected = distillable / 11 * total(inner_losses) + (11 - distillable) / 11 * 0.5 * smoothed
-    torch.testing.assert_close(total(losses), expected)
+def test_separable_losses(name: str) -> None:
+    separable_losses_are_the_row_weighted_sum_of_their_parts(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("distillable", [0, 1, 2])
+def test_few_distillable_rows(name: str, distillable: int) -> None:
+    few_distillable_rows_give_finite_losses_and_gradients(name, distillable)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bf16_autocast(name: str) -> None:
+    bf16_autocast(name)
+
+
+@pytest.mark.parametrize("style", ["module", "in_place"])
+def test_compiled_networks(style: str) -> None:
+    compiled_networks("KD", style, [[], [1, 4], [0, 1, 2, 3], list(range(NUM_CLASSES))])
 
 
 def test_batch_coupled_losses_see_relations_among_distillable_rows_only() -> None:
@@ -172,41 +77,6 @@ def test_batch_coupled_losses_see_relations_among_distillable_rows_only() -> Non
     _, inner_losses = inner(image=keywords["image"][keep], target=keywords["target"][keep])
     assert losses["loss_kd"].shape == (1,)
     torch.testing.assert_close(losses["loss_kd"], inner_losses["loss_kd"] * keep.sum() / 12)
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("distillable", [0, 1, 2])
-def test_few_distillable_rows_give_finite_losses_and_gradients(name: str, distillable: int) -> None:
-    wrapper = wrap(name, [0], label_smoothing=0.1)
-    keywords = batch(name, rows=6)
-    keywords["target"] = torch.tensor([1] * distillable + [0] * (6 - distillable))
-    logits, losses = wrapper(**keywords)
-    total(losses).backward()
-    assert torch.isfinite(total(losses))
-    for parameter in trained_parameters(wrapper):
-        assert parameter.grad is not None and bool(torch.isfinite(parameter.grad).all())
-    plain = F.cross_entropy(logits, keywords["target"], reduction="none")
-    smoothed = F.cross_entropy(logits, keywords["target"], label_smoothing=0.1, reduction="none")
-    expected = torch.where(keywords["target"] == 1, plain, smoothed).mean()
-    torch.testing.assert_close(total(losses), expected)
-    assert wrapper.few_rows_steps == (1 if distillable else 0)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_any_distiller_can_be_balanced(name: str) -> None:
-    wrapper, plain = (wrap(name, [1, 4], balance=balance) for balance in (True, False))
-    logits, losses = wrapper(**batch(name))
-    total(losses).backward()
-    assert wrapper.balance is not None and 0 < wrapper.balance.latest.item() < float("inf")
-    for parameter in trained_parameters(wrapper):
-        assert parameter.grad is not None and bool(torch.isfinite(parameter.grad).all())
-    # What is distilled is distilled as without it.
-    plain_logits, plain_losses = plain(**batch(name))
-    assert torch.equal(logits, plain_logits) and type(losses) is type(plain_losses)
-    losses, plain_losses = named(losses), named(plain_losses)
-    assert list(losses) == list(plain_losses)
-    added = {"loss_ce", "ce", "loss_tllm"}
-    assert all(torch.equal(losses[key], plain_losses[key]) for key in losses if key not in added)
 
 
 def test_min_rows_is_the_smallest_number_that_is_taught() -> None:
@@ -241,99 +111,25 @@ def test_all_rows_distillable_is_untouched_although_a_class_is_flagged() -> None
     assert all(torch.equal(losses[key], inner_losses[key]) for key in inner_losses)
 
 
-def test_losses_without_a_cross_entropy_get_a_key_of_their_own_in_every_batch() -> None:
-    class OnlyKD(BUILDERS["teacher_in_train_mode"]):  # type: ignore[misc,name-defined]
+@pytest.mark.parametrize(
+    ("names", "gets_it"), [(("loss_kd",), "loss_kd"), (("loss_kd", "cls_loss"), "cls_loss"), (("kd", "ce"), "ce")]
+)
+def test_the_cross_entropy_is_added_to_a_loss_that_the_trainer_knows(names: tuple[str, ...], gets_it: str) -> None:
+    class Renamed(BUILDERS["teacher_in_train_mode"]):  # type: ignore[misc,name-defined]
         def losses(self, **keywords: Any) -> Any:
             logits, losses = super().losses(**keywords)
-            return logits, {"loss_kd": losses["loss_kd"]}
+            return logits, {name: losses["loss_kd"] for name in names}
 
     inner = build("KD")
-    wrapper = TLLMWrapper(OnlyKD(inner.student, inner.teacher), NUM_CLASSES).train()
-    wrapper.set_undistillable(flags([5]))
-    for rows in (5, 12):
-        _, losses = wrapper(**batch("KD", rows=rows))
-        assert set(losses) == {"loss_kd", "loss_tllm"}
-        assert bool(losses["loss_tllm"] > 0) == (rows == 12)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_replicas_in_threads_do_not_disturb_each_other(name: str) -> None:
-    wrapper, seen = wrap(name, [1, 4]), wrap(name, [])
-    # What losses are called, as after a resume: a replica without distillable rows cannot find out.
-    seen(**batch(name))
-    wrapper.set_extra_state(seen.get_extra_state())
-    # What DataParallel does: modules copied shallowly, hook dictionaries and attributes shared.
-    replicas = [replica_of(wrapper) for _ in range(4)]
-    batches = [batch(name, rows=rows, seed=rows) for rows in (12, 5, 7, 12)]
-    batches[1]["target"] = torch.tensor([1, 4, 1, 4, 1])
-    expected = [copy.deepcopy(wrapper)(**keywords) for keywords in batches]
-    results: list[Any] = [None] * 4
-    barrier = threading.Barrier(4)
-
-    def work(place: int) -> None:
-        barrier.wait()
-        for _ in range(5):
-            results[place] = replicas[place](**batches[place])
-
-    threads = [threading.Thread(target=work, args=(place,)) for place in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for (logits, losses), (alone, expected_losses) in zip(results, expected, strict=True):
-        torch.testing.assert_close(logits, alone)
-        assert set(named(losses)) == set(named(expected_losses))
-        torch.testing.assert_close(total(losses), total(expected_losses))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_bf16_autocast(name: str) -> None:
-    wrapper = wrap(name, [1, 4])
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits, losses = wrapper(**batch(name))
-    total(losses).backward()
-    exact = wrap(name, [1, 4])(**batch(name))
-    torch.testing.assert_close(logits.float(), exact[0], atol=0.1, rtol=0.1)
-    torch.testing.assert_close(total(losses).float(), total(exact[1]), atol=0.05, rtol=0.1)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_channels_last(name: str) -> None:
-    wrapper = wrap(name, [1, 4]).to(memory_format=torch.channels_last)
-    keywords = {
-        key: value.contiguous(memory_format=torch.channels_last) if key.startswith("image") else value
-        for key, value in batch(name).items()
-    }
-    logits, losses = wrapper(**keywords)
-    total(losses).backward()
-    exact = wrap(name, [1, 4])(**batch(name))
-    torch.testing.assert_close(logits, exact[0], atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(total(losses), total(exact[1]), atol=1e-4, rtol=1e-3)
-
-
-@pytest.mark.parametrize("style", ["module", "in_place"])
-def test_compiled_networks(style: str) -> None:
-    inner = build("KD")
-    if style == "module":
-        inner.student = torch.compile(inner.student, backend="aot_eager")
-        inner.teacher = torch.compile(inner.teacher, backend="aot_eager")
-    else:
-        inner.student.compile(backend="aot_eager")
-        inner.teacher.compile(backend="aot_eager")
-    wrapper = TLLMWrapper(inner, NUM_CLASSES).train()
-    for flagged in ([], [1, 4], [0, 1, 2, 3], list(range(NUM_CLASSES))):
-        wrapper.set_undistillable(flags(flagged))
-        plain = wrap("KD", flagged)
-        plain.load_state_dict(_without_compile_prefix(wrapper.state_dict()))
-        logits, losses = wrapper(**batch("KD"))
-        total(losses).backward()
-        expected_logits, expected_losses = plain(**batch("KD"))
-        torch.testing.assert_close(logits, expected_logits)
-        torch.testing.assert_close(total(losses), total(expected_losses))
-
-
-def _without_compile_prefix(state: dict[str, Any]) -> dict[str, Any]:
-    return {key.replace("_orig_mod.", ""): value for key, value in state.items()}
+    wrapper = TLLMWrapper(Renamed(inner.student, inner.teacher), NUM_CLASSES).train()
+    _, unflagged = wrapper(**batch("KD", rows=12))
+    for module_flags in (flags([5]), flags(range(NUM_CLASSES))):
+        wrapper.set_undistillable(module_flags)
+        _, losses = wrapper(**batch("KD", rows=12))
+        # Trainers read losses by name, and replicas are gathered by name.
+        assert list(losses) == list(unflagged) == list(names)
+    # No row has a teacher: what is left is the cross-entropy.
+    assert {name for name, loss in losses.items() if loss > 0} == {gets_it}
 
 
 def test_two_wrappers_of_one_student_route_separately() -> None:

@@ -59,7 +59,7 @@ def test_a_file_of_names(make_folder: MakeFolder, tmp_path: Path) -> None:
     [
         ("cat\n", "1 class 'dog' was added"),
         ("cat\nbird\n", "class 'bird' is now 'dog'"),
-        ("cat\ndog\ncat\n", "'cat' stands twice"),
+        ("cat\ndog\ncat\n", "'cat' appears twice"),
         ("\n \n", "holds none"),
     ],
 )

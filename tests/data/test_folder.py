@@ -80,7 +80,7 @@ def test_a_file_that_is_there_counts_once_and_where_it_lies(
     with caplog.at_level(logging.INFO):
         part = scan_part(root)
     assert listed(part) == {"cat": ["cat/0.png", "cat/1.png"], "dog": ["dog/0.png", "dog/1.png"]}
-    assert len(caplog.records) == 1 and "1 link to what is counted already" in caplog.text
+    assert len(caplog.records) == 1 and "1 link to images that are counted already" in caplog.text
 
 
 def test_links_that_lead_in_circles_or_nowhere(make_folder: MakeFolder) -> None:
@@ -177,7 +177,7 @@ def test_nothing_is_said_where_nothing_is_left_out(make_folder: MakeFolder, capl
 def test_a_pipe_is_no_image(make_folder: MakeFolder) -> None:
     root = make_folder() / "train"
     os.mkfifo(root / "cat" / "pipe.png")
-    with pytest.raises(DataError, match=r"^Expected `.*cat/pipe\.png` to be an image, but it is no regular file$"):
+    with pytest.raises(DataError, match=r"^Expected `.*cat/pipe\.png` to be an image, but it is not a regular file$"):
         scan_part(root)
 
 
@@ -198,7 +198,7 @@ def test_a_folder_that_cannot_be_read_is_named(make_folder: MakeFolder, monkeypa
 @pytest.mark.parametrize("both", [False, True])
 def test_one_class_only_is_refused(make_folder: MakeFolder, both: bool) -> None:
     root = make_folder(classes=("images",))
-    with pytest.raises(DataError, match="of at least two classes, but it holds 'images' only; .* further down$"):
+    with pytest.raises(DataError, match="of at least two classes, but it holds 'images' only; .* one level deeper$"):
         find_parts(str(root)) if both else scan_part(root / "val")
 
 

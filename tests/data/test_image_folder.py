@@ -150,7 +150,7 @@ def test_a_damaged_image_is_named_by_a_worker_too(make_folder) -> None:
 def test_images_of_different_sizes_are_refused_without_an_image_size(make_folder) -> None:
     root = make_folder()
     Image.new("RGB", (16, 20)).save(root / "val" / "cat" / "1.png")
-    message = "to be 16 x 16 pixels like the first one, but `.*val/cat/1.png` is 16 x 20; set an image_size"
+    message = "to be 16 x 16 pixels like the first one, but `.*val/cat/1.png` is 16 x 20; set image_size"
     with pytest.raises(DataError, match=message):
         load(root)
 
@@ -178,7 +178,7 @@ def test_cifar100_says_what_is_missing(tmp_path: Path) -> None:
         load_data("cifar100")
     with pytest.raises(ConfigError, match="^Expected `image_size` to be 0 or 32 for cifar100, but got 64$"):
         load_data("cifar100", str(tmp_path), image_size=64)
-    with pytest.raises(DataError, match="cifar-100-python` to hold the files .*set `download` to fetch them"):
+    with pytest.raises(DataError, match="cifar-100-python` to hold the files .*set `download` to download them"):
         load_data("cifar100", str(tmp_path))
 
 

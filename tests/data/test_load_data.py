@@ -121,7 +121,7 @@ def test_cifar100_comes_in_one_size(cifar: Path) -> None:
 
 
 def test_missing_cifar100_is_refused_with_a_hint(tmp_path: Path) -> None:
-    message = f"^Expected `{tmp_path / CIFAR100.base_folder}` to hold .* missing or damaged .set `download` to fetch"
+    message = f"^Expected `{tmp_path / CIFAR100.base_folder}` to hold .* missing or damaged .set `download` to download"
     with pytest.raises(DataError, match=message):
         load_data("cifar100", str(tmp_path))
 

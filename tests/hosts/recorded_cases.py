@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from yacs.config import CfgNode
 
+from tllm_plugin.hosts.config_checks import flat
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.embedded.prerequisites import experiment_name, named_reference, needed_teacher
 from tllm_plugin.hosts.repdistiller.arguments import split_arguments
@@ -154,15 +155,6 @@ def all_names() -> dict[str, dict[str, dict[str, str | None]]]:
     }
 
 
-def leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of a config."""
-    for key, value in cfg.items():
-        if isinstance(value, CfgNode):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def another(key: str, value: Any) -> Any:
     """Return another value for a key."""
     named = {"DISTILLER.TYPE": "AT", "TLLM.DETECTOR.TYPE": "all", "SOLVER.TRAINER": "base"}
@@ -178,7 +170,7 @@ def another(key: str, value: Any) -> Any:
 def answers_of_embedded(key: str) -> list[str]:
     """Return what is another thing, by the words of `keys.json`, where a key has another value."""
     taught, unflagged = {"DISTILLER.TYPE": "KD", "SOLVER.TRAINER": "tllm"}, {"TLLM.DETECTOR.TYPE": "none"}
-    changed = {key: another(key, dict(leaves(default_config()))[key])}
+    changed = {key: another(key, dict(flat(default_config()))[key])}
     # As a run writes it down, and as the next command reads the config.
     old, new = RunSpec.parse(embedded_config(taught).dump()), RunSpec.of(embedded_config({**taught, **changed}))
     answers = _differing(old, new)
@@ -198,7 +190,7 @@ def answers_of_embedded(key: str) -> list[str]:
 
 def answers_of_fork(key: str) -> list[str]:
     """Return the same for a host of mdistiller's kind."""
-    changed = {key: another(key, dict(leaves(fork_config({})))[key])}
+    changed = {key: another(key, dict(flat(fork_config({})))[key])}
     old = RunSpec.parse(fork_config({}).dump(), MARKS_OF_OTHER_HOSTS)
     answers = _differing(old, RunSpec.of(fork_config(changed), MARKS_OF_OTHER_HOSTS))
     return sorted(answers + _differing_names(names_of_fork({}), names_of_fork(changed)))

@@ -19,9 +19,9 @@ from tllm_plugin.core.wrapper import TLLMWrapper
 from tllm_plugin.data import load_data
 from tllm_plugin.hosts.embedded import recipe
 from tllm_plugin.hosts.embedded.data import EmbeddedData
-from tllm_plugin.hosts.embedded.distillers import KD
 from tllm_plugin.hosts.embedded.prerequisites import log_folder
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
+from tllm_plugin.methods import KD
 from tllm_plugin.models import create_model
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -247,8 +247,8 @@ def other_teacher(kind: str, trained: Trained, folder: Path) -> Path:
         ("truncated", "to be a network's checkpoint, but it is truncated, damaged or something else"),
         ("text", "to be a network's checkpoint, but it is"),
         ("pickle", "but it is damaged or holds more than tensors and plain values, which is refused"),
-        ("no model", "to fit TinyConvNet, but it holds no tensor under any name"),
-        ("architecture", r"to fit TinyConvNet, but .*tensors are missing \(`.*are left over \(`"),
+        ("no model", "to fit digits_teacher, but it holds no tensor under any name"),
+        ("architecture", r"to fit digits_teacher, but .*tensors are missing \(`.*are left over \(`"),
         ("classes", r"to fit TinyConvNet, but .*`fc.weight` is \(7, 48\) there and \(10, 48\) in the network"),
     ],
 )

@@ -46,7 +46,7 @@ def told(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_student_that_learned_nothing(trainer: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(tmp_path, *ASLEEP, "SOLVER.TRAINER", trainer)
     (line,) = told(caplog)
-    assert "of 600 test images right" in line and "chance alone" in line and "digits" in line
+    assert "of 600 test images correctly" in line and "expected by chance" in line and "digits" in line
     caplog.clear()
     train(tmp_path, *ASLEEP, "SOLVER.TRAINER", trainer, resume=True)
     assert len(told(caplog)) <= 1
@@ -55,12 +55,12 @@ def test_a_student_that_learned_nothing(trainer: str, tmp_path: Path, caplog: py
 def test_a_student_that_is_never_tested(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = train(tmp_path, *ASLEEP, "LOG.TEST_FREQ", "-1")
     (line,) = told(caplog)
-    assert "hold-out images right" in line
+    assert "hold-out images correctly" in line
     caplog.clear()
     cfg = make_config(tmp_path, *ASLEEP)
     ensure_tested(run, cfg, load_bundle(cfg))
     (line,) = told(caplog)
-    assert "test images right" in line
+    assert "test images correctly" in line
 
 
 @pytest.mark.parametrize("trainer", ["tllm", "base"])

@@ -127,11 +127,11 @@ def test_a_checkout_of_the_users_own_comes_first(origin: Path, tmp_path: Path, m
 
 def test_command_line(origin: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["host", "status"]) == 0
-    assert "toy: not installed; tllm host install toy" in capsys.readouterr().out
+    assert "toy: not installed; run: tllm host install toy" in capsys.readouterr().out
     assert main(["host", "install", "toy"]) == 0
     assert "patches applied: 0001-toy.patch" in capsys.readouterr().out
     assert main(["host", "status"]) == 0
-    assert "as installed, imports" in capsys.readouterr().out
+    assert "as installed; can be imported" in capsys.readouterr().out
     assert main(["host", "install", "toys"]) == 2
     assert "`host` to be one of" in capsys.readouterr().err
 

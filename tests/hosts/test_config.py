@@ -79,7 +79,7 @@ def test_importing_the_config_alone_is_enough() -> None:
         (
             "TLLM.DETECTOR.TYPE",
             "refrence",
-            "Expected `TLLM.DETECTOR.TYPE` to be one of after, all, fixed, imitation, none, reference, ",
+            "Expected `TLLM.DETECTOR.TYPE` to be one of after, all, fixed, imitation, none, posterior, reference, ",
         ),
         (
             "TLLM.DETECTOR.SCORE",

@@ -16,7 +16,7 @@ from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.embedded.distillers.at import attention_loss
 from tllm_plugin.hosts.embedded.distillers.base import to_smaller_size
 from tllm_plugin.hosts.embedded.distillers.fitnet import FitNet
-from tllm_plugin.hosts.embedded.distillers.kd import kd_loss
+from tllm_plugin.methods import kd_loss
 
 Array = npt.NDArray[np.float64]
 

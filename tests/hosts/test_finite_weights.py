@@ -16,9 +16,9 @@ from tests.hosts.repdistiller.short_runs import train as train_repdistiller
 from tests.hosts.tiny_data import Data
 from tllm_plugin.analysis.named_networks import EvaluationData, load_named
 from tllm_plugin.core.errors import FileFormatError
-from tllm_plugin.hosts.embedded.distillers import KD
-from tllm_plugin.hosts.teaching import Teaching
+from tllm_plugin.hosts.host_session import HostSession
 from tllm_plugin.hosts.tllm_node import tllm_node
+from tllm_plugin.methods import KD
 from tllm_plugin.models import create_model
 from tllm_plugin.runs.finite import check_finite
 
@@ -110,12 +110,12 @@ def test_any_hosts_teacher() -> None:
     node.HOLDOUT.FRACTION = 0.25
     node.DETECTOR.TYPE = "none"
     distiller = KD(student, teacher, temperature=4.0, ce_weight=0.1, kd_weight=0.9)
-    Teaching(node, distiller, Data(), 1)
+    HostSession(node, distiller, Data(), 1)
     with torch.no_grad():
         next(teacher.parameters()).view(-1)[0] = float("nan")
     name = next(name for name, _ in teacher.named_parameters())
     with pytest.raises(FileFormatError, match=expected("the teacher", name)):
-        Teaching(node, distiller, Data(), 1)
+        HostSession(node, distiller, Data(), 1)
 
 
 def test_numbers_that_are_no_weights_may_be_missing() -> None:

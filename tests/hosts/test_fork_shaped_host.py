@@ -14,7 +14,7 @@ from tests.distiller_cases import NUM_CLASSES, TwoView, networks
 from tests.hosts.fork_shaped_host import HOST, PER_CLASS, Images, config, one_view, two_views
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts import processes
-from tllm_plugin.hosts.adapter import make_distiller_factory, make_trainer_factory
+from tllm_plugin.hosts.factories import make_distiller_factory, make_trainer_factory
 from tllm_plugin.runs.run_folder import RunFolder
 
 

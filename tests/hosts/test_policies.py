@@ -16,7 +16,7 @@ from tllm_plugin.core.predictions import class_means
 from tllm_plugin.hosts.embedded.data import load_bundle
 from tllm_plugin.hosts.embedded.networks import load_teacher
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
-from tllm_plugin.hosts.teaching import Teaching
+from tllm_plugin.hosts.host_session import HostSession
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.shared_prefix import run_sharing
 
@@ -74,9 +74,9 @@ def test_a_resumed_run_is_the_same_and_asks_the_teacher_once(
     run: RunFolder, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    original, train_iter = Teaching._ask_teacher, BaseTrainer.train_iter
+    original, train_iter = HostSession._ask_teacher, BaseTrainer.train_iter
 
-    def counted(self: Teaching, loader: Any, temperature: float = 1.0) -> Any:
+    def counted(self: HostSession, loader: Any, temperature: float = 1.0) -> Any:
         asked.append(temperature)
         return original(self, loader, temperature)
 
@@ -85,7 +85,7 @@ def test_a_resumed_run_is_the_same_and_asks_the_teacher_once(
             raise KeyboardInterrupt
         return train_iter(self, image, target, index, epoch)
 
-    monkeypatch.setattr(Teaching, "_ask_teacher", counted)
+    monkeypatch.setattr(HostSession, "_ask_teacher", counted)
     with monkeypatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
         interrupted.setattr(BaseTrainer, "train_iter", cut)
         train(folder / "again", *POLICY, *options_of(folder), "LOG.SAVE_SECONDS", "0")

@@ -14,9 +14,10 @@ from yacs.config import CfgNode
 
 from tests.hosts.tiny_data import CLASSES, IMAGES, LABELS, PER_CLASS, Data
 from tllm_plugin.analysis.loaded_run import load_run
-from tllm_plugin.hosts.adapter import Host, make_trainer_factory
-from tllm_plugin.hosts.embedded.distillers import KD
+from tllm_plugin.hosts.adapter import Host
+from tllm_plugin.hosts.factories import make_trainer_factory
 from tllm_plugin.hosts.tllm_node import tllm_node
+from tllm_plugin.methods import KD
 from tllm_plugin.models import create_model
 
 
@@ -53,7 +54,7 @@ def test_results_are_written(outputs: int, tmp_path: Path) -> None:
     host = Host({"base": PlainTrainer}, {}, frozenset({"NONE"}), lambda train, val, cfg: Data())
     for _ in range(2):  # Once more into the same folder: results of the first run must not pass for the second's.
         trainer = make_trainer_factory(host)("run", distiller, None, tests, cfg)
-        assert not trainer.teaching.run.metrics_json.exists()
+        assert not trainer.tllm_session.run.metrics_json.exists()
         trainer.train()
         trainer.tf_writer.close()
     run = load_run(tmp_path / "run")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 from tests.hosts.conftest import Trained
 from tests.hosts.digits_runs import (
@@ -30,9 +31,9 @@ from tests.hosts.digits_runs import (
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import ConfigError, FileFormatError
 from tllm_plugin.hosts.adapter import _TLLMTrainer
+from tllm_plugin.hosts.best_student import BestStudent
 from tllm_plugin.hosts.embedded.prerequisites import log_folder
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
-from tllm_plugin.hosts.teaching import Teaching
 from tllm_plugin.runs.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -191,8 +192,12 @@ def test_the_best_student_is_never_ahead_of_the_checkpoint(
     method: str, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accuracy = {1: 0.5, 2: 0.6, 3: 0.55, 4: 0.7, 5: 0.65, 6: 0.7}
-    note = Teaching._note_best
-    monkeypatch.setattr(Teaching, "_note_best", lambda self, epoch, _: note(self, epoch, accuracy[epoch]))
+    note = BestStudent.note
+
+    def noted(self: BestStudent, epoch: int, _: float, student: nn.Module) -> None:
+        note(self, epoch, accuracy[epoch], student)
+
+    monkeypatch.setattr(BestStudent, "note", noted)
     monkeypatch.setattr(Curves, "mean_accuracy", lambda self, epoch: accuracy[epoch])
     options = (*trained.taught, "TLLM.DETECTOR.TYPE", "none", "SOLVER.EPOCHS", "6", "LOG.SAVE_CHECKPOINT_FREQ")
     whole = train(tmp_path / "whole", *options, "1")
@@ -223,7 +228,7 @@ def test_a_run_that_lost_its_best_student_goes_on(trained: Trained, tmp_path: Pa
             train(tmp_path, *options)
     run = RunFolder.inside(log_folder(make_config(tmp_path, *options)))
     run.student_best_holdout.unlink()
-    monkeypatch.setattr(Teaching, "_note_best", lambda *given: None)
+    monkeypatch.setattr(BestStudent, "note", lambda *given: None)
     assert train(tmp_path, *options, resume=True).is_finished()
     assert not run.student_best_until(3).exists()
 

@@ -20,7 +20,7 @@ from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts.embedded import recipe
 from tllm_plugin.hosts.embedded.data import load_bundle
 from tllm_plugin.hosts.embedded.prerequisites import log_folder
-from tllm_plugin.hosts.embedded.run_files import run_lock
+from tllm_plugin.hosts.run_lock import run_lock
 from tllm_plugin.runs.locks import held, is_held
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -61,7 +61,10 @@ def test_commands_that_need_the_same_teacher_train_it_once(tmp_path: Path) -> No
 
 def test_a_run_that_another_command_trains_is_refused(tmp_path: Path) -> None:
     folder = log_folder(make_config(tmp_path, *VANILLA))
-    with held(lock_of(folder)), pytest.raises(ConfigError, match=r"to train .*one alone, but another command is at it"):
+    with (
+        held(lock_of(folder)),
+        pytest.raises(ConfigError, match=r"to train .*one alone, but another command trains it"),
+    ):
         train(tmp_path, *VANILLA)
     assert not folder.exists()
     train(tmp_path, *VANILLA)
@@ -73,7 +76,7 @@ def test_whoever_needs_it_waits_until_it_is_trained(tmp_path: Path, caplog: pyte
     other = make_config(tmp_path / "other", *VANILLA, "SOLVER.EPOCHS", "1")
     elsewhere = recipe.run(other, bundle=bundle).log_folder
     caplog.set_level(logging.INFO)
-    said = f"waiting for another command, which trains {folder}"
+    said = f"waiting for another command that trains {folder}"
     with held(lock_of(folder)):
         found: list[RunFolder] = []
         waiting = threading.Thread(target=lambda: found.append(recipe.ensure_trained(cfg, bundle)))
@@ -119,7 +122,7 @@ def test_a_forked_child_does_not_hold_the_lock(tmp_path: Path) -> None:
     script = """
 import os, sys, time
 from pathlib import Path
-from tllm_plugin.hosts.embedded.run_files import run_lock
+from tllm_plugin.hosts.run_lock import run_lock
 
 with run_lock(Path(sys.argv[1]), wait=False):
     if os.fork() == 0:
@@ -148,7 +151,7 @@ def test_without_locks_there_is_a_warning(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    monkeypatch.setattr("tllm_plugin.hosts.embedded.run_files._warned", set())
+    monkeypatch.setattr("tllm_plugin.hosts.run_lock._warned", set())
     runs = [train(tmp_path / name, *VANILLA, "SOLVER.EPOCHS", "1") for name in ("a", "b")]
     assert all(run.is_finished() for run in runs)
     assert caplog.text.count("cannot be locked") == 1 and "No locks available" in caplog.text

@@ -18,12 +18,12 @@ from tests.hosts.recorded_cases import (
     answers_of_fork,
     embedded_config,
     fork_config,
-    leaves,
 )
 from tllm_plugin.analysis.loaded_run import load_run
 from tllm_plugin.analysis.study import build_study
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.hosts import run_spec
+from tllm_plugin.hosts.config_checks import flat
 from tllm_plugin.hosts.embedded import recipe, trainer
 from tllm_plugin.hosts.embedded.defaults import default_config
 from tllm_plugin.hosts.repdistiller.checkpoint import read_state
@@ -81,7 +81,7 @@ def test_a_recorded_run_goes_on_with_what_was_trained_for_it(recorded: Path, mon
 
 @pytest.mark.parametrize("host, answers", [("embedded", answers_of_embedded), ("mdistiller", answers_of_fork)])
 def test_every_key_means_what_it_meant_to_earlier_versions(host: str, answers: Callable[[str], list[str]]) -> None:
-    known = set(dict(leaves(embedded_config({}) if host == "embedded" else fork_config({}))))
+    known = set(dict(flat(embedded_config({}) if host == "embedded" else fork_config({}))))
     spelled = {key: RESPELLED.get(key, key) for key in KEYS[host]}
     assert len(KEYS[host]) > 30 and set(spelled.values()) <= known
     found = {key: set(answers(now)) ^ CHANGED.get((host, key), set()) for key, now in spelled.items()}
@@ -93,16 +93,16 @@ def test_every_key_of_ours_is_marked() -> None:
     whole = {key for key in MARKS if "." not in key and key.isupper()}
     assert whole == {"SOLVER", "RUNTIME", "LOG", "KD", "AT", "FITNET", "SRRL", "CID", "SFTN"}
     unmarked = []
-    for key, _ in leaves(default_config()):
+    for key, _ in flat(default_config()):
         parts = key.split(".")
         if not any(".".join(parts[:end]) in MARKS for end in range(1, len(parts) + 1)):
             unmarked.append(key)
     assert unmarked == [], "mark these in hosts/run_spec.py"
-    assert {key.partition(".")[0] for key, _ in leaves(default_config())} >= {"TLLM", *METHODS, *whole}
+    assert {key.partition(".")[0] for key, _ in flat(default_config())} >= {"TLLM", *METHODS, *whole}
 
 
 def test_marks_are_of_keys_that_there_are() -> None:
-    known = {key for key, _ in leaves(default_config())} | {"TLLM.ON"}  # That one is mdistiller's.
+    known = {key for key, _ in flat(default_config())} | {"TLLM.ON"}  # That one is mdistiller's.
     for key in MARKS:
         if "." in key or key.isupper():
             assert any(f"{name}.".startswith(f"{key}.") for name in known), key

@@ -23,7 +23,7 @@ from tests.search.miniature_host import Saving
 from tllm_plugin.core.data_identity import DataIdentity, training_difference
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.data import load_data
-from tllm_plugin.hosts.adapter import make_trainer_factory
+from tllm_plugin.hosts.factories import make_trainer_factory
 from tllm_plugin.hosts.loader_data import LoaderData
 from tllm_plugin.hosts.repdistiller import load_images
 from tllm_plugin.hosts.shown_data import shown_identity

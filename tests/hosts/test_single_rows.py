@@ -17,13 +17,13 @@ from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.wrapper import TLLMWrapper
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.embedded.data import EmbeddedData, load_bundle
-from tllm_plugin.hosts.embedded.distillers import KD, Vanilla
 from tllm_plugin.hosts.embedded.distributed import ParallelDistiller, least_rows
 from tllm_plugin.hosts.embedded.trainer import BaseTrainer
+from tllm_plugin.hosts.host_session import cut
 from tllm_plugin.hosts.loader_data import LoaderData
 from tllm_plugin.hosts.single_rows import without_single_row
-from tllm_plugin.hosts.teaching import cut
 from tllm_plugin.hosts.tllm_node import tllm_node
+from tllm_plugin.methods import KD, Vanilla
 from tllm_plugin.models.registry import MODELS
 from tllm_plugin.models.tiny import TinyConvNet
 

@@ -147,9 +147,9 @@ def test_what_bare_checkpoints_are_told(
         return " ".join(capsys.readouterr().err.split())
 
     both = (f"digits_student@{known}", f"digits_student@{foreign}", "--image-size", "8")
-    assert told(*both).count("does not say how its images were normalised") == 1
+    assert told(*both).count("does not record its normalisation") == 1
     text = told(*both, "--mean", "0,0,0", "--std", "1,1,1")
-    assert "is asked otherwise than it was trained: the mean was" in text and "does not say how" not in text
+    assert "is tested with other settings than in training: the mean was" in text and "does not record" not in text
     assert "`--mean` and `--std` together" in told(*both, "--mean", "0,0,0", code=2)
     # Class folders whose order is anybody's guess.
     for part in ("train", "val"):
@@ -158,7 +158,7 @@ def test_what_bare_checkpoints_are_told(
     assert "class order" in told(*both, code=2), "the checkpoint knows other classes"
     copy = shutil.copy(foreign, tmp_path / "copy.pth")
     guess = (f"digits_student@{copy}", *both[1:])
-    assert told(*guess).count("class 0 is '10' in text order and '7' in natural order") == 2, "once for each"
+    assert told(*guess).count("class 0 is '10' in text order and '7' in timm's natural order") == 2, "once for each"
     assert "order" not in told(*guess, "--class-order", "natural")
 
 
@@ -240,4 +240,4 @@ def test_an_unstated_order_of_a_foreign_teacher(tmp_path: Path, caplog: pytest.L
     taught("DATASET.CLASS_ORDER", "natural")
     assert not caplog.text
     taught()
-    assert caplog.text.count("does not say the order of its classes") == 1
+    assert caplog.text.count("does not record the order of its classes") == 1

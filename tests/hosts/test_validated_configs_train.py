@@ -17,7 +17,7 @@ from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.errors import ConfigError, DataError, NonFiniteLossError, TLLMError
 from tllm_plugin.data import load_data
 from tllm_plugin.hosts import tllm_node
-from tllm_plugin.hosts.config_checks import lookup
+from tllm_plugin.hosts.config_checks import flat, lookup
 from tllm_plugin.hosts.embedded import networks, recipe
 from tllm_plugin.hosts.embedded.config import check_config, load_config
 from tllm_plugin.hosts.embedded.defaults import default_config
@@ -46,13 +46,6 @@ WILD: list[Any] = [
 ]
 
 
-def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
-
-
 CHOICES = {
     "DISTILLER.TYPE": ["NONE", "KD", "AT", "FITNET", "SRRL", "CID", "SFTN", "TLLM", "kd"],
     "DISTILLER.STUDENT": NETWORKS,
@@ -70,7 +63,7 @@ CHOICES = {
 }
 #: Fixed, so that the test needs neither files nor another device.
 FIXED = ("DATASET.TYPE", "DATASET.PATH", "DATASET.DOWNLOAD", "RUNTIME.DEVICE", "RUNTIME.COMPILE", "LOG.PREFIX")
-KEYS = [key for key in leaves(default_config()) if key not in FIXED]
+KEYS = [key for key in dict(flat(default_config())) if key not in FIXED]
 
 
 @st.composite

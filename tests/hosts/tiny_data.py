@@ -8,15 +8,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tllm_plugin.core.data_identity import DataIdentity
+from tllm_plugin.data.identity import part_of
+
 CLASSES, PER_CLASS = 4, 20
 LABELS = torch.arange(CLASSES).repeat(PER_CLASS)
 IMAGES = torch.randn(len(LABELS), 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 class Data:
-    """The training data that `Teaching` asks for, in one batch each."""
+    """The training data that `HostSession` asks for, in one batch each."""
 
     labels, class_names = LABELS, ("a", "b", "c", "d")
+    identity = DataIdentity(class_names, part_of(LABELS, CLASSES))
 
     def train_loader(self, indices: Tensor) -> Any:
         return [(IMAGES[indices], LABELS[indices], indices)]

@@ -46,8 +46,8 @@ def test_an_existing_file_comes_first(tmp_path: Path, monkeypatch: pytest.Monkey
         ("tllm/cifar100/", r"in that folder are tllm/cifar100/res32x4_res8x4/ \(\d+\), "),
         ("", "that is a folder"),
         (".", "that is a folder"),
-        ("nul\0.yaml", "there is no such file|that cannot be looked at"),
-        ("long" * 500, "there is no such file|that cannot be looked at"),
+        ("nul\0.yaml", "there is no such file|it cannot be read"),
+        ("long" * 500, "there is no such file|it cannot be read"),
     ],
 )
 def test_a_wrong_name_is_answered_with_similar_ones(

@@ -147,7 +147,7 @@ def test_two_meanings_of_one_key_are_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_method_is_no_section_of_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
     own(monkeypatch, METHODS, "SOLVER", Option("eta", 3, None, "something"))
-    with pytest.raises(ConfigError, match="not named as sections of the config are, but got SOLVER"):
+    with pytest.raises(ConfigError, match="names of methods that are not sections of the config, but got SOLVER"):
         default_config()
 
 

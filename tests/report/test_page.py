@@ -21,7 +21,7 @@ from tllm_plugin.analysis.similarity import Similarity
 from tllm_plugin.analysis.study import build_study
 from tllm_plugin.cli import main
 from tllm_plugin.report.findings import against_null, findings, next_steps
-from tllm_plugin.report.hardness import Connection, heading
+from tllm_plugin.report.hardness import Correlation, heading
 from tllm_plugin.report.page import write_report, write_report_if_possible
 from tllm_plugin.report.payload import payload
 
@@ -109,7 +109,7 @@ def test_one_method_is_not_every_method(tmp_path: Path) -> None:
 def test_a_vanilla_run_alone(tmp_path: Path) -> None:
     content = payload(build_study([load_run(write_run(tmp_path / "vanilla"))]), None)
     (step,) = content["next"]
-    assert "Train a student with a teacher" in step and "name its run too" in step
+    assert "Train a student with a teacher" in step and "add its run to the report" in step
     assert content["similar_note"] == "" == content["null_note"] and content["every"] is None
 
 
@@ -120,7 +120,7 @@ def test_numbers_agree_with_their_nouns(tmp_path: Path) -> None:
     assert payload(build_study([vanilla]), None)["subtitle"] == "resnet8 \u00b7 1 run \u00b7 600 test images"
     content = payload(build_study([vanilla, *taught]), None)
     assert content["subtitle"] == "resnet20/resnet8 \u00b7 3 runs \u00b7 600 test images"
-    assert "took the teacher from 1 class (class 0003)" in " ".join(content["findings"])
+    assert "stopped teaching 1 class (class 0003)" in " ".join(content["findings"])
 
 
 def test_what_the_runs_refer_to_is_read_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -155,13 +155,17 @@ def test_a_thousand_classes_fit_and_are_quick(tmp_path: Path) -> None:
 def test_findings(tmp_path: Path) -> None:
     study = build_study([load_run(path) for path in write_study(tmp_path)])
     told = " ".join(findings(study))
-    assert re.search(r"KD: .* Below it on \d+ of 12 classes, .* the [\d.]+ classes that vanilla runs lose to", told)
+    assert re.search(
+        r"KD: .* below the vanilla student on \d+ of 12 classes, .* the [\d.]+ classes between vanilla runs", told
+    )
     vanilla = np.mean([run.result.accuracy for run in study.vanilla])
     assert f"against the vanilla student's {vanilla:.1%} (mean of 2 runs)." in told
-    assert re.search(r"surely hurt: 2 classes, namely class 000[38] \(\u2212\d+\.\d\), class 000[38]", told)
+    assert re.search(
+        r"2 classes are significantly worse \(FDR 5 %\): class 000[38] \(\u2212\d+\.\d\), class 000[38]", told
+    )
     assert (
-        "took the teacher from 2 classes (class 0003, class 0008), among them 2 of the 2 classes that KD "
-        "surely hurts" in told
+        "stopped teaching 2 classes (class 0003, class 0008), among them 2 of the 2 classes that KD makes "
+        "significantly worse" in told
     )
     steps = " ".join(next_steps(study))
     assert "one seed" in steps and "TLLM.DETECTOR.TYPE after" in steps and "second vanilla" not in steps
@@ -190,14 +194,14 @@ def test_a_count_against_its_null(found: float, deviation: float, p_value: float
         ([{"method": "KD"}], "Train a vanilla student (DISTILLER.TYPE NONE"),
         ([{"student": "resnet14"}, {"method": "KD"}], "Train a vanilla student (DISTILLER.TYPE NONE"),
         ([{}, {"method": "KD"}], "Train a second vanilla student with another EXPERIMENT.SEED"),
-        ([{}, {"method": "KD"}], "No class is surely hurt."),
+        ([{}, {"method": "KD"}], "No class is significantly worse (FDR 5 %)."),
         (
             [{}, {"method": "KD", "hurt": [4]}],
-            "KD surely hurts 1 class of the test data: run it with",
+            "KD makes 1 class significantly worse (FDR 5 %): run it with",
         ),
         (
             [{}, {"method": "KD", "detector": "reference", "hurt": [4]}],
-            "TLLM (KD) did not flag 1 class that it surely hurts: a hold-out of 20 images",
+            "TLLM (KD) did not flag 1 class that it makes significantly worse (FDR 5 %): a hold-out of 20 images",
         ),
     ],
 )
@@ -221,18 +225,18 @@ def test_a_teacher_that_was_made_wrong_on_purpose_is_called_so_everywhere(tmp_pa
         "The teacher of KD was made wrong on purpose on 2 classes (class 0003, class 0008) by DISTILLER.PLANT"
     )
     row = content["rows"][-1]
-    assert row["label"].startswith("teacher resnet20, as trained; its students met it made wrong on class 0003")
+    assert row["label"].startswith("teacher resnet20, before planting class 0003")
     assert row["accuracy"]["mean"] == pytest.approx(load_run(teacher).result.accuracy, abs=1e-6)
-    assert "before it was made wrong on purpose on class 0003, class 0008" in content["teacher"]["note"]
+    assert "before planting class 0003, class 0008" in content["teacher"]["note"]
     # As the students met it, it does worse, and the classes that were planted are among those that are hard for it.
     met = np.full(12, 0.9)
     met[list(HURT)] = 0.0
     similarity = Similarity(600, met, {}, {}, ())
     content = payload(build_study([load_run(run) for run in (*runs[:2], teacher)]), similarity)
-    assert content["rows"][-1]["label"] == "the same, wrong on class 0003, class 0008"
+    assert content["rows"][-1]["label"] == "the same, after planting class 0003, class 0008"
     assert content["rows"][-1]["accuracy"]["mean"] == pytest.approx(met.mean())
     assert content["teacher"]["column"] == "teacher, made wrong"
-    assert content["teacher"]["heading"].endswith("(those that were planted included)")
+    assert content["teacher"]["heading"].endswith("(including planted classes)")
     # Beside an honest one it is another teacher.
     both = content_of(write_report([load_run(run) for run in runs], tmp_path / "page.html", networks=False))
     labels = [row["label"] for row in both["rows"] if row["label"].startswith("teacher")]
@@ -247,7 +251,7 @@ def test_planted_classes_are_named_however_the_config_lists_them(classes: list[s
     runs = [write_run(tmp_path / "vanilla"), write_run(tmp_path / "kd", method="KD", settings={PLANT: classes})]
     told = content_of(write_report([load_run(run) for run in runs], tmp_path / "page.html", networks=False))
     assert "on purpose on 2 classes (class 0003, class 0008)" in told["findings"][0]
-    assert told["rows"][-1]["label"].endswith("its students met it made wrong on class 0003, class 0008")
+    assert told["rows"][-1]["label"].endswith("before planting class 0003, class 0008")
 
 
 def test_teachers_of_several_seeds_are_one_row(tmp_path: Path) -> None:
@@ -267,8 +271,8 @@ def test_teachers_of_several_seeds_are_one_row(tmp_path: Path) -> None:
         ([], "Are classes that are hard for the teacher the undistillable ones?"),
         ([("KD", 0.8, 0.001)], "Classes that are hard for the teacher lose more"),
         ([("KD", -0.8, 0.001)], "Classes that are hard for the teacher lose less"),
-        ([("KD", 0.8, 0.06)], "Hard for the teacher, or undistillable: no clear connection"),
-        ([("KD", 0.8, 0.03), ("AT", 0.1, 0.5)], "Hard for the teacher, or undistillable: no clear connection"),
+        ([("KD", 0.8, 0.06)], "Hard for the teacher or undistillable: no significant correlation"),
+        ([("KD", 0.8, 0.03), ("AT", 0.1, 0.5)], "Hard for the teacher or undistillable: no significant correlation"),
         ([("KD", 0.8, 0.01), ("AT", 0.1, 0.5)], "Classes that are hard for the teacher lose more under KD"),
         ([("KD", 0.8, 0.01), ("AT", 0.5, 0.02)], "Classes that are hard for the teacher lose more"),
         (
@@ -278,7 +282,7 @@ def test_teachers_of_several_seeds_are_one_row(tmp_path: Path) -> None:
     ],
 )
 def test_the_heading_on_hard_classes_says_what_the_numbers_say(found: list[Any], told: str) -> None:
-    assert heading([Connection(*one) for one in found]) == told
+    assert heading([Correlation(*one) for one in found]) == told
 
 
 def test_the_heading_follows_the_runs(tmp_path: Path) -> None:
@@ -313,7 +317,7 @@ def test_command(digits: dict[str, Path], tmp_path: Path, capsys: pytest.Capture
     assert f"report        {page}" in capsys.readouterr().out
     content = content_of(page)
     assert len(content["tsne"]) == 2 and content["methods"][0]["cka"] is not None
-    assert "as the students met it" in content["teacher"]["note"]
+    assert "as used for distillation" in content["teacher"]["note"]
     assert main(["report", str(tmp_path / "nothing")]) == 1
     assert "to be a run, but it does not exist" in capsys.readouterr().err
 

@@ -13,7 +13,7 @@ from tllm_plugin.analysis.loaded_run import load_run
 from tllm_plugin.cli import main
 from tllm_plugin.core.errors import FileFormatError
 from tllm_plugin.hosts.embedded.defaults import default_config
-from tllm_plugin.hosts.embedded.run_files import described
+from tllm_plugin.hosts.results import described
 from tllm_plugin.hosts.run_spec import RunSpec
 from tllm_plugin.runs.run_folder import RunFolder
 

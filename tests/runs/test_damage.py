@@ -324,7 +324,7 @@ def test_a_compressed_entry_or_a_comment_of_others(tmp_path: Path) -> None:
     assert read_npz(path, "test", 1)["a"].tolist() == [0, 1, 2]
     with zipfile.ZipFile(path, "a") as archive:
         archive.comment = b"mine"
-    with pytest.raises(FileFormatError, match="its comment is no digest"):
+    with pytest.raises(FileFormatError, match="its comment is not a digest"):
         read_npz(path, "test", 1)
 
 

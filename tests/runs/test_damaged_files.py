@@ -140,7 +140,7 @@ def test_versions_and_schemas(name: str, run: RunFolder) -> None:
 
 def test_files_without_a_schema(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    text = "(schema 'tllm/{}'), but it carries no TLLM schema; name a file that TLLM wrote as such"
+    text = "(schema 'tllm/{}'), but it has no TLLM schema; name a file that TLLM wrote as such"
     for content in ("{}", "[]", "3", '"x"', '{"schema": null}'):
         run.flags_json.write_text(content)
         with pytest.raises(FileFormatError, match=re.escape(text.format("flags"))):

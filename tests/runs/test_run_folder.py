@@ -116,8 +116,8 @@ def test_find_takes_a_run_that_has_only_begun(tmp_path: Path, split_record: Spli
         ("none", "it does not exist"),
         ("empty", r"it holds none of split\.json, curves\.npz, flags\.json, metrics\.json"),
         ("other/metrics.csv", r"its folder holds none of split\.json"),
-        ("nul\0", "it cannot be looked at"),
-        ("long" * 500, "it cannot be looked at"),
+        ("nul\0", "it cannot be read"),
+        ("long" * 500, "it cannot be read"),
     ],
 )
 def test_find_says_why_there_is_no_run(named: str, problem: str, tmp_path: Path) -> None:

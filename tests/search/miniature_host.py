@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 
 from tests.distiller_cases import TwoView, networks
 from tests.hosts.fork_shaped_host import HOST, Images, Ours, one_view, two_views
-from tllm_plugin.hosts.adapter import make_trainer_factory
+from tllm_plugin.hosts.factories import make_trainer_factory
 
 # Environment variables that name an epoch: one that is saved, but not said, because the process is interrupted in
 # between; one after which it waits to be stopped.

@@ -62,7 +62,7 @@ def test_the_best_score_wins_and_of_equals_the_one_that_teaches_most() -> None:
 
 def test_no_warning_where_everything_is_clear() -> None:
     best = trial(0, 0.95, 1.0)
-    baseline = TrialRecord(-1, "taught to the end", {}, "", 0.8, p_value=0.001)
+    baseline = TrialRecord(-1, "without detection", {}, "", 0.8, p_value=0.001)
     assert warnings_about(best, [best, trial(1)], [baseline]) == []
     assert warnings_about(None, [], []) == []
 
@@ -83,15 +83,15 @@ def test_baselines_that_did_as_well_or_better() -> None:
     best = trial(0, 0.95, 1.0)
     better = TrialRecord(-1, "vanilla", {}, "", 0.96, p_value=0.001)
     luckier = TrialRecord(-1, "vanilla", {}, "", 0.96, p_value=0.5)
-    alike = TrialRecord(-1, "taught to the end", {}, "", 0.94, p_value=0.5)
+    alike = TrialRecord(-1, "without detection", {}, "", 0.94, p_value=0.5)
     found = warnings_about(best, [best], [better, luckier, alike])
     assert found[0] == "`vanilla` did better on the search hold-out than every trial"
     untold = "the images of the search hold-out do not tell trial 0 from"
-    assert found[1:] == [f"{untold} `vanilla`, which did better there", f"{untold} `taught to the end`"]
+    assert found[1:] == [f"{untold} `vanilla`, which did better there", f"{untold} `without detection`"]
 
 
 def test_nothing_flagged_is_said() -> None:
     best = trial(0, 0.95, 1.0, flagged=())
     assert warnings_about(best, [best, trial(1, 0.95, 1.0, flagged=())], []) == [
-        "no trial flagged a class: they are all the same run"
+        "no trial flagged a class, so that all trials are the same run"
     ]

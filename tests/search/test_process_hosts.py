@@ -75,7 +75,7 @@ def test_trials_share_their_beginning_and_equal_one_alone_that_was_stopped_and_w
     outcome = search(host, SPACE)
     record = outcome.record
     assert SearchRecord.read(outcome.path) == record and [item.title for item in record.baselines] == [
-        "taught to the end"
+        "without detection"
     ]
     assert [trial.values for trial in record.trials] == [{AFTER: 0.67}, {AFTER: 0.34}]
     assert [trial.shared_epochs for trial in record.trials] == [2, 1]

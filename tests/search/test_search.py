@@ -98,7 +98,7 @@ def test_trials_equal_the_runs_alone_and_share_what_they_can(
     assert [trial.shared_epochs for trial in record.trials] == [1, EPOCHS, 2]
     first = record.trials[0].run
     assert [trial.parent for trial in record.trials] == [record.baselines[0].run, first, first]
-    assert record.baselines[0].title == "taught to the end" and record.baselines[0].run == "taught"
+    assert record.baselines[0].title == "without detection" and record.baselines[0].run == "taught"
     for eta, trial in zip(ETAS[::-1], record.trials, strict=True):
         alone = train(tmp_path / eta, *trained.taught, *STAGED, "TLLM.DETECTOR.ETA", eta, *SAVING)
         shared = RunFolder.inside(folder / trial.run)
@@ -152,7 +152,7 @@ def test_nothing_that_is_chosen_from_sees_test_data(
     assert len(searched_runs) == 2 and looks == [], "a teacher and a vanilla student"
     assert main([*command[:3], "--retrain", *command[3:]]) == 0
     again = [*command[:3], "--retrain", *command[3:], "LOG.TEST_FREQ", "-1", "LOG.PREFIX", str(tmp_path / "never")]
-    assert main(again) == 0 and "test accuracy not looked at" in " ".join(capsys.readouterr().out.split())
+    assert main(again) == 0 and "test accuracy not measured" in " ".join(capsys.readouterr().out.split())
     final_too = {path.name for path in tmp_path.glob("digits/*/*") if path.name.startswith("final")}
     own = {path.parts[-3] for path in tmp_path.glob("digits/*/tllm/metrics.json")} - searched_runs
     assert set(looks) == own | final_too and len(own) == 2, "the final student has a teacher and a reference of its own"
@@ -172,7 +172,7 @@ def test_giving_the_command_again_trains_nothing(
     shown = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if line.startswith("│")]
     assert record.chosen is not None
-    assert [row[0].removesuffix(" *") for row in rows] == ["taught to the end", "trial 0", "trial 1", "trial 2"]
+    assert [row[0].removesuffix(" *") for row in rows] == ["without detection", "trial 0", "trial 1", "trial 2"]
     assert [row[0] for row in rows if row[0].endswith("*")] == [f"{record.chosen.title} *"]
     assert [row[4] for row in rows] == ["3 of 3", "2 of 3", "0 of 3", "1 of 3"]
     assert [row[5] for row in rows[1:]] == ["3 (1)", "3 (1)", "3 (1), 8 (2)"]
@@ -211,7 +211,7 @@ def test_other_keys_make_another_search_that_shares_what_is_equal(
     shutil.copytree(searched, tmp_path, dirs_exist_ok=True)
     folder, record = load(tmp_path)
     assert main([*words(trained, tmp_path, "--eta", *ETAS), "TLLM.LABEL_SMOOTHING", "0.3"]) == 0
-    assert epochs_trained == [2, 3, 3], "the student that is taught to the end is there"
+    assert epochs_trained == [2, 3, 3], "the student without detection is there"
     (other,) = (
         found for found in map(SearchRecord.read, folder.glob("search-*.json")) if found.trials != record.trials
     )
@@ -320,7 +320,7 @@ def test_every_config_error_at_once(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("etas", [("0.1,0.2",), ("0.1,", "0.2"), ("0.1", "0.2,")])
 def test_etas_may_have_commas(etas: tuple[str, ...]) -> None:
-    options = build_parser(["search"]).parse_args(["search", "--cfg", "x", "--eta", *etas, "SOLVER.EPOCHS", "6"])
+    options = build_parser().parse_args(["search", "--cfg", "x", "--eta", *etas, "SOLVER.EPOCHS", "6"])
     assert _words(options) == ([f"{ETA}=0.1,0.2"], ["SOLVER.EPOCHS", "6"], [])
 
 

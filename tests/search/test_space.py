@@ -47,7 +47,7 @@ def test_every_problem_is_found_at_once() -> None:
         "`TLLM.DETECTOR.SCORE` to be one of",
         "the values of `TLLM.MIN_ROWS` to differ, but got '4,4'",
         "`TLLM.DETECTOR.ETA` once in the search space, but got it again: 'eta=0.3'",
-        "`TLLM.DETECTOR.AFTER_FRACTION` has no effect there",
+        "`TLLM.DETECTOR.AFTER_FRACTION` has no effect",
     )
     assert len(problems) == len(expected)
     assert parse_space(["BALANCE=False:True"], CFG)[1] == [

@@ -43,7 +43,7 @@ def test_a_file_that_is_no_journal_is_left_as_it_is(content: bytes, tmp_path: Pa
     path = tmp_path / "files" / "mine.json"
     path.write_bytes(content)
     before = listing(path.parent)
-    with pytest.raises(ConfigError, match=r"mine\.json is damaged or no journal of Optuna's") as caught:
+    with pytest.raises(ConfigError, match=r"mine\.json is damaged or not a journal of Optuna") as caught:
         SharedStudy(f"journal:{path}", tmp_path / "search", GRID)
     assert listing(path.parent) == before and "\n" not in str(caught.value)
 
@@ -82,7 +82,7 @@ def test_what_is_no_regular_file_is_refused(address: str, kind: str, tmp_path: P
         os.mkfifo(path)
     else:
         path.symlink_to("/dev/null")
-    with pytest.raises(ConfigError, match="is no regular file"):
+    with pytest.raises(ConfigError, match="is not a regular file"):
         SharedStudy(address.format(path), tmp_path / "search", GRID)
     assert {entry.name for entry in tmp_path.iterdir()} == {"x", "search"}
 
@@ -94,7 +94,7 @@ def test_a_database_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
         database.execute("CREATE TABLE results (accuracy REAL)")
         database.commit()
     before = listing(path.parent)
-    with pytest.raises(ConfigError, match=r"mine\.db is a database of something else"):
+    with pytest.raises(ConfigError, match=r"mine\.db is a database of another program"):
         SharedStudy(f"sqlite:///{path}", tmp_path / "search", GRID)
     assert listing(path.parent) == before
     path.write_text("no database at all, but a file of some length, longer than a header of SQLite's")

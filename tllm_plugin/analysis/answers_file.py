@@ -34,21 +34,21 @@ _UNNAMED = ""
 _DELIMITERS = ",;\t"
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 _NUMBER = re.compile(r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?")
-# What CSV, NumPy and Parquet make of a cell without a value.
+# Representations of empty cells in CSV, NumPy and Parquet.
 _UNKNOWN = {"", "nan", "NaN", "None", "<NA>"}
 _MOST_CLASSES = 1_000_000
 
 
 def is_answers(name: str) -> bool:
-    """Return whether a name is that of a table of answers; the files inside a run stand for the run."""
+    """Return whether a name is the path of a table of predictions; files inside a run denote the run."""
     path = Path(expanded(name))
     return path.suffix in SUFFIXES and path.parent.name != NAME
 
 
 def load_answers(name: str) -> LoadedRun:
-    """Return the answers in a file as those of a network of unknown training.
+    """Load the predictions in a file as a network of unknown training.
 
-    Its method is the name of the file without suffix; for a file named `predictions`, that of its folder.
+    Its method is the name of the file without suffix; for a file named `predictions`, the name of its folder.
 
     Args:
         name: Path of a `.csv`, `.npz` or `.parquet`.
@@ -171,7 +171,7 @@ def _parsed(
 
 
 def _order(columns: Mapping[str, Sequence[Any]], rows: int, path: Path) -> tuple[Any, tuple[str, ...] | None]:
-    """Return the order of the rows by image, and what the images are called; None where they are numbered from 0."""
+    """Return the order of the rows by image, and the names of the images; None if they are numbered from 0."""
     column = next((name for name in (_PATH, _INDEX, _UNNAMED) if name in columns), None)
     if column is None:
         return np.arange(rows), None

@@ -94,7 +94,8 @@ class Comparison:
     def interval(self) -> tuple[Vector, Vector]:
         """(low, high), (C,) each: 95 % intervals of `delta` for these networks, over test images like these.
 
-        Of K pairs, each gets an interval at 1 - 0.05 / K; the mean of the intervals then covers the mean.
+        Each of K pairs gets an interval at level 1 - 0.05 / K, so that the mean of the intervals covers the mean at 95
+        %.
         """
         ends = [change.interval(1.0 - 0.05 / len(self.changes)) for change in self.changes]
         low, high = np.mean(ends, axis=0)
@@ -116,7 +117,7 @@ class Comparison:
         return np.asarray(self.delta < -SLACK)
 
     @property
-    def surely_hurt(self) -> npt.NDArray[np.bool_]:
+    def significantly_worse(self) -> npt.NDArray[np.bool_]:
         """(C,) classes that are significantly worse (FDR 5 % over classes)."""
         return np.asarray(self.q_value <= LEVEL)
 
@@ -132,10 +133,10 @@ class Comparison:
         return Count(found, null or _mean_null([nulls.null_count(chance) for chance in chances]), p_value)
 
     @cached_property
-    def surely_hurt_count(self) -> Count:
+    def significantly_worse_count(self) -> Count:
         """Classes that are significantly worse (Benjamini-Hochberg, FDR 5 %)."""
-        found = Spread.of([_surely_hurt(change) for change in self.changes])
-        null = _vanilla_null(self.vanilla, _surely_hurt)
+        found = Spread.of([_significantly_worse(change) for change in self.changes])
+        null = _vanilla_null(self.vanilla, _significantly_worse)
         return Count(found, null or _mean_null([_permuted_survivors(change) for change in self.changes]))
 
     @cached_property
@@ -183,7 +184,7 @@ def _largely_hurt(change: Change) -> int:
     return int(change.largely_hurt.sum())
 
 
-def _surely_hurt(change: Change) -> int:
+def _significantly_worse(change: Change) -> int:
     return int((q_values(change.p_value) <= LEVEL).sum())
 
 

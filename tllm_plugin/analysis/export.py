@@ -1,4 +1,4 @@
-"""Write what a run learned for other tools: its student's weights, and what it found about the classes."""
+"""Export the student's weights of a run, and its findings about the classes, for other tools."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WEIGHTS = ("latest", "best_holdout")
 _CHECKED_BATCHES = (1, 5)
 _TOLERANCE = 1e-4
 _CLASSES_VERSION = 1
-# Loggers that tell of every step of an export.
+# Loggers that report every step of an export.
 _TALKATIVE = ("onnxscript", "onnx_ir")
 
 
@@ -69,7 +69,7 @@ def export_student(run: RunFolder, path: str | Path, weights: str = "latest") ->
 
 
 def metadata_of(run: RunFolder, weights: str) -> dict[str, str]:
-    """Return what a user of the student needs to know, as text by key; lists are JSON, unknown values are left out.
+    """Return the metadata of a student as text by key; lists are JSON, unknown values are omitted.
 
     Keys: `architecture`, `class_names` (in the order of the logits), `image_size` (pixels), `mean` and `std` (per
     channel, of pixels in [0, 1]), `method`, `weights`, `test_accuracy` (a fraction, of the weights `latest`),
@@ -94,7 +94,7 @@ def metadata_of(run: RunFolder, weights: str) -> dict[str, str]:
 
 
 def classes_record(run: RunFolder) -> dict[str, Any]:
-    """Return what a run found about each class, as JSON values.
+    """Return the findings of a run about each class as JSON values.
 
     Per class: index, name, teaching weight at the end of the run (0: flagged, no teacher; 1: taught in full), the flag
     with its evidence as `flags.json` has it, and right answers and images in the test, if there was one.

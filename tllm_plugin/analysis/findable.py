@@ -1,4 +1,4 @@
-"""What the detector of a finished run could have found, given how much its answers changed."""
+"""Estimate which drops the detector of a finished run could have found, from its changed predictions."""
 
 from __future__ import annotations
 

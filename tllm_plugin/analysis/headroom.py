@@ -1,4 +1,4 @@
-"""Estimate the headroom: how much distillation's effect differs between classes, and what a class-wise rule could gain.
+"""Estimate the headroom: the spread of distillation's effects over classes, and the possible gain of a class-wise rule.
 
 The effect on a class is its expected delta acc over seeds. A single pair of runs shows the effect plus the noise of two
 trainings, so the raw counts and sums of a comparison grow with the noise. Here the noise is estimated from runs of one
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from scipy.stats import norm
 
 from tllm_plugin.analysis.comparison import Comparison
+from tllm_plugin.analysis.effects import ClassEffects, class_effects
 from tllm_plugin.core.errors import ConfigError
 
 Vector = npt.NDArray[np.float64]
@@ -28,9 +29,9 @@ class Estimate:
     """Estimate with its 95 % interval.
 
     Args:
-        value: The estimate.
-        low: Lower end.
-        high: Upper end.
+        value: Point estimate.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
     """
 
     value: float
@@ -48,12 +49,12 @@ class Headroom:
         vanilla_runs: L, the number of vanilla runs that the estimate uses.
         mean: Mean effect over classes.
         spread: Standard deviation of the true effects over classes.
-        ceiling: Mean over classes of `max(0, -effect)`: what the mean accuracy would gain if every hurt class were
-            given its vanilla accuracy back. No rule that only restores classes can gain more.
+        ceiling: Mean over classes of `max(0, -effect)`: the gain in mean accuracy if every class below vanilla had its
+            vanilla accuracy. No rule that only restores classes can gain more.
         noise: Standard deviation of a class's delta acc in one pair of runs around its effect.
         reliability: Correlation over classes between the effects in two halves of the runs; NaN if either kind has a
             single run.
-        below: Classes with delta acc < 0 in a pair of runs, the mean over pairs.
+        below: Number of classes with delta acc < 0, the mean over pairs of runs.
         below_by_shift: The count expected if every class had the mean effect and differed only by noise.
         source: "seeds" if the noise is estimated from several trainings; "images" if a single pair of runs only shows
             the sampling of test images, which is smaller, so that `spread` and `ceiling` are too large.
@@ -97,20 +98,12 @@ def headroom(comparison: Comparison) -> Headroom:
     Raises:
         ConfigError: Fewer than three classes can be compared.
     """
-    tested = comparison.vanilla[0].total > 0
-    classes = int(tested.sum())
+    found = class_effects(comparison)
+    classes = int(found.tested.sum())
     if classes < 3:
         raise ConfigError(f"Expected at least 3 classes with test images for the headroom, but got {classes}")
-    partners = len({id(change.vanilla) for change in comparison.changes})
-    paired = len(comparison.changes) > 1 and partners == len(comparison.changes)
-    distilled = np.stack([change.distilled.class_accuracy[tested] for change in comparison.changes])
-    vanilla = np.stack([result.class_accuracy[tested] for result in comparison.vanilla])
-    deltas = np.stack([change.delta[tested] for change in comparison.changes])
-    noise, freedom, source = _noise(comparison, distilled, vanilla, deltas, tested, paired)
-    # Of unpaired runs either side has half of the noise of one pair.
-    share = 1.0 / len(deltas) if paired else 0.5 / len(distilled) + 0.5 / len(vanilla)
-    effects = deltas.mean(0) if paired else distilled.mean(0) - vanilla.mean(0)
-    mean, total = float(effects.mean()), float(effects.var(ddof=1))
+    mean, total = float(found.effects.mean()), float(found.effects.var(ddof=1))
+    noise, freedom, share = found.noise, found.freedom, found.share
     spread = float(np.sqrt(max(0.0, total - share * noise)))
 
     generator = np.random.default_rng(0)
@@ -121,69 +114,33 @@ def headroom(comparison: Comparison) -> Headroom:
     noise_of_pair = float(np.sqrt(noise))
     return Headroom(
         classes=classes,
-        distilled_runs=len(distilled),
-        vanilla_runs=partners if paired else len(vanilla),
+        distilled_runs=len(found.distilled),
+        vanilla_runs=found.partners if found.paired else len(found.vanilla),
         mean=_estimate(mean, means),
         spread=_estimate(spread, spreads),
         ceiling=_estimate(float(restored_gain(mean, spread)), restored_gain(means, spreads)),
         noise=noise_of_pair,
-        reliability=_reliability(distilled, vanilla, deltas, paired, generator),
+        reliability=_reliability(found, generator),
         below=comparison.hurt_count.found.mean,
         below_by_shift=classes * float(norm.cdf(-mean / noise_of_pair)) if noise else float(classes * (mean < 0)),
-        source=source,
+        source=found.source,
     )
 
 
-def _noise(
-    comparison: Comparison,
-    distilled: Vector,
-    vanilla: Vector,
-    deltas: Vector,
-    tested: npt.NDArray[np.bool_],
-    paired: bool,
-) -> tuple[float, int, str]:
-    """Return the variance of one pair's delta acc around the effect, its degrees of freedom, and its source."""
-    classes = deltas.shape[1]
-    if paired:
-        return _pooled_variance(deltas), (len(deltas) - 1) * classes, "seeds"
-    sides = [side for side in (distilled, vanilla) if len(side) > 1]
-    if sides:
-        # A side with one run counts as noisy as the other.
-        variances = [_pooled_variance(side) for side in sides]
-        freedom = sum((len(side) - 1) * classes for side in sides)
-        return 2.0 * float(np.mean(variances)), freedom, "seeds"
-    change = comparison.changes[0]
-    total = change.vanilla.total[tested].astype(np.float64)
-    if change.losses is not None and change.gains is not None:
-        changed = (change.losses + change.gains)[tested] / total
-        variance = (changed - deltas[0] ** 2) / total
-    else:
-        shares = np.stack([distilled[0], vanilla[0]])
-        variance = (shares * (1.0 - shares)).sum(0) / total
-    return float(variance.mean()), classes, "images"
+def headroom_of(comparison: Comparison) -> Headroom | None:
+    """Estimate the headroom, or return None if fewer than three classes have test images."""
+    return headroom(comparison) if int((comparison.vanilla[0].total > 0).sum()) >= 3 else None
 
 
-def _pooled_variance(values: Vector) -> float:
-    """Return the mean over classes of the variance over runs of (runs, C) values, after removing each run's mean.
-
-    A run that is better overall shifts its mean, but not the classes relative to each other.
-    """
-    centred = values - values.mean(1, keepdims=True)
-    classes = values.shape[1]
-    return float(centred.var(0, ddof=1).mean()) * classes / (classes - 1)
-
-
-def _reliability(
-    distilled: Vector, vanilla: Vector, deltas: Vector, paired: bool, generator: np.random.Generator
-) -> float:
-    if min(len(distilled), len(deltas) if paired else len(vanilla)) < 2:
+def _reliability(effects: ClassEffects, generator: np.random.Generator) -> float:
+    if min(len(effects.distilled), len(effects.deltas) if effects.paired else len(effects.vanilla)) < 2:
         return float("nan")
     found = []
     for _ in range(_HALVES):
-        if paired:
-            first, second = _halves(deltas, generator)
+        if effects.paired:
+            first, second = _halves(effects.deltas, generator)
         else:
-            taught, plain = _halves(distilled, generator), _halves(vanilla, generator)
+            taught, plain = _halves(effects.distilled, generator), _halves(effects.vanilla, generator)
             first, second = (one - other for one, other in zip(taught, plain, strict=True))
         if first.std() > 0 and second.std() > 0:
             found.append(np.corrcoef(first, second)[0, 1])
@@ -220,12 +177,12 @@ def as_rows(found: Sequence[tuple[str, Headroom]]) -> list[tuple[str, ...]]:
 
 HEADING = (
     "method",
-    "runs / vanilla",
+    "runs / baseline",
     "mean effect",
     "spread of effects",
     "split-half r",
     "ceiling",
-    "classes below vanilla",
+    "classes below baseline",
     "by mean and noise alone",
 )
 

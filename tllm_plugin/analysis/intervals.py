@@ -1,7 +1,7 @@
 """Exact intervals for a difference of two accuracies, for all classes at once.
 
-No interval here rests on a normal approximation: each covers the truth in at least `level` of all data sets, for
-whatever accuracies and numbers of images.
+The intervals use no normal approximation: each covers the true value in at least `level` of all data sets, for all
+accuracies and numbers of images.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def clopper_pearson(successes: npt.ArrayLike, trials: npt.ArrayLike, level: floa
     """
     k, n = np.broadcast_arrays(np.asarray(successes, dtype=np.float64), np.asarray(trials, dtype=np.float64))
     tail = (1.0 - level) / 2.0
-    # The beta distribution needs positive parameters; where they are not, the end is 0 or 1.
+    # The beta distribution needs positive parameters; for a parameter of 0, the end is 0 or 1.
     low = np.where(k > 0, beta.ppf(tail, np.maximum(k, 0.5), n - k + 1.0), 0.0)
     high = np.where(k < n, beta.ppf(1.0 - tail, k + 1.0, np.maximum(n - k, 0.5)), 1.0)
     return np.asarray(low), np.asarray(high)
@@ -43,7 +43,8 @@ def paired_interval(
 ) -> tuple[Vector, Vector]:
     """Return (low, high) for `P(gain) - P(loss)`, the difference of two accuracies on the same images.
 
-    With `d` the probability that an image's answer changes and `g` that a change is a gain, the difference is
+    Let `d` be the probability that a prediction changes and `g` the probability that a change is a gain. The difference
+    is
     `d * (2 g - 1)`. Both have Clopper-Pearson intervals, the second given the number of changes; their error
     probabilities add up to `1 - level`, so that the range of the product covers at least `level`.
 
@@ -51,7 +52,7 @@ def paired_interval(
         losses: (C,) images that the first network gets right and the second wrong.
         gains: (C,) images that the first gets wrong and the second right.
         total: (C,) images.
-        level: In (0, 1).
+        level: Coverage in (0, 1).
     """
     lost, gained, n = (np.asarray(values, dtype=np.float64) for values in (losses, gains, total))
     error = 1.0 - level
@@ -66,16 +67,16 @@ def paired_interval(
 def unpaired_interval(
     before: npt.ArrayLike, now: npt.ArrayLike, total: npt.ArrayLike, level: float = 0.95
 ) -> tuple[Vector, Vector]:
-    """Return (low, high) for a difference of two accuracies of which only the counts are known.
+    """Return (low, high) for the difference of two accuracies when only counts are known.
 
-    Two Clopper-Pearson intervals with half of the error probability each. That holds however the two counts depend on
-    each other, on the same images or not, and is wider than `paired_interval` for it.
+    The interval combines two Clopper-Pearson intervals with half of the error probability each. It is valid for any
+    dependence between the two counts, and therefore wider than `paired_interval`.
 
     Args:
         before: (C,) images that the first network gets right.
         now: (C,) images that the second network gets right.
         total: (C,) images, the same number for both.
-        level: In (0, 1).
+        level: Coverage in (0, 1).
     """
     each = 1.0 - (1.0 - level) / 2.0
     before_low, before_high = clopper_pearson(before, total, each)

@@ -39,7 +39,8 @@ class LoadedRun:
         flags: Flags of the detector; None without a detector.
         folder: Folder of the run; None for a bare checkpoint.
         spec: Settings of the run; empty if unknown.
-        grouped: Whether the user named the method; runs of the same name are then its seeds, whatever their configs.
+        grouped: Whether the user named the method; runs of the same name are then its seeds, regardless of their
+            configs.
         indexed: Whether classes are in the order of the logits; not so for answers that know their names alone.
     """
 
@@ -92,11 +93,12 @@ def load_run(path: str | os.PathLike[str]) -> LoadedRun:
     """Read a run.
 
     Args:
-        path: Its log folder, the `tllm/` folder in that, or a file of the latter.
+        path: Log folder of the run, its `tllm/` folder, or a file in that.
 
     Raises:
         FileFormatError: There is no run, or a file of it is missing or damaged.
-        ConfigError: It has not been tested yet.
+        ConfigError: The run has not been tested yet.
+
     """
     folder = RunFolder.find(path)
     spec = RunSpec.read(folder)
@@ -124,7 +126,7 @@ def load_run(path: str | os.PathLike[str]) -> LoadedRun:
 
 
 def read_result(folder: RunFolder) -> TestResult:
-    """Read test results: predictions per image where the run kept them, counts per class otherwise.
+    """Read test results: predictions per image if the run recorded them, otherwise counts per class.
 
     Raises:
         FileFormatError: A file is missing or damaged, or the two disagree.
@@ -162,7 +164,7 @@ def method_of(spec: RunSpec) -> str:
 
 
 def reference_of(run: LoadedRun) -> Path | None:
-    """Return the path of the vanilla run that a run's detector compared with; None if it is not found.
+    """Return the path of the vanilla run that is the reference of a run's detector; None if it is not found.
 
     A reference that was moved together with the run is found next to it.
     """

@@ -1,4 +1,4 @@
-"""What a user may name to be compared: run folders, files of answers, bare checkpoints, models of timm."""
+"""Load networks by the names of the command line: run folders, tables of answers, bare checkpoints, models of timm."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _BATCH_SIZE = 500
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """The images that bare checkpoints are run over; what a checkpoint says of its data holds unless it is stated.
+    """Test data for bare checkpoints; values that are not given are taken from the checkpoint.
 
     Args:
-        name: `TYPE` or `TYPE=PATH`; empty if there is none.
-        image_size: In pixels; 0: as the checkpoint says, else as stored.
-        class_order: See `load_data`; empty: as the checkpoint says, else text order.
-        mean: Per channel; empty: as the checkpoint says, else the data set's.
-        std: Likewise.
+        name: `TYPE` or `TYPE=PATH`; empty without data.
+        image_size: Height and width in pixels; 0 uses the checkpoint's record, or else the stored size.
+        class_order: See `load_data`; empty uses the checkpoint's record, or else text order.
+        mean: Mean per channel; empty uses the checkpoint's record, or else the data set's.
+        std: Standard deviation per channel; empty as for `mean`.
     """
 
     name: str = ""
@@ -43,16 +43,16 @@ class EvaluationData:
 
 
 def load_named(name: str, data: EvaluationData | None = None) -> list[LoadedRun]:
-    """Return what `name` stands for.
+    """Load the runs or the network that a name on the command line denotes.
 
     Args:
         name: `RUN`, `RUN,RUN` for several seeds, `LABEL=RUN,RUN`, `MODEL@CHECKPOINT`, or `timm:NAME[@CHECKPOINT]`; a
             table of answers (`FILE.csv`, `.npz`, `.parquet`) may take the place of a run.
-        data: That a bare checkpoint is run on.
+        data: Test data for bare checkpoints.
 
     Raises:
-        ConfigError: A checkpoint without data or of an unknown model.
-        FileFormatError: A run or checkpoint that cannot be read.
+        ConfigError: A bare checkpoint has no data, or its model is unknown.
+        FileFormatError: A run or checkpoint cannot be read.
     """
     data = data or EvaluationData()
     label, found_label, rest = name.partition("=")
@@ -117,14 +117,14 @@ def _score_checkpoint(model: str, checkpoint: str, data: EvaluationData) -> Load
 
 
 def _tell(checkpoint: str, recorded: DataIdentity, bundle: DataBundle, data: EvaluationData) -> None:
-    """Refuse data of other classes; tell what is stated against the checkpoint, and what nobody has stated."""
-    check_classes(checkpoint, recorded, bundle.identity, "`--class-order` states the order of class folders")
+    """Check that data and checkpoint have the same classes; warn about differing and unknown settings."""
+    check_classes(checkpoint, recorded, bundle.identity, "set the order of the class folders with `--class-order`")
     if difference := normalisation_difference(recorded, bundle.identity):
-        tell_once(f"{checkpoint} is asked otherwise than it was trained: {difference}")
+        tell_once(f"{checkpoint} is tested with other settings than in training: {difference}")
     if not (recorded.class_names or bundle.order_stated):
         tell_unstated_order(checkpoint, bundle.class_folders)
     if not (recorded.mean or data.mean):
         tell_once(
-            f"{checkpoint} does not say how its images were normalised; mean {shown_numbers(bundle.mean)} and standard "
-            f"deviation {shown_numbers(bundle.std)} are taken (`--mean` and `--std` state others)"
+            f"{checkpoint} does not record its normalisation; mean {shown_numbers(bundle.mean)} and standard "
+            f"deviation {shown_numbers(bundle.std)} are used (set others with `--mean` and `--std`)"
         )

@@ -1,4 +1,4 @@
-"""The networks of finished runs, and what they predict for test images."""
+"""Load the networks of finished runs and compute their predictions for test images."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ logger = logging.getLogger(__name__)
 
 
 def with_predictions(runs: Sequence[LoadedRun]) -> list[LoadedRun]:
-    """Run the students of runs without predictions over their test data, and return all runs with predictions.
+    """Return the runs with predictions; students of runs without predictions are run on their test data.
 
-    A run for which that is not possible, or whose checkpoint does not give exactly the accuracies that the run
-    reported, is returned as it is; the log says why.
+    A run is returned unchanged, with a warning, if this is impossible or if its checkpoint does not reproduce exactly
+    the recorded accuracies.
     """
     bundles: dict[str, DataBundle] = {}
     result = []
@@ -72,17 +72,17 @@ def _predict_again(run: LoadedRun, bundles: dict[str, DataBundle]) -> TestResult
 
 
 def balanced_rows(labels: Tensor, most: int) -> Tensor:
-    """Return (k,) int64 at most `most` positions, ascending, the same number of every class as far as they go.
+    """Select at most `most` positions, balanced over classes; return them (k,) int64 in ascending order.
 
     Args:
-        labels: (n,) int64.
-        most: At least 1.
+        labels: (n,) int64, labels to select from.
+        most: Largest number of positions, at least 1.
     """
     if len(labels) <= most:
         return torch.arange(len(labels))
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(labels), generator=generator)
-    # Place of every image among those of its class, in random order; the first places of all classes come first.
+    # Rank of every image within its class in random order; low ranks of all classes are selected first.
     by_class = order[torch.argsort(labels[order], stable=True)]
     counts = torch.bincount(labels)
     starts = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
@@ -92,10 +92,10 @@ def balanced_rows(labels: Tensor, most: int) -> Tensor:
 
 
 def embedded_config(run: LoadedRun) -> CfgNode:
-    """Return the config of a run of the embedded host, defaults included.
+    """Return the full config of a run of the embedded host.
 
     Raises:
-        ConfigError: The run has none, or that of another host.
+        ConfigError: The run has no config of the embedded host.
     """
     if not run.spec.is_embedded:
         raise ConfigError(f"Expected {run.name} to hold a config.yaml of the embedded host, but it has none")
@@ -106,7 +106,7 @@ def student_network(run: LoadedRun, bundle: DataBundle, device: torch.device) ->
     """Return the student of a run with the weights of its last epoch.
 
     Raises:
-        ConfigError, FileFormatError: It cannot be built.
+        ConfigError, FileFormatError: The network cannot be created.
     """
     cfg = embedded_config(run)
     if run.folder is None:
@@ -115,13 +115,13 @@ def student_network(run: LoadedRun, bundle: DataBundle, device: torch.device) ->
 
 
 def teacher_network(run: LoadedRun, checkpoint: Path, bundle: DataBundle, device: torch.device) -> nn.Module:
-    """Return the teacher of a run as the student met it: with what was planted in it.
+    """Return the teacher of a run, including planted classes.
 
     Args:
-        checkpoint: Its weights.
+        checkpoint: Checkpoint of the teacher.
 
     Raises:
-        ConfigError, FileFormatError: It cannot be built.
+        ConfigError, FileFormatError: The network cannot be created.
     """
     cfg = embedded_config(run)
     teacher = _load(cfg.DISTILLER.TEACHER, checkpoint, bundle, device)
@@ -133,13 +133,13 @@ def teacher_network(run: LoadedRun, checkpoint: Path, bundle: DataBundle, device
 
 
 def teacher_checkpoint(run: LoadedRun) -> Path | None:
-    """Return where the weights of a run's teacher lie; None where they are not to be found.
+    """Return the path of the checkpoint of a run's teacher; None if it is not found.
 
-    A run whose config names none had its teacher trained first, beside it; a run of a search, beside the search.
+    If the config names no checkpoint, the teacher was trained in a neighbouring folder of the run or of the search.
 
     Raises:
-        ConfigError: The run is not one of the embedded host.
-        FileFormatError: A record of the data that a run was trained on is damaged.
+        ConfigError: The run is not of the embedded host.
+        FileFormatError: A data record is damaged.
     """
     found = teacher_of(run)
     if found is not None:
@@ -151,7 +151,7 @@ def teacher_checkpoint(run: LoadedRun) -> Path | None:
     needed = needed_teacher(cfg)
     if run.folder is None or needed is None:
         return None
-    # A teacher whose name was taken by one that was trained on other data has more after it.
+    # The name has a suffix if a teacher trained on other data had the name already.
     name, data = log_folder(needed).name, run.folder.read_data()
     beside = (path for folder in list(run.folder.log_folder.parents)[:2] for path in sorted(folder.glob(f"{name}*")))
     for folder in beside:

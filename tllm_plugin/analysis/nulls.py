@@ -1,4 +1,4 @@
-"""What chance alone would give: counts of hurt classes if it made no difference which of two networks is which."""
+"""Null distributions of the number of classes with delta acc < 0, if the two networks were exchangeable."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _DRAWS = 200
 
 @dataclass(frozen=True)
 class NullCount:
-    """A count of classes under a null hypothesis.
+    """Number of classes expected under a null hypothesis.
 
     Args:
         mean: Expected count.
-        std: Its standard deviation; NaN where one pair of runs is all there is.
+        std: Standard deviation of the count; NaN for a single pair of runs.
         source: "permutation", or "vanilla" for vanilla runs compared with each other.
-        pairs: Pairs of runs that were compared; 0 for a permutation.
+        pairs: Number of pairs of runs; 0 for a permutation.
     """
 
     mean: float
@@ -33,12 +33,12 @@ class NullCount:
 
 
 def paired_chance(losses: npt.ArrayLike, gains: npt.ArrayLike, margin: npt.ArrayLike = 0.0) -> Vector:
-    """Return (C,) probabilities of delta acc < 0 if every changed answer were a loss or a gain with equal chance.
+    """Return (C,) probabilities of delta acc < 0 if every changed prediction is equally likely a loss or a gain.
 
     Args:
-        losses: (C,) images.
-        gains: (C,) images.
-        margin: (C,) or one number: more images than that must be lost on balance.
+        losses: (C,) numbers of lost images.
+        gains: (C,) numbers of gained images.
+        margin: (C,) or a number; the net loss must exceed this number of images.
     """
     changed = np.asarray(losses) + np.asarray(gains)
     return np.asarray(binom.sf(np.floor((changed + np.asarray(margin)) / 2), changed, 0.5))
@@ -47,21 +47,21 @@ def paired_chance(losses: npt.ArrayLike, gains: npt.ArrayLike, margin: npt.Array
 def unpaired_chance(
     before: npt.ArrayLike, now: npt.ArrayLike, total: npt.ArrayLike, margin: npt.ArrayLike = 0.0
 ) -> Vector:
-    """Return (C,) probabilities of delta acc < 0 if the right answers were dealt to both networks at random.
+    """Return (C,) probabilities of delta acc < 0 if correct predictions are assigned to the two networks at random.
 
     Args:
-        before: (C,) right answers of the vanilla network.
-        now: (C,) right answers of the other.
-        total: (C,) images.
-        margin: As in `paired_chance`.
+        before: (C,) numbers of correct predictions of the vanilla network.
+        now: (C,) numbers of correct predictions of the other network.
+        total: (C,) numbers of images.
+        margin: See `paired_chance`.
     """
     both, n = np.asarray(before) + np.asarray(now), np.asarray(total)
-    # Of a class without images nothing can be drawn; scipy has no distribution over nothing.
+    # scipy's distribution is not defined for classes without images.
     return np.asarray(hypergeom.sf(np.floor((both + np.asarray(margin)) / 2), np.maximum(2 * n, 1), both, n))
 
 
 def count_distribution(chances: npt.ArrayLike) -> Vector:
-    """Return (C + 1,) probabilities of each number of hurt classes, classes being independent (Poisson binomial).
+    """Return (C + 1,) probabilities of the number of classes, which are independent (Poisson binomial distribution).
 
     >>> count_distribution([0.5, 0.5]).tolist()
     [0.25, 0.5, 0.25]
@@ -73,23 +73,23 @@ def count_distribution(chances: npt.ArrayLike) -> Vector:
 
 
 def null_count(chances: npt.ArrayLike) -> NullCount:
-    """Return mean and standard deviation of the number of hurt classes under the permutation null."""
+    """Return mean and standard deviation of the number of classes under the permutation null."""
     values = np.asarray(chances, dtype=np.float64)
     return NullCount(float(values.sum()), float(np.sqrt((values * (1.0 - values)).sum())), "permutation")
 
 
 def count_p_value(count: int, chances: npt.ArrayLike) -> float:
-    """Return the probability that chance alone hurts at least `count` classes."""
+    """Return the probability of at least `count` classes under the null."""
     return float(min(1.0, count_distribution(chances)[count:].sum()))
 
 
 def permuted_survivors(losses: npt.ArrayLike, gains: npt.ArrayLike, *, draws: int = _DRAWS) -> NullCount:
-    """Return the null of the number of classes that survive Benjamini-Hochberg, from paired counts.
+    """Return the null of the number of significantly worse classes (Benjamini-Hochberg), from paired counts.
 
     Args:
-        losses: (C,).
-        gains: (C,).
-        draws: Permutations.
+        losses: (C,) numbers of lost images.
+        gains: (C,) numbers of gained images.
+        draws: Number of permutations.
     """
     changed = np.asarray(losses) + np.asarray(gains)
     lost = np.random.default_rng(0).binomial(changed, 0.5, size=(draws, changed.size))
@@ -99,7 +99,7 @@ def permuted_survivors(losses: npt.ArrayLike, gains: npt.ArrayLike, *, draws: in
 def permuted_survivors_unpaired(
     before: npt.ArrayLike, now: npt.ArrayLike, total: npt.ArrayLike, *, draws: int = _DRAWS
 ) -> NullCount:
-    """Return the same from counts of right answers alone; see `unpaired_chance`."""
+    """Return the same from numbers of correct predictions only; see `unpaired_chance`."""
     both, n = np.asarray(before) + np.asarray(now), np.asarray(total)
     first = np.random.default_rng(0).hypergeometric(n, n, both, size=(draws, both.size))
     return _survivors(unpaired_p_value(first, both - first, n))

@@ -1,4 +1,4 @@
-"""Whether the same classes are hurt again: by another method, another pair of networks, every student."""
+"""Overlap of the classes with delta acc < 0 between methods, pairs of networks and students."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Flags = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Overlap:
-    """How far two sets of classes are the same.
+    """Overlap of two sets of classes.
 
     Args:
-        jaccard: Classes in both / classes in either, in [0, 1]; NaN if both are empty.
-        expected: The Jaccard index of two random sets of these sizes, on average.
+        jaccard: Jaccard index in [0, 1], size of the intersection divided by size of the union; NaN if both are empty.
+        expected: Mean Jaccard index of two random sets of these sizes.
         p_value: Probability that two random sets of these sizes have at least as many classes in common.
     """
 
@@ -30,8 +30,8 @@ class Overlap:
 def overlap(first: Flags, second: Flags) -> Overlap:
     """Compare two sets of classes, each (C,) bool.
 
-    The p-value is that of a permutation test over classes, by its exact distribution, which is hypergeometric. Sets
-    that were found against the *same* vanilla run share that run's noise and overlap for this reason alone.
+    The p-value is from a permutation test over classes with its exact, hypergeometric distribution. Sets from
+    comparisons with the *same* vanilla run share its noise, which alone increases their overlap.
 
     >>> overlap(np.array([True, True, False, False]), np.array([True, True, False, False])).jaccard
     1.0
@@ -48,12 +48,12 @@ def overlap(first: Flags, second: Flags) -> Overlap:
 
 @dataclass(frozen=True)
 class Everywhere:
-    """The classes that are in every one of several sets.
+    """Intersection of several sets of classes.
 
     Args:
-        classes: Their indices.
-        expected: How many that would be for independent random sets of the same sizes, on average.
-        p_value: Probability of at least as many.
+        classes: Indices of the classes.
+        expected: Mean size of the intersection of independent random sets of the same sizes.
+        p_value: Probability of an intersection of at least this size.
     """
 
     classes: tuple[int, ...]
@@ -62,16 +62,16 @@ class Everywhere:
 
 
 def in_every(sets: Sequence[Flags]) -> Everywhere:
-    """Return the classes that are in all of `sets`, each (C,) bool, and what chance would give.
+    """Return the intersection of `sets`, each (C,) bool, with its expectation by chance.
 
     Raises:
-        ValueError: There is no set.
+        ValueError: `sets` is empty.
     """
     if not sets:
         raise ValueError("Expected `sets` to hold at least one set of classes, but got none")
     classes = sets[0].size
     common = np.logical_and.reduce(list(sets))
-    # Distribution of the size of the intersection so far, one random set after another.
+    # Distribution of the size of the intersection, updated for one random set after another.
     chance = np.zeros(classes + 1)
     chance[int(sets[0].sum())] = 1.0
     sizes = np.arange(classes + 1)

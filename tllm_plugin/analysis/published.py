@@ -1,4 +1,4 @@
-"""The result tables of the paper's appendix: what stands in each cell, and which runs would fill it.
+"""Result tables of the paper's appendix: the printed numbers, and the runs that correspond to each cell.
 
 Source: "Teach Less, Learn More" (NeurIPS 2022), appendix, Tables 5, 6, 8, 9, 10, 11.
 """
@@ -8,19 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ACCURACY, UNDISTILLABLE = "accuracy", "undistillable"
+DATA_SETS = ("cifar100", "imagenet", "cub200")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table.
+    """Cell of a table.
 
     Args:
-        published: As printed, in percent.
+        published: Printed number in percent.
         data_set: "cifar100", "imagenet" or "cub200".
-        method: As `method_of` names it, without settings; "ESKD (KD)" stands for all fractions.
-        student: Architecture, as the paper writes it.
+        method: Result of `method_of` without settings; "ESKD (KD)" covers all fractions.
+        student: Architecture as written in the paper.
         teacher: Architecture of the teacher; empty for a network that was trained alone.
-        measure: `ACCURACY`, or `UNDISTILLABLE`: the share of classes with delta acc < 0.
+        measure: `ACCURACY`, or `UNDISTILLABLE` for the share of classes with delta acc < 0.
     """
 
     published: float
@@ -33,15 +34,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """One table.
+    """Table of the paper.
+
 
     Args:
-        number: In the appendix.
-        title: What it shows.
-        decimals: Of the printed numbers.
-        columns: Headings, without that of the row labels.
-        rows: Label and cells of each row; a cell is None where the paper prints none, or "delta" where it prints the
-            difference of the two cells before it.
+        number: Number in the appendix.
+        title: Title.
+        decimals: Number of printed decimals.
+        columns: Headings, without the column of row labels.
+        rows: Label and cells of each row; a cell is None if nothing is printed, or "delta" for the difference of the
+            two cells before it.
     """
 
     number: int
@@ -74,7 +76,7 @@ def _pairs_with_tllm(
 def _alone(
     data_set: str, label: str, networks: tuple[tuple[str, float], ...]
 ) -> tuple[str, tuple[Cell | str | None, ...]]:
-    """Return a row of networks that were trained alone, one for every pair of a table with differences."""
+    """Return a row of networks trained alone, one per pair of a table with differences."""
     cells: list[Cell | str | None] = []
     for network, accuracy in networks:
         cells += [Cell(accuracy, data_set, "vanilla", network), None, None]
@@ -86,7 +88,7 @@ def _headings(pairs: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
 
 
 _CIFAR = (("ResNet32x4", "ResNet8x4"), ("ResNet50", "MobileNetV2"), ("ResNet32x4", "ShuffleNetV1"))
-# The paper's heading says ResNet32/ResNet18; its accuracies, and its Table 11, are those of ResNet34.
+# The paper's heading is ResNet32/ResNet18, but its accuracies and its Table 11 correspond to ResNet34.
 _IMAGENET = (("ResNet34", "ResNet18"), ("ResNet50", "MobileNetV1"))
 _CUB = (("ResNet50", "ResNet18"), ("ResNet50", "MobileNetV2"))
 _WRN_TEACHERS = ("WRN-28-2", "WRN-40-2", "WRN-16-4", "WRN-28-4")
@@ -185,7 +187,7 @@ TABLES: tuple[PublishedTable, ...] = (
     ),
     PublishedTable(
         11,
-        "Early-stopped KD (top-1, %); ESKD: the best of the fractions that were tried, as in the paper",
+        "Early-stopped KD (top-1, %); ESKD: the best of the tried fractions, as in the paper",
         1,
         ("Vanilla", "ESKD", "TLLM"),
         tuple(

@@ -1,4 +1,4 @@
-"""A study as plain records: what tables, JSON, CSV and the report print, computed in one place."""
+"""Convert a study to plain records, which tables, JSON, CSV and the report print."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from tllm_plugin.analysis.comparison import Count, Spread
+from tllm_plugin.analysis.effects import effect_posterior
+from tllm_plugin.analysis.headroom import Headroom, headroom_of
 from tllm_plugin.analysis.study import Study
 from tllm_plugin.analysis.teachers import teacher_rows
 from tllm_plugin.core.escaping import csv_text, markdown_text
@@ -19,7 +22,7 @@ VERSION = 2
 
 
 def study_record(study: Study) -> Record:
-    """Return everything as JSON values; a number that does not exist is null."""
+    """Return the whole study as JSON values; undefined numbers are null."""
     return {
         "schema": "tllm/comparison",
         "version": VERSION,
@@ -33,12 +36,12 @@ def study_record(study: Study) -> Record:
 
 
 def vanilla_record(study: Study) -> Record | None:
-    """Return the test accuracy of the vanilla runs; None where every method has vanilla runs of its own."""
+    """Return the test accuracy of the vanilla runs; None if every method has its own vanilla runs."""
     return _spread(Spread.of([run.result.accuracy for run in study.vanilla])) if study.vanilla else None
 
 
 def teacher_records(study: Study) -> list[Record]:
-    """Return one record per teacher; its accuracy is null where the run that trained it is not to be found."""
+    """Return one record per teacher; the accuracy is null if the run that trained it is not found."""
     return [
         {
             "teacher": row.label,
@@ -50,7 +53,7 @@ def teacher_records(study: Study) -> list[Record]:
 
 
 def every_record(study: Study) -> Record | None:
-    """Return the classes with delta acc < 0 in every method, and what chance would give (the paper's Table 7)."""
+    """Return the classes with delta acc < 0 in every method and their number by chance (the paper's Table 7)."""
     if len(study.compared) < 2:
         return None
     found = study.hurt_in_every(study.compared)
@@ -67,6 +70,7 @@ def method_records(study: Study) -> list[Record]:
     for method in study.compared:
         comparison = method.comparison
         assert comparison is not None
+        found = headroom_of(comparison)
         records.append(
             {
                 "method": method.label,
@@ -77,9 +81,10 @@ def method_records(study: Study) -> list[Record]:
                 "test_accuracy": _spread(comparison.accuracy),
                 "paired_by_image": comparison.paired,
                 "undistillable": _count(comparison.hurt_count),
-                "undistillable_fdr_5_percent": _count(comparison.surely_hurt_count),
+                "undistillable_fdr_5_percent": _count(comparison.significantly_worse_count),
                 "drop_over_5_points": _count(comparison.largely_hurt_count),
                 "flagged": None if method.flagged_count is None else _spread(method.flagged_count),
+                "headroom": None if found is None else headroom_record(found),
             }
         )
     return records
@@ -92,6 +97,8 @@ def class_records(study: Study) -> list[Record]:
         comparison = method.comparison
         assert comparison is not None
         low, high = comparison.interval
+        effect = effect_posterior(comparison)
+        effect_low, effect_high = effect.quantile(0.025).tolist(), effect.quantile(0.975).tolist()
         flagged = method.runs_that_flagged
         for index, name in enumerate(study.class_names):
             records.append(
@@ -106,6 +113,10 @@ def class_records(study: Study) -> list[Record]:
                     "std_over_seeds": _number(comparison.delta_std[index]),
                     "p_value": _number(comparison.p_value[index]),
                     "q_value": _number(comparison.q_value[index]),
+                    "effect": _number(float(effect.mean[index])),
+                    "effect_low": _number(effect_low[index]),
+                    "effect_high": _number(effect_high[index]),
+                    "probability_of_harm": _number(float(effect.harm[index])),
                     "flagged": bool(flagged[index]),
                     "runs": len(method.runs),
                     "runs_that_flagged": int(flagged[index]),
@@ -114,8 +125,13 @@ def class_records(study: Study) -> list[Record]:
     return records
 
 
+def headroom_record(found: Headroom) -> Record:
+    """Return an estimate of the headroom as JSON values."""
+    return {name: None if value != value else value for name, value in asdict(found).items()}
+
+
 def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return flat records as CSV with a header; null is an empty cell, and text is as `csv_text` says."""
+    """Return flat records as CSV with a header; null is an empty cell, and text is escaped by `csv_text`."""
     heading = list(records[0]) if records else ["method"]
     return "".join(_csv_line(row) for row in (heading, *(record.values() for record in records)))
 
@@ -130,11 +146,11 @@ def _csv_line(cells: Iterable[Any]) -> str:
 
 
 class Markup(str):
-    """Markdown that is meant as such, or text without a sign that means anything there."""
+    """Markdown source, or text without special characters."""
 
 
 def as_markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table. What is no `Markup` is text and shown as it is, whatever signs are in it.
+    """Return a Markdown table; cells that are not `Markup` are escaped.
 
     >>> print(as_markdown(["a", "b"], [["1", "x|y"]]))
     | a | b |

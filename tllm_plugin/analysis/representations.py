@@ -1,4 +1,4 @@
-"""How alike two networks' features are, class by class: centred kernel alignment, and a picture of them."""
+"""Compare the features of networks: centred kernel alignment (CKA) per class, and t-SNE."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ TSNE_POINTS = 2000
 
 
 def linear_cka(first: Matrix, second: Matrix) -> float:
-    """Return the linear CKA of two networks' features of the same images; about 0 for unrelated ones, 1 for equal ones.
+    """Return the linear CKA of two networks' features for the same images: about 0 if unrelated, 1 if equal.
 
-    The unbiased estimator: with as few images as a class has, the usual one is high for unrelated features as well.
+    The unbiased estimator is used, because for the few images of a class the usual one is high even for unrelated
+    features.
 
     Args:
         first: (n, D) features.
         second: (n, E) features of the same images.
 
     Returns:
-        The CKA; NaN for fewer than 4 images or constant features.
+        CKA; NaN for fewer than 4 images or constant features.
 
     Source: Kornblith et al., "Similarity of neural network representations revisited" (2019); the estimator: Song et
     al., "Feature selection via dependence maximization" (2012), eq. 4.
@@ -53,7 +54,7 @@ def class_cka(first: Matrix, second: Matrix, labels: Counts, num_classes: int) -
     Args:
         first: (n, D) features.
         second: (n, E) features of the same images.
-        labels: (n,) their classes.
+        labels: (n,) classes of the images.
         num_classes: C.
     """
     order = np.argsort(labels, kind="stable")
@@ -62,10 +63,10 @@ def class_cka(first: Matrix, second: Matrix, labels: Counts, num_classes: int) -
 
 
 def tsne(features: Matrix) -> npt.NDArray[np.float32]:
-    """Return (n, 2) positions: neighbours in the features stay neighbours. Distances and sizes mean nothing.
+    """Return t-SNE positions (n, 2), which preserve neighbourhoods but neither distances nor sizes of groups.
 
     Args:
-        features: (n, D), n at least 4. Reduced to 30 principal components first where there are more.
+        features: (n, D), n at least 4; reduced to at most 30 principal components first.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE

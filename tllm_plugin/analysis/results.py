@@ -1,4 +1,4 @@
-"""What one network got right on the test data, and what changed from one network to another."""
+"""Test results of a network, and the changes between two networks."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class TestResult:
     """Test results of one network.
 
     Args:
-        correct: (C,) right answers per class.
+        correct: (C,) correct predictions per class.
         total: (C,) test images per class.
-        predictions: For every test image, in order; None where only the counts are known.
+        predictions: Predictions for the test images, in order; None if only counts are known.
         images: (n,) names of these images, sorted; None if they are in the order of the data set.
     """
 
-    __test__ = False  # Not a test, whatever pytest thinks of the name.
+    __test__ = False  # Tells pytest that this class is not a test.
 
     correct: Counts
     total: Counts
@@ -48,12 +48,12 @@ class TestResult:
 
     @classmethod
     def from_metrics(cls, metrics: MetricsRecord) -> TestResult:
-        """Return the counts that a run has written."""
+        """Create the results from the recorded counts of a run."""
         return cls(np.asarray(metrics.class_correct), np.asarray(metrics.class_total))
 
     @property
     def accuracy(self) -> float:
-        """Share of all test images that are recognised."""
+        """Share of correct predictions."""
         return float(self.correct.sum() / self.total.sum())
 
     @property
@@ -64,13 +64,13 @@ class TestResult:
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What changed per class from a vanilla network to a distilled one.
+    """Changes per class from a vanilla to a distilled network.
 
     Args:
         vanilla: Results of the vanilla network.
-        distilled: Results of the other.
-        losses: (C,) images that only the vanilla network gets right; None where only counts are known.
-        gains: (C,) images that only the distilled network gets right; None likewise.
+        distilled: Results of the distilled network.
+        losses: (C,) images that only the vanilla network predicts correctly; None if only counts are known.
+        gains: (C,) images that only the distilled network predicts correctly; None if only counts are known.
     """
 
     vanilla: TestResult
@@ -80,7 +80,7 @@ class Change:
 
     @property
     def paired(self) -> bool:
-        """Whether the two could be compared image by image."""
+        """Whether the networks are compared image by image."""
         return self.losses is not None
 
     @cached_property
@@ -92,7 +92,8 @@ class Change:
     def hurt(self) -> npt.NDArray[np.bool_]:
         """(C,) delta acc < 0, as the paper counts.
 
-        The count means little by itself: two vanilla runs with different seeds "hurt" about half of the classes.
+        The count alone means little: of two vanilla runs with different seeds, each is worse on about half of the
+        classes.
         """
         return np.asarray(self.delta < -SLACK)
 
@@ -116,7 +117,7 @@ class Change:
 
 
 def change_between(vanilla: TestResult, distilled: TestResult) -> Change:
-    """Return what changed, image by image where both results say which images were right.
+    """Return the changes between two networks, image by image if both have predictions.
 
     Raises:
         ConfigError: The two were tested on different images.
@@ -139,6 +140,6 @@ def change_between(vanilla: TestResult, distilled: TestResult) -> Change:
 
 
 def per_image(counts: Counts, total: Counts) -> Vector:
-    """Return `counts / total`, both (C,), as fractions; NaN where there is no image."""
+    """Return `counts / total`, both (C,), as fractions; NaN for classes without images."""
     empty = np.full(total.shape, np.nan)
     return np.divide(counts, total, out=empty, where=total > 0)

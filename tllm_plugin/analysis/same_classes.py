@@ -1,4 +1,4 @@
-"""Bring runs to one order and one naming of their classes, or say why that is impossible."""
+"""Convert runs to the same order and names of classes, or raise an error if that is impossible."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tllm_plugin.core.predictions import Predictions
 
 
 def with_same_classes(runs: Sequence[LoadedRun]) -> list[LoadedRun]:
-    """Return runs with the class names, in the order, of the first run that knows both.
+    """Return runs with the class names and their order of the first run that has both.
 
     A run that knows the numbers of its classes alone takes over the names; answers that know their names alone are put
     into the order.

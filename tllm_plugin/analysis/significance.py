@@ -13,7 +13,7 @@ LEVEL = 0.05
 
 
 def paired_p_value(losses: npt.ArrayLike, gains: npt.ArrayLike) -> Vector:
-    """Return (C,) one-sided exact p-values of McNemar's test that images were lost rather than gained.
+    """Return (C,) one-sided p-values of McNemar's exact test that more images were lost than gained.
 
     >>> paired_p_value([5, 0], [0, 0]).tolist()
     [0.03125, 1.0]
@@ -25,11 +25,11 @@ def paired_p_value(losses: npt.ArrayLike, gains: npt.ArrayLike) -> Vector:
 def unpaired_p_value(before: npt.ArrayLike, now: npt.ArrayLike, total: npt.ArrayLike) -> Vector:
     """Return (C,) one-sided p-values of Fisher's exact test that the second count is lower than the first.
 
-    For two networks on the same images it is conservative as far as they tend to be right on the same ones.
+    For two networks on the same images the test is conservative if they tend to be correct on the same ones.
 
     Args:
-        before: (C,) images that the first network gets right.
-        now: (C,) images that the second network gets right.
+        before: (C,) correct predictions of the first network.
+        now: (C,) correct predictions of the second network.
         total: (C,) images, the same number for both.
     """
     first, second, n = (np.asarray(values) for values in (before, now, total))
@@ -46,7 +46,7 @@ def q_values(p_values: npt.ArrayLike) -> Vector:
 
 
 def merged_p_value(p_values: npt.ArrayLike) -> Vector:
-    """Return (C,) one p-value per class from (K, C) of K pairs of runs, however these depend on each other.
+    """Merge (K, C) p-values of K pairs of runs into (C,), valid under any dependence.
 
     Source: Vovk and Wang, "Combining p-values via averaging" (2020): twice the mean.
     """

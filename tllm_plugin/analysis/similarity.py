@@ -42,7 +42,7 @@ class Picture:
     Args:
         title: Title of the plot.
         labels: (k,) classes of the points.
-        positions: (k, 2).
+        positions: (k, 2) positions of the points.
     """
 
     title: str
@@ -59,7 +59,7 @@ class Similarity:
         teacher_accuracy: (C,) accuracy of the teacher from which the students learned, planted classes included.
         cka: By method: (C,) CKA of teacher and first student.
         agreement: By method: (C,) share of images with the same prediction as the teacher.
-        pictures: Of the vanilla student, and of the first method's.
+        pictures: t-SNE of the vanilla student and of the first method's student.
     """
 
     images: int
@@ -73,11 +73,11 @@ def similarity_of(study: Study, *, points: int = TSNE_POINTS) -> Similarity | No
     """Run the networks of a study over its test data.
 
     Args:
-        study: Its runs hold checkpoints and configs of the embedded host.
-        points: Of a t-SNE at most; 0 for none.
+        study: Study of runs with checkpoints and configs of the embedded host.
+        points: Largest number of points of a t-SNE; 0 for no t-SNE.
 
     Returns:
-        None where nothing can be run; the log says why.
+        Results; None, with a warning, if no network can be run.
     """
     methods = [method for method in study.compared if method.runs[0].teacher]
     if not methods:
@@ -88,7 +88,7 @@ def similarity_of(study: Study, *, points: int = TSNE_POINTS) -> Similarity | No
         recorded = folder.read_data() if folder is not None else DataIdentity()
         bundle, device = load_bundle(cfg, recorded), choose_device(cfg)
         if class_difference(recorded, bundle.identity) or len(bundle.class_names) != len(study.class_names):
-            logger.info("networks are not compared: the data of %s are others by now", methods[0].runs[0].name)
+            logger.info("networks are not compared: the data of %s have changed", methods[0].runs[0].name)
             return None
         rows = balanced_rows(bundle.test_labels, MOST_IMAGES)
         return _run(study, methods, bundle, device, rows, points)
@@ -116,7 +116,7 @@ def _run(
     for method in methods:
         checkpoint = teacher_checkpoint(method.runs[0])
         if checkpoint is None:
-            logger.info("%s: its teacher's checkpoint is not to be found", method.label)
+            logger.info("%s: the checkpoint of its teacher is not found", method.label)
             continue
         key = (checkpoint, str(embedded_config(method.runs[0]).DISTILLER.PLANT))
         if key not in taught_by:

@@ -27,9 +27,9 @@ class Method:
 
     Args:
         label: Display name; includes networks or settings only if there are several.
-        runs: At least one.
-        vanilla: Vanilla runs of the same student; empty where none is known.
-        comparison: With `vanilla`; None without it.
+        runs: Runs of the method, at least one.
+        vanilla: Vanilla runs of the same student; may be empty.
+        comparison: Comparison with `vanilla`; None without vanilla runs.
     """
 
     label: str
@@ -63,10 +63,10 @@ class Study:
     """Several runs, grouped and compared.
 
     Args:
-        class_names: (C,).
-        vanilla: Vanilla students.
-        methods: All others, in the order in which they were given.
-        teachers: Runs of networks that teach one of the others, by architecture.
+        class_names: (C,) names.
+        vanilla: Runs of vanilla students.
+        methods: All other students, in the given order.
+        teachers: Runs of networks that are teachers of others, by architecture.
     """
 
     class_names: tuple[str, ...]
@@ -76,7 +76,7 @@ class Study:
 
     @property
     def compared(self) -> tuple[Method, ...]:
-        """The methods that have a vanilla run to be compared with."""
+        """Methods with a vanilla run to compare with."""
         return tuple(method for method in self.methods if method.comparison is not None)
 
     @property
@@ -86,16 +86,16 @@ class Study:
 
     @property
     def vanilla_accuracy(self) -> Vector:
-        """(C,) accuracy that delta acc is measured against, a fraction: its mean over the pairs of all methods.
+        """(C,) vanilla accuracy, a fraction: mean over the pairs of all methods.
 
-        Where every method has the same seeds it adds up: this and a method's delta acc are its students' accuracy.
-        Where nothing is compared, the mean of the vanilla runs.
+        If all methods have the same seeds, this plus the delta acc of a method is the accuracy of its students. Without
+        comparisons, it is the mean of the vanilla runs.
         """
         return _vanilla_accuracy(self.compared, self.vanilla)
 
     @property
     def vanilla_students(self) -> dict[str, tuple[LoadedRun, ...]]:
-        """What to call the vanilla runs of each student: "vanilla", or with its name where there are several."""
+        """Vanilla runs by label: "vanilla", followed by the student's name if there are several students."""
         students = list(dict.fromkeys(run.student for run in self.vanilla))
         return {
             VANILLA if len(students) == 1 else f"{VANILLA} {student}": tuple(
@@ -105,19 +105,19 @@ class Study:
         }
 
     def accuracy_of(self, vanilla: Sequence[LoadedRun]) -> Vector:
-        """(C,) as `vanilla_accuracy`, of the vanilla runs of one student and the methods that are compared with it."""
+        """Return `vanilla_accuracy` (C,) for the vanilla runs of one student and the methods compared with them."""
         return _vanilla_accuracy([method for method in self.compared if method.vanilla[0] in vanilla], vanilla)
 
     def overlap_of(self, row: Method, column: Method) -> Overlap:
-        """Measure how far two methods make the same classes worse.
+        """Measure the overlap of the classes that two methods make worse.
 
-        With two vanilla runs each side is judged against one of its own, so that no noise is shared; a method with
-        itself then shows how far its set of hurt classes repeats. With one vanilla run, both share it.
+        With two vanilla runs, each method is compared with a different one, so that they share no noise; the overlap of
+        a method with itself then shows how reproducible its classes are. With one vanilla run, both share its noise.
         """
         return overlap(_hurt_against(row, 0), _hurt_against(column, 1))
 
     def hurt_in_every(self, methods: Sequence[Method]) -> Everywhere:
-        """Return the classes with delta acc < 0 in every one of `methods`."""
+        """Return the classes with delta acc < 0 in all of `methods`."""
         return in_every([method.comparison.hurt for method in methods if method.comparison is not None])
 
 
@@ -135,10 +135,10 @@ def separate_vanilla(methods: Iterable[Method]) -> bool:
 def build_study(runs: Sequence[LoadedRun]) -> Study:
     """Group runs by their configs.
 
-    Runs without a teacher are vanilla; a vanilla run of a network that taught another run is that run's teacher.
+    Runs without a teacher are vanilla runs; a vanilla run of another run's teacher architecture is its teacher.
 
     Raises:
-        ConfigError: There is no run, or the runs are of different classes.
+        ConfigError: There is no run, or the runs have different classes.
     """
     runs = _without_repetition(with_same_classes(runs))
     taught = [run for run in runs if run.method != VANILLA]
@@ -171,10 +171,10 @@ def build_comparison(baseline: Sequence[LoadedRun], others: Sequence[LoadedRun])
 
 
 def build_pairs(pairs: Sequence[tuple[Sequence[LoadedRun], Sequence[LoadedRun]]]) -> Study:
-    """Compare several students, each with a vanilla one of its own, as the paper's Table 7 does.
+    """Compare several students, each with its own vanilla student, as in the paper's Table 7.
 
     Args:
-        pairs: Vanilla and distilled runs of each student, at least one of either.
+        pairs: Vanilla and distilled runs of each student, at least one of each.
 
     Raises:
         ConfigError: The runs are of different classes.
@@ -192,7 +192,7 @@ def build_pairs(pairs: Sequence[tuple[Sequence[LoadedRun], Sequence[LoadedRun]]]
 
 
 def _baseline(runs: Iterable[LoadedRun]) -> str:
-    # A bare checkpoint does not say what it is: it is what it was named for.
+    # The role of a bare checkpoint follows from its position on the command line.
     kinds = {VANILLA if run.folder is None and not run.grouped else run.method for run in runs}
     return kinds.pop() if len(kinds) == 1 else "baseline"
 
@@ -204,7 +204,7 @@ def _label(run: LoadedRun, *, with_networks: bool) -> str:
 def _methods(
     runs: Sequence[LoadedRun], vanilla_of: Callable[[LoadedRun], Sequence[LoadedRun]], baseline: str = VANILLA
 ) -> tuple[Method, ...]:
-    """Group runs into methods: one method, one pair, equal settings; none is called what `baseline` is called."""
+    """Group runs into methods of equal pair and settings, with labels that differ from the baseline's."""
     kinds: dict[tuple[str, str], list[list[LoadedRun]]] = {}
     for run in runs:
         groups = kinds.setdefault((run.method, run.pair), [])
@@ -229,7 +229,7 @@ def _methods(
 
 
 def _labels(base: str, runs: Sequence[LoadedRun]) -> list[str]:
-    """Return one label for each of several settings of a method: what differs is part of the name."""
+    """Return one label per setting of a method; differing settings are part of the label."""
     if len(runs) == 1:
         return [base]
     differing = sorted({key for run in runs[1:] for key in runs[0].unlike(run)})
@@ -237,7 +237,7 @@ def _labels(base: str, runs: Sequence[LoadedRun]) -> list[str]:
     for place, run in enumerate(runs, start=1):
         told = [f"{key.rpartition('.')[2]} {run.settings.value(key)}" for key in differing[:_NAMED_SETTINGS]]
         labels.append(", ".join([base, *(told or [f"settings {place}"])]))
-    # More than the named settings may differ.
+    # Settings that are not named may differ as well.
     return labels if len(set(labels)) == len(labels) else [f"{label} ({n})" for n, label in enumerate(labels, start=1)]
 
 
@@ -246,7 +246,7 @@ def _warn_of_unlike(vanilla: Sequence[LoadedRun]) -> None:
         unlike = vanilla[0].unlike(run)
         if unlike:
             logger.warning(
-                "%s and %s are taken for seeds of one vanilla student, but differ in %s",
+                "%s and %s are treated as seeds of one vanilla student, but differ in %s",
                 vanilla[0].name,
                 run.name,
                 ", ".join(unlike[:_NAMED_SETTINGS]),
@@ -254,7 +254,8 @@ def _warn_of_unlike(vanilla: Sequence[LoadedRun]) -> None:
 
 
 def _hurt_against(method: Method, place: int) -> npt.NDArray[np.bool_]:
-    """Return (C,) hurt classes of a method's first run against one vanilla run, or of all of them with one only."""
+    """Return (C,) classes with delta acc < 0 of a method against one vanilla run, or over all runs if there is one
+    only."""
     if method.comparison is None:
         raise ValueError(f"Expected {method.label} to have a vanilla run, but it has none")
     if len(method.vanilla) < 2:
@@ -266,7 +267,7 @@ def _hurt_against(method: Method, place: int) -> npt.NDArray[np.bool_]:
 def _without_repetition(runs: Sequence[LoadedRun]) -> list[LoadedRun]:
     """Return each run once, even if it was named twice or copied.
 
-    Twice the same seed would look like agreement of seeds, and as a null it would say that seeds do not differ.
+    A repeated run would look like agreement of seeds, and in a null like seeds without differences.
     """
     seen: set[str] = set()
     kept: list[LoadedRun] = []
@@ -279,7 +280,7 @@ def _without_repetition(runs: Sequence[LoadedRun]) -> list[LoadedRun]:
         if twin is None:
             kept.append(run)
         else:
-            logger.warning("%s is a copy of %s and is left out", place, twin.folder.path if twin.folder else twin.name)
+            logger.warning("%s is a copy of %s and is left out", place, twin.folder and twin.folder.path)
     return kept
 
 

@@ -12,29 +12,34 @@ from tllm_plugin.core.escaping import latex_text
 
 
 def markdown(tables: Sequence[FilledTable]) -> str:
-    """Return the tables as Markdown: printed number, then one's own in bold; an empty place has no run."""
-    parts = []
+    """Return the tables as Markdown: the paper's number, then the result of the user's runs in bold."""
+    yours = sum(filled.filled for filled in tables)
+    parts = [
+        f"Plain numbers are the paper's. **Bold numbers are yours** ({yours} cells): mean +- standard deviation over "
+        "(n) seeds.\n"
+        if yours
+        else "All numbers below are the paper's; no cell is filled by a run of yours.\n"
+    ]
     for filled in tables:
         heading = ["", *filled.table.columns]
         rows = [
             [label, *(_markdown_cell(cell, filled.table.decimals) for cell in cells)] for label, cells in filled.rows
         ]
-        parts.append(f"### Table {filled.table.number}: {filled.table.title}\n\n{as_markdown(heading, rows)}\n")
-    note = (
-        "Printed / **own runs**, mean +- standard deviation over seeds (n); a place without a run holds only the "
-        "printed number."
-    )
-    return "\n".join([*parts, note, ""])
+        source = f"{filled.filled} cells are yours" if filled.filled else "the paper's numbers only"
+        title = f"### Table {filled.table.number}: {filled.table.title} ({source})"
+        parts.append(f"{title}\n\n{as_markdown(heading, rows)}\n")
+    return "\n".join(parts)
 
 
 def latex(tables: Sequence[FilledTable]) -> str:
-    """Return the tables as LaTeX that needs the package `booktabs`."""
+    """Return the tables as LaTeX, which needs the package `booktabs`; the user's results are bold."""
     parts = []
     for filled in tables:
         title = latex_text(filled.table.title)
+        source = r"plain: the paper; \textbf{bold}: own runs" if filled.filled else "the paper's numbers only"
         lines = [
             r"\begin{table}",
-            rf"\caption{{Table {filled.table.number}: {title}. Printed / \textbf{{own runs}}.}}",
+            rf"\caption{{Table {filled.table.number}: {title} ({source}).}}",
             rf"\begin{{tabular}}{{l{'r' * len(filled.table.columns)}}}",
             r"\toprule",
             " & ".join(["", *map(latex_text, filled.table.columns)]) + r" \\",

@@ -19,8 +19,6 @@ from tllm_plugin.runs.run_folder import NAME, RunFolder
 
 logger = logging.getLogger(__name__)
 
-DATA_SETS = ("cifar100", "imagenet", "cub200")
-
 
 @dataclass(frozen=True)
 class FilledCell:
@@ -46,19 +44,19 @@ class FilledTable:
 
     @property
     def filled(self) -> int:
-        """Cells that own runs fill."""
+        """Number of cells filled by the user's runs."""
         return sum(cell.ours is not None for _, cells in self.rows for cell in cells)
 
 
 def find_runs(folder: str | os.PathLike[str]) -> list[LoadedRun]:
-    """Return every finished run below `folder`; those of a search, and what cannot be read, are left out: see the log.
+    """Return all finished runs below `folder`, except unreadable ones and runs of a search, which are logged.
 
     Raises:
-        ConfigError: It is no folder.
+        ConfigError: `folder` is not a folder.
     """
     root = Path(folder)
     if not root.is_dir():
-        raise ConfigError(f"Expected `{root}` to be a folder that holds runs, but it is none")
+        raise ConfigError(f"Expected `{root}` to be a folder of runs, but it is not a folder")
     runs, left_out = [], 0
     for path in sorted(root.rglob(f"{NAME}/metrics.json")):
         try:
@@ -66,7 +64,8 @@ def find_runs(folder: str | os.PathLike[str]) -> list[LoadedRun]:
             if not metrics.finished:
                 continue
             run = load_run(path.parent) if metrics.tested else None
-            # Trials of a search, tested or not, are no seeds of a method; nor is what else lacks a part of the data.
+            # Trials of a search and other runs with a search hold-out are not seeds of a method, as they have less
+            # data.
             if run is None or run.spec.get("TLLM.HOLDOUT.SEARCH_FRACTION"):
                 left_out += 1
             else:
@@ -83,7 +82,7 @@ def fill_tables(runs: Sequence[LoadedRun], image_folder: str = "") -> list[Fille
 
     Args:
         runs: Runs from `find_runs`.
-        image_folder: Name in `DATA_SETS` of the data set of runs on image folders; empty for none.
+        image_folder: Name in `published.DATA_SETS` of the data set of runs on image folders; empty for none.
     """
     return [_fill(table, runs, image_folder) for table in TABLES]
 
@@ -117,7 +116,7 @@ def _fill_cell(cell: Cell, runs: Sequence[LoadedRun], image_folder: str) -> Fill
     found = [(spread, group) for group in groups if (spread := _measure(cell, group, vanilla)) is not None]
     if not found:
         return FilledCell(cell.published, None)
-    # Several settings: the best, as the paper does; the names say which runs these are.
+    # Of several settings the best is used, as in the paper; the names identify the runs.
     best = min if cell.measure == UNDISTILLABLE else max
     spread, group = best(found, key=lambda item: item[0].mean)
     return FilledCell(cell.published, spread, tuple(run.name for run in group))
@@ -140,7 +139,7 @@ def _difference(first: FilledCell, second: FilledCell) -> FilledCell:
         published = round(second.published - first.published, 2)
     if first.ours is None or second.ours is None:
         return FilledCell(published, None)
-    # Standard error-like spreads of independent groups add up in squares; n of a difference is the smaller one.
+    # Variances of independent groups add up; n of a difference is the smaller one.
     std = math.hypot(first.ours.std, second.ours.std)
     return FilledCell(published, Spread(second.ours.mean - first.ours.mean, std, min(first.ours.n, second.ours.n)))
 
@@ -152,7 +151,7 @@ def _is_of(run: LoadedRun, cell: Cell) -> bool:
 
 
 def data_set_of(run: LoadedRun, image_folder: str = "") -> str:
-    """Return the name of the paper's data set that a run uses; another text if it uses none of them."""
+    """Return the name of a run's data set as in the paper's tables; the config's name for other data sets."""
     kind = _plain(str(run.spec.get("DATASET.TYPE", "")))
     if kind == "imagefolder":
         return image_folder or kind

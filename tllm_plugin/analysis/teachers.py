@@ -23,9 +23,9 @@ class TeacherRow:
     """Table row about a teacher.
 
     Args:
-        label: "teacher resnet56"; says so where classes were planted in it afterwards.
-        accuracy: Test accuracy as trained, over the runs that trained it; None where these are not known.
-        planted: Names of the classes that it was made wrong on before a student met it.
+        label: "teacher resnet56", with a note on classes that were planted afterwards.
+        accuracy: Test accuracy before planting, over the runs that trained the teacher; None if these are not known.
+        planted: Names of the classes that were planted before distillation.
         students: Labels of the methods that learned from it.
     """
 
@@ -42,7 +42,7 @@ def planted_names(run: LoadedRun) -> tuple[str, ...]:
         return ()
     try:
         indices = resolve_classes("DISTILLER.PLANT.CLASSES", classes, run.class_names, recorded=True)
-    except ConfigError:  # A config that was edited by hand. That something was planted is not to be kept quiet.
+    except ConfigError:  # The config was edited by hand; its entries are shown, so that planting is never hidden.
         return tuple(map(str, classes))
     return tuple(run.class_names[index] for index in indices)
 
@@ -54,9 +54,9 @@ def named(classes: Sequence[str]) -> str:
 
 
 def teacher_rows(study: Study) -> list[TeacherRow]:
-    """Return one row per teacher, those with planted classes by themselves, in the order of the methods.
+    """Return one row per teacher and set of planted classes, in the order of the methods.
 
-    The runs that trained them are those of the study, or else those that the configs of its methods name.
+    Accuracies are taken from the teachers' runs in the study or named in the methods' configs.
     """
     found: dict[tuple[str, tuple[str, ...]], tuple[dict[str, float], dict[str, None]]] = {}
     for method in study.methods:
@@ -72,8 +72,7 @@ def teacher_rows(study: Study) -> list[TeacherRow]:
                 )
     return [
         TeacherRow(
-            f"teacher {name}"
-            + (f", as trained; its students met it made wrong on {named(planted)}" if planted else ""),
+            f"teacher {name}" + (f", before planting {named(planted)}" if planted else ""),
             Spread.of(list(accuracies.values())) if accuracies else None,
             planted,
             tuple(students),
@@ -83,7 +82,7 @@ def teacher_rows(study: Study) -> list[TeacherRow]:
 
 
 def teacher_run(run: LoadedRun) -> Path | None:
-    """Return the path of the run that trained a run's teacher, whether the config names it or not; None if not found.
+    """Return the path of the run that trained a run's teacher, named in the config or not; None if not found.
 
     Raises:
         FileFormatError: The data record of the run or of its teacher is damaged.
@@ -93,16 +92,16 @@ def teacher_run(run: LoadedRun) -> Path | None:
         return place
     try:
         checkpoint = teacher_checkpoint(run)
-    except ConfigError:  # Of another host.
+    except ConfigError:  # The run is of another host.
         return None
     try:
         return None if checkpoint is None else RunFolder.find(checkpoint.parent).log_folder
-    except TLLMError:  # A checkpoint from elsewhere.
+    except TLLMError:  # The checkpoint was trained elsewhere.
         return None
 
 
 def _trained(run: LoadedRun) -> LoadedRun | None:
-    """Return the run that trained a run's teacher, if it is to be found and of the same classes."""
+    """Return the run that trained a run's teacher, if it is found and has the same classes."""
     place = teacher_run(run)
     if place is None:
         return None

@@ -1,4 +1,4 @@
-"""Models of timm on a folder of validation images; timm is an optional extra."""
+"""Evaluate models of timm on a folder of validation images; timm is an optional extra."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WORKERS = 2
 
 
 class _Images(Dataset[tuple[Tensor, int]]):
-    """Files of a folder with a model's own transform."""
+    """Data set of image files with the transform of a model."""
 
     def __init__(self, part: FolderPart, transform: Any) -> None:
         self.part = part
@@ -51,16 +51,16 @@ def score_timm(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
 ) -> LoadedRun:
-    """Run a model of timm over validation images, with the transform that it was trained for.
+    """Evaluate a model of timm on validation images, with the model's own transform.
 
     Args:
-        name: `timm:NAME` for the weights that timm downloads, `timm:NAME@CHECKPOINT` for a file of one's own.
-        data: `imagefolder=PATH`; `PATH` holds one folder per class, or `val` or `test` that do.
-        workers: Processes that read images.
-        class_order: Of the class folders; see `load_data`.
-        image_size: Height and width for the network, in pixels; 0: as timm has it for the model.
-        mean: Per channel; empty: as timm has it for the model.
-        std: Likewise.
+        name: `timm:NAME` for weights that timm downloads, `timm:NAME@CHECKPOINT` for a checkpoint file.
+        data: `imagefolder=PATH`; `PATH`, `PATH/val` or `PATH/test` contains one folder per class.
+        workers: Number of loader processes.
+        class_order: Order of the class folders; see `load_data`.
+        image_size: Height and width of the images in pixels; 0 uses timm's value for the model.
+        mean: Mean per channel; empty uses timm's value for the model.
+        std: Standard deviation per channel; empty uses timm's value for the model.
 
     Raises:
         ConfigError: timm, the model, its weights or the data are missing, or the numbers of classes differ.
@@ -117,7 +117,7 @@ def _network(timm: Any, model: str, checkpoint: str, num_classes: int) -> nn.Mod
         return load_weights(network, checkpoint, model)
     try:
         network = timm.create_model(model, pretrained=True)
-    except Exception as error:  # Whatever its hub, the network below it or a missing address raise.
+    except Exception as error:  # The hub and the network raise errors of many types.
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
             f"Expected the weights of {model} to be downloadable, but {cause}; download them elsewhere and name the "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tllm_plugin.analysis import records
+from tllm_plugin.analysis.effects import class_effects, effect_posterior
+from tllm_plugin.analysis.headroom import HEADING, as_rows, headroom_of
 from tllm_plugin.analysis.loaded_run import LoadedRun
 from tllm_plugin.analysis.named_networks import EvaluationData, load_named
 from tllm_plugin.analysis.networks import with_predictions
@@ -20,11 +21,10 @@ from tllm_plugin.analysis.study import Study, build_comparison, build_pairs
 from tllm_plugin.analysis.wording import counted, listed
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.escaping import markdown_text, visible
-from tllm_plugin.core.paths import expanded
-from tllm_plugin.hosts.console import PlainConsole, say, write_out
-from tllm_plugin.runs.atomic import write_text
+from tllm_plugin.hosts.console import PlainConsole, write_json_result, write_result
 
-_EVERY = "classes that every student loses, delta acc in points"
+_HEADROOM = "headroom of a class-wise rule, in points"
+_EVERY = "classes below vanilla for every student, delta acc in points"
 _SUMMARY = (
     "method",
     "runs",
@@ -36,96 +36,34 @@ _SUMMARY = (
 )
 
 
-def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
-    parser = commands.add_parser(
-        "compare",
-        help="per-class delta acc of runs or checkpoints, with intervals and nulls",
-        description=(
-            "Compare students with a vanilla student, per class. Runs whose configs differ only in the seed count as "
-            "seeds of one method; LABEL=RUN,RUN groups others. A table of answers (.csv, .npz or .parquet with the "
-            "columns label, prediction and path or index) may take the place of a run. MODEL@CHECKPOINT names a bare "
-            "checkpoint and timm:NAME[@CHECKPOINT] a model of timm; both need --data. With --pairs every second name "
-            "is the vanilla student of the one after it, as for the four students of the paper's Table 7."
-        ),
-        epilog="Example: tllm compare output/digits/vanilla output/digits/kd output/digits/tllm --markdown -",
-    )
-    parser.add_argument("vanilla", metavar="VANILLA", help="vanilla student to compare with; RUN,RUN for several seeds")
-    parser.add_argument("others", nargs="+", metavar="DISTILLED", help="runs or checkpoints")
-    parser.add_argument("--pairs", action="store_true", help="VANILLA DISTILLED VANILLA DISTILLED ...")
-    parser.add_argument("--data", default="", metavar="TYPE[=PATH]", help="test data of bare checkpoints")
-    parser.add_argument(
-        "--image-size",
-        type=int,
-        default=0,
-        metavar="PIXELS",
-        help="size of these images (default: as recorded in the checkpoint)",
-    )
-    parser.add_argument(
-        "--class-order",
-        default="",
-        metavar="ORDER",
-        help="order of its class folders: natural, or a file of folder names",
-    )
-    for name, what in (("mean", "mean"), ("std", "standard deviation")):
-        parser.add_argument(
-            f"--{name}",
-            type=numbers,
-            default=(),
-            metavar="M,M,M",
-            help=f"{what} per channel of pixels in 0..1 (default: what a checkpoint says, else the data set's)",
-        )
-    parser.add_argument(
-        "--answers",
-        action="store_true",
-        help="evaluate students again whose runs recorded only counts, to compare image by image",
-    )
-    parser.add_argument("--classes", type=int, default=10, metavar="N", help="number of classes to print, worst first")
-    for name, what in (("json", "everything"), ("csv", "one line per method and class"), ("markdown", "both tables")):
-        parser.add_argument(
-            f"--{name}", type=expanded, default="", metavar="FILE", help=f"write {what}; - is standard output"
-        )
-    parser.set_defaults(run=run)
-
-
-def numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(number) for number in text.split(","))
-
-
 def run(options: argparse.Namespace) -> None:
-    """Compare, print and write.
+    """Compare the runs, print tables and write files.
 
     Raises:
         ConfigError: One of the named runs or checkpoints cannot be compared.
     """
     study = _paired(options) if options.pairs else _with_one_baseline(options)
-    written = [
-        (options.json, json.dumps(records.study_record(study), indent=2, allow_nan=False) + "\n"),
-        (options.csv, records.as_csv(records.class_records(study))),
-        (options.markdown, markdown(study, options.classes)),
-    ]
-    for path, text in written:
-        if path == "-":
-            write_out(text)
-        elif path:
-            write_text(path, text)
-    if "-" not in (path for path, _ in written):
+    files = (options.json, options.csv, options.markdown)
+    if "-" not in files:
         show(study, options.classes, PlainConsole())
-        for path, _ in written:
-            if path:
-                say(f"written: {path}")
+    if options.json:
+        write_json_result(options.json, records.study_record(study))
+    if options.csv:
+        write_result(options.csv, records.as_csv(records.class_records(study)))
+    if options.markdown:
+        write_result(options.markdown, markdown(study, options.classes))
 
 
 def _with_one_baseline(options: argparse.Namespace) -> Study:
     baseline, *others_by_name = _load([options.vanilla, *options.others], options)
     others = [found for runs in others_by_name for found in runs]
-    # Further seeds of the vanilla student may stand among the others.
+    # The other names may include further seeds of the vanilla student.
     known = {str(found.folder) for found in baseline if found.folder is not None}
     more = [found for found in others if _same_kind(found, baseline[0]) and str(found.folder) not in known]
     others = [found for found in others if not _same_kind(found, baseline[0])]
     if not others:
         raise ConfigError(
-            f"Expected a run of another kind than {baseline[0].method} to compare, but got seeds of it alone"
+            f"Expected a run of another method than {baseline[0].method} to compare, but got only seeds of it"
         )
     return build_comparison([*baseline, *more], others)
 
@@ -140,7 +78,7 @@ def _paired(options: argparse.Namespace) -> Study:
 
 def _load(names: Sequence[str], options: argparse.Namespace) -> list[list[LoadedRun]]:
     if bool(options.mean) != bool(options.std):
-        raise ConfigError("Expected `--mean` and `--std` together, but got one of them alone")
+        raise ConfigError("Expected `--mean` and `--std` together, but got only one of them")
     data = EvaluationData(options.data, options.image_size, options.class_order, options.mean, options.std)
     loaded = [load_named(name, data) for name in names]
     return [with_predictions(runs) for runs in loaded] if options.answers else loaded
@@ -151,7 +89,8 @@ def show(study: Study, most: int, console: Console) -> None:
     worst = class_rows(study, most)
     for title, heading, rows in (
         (f"{len(study.class_names)} classes", summary_heading(study), summary_rows(study)),
-        (f"the {counted(len(worst), 'class', 'classes')} that lost most", class_heading(study), worst),
+        (f"the {counted(len(worst), 'class', 'classes')} with the lowest delta acc", class_heading(study), worst),
+        (_HEADROOM, list(HEADING), headroom_rows(study)),
         (_EVERY, every_heading(study), every_rows(study, most)),
     ):
         table = Table(title=title, title_justify="left")
@@ -170,7 +109,8 @@ def markdown(study: Study, most: int) -> str:
     classes = records.as_markdown(class_heading(study), class_rows(study, most))
     every = every_rows(study, most)
     lost = f"{_EVERY}:\n\n{records.as_markdown(every_heading(study), every)}\n\n" if every else ""
-    return f"{summary}\n\n{classes}\n\n{lost}{explanation(study, markdown_text)}\n"
+    room = records.as_markdown(list(HEADING), headroom_rows(study))
+    return f"{summary}\n\n{classes}\n\n{_HEADROOM}:\n\n{room}\n\n{lost}{explanation(study, markdown_text)}\n"
 
 
 def summary_heading(study: Study) -> list[str]:
@@ -204,14 +144,24 @@ def summary_rows(study: Study) -> list[list[str]]:
     return rows
 
 
+def headroom_rows(study: Study) -> list[list[str]]:
+    """Return one row per method with at least three tested classes, for `HEADING`."""
+    found = [
+        (method.label, room)
+        for method in study.compared
+        if method.comparison is not None and (room := headroom_of(method.comparison)) is not None
+    ]
+    return [list(row) for row in as_rows(found)]
+
+
 def class_heading(study: Study) -> list[str]:
     """Return the column names of `class_rows`."""
     vanilla = [study.baseline] if study.vanilla else []
-    return ["class", *vanilla, *(f"{method.label}: delta acc [95 %]" for method in study.compared)]
+    return ["class", *vanilla, *(f"{method.label}: delta acc [95 %], P(harm)" for method in study.compared)]
 
 
 def class_rows(study: Study, most: int) -> list[list[str]]:
-    """Return the classes that lost most in any method, in points; `*` marks significantly worse ones (FDR 5 %)."""
+    """Return the classes with the lowest delta acc in any method, in points; `*` marks significant ones (FDR 5 %)."""
     columns = [method.comparison for method in study.compared if method.comparison is not None]
     order = sorted(range(len(study.class_names)), key=lambda index: min(_known(float(c.delta[index])) for c in columns))
     vanilla = study.vanilla_accuracy
@@ -222,9 +172,10 @@ def class_rows(study: Study, most: int) -> list[list[str]]:
             cells.append(f"{vanilla[index]:.1%}")
         for comparison in columns:
             low, high = (end[index] for end in comparison.interval)
-            mark = "*" if comparison.surely_hurt[index] else ""
+            mark = "*" if comparison.significantly_worse[index] else ""
             interval = f"[{100 * low:+.0f}, {100 * high:+.0f}]"
-            cells.append(Markup(f"{mark}{100 * comparison.delta[index]:+.1f} {interval}"))
+            harm = f"{effect_posterior(comparison).harm[index]:.2f}"
+            cells.append(Markup(f"{mark}{100 * comparison.delta[index]:+.1f} {interval}, {harm}"))
         rows.append(cells)
     return rows
 
@@ -264,20 +215,29 @@ def explanation(study: Study, shown: Callable[[str], str] = visible) -> str:
     null = (
         f"the same count for {runs} {baseline} runs against each other"
         if runs > 1
-        else f"what chance gives if every changed answer were as likely a loss as a gain (one {baseline} run; a second "
-        "one, with another seed, would also show how far seeds differ)"
+        else "the count expected by chance if every changed prediction were equally likely a loss or a gain (there is "
+        f"one {baseline} run; a second one with another seed would show how much seeds differ)"
     )
+    sources = {class_effects(method.comparison).source for method in study.compared if method.comparison is not None}
+    effect = (
+        "the method makes the class worse, over seeds"
+        if sources == {"seeds"}
+        else "the class is worse in these networks, on images like the test images; other seeds may differ"
+    )
+    single = "" if sources == {"seeds"} else " (both are too large for a single pair of runs)"
     paired = all(method.comparison.paired for method in study.compared if method.comparison is not None)
     basis = (
         "Runs were compared image by image: exact paired intervals and McNemar's test."
         if paired
-        else "Only counts per class are known of some runs: wider intervals and Fisher's test for these."
+        else "Some runs recorded only counts per class; their intervals are wider and their test is Fisher's."
     )
     return (
         f"delta acc: accuracy of the class minus the {baseline} student's, in points, with exact 95 % intervals; a run "
-        f"is compared with the {baseline} run of its seed where there is one. {basis} "
-        "FDR 5 % (*): classes that are worse with a false discovery rate of 5 % over classes (Benjamini-Hochberg). "
-        f"null: {null}.{_every(study, shown)}"
+        f"is compared with the {baseline} run of its seed if there is one. {basis} "
+        "FDR 5 % (*): significantly worse classes at a false discovery rate of 5 % over classes (Benjamini-Hochberg). "
+        f"null: {null}. P(harm): probability that {effect}, from a model of all classes together. Headroom: spread of "
+        "the effects over classes with noise removed; the ceiling is the gain in mean accuracy if every class below "
+        f"the {baseline} student had that student's accuracy{single}.{_every(study, shown)}"
     )
 
 

@@ -8,16 +8,13 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 from yacs.config import CfgNode
 
 from tllm_plugin.analysis.results import TestResult, change_between
-from tllm_plugin.cli.overrides import add_overrides
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.core.escaping import visible
-from tllm_plugin.core.paths import expanded
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.console import PlainConsole
 from tllm_plugin.hosts.embedded import recipe
@@ -32,25 +29,9 @@ PLANTED = (3, 8)
 logger = logging.getLogger(__name__)
 
 
-def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
-    parser = commands.add_parser(
-        "demo",
-        help="watch TLLM work on digits, in a minute or two",
-        description="Train a teacher, two vanilla students, a KD student and a TLLM student on scikit-learn's digits.",
-        epilog="Example: tllm demo --no-plant --out /tmp/demo",
-    )
-    parser.add_argument("--no-plant", action="store_true", help="an honest teacher: plant no undistillable classes")
-    parser.add_argument(
-        "--out", type=expanded, default="output", metavar="FOLDER", help="where run folders go (default: output)"
-    )
-    add_overrides(parser)
-    parser.set_defaults(run=run)
-
-
 def run(options: argparse.Namespace) -> None:
     """Train the five networks and print one table."""
-    processes.refuse_several("the demo", "`tllm train` takes several")
+    processes.refuse_several("the demo", "`tllm train` supports several")
     started = time.perf_counter()
     planted = () if options.no_plant else PLANTED
     project = "demo" if planted else "demo-unplanted"
@@ -62,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
     try:
         runs = _train_all(base, plant)
     except KeyboardInterrupt:
-        raise TLLMError("interrupted; start the demo again: finished parts are overwritten") from None
+        raise TLLMError("interrupted; start the demo again, which overwrites finished parts") from None
     report = write_report_if_possible([folder.path for folder in runs.values()])
     data = "scikit-learn's digits" if cfg.DATASET.TYPE == "digits" else cfg.DATASET.TYPE
     print_results(runs, data, planted, time.perf_counter() - started, report)
@@ -86,7 +67,7 @@ def _train_all(base: Sequence[str], plant: Sequence[str]) -> dict[str, RunFolder
         cfg = load_config(CONFIG, [*base, "EXPERIMENT.NAME", name, *options])
         if cfg.LOG.TEST_FREQ < 0:
             raise ConfigError(
-                "Expected `LOG.TEST_FREQ` of the demo, whose table is of test data, to be at least 0, but got -1"
+                "Expected `LOG.TEST_FREQ` to be at least 0 for the demo, whose table needs test results, but got -1"
             )
         runs[name] = recipe.run(cfg, overwrite=True)
 
@@ -142,15 +123,15 @@ def print_results(
     console = PlainConsole()
     console.print(table)
     console.print(
-        "undistillable: test accuracy of the class is below the vanilla student's (delta acc < 0); null: the same "
-        "count for a second vanilla student with another seed, that is, what noise alone gives."
+        "undistillable: the test accuracy of the class is below the vanilla student's (delta acc < 0); null: the same "
+        "count for a second vanilla student with another seed, which differs by noise only."
     )
     if planted:
         classes = " and ".join(flags.classes[index].name for index in planted)
         console.print(
-            f"Classes {classes} were PLANTED: the teacher that KD and TLLM learn from was made confidently wrong on "
-            "them on purpose (its own test accuracy above is as trained), so that the truth is known. `make demo "
-            "PLANT=0`, or `tllm demo --no-plant`, runs with the teacher as trained."
+            f"Classes {classes} were PLANTED: after its own test above, the teacher was made confidently wrong on them "
+            "on purpose, so that the true undistillable classes are known. `make demo PLANT=0` or `tllm demo "
+            "--no-plant` uses the teacher as trained."
         )
     if flags.reason:
         console.print(f"Nothing was flagged: {flags.reason}.")

@@ -1,19 +1,17 @@
-"""`tllm power`: say which drops a hold-out can reveal, before anything is trained."""
+"""`tllm power`: print which drops a hold-out can reveal, before anything is trained."""
 
 from __future__ import annotations
 
 import argparse
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from rich.table import Table
 from yacs.config import CfgNode
 
-from tllm_plugin.cli.overrides import add_overrides
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.holdout import MIN_PER_CLASS, images_per_class
-from tllm_plugin.core.power import CHANGED, PROBABILITY
+from tllm_plugin.core.power import PROBABILITY
 from tllm_plugin.data.counts import training_counts
 from tllm_plugin.hosts.config_checks import merge_options, refuse
 from tllm_plugin.hosts.console import PlainConsole, say
@@ -24,34 +22,8 @@ from tllm_plugin.hosts.power import findable, planned, setting_of
 _FRACTIONS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
 
 
-def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
-    parser = commands.add_parser(
-        "power",
-        help="tell which drops a hold-out can reveal, before anything is trained",
-        description=(
-            "Simulate the detector of a config, and print the smallest sustained drop of accuracy that it flags with "
-            f"{PROBABILITY:.0%} probability, for several sizes of the hold-out. The data set of the config is counted, "
-            "not decoded; --classes and --images stand for one that is not on this machine."
-        ),
-        epilog="Example: tllm power --classes 100 --images 500 TLLM.HOLDOUT.FRACTION 0.05 SOLVER.EPOCHS 240",
-    )
-    parser.add_argument("--cfg", metavar="FILE", help="YAML file, or its path below the packaged configs")
-    parser.add_argument("--classes", type=int, metavar="C", help="number of classes, instead of a data set's")
-    parser.add_argument("--images", type=int, metavar="N", help="training images of each class")
-    parser.add_argument(
-        "--changed",
-        type=float,
-        default=CHANGED,
-        metavar="SHARE",
-        help="share of a class's images on which two equally good students differ (default: %(default)s)",
-    )
-    add_overrides(parser)
-    parser.set_defaults(run=run)
-
-
 def run(options: argparse.Namespace) -> None:
-    """Simulate and print.
+    """Simulate the detector and print the smallest drops that it flags.
 
     Raises:
         ConfigError: The config has problems, or its detector cannot be simulated.

@@ -4,108 +4,28 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 
-from tllm_plugin.cli.overrides import add_overrides
 from tllm_plugin.cli.search_hosts import HOSTS
+from tllm_plugin.cli.training_parsers import DEFAULT_ETAS, DEFAULT_RANGE
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.core.escaping import visible
 from tllm_plugin.hosts import power, processes
 from tllm_plugin.hosts.config_checks import refuse
-from tllm_plugin.hosts.console import PlainConsole
-from tllm_plugin.hosts.embedded.defaults import default_config
+from tllm_plugin.hosts.console import PlainConsole, write_json_result
 from tllm_plugin.runs.search_file import SearchRecord, TrialRecord
 from tllm_plugin.search.eta_search import TAUGHT, Outcome, check_space, search
-from tllm_plugin.search.space import ETA, parse_space, searchable_keys
-
-DEFAULT_ETAS = ("0.01", "0.02", "0.05", "0.1", "0.2")
-DEFAULT_RANGE = f"{ETA}=0.005:0.3:log"
-PRUNERS = ("median", "halving", "hyperband")
-
-_DESCRIPTION = """\
-Choose eta by training with several values and scoring each student on a second
-class-balanced hold-out that is cut from the training data
-(TLLM.HOLDOUT.SEARCH_FRACTION; as large as the first if it is 0). Test data is
-not involved. A search that was stopped goes on when the command is given again;
-the same command in several terminals, or on several machines that share
-LOG.PREFIX (RepDistiller: the folder it is started in), makes several workers of
-one search.
-"""
-
-_EPILOG = f"""\
---space takes these keys, by their full name or its last part:
-{{keys}}
-as a list of values or as a range (a range needs --trials):
-  --space ETA=0.02,0.05,0.1 CE_WEIGHT=1,4         every combination: 6 trials
-  --space ETA=0.01:0.2:log CE_WEIGHT=0.5:8:log LABEL_SMOOTHING=0:0.2 --trials 20
-  --space TYPE=reference,imitation SCORE=accuracy,reciprocal_rank
-Without --eta and --space it is --eta {" ".join(DEFAULT_ETAS)}, or with --trials
---space {DEFAULT_RANGE}.
-
-On the embedded host and in mdistiller, what trials have in common is trained
-once. In RepDistiller every trial is a run from the first epoch to the last:
-  tllm search --host mdistiller --cfg your.yaml --prune median
-  tllm search --host repdistiller -- --path_t T.pth --distill kd \\
-    --model_s resnet8x4 -a 0.9 -r 0.1
-
-Example: tllm search --cfg configs/tllm/embedded/digits.yaml --eta 0.02 0.1
-"""
-
-
-def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
-    keys = [key.rpartition(".")[2] for key in searchable_keys(default_config())]
-    parser = commands.add_parser(
-        "search",
-        help="choose eta or other options on a separate hold-out",
-        description=_DESCRIPTION,
-        epilog=_EPILOG.format(keys=textwrap.fill(", ".join(keys), 78, initial_indent="  ", subsequent_indent="  ")),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--cfg", metavar="FILE", help="YAML file, or its path below the packaged configs")
-    parser.add_argument("--host", choices=sorted(HOSTS), default="embedded", help="whose loop trains")
-    parser.add_argument("--eta", nargs="+", metavar="ETA", help="the values to try")
-    parser.add_argument("--space", nargs="+", metavar="KEY=...", help="keys to search and their values; see below")
-    parser.add_argument("--trials", type=int, metavar="N", help="let TPE choose N trials instead of trying all values")
-    parser.add_argument(
-        "--storage",
-        default="",
-        metavar="ADDRESS",
-        help="where workers meet: journal:FILE, sqlite:///FILE, or another database that Optuna takes (default: a "
-        "journal in the search's folder)",
-    )
-    parser.add_argument(
-        "--retrain", action="store_true", help="train the final student on everything but the detection hold-out"
-    )
-    parser.add_argument(
-        "--prune",
-        choices=PRUNERS,
-        default="",
-        help="stop trials that are behind: below the median of the finished ones, by successive halving, by hyperband",
-    )
-    parser.add_argument(
-        "--no-baseline", action="store_true", help="do not train the student that is taught to the end, too"
-    )
-    parser.add_argument(
-        "--checkpoint-every",
-        type=int,
-        metavar="EPOCHS",
-        help="epochs between the checkpoints that later trials can begin from: more saves disk, fewer shares more "
-        "(default: 1; on the embedded host two seconds apart). That host keeps one wherever trials part, if they are "
-        "known beforehand: at most 32, and no range",
-    )
-    add_overrides(parser, "; for repdistiller its own arguments after --")
-    parser.set_defaults(run=run)
+from tllm_plugin.search.space import ETA, parse_space, shown_value
 
 
 def run(options: argparse.Namespace) -> None:
     """Search, and print trials, choice and evidence."""
     processes.refuse_several(
-        "a search", "give the command in several terminals or on several machines instead: they share the trials"
+        "a search", "give the command in several terminals or on several machines instead, which then share the trials"
     )
     words, opts, problems = _words(options)
     if (options.cfg is None) != (options.host == "repdistiller"):
@@ -133,12 +53,24 @@ def run(options: argparse.Namespace) -> None:
             baseline=not options.no_baseline,
         )
     except KeyboardInterrupt:
-        raise TLLMError("interrupted; give the same command again to go on") from None
-    print_outcome(outcome, host.next_command)
+        raise TLLMError("interrupted; give the same command again to continue") from None
+    if options.json:
+        chosen = outcome.record.chosen
+        content = {
+            "evidence": str(outcome.path),
+            "chosen": None if chosen is None else chosen.values,
+            "next": None if chosen is None else host.next_command(chosen.values),
+            "final": None if outcome.final is None else str(outcome.final.log_folder),
+            **asdict(outcome.record),
+        }
+        write_json_result(options.json, content)
+    if options.json != "-":
+        print_outcome(outcome, host.next_command)
 
 
 def _words(options: argparse.Namespace) -> tuple[list[str], list[str], list[str]]:
-    """Return the words of the search space, all overrides (also those that argparse took for values), and errors."""
+    """Return the arguments of the search space, all overrides (including those that argparse took for values), and
+    errors."""
     problems = []
     etas, after_etas = _leading(options.eta or [], _are_numbers)
     words, after_words = _leading(options.space or [], lambda word: "=" in word)
@@ -160,7 +92,7 @@ def _leading(words: Sequence[str], belongs: Any) -> tuple[list[str], list[str]]:
 
 
 def _are_numbers(word: str) -> bool:
-    """Return whether a word is a number, or several numbers separated by commas."""
+    """Return whether an argument consists of numbers separated by commas."""
     try:
         return bool([float(part) for part in word.rstrip(",").split(",")])
     except ValueError:
@@ -173,13 +105,13 @@ def print_outcome(outcome: Outcome, next_command: Callable[[dict[str, Any]], str
     console = PlainConsole()
     console.print(table(record))
     console.print(
-        f"search accuracy: on {record.holdout_samples} training images that neither training nor detector saw, classes "
-        "counting alike, +- its standard error; behind: against the best trial on the same images, with the exact "
+        f"search accuracy: class-balanced accuracy on {record.holdout_samples} training images that neither training "
+        "nor detector used, +- standard error; behind: difference to the best trial on the same images, with the exact "
         "paired p-value."
     )
     if chosen is None:
         return
-    values = " ".join(f"{key} {_number(value)}" for key, value in chosen.values.items())
+    values = " ".join(f"{key} {shown_value(value)}" for key, value in chosen.values.items())
     console.print(f"chosen: {values} ({chosen.title})", soft_wrap=True)
     for warning in record.warnings:
         console.print(f"note: {warning}")
@@ -187,7 +119,7 @@ def print_outcome(outcome: Outcome, next_command: Callable[[dict[str, Any]], str
     console.print(f"evidence: {outcome.path}", soft_wrap=True)
     if outcome.final is not None:
         metrics = outcome.final.read_metrics()
-        accuracy = f"{metrics.test_accuracy:.2%}" if metrics.tested else "not looked at"
+        accuracy = f"{metrics.test_accuracy:.2%}" if metrics.tested else "not measured"
         console.print(f"final student, trained on everything but the detection hold-out: test accuracy {accuracy}")
         console.print(f"run folder: {outcome.final.log_folder}", soft_wrap=True)
         console.print(f"next: tllm show {shlex.quote(str(outcome.final.log_folder))}", soft_wrap=True)
@@ -198,7 +130,7 @@ def print_outcome(outcome: Outcome, next_command: Callable[[dict[str, Any]], str
 def table(record: SearchRecord) -> Table:
     """Return one row per trial and baseline."""
     result = Table(title="search", title_justify="left")
-    # What does not fit is folded; cut off, two values could look alike.
+    # Long cells are folded, because truncated values could look equal.
     result.add_column("run", overflow="fold")
     keys = [text.partition("=")[0] for text in record.space]
     for key in keys:
@@ -208,7 +140,7 @@ def table(record: SearchRecord) -> Table:
     result.add_column("flagged (after epoch)", overflow="fold")
     for trial in (*record.baselines, *record.trials):
         best = trial.number == record.best and trial.number >= 0
-        values = [_number(trial.values[key]) if key in trial.values else "" for key in keys]
+        values = [shown_value(trial.values[key]) if key in trial.values else "" for key in keys]
         result.add_row(
             trial.title + (" *" if best else ""), *values, *_cells(trial, best), style="bold" if best else ""
         )
@@ -242,7 +174,3 @@ def savings(record: SearchRecord) -> str:
     seconds_alone = sum(run.seconds * full / run.epochs for run in alone)
     text = f"saved: {trained} epochs were trained instead of {full * len(alone)}"
     return f"{text}, in {seconds:.1f} instead of about {seconds_alone:.1f} seconds" if seconds else text
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Hosts of `tllm search`, and how each turns a command line into a search."""
+"""Create the search of each host from the command line of `tllm search`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _embedded(options: argparse.Namespace, opts: Sequence[str]) -> Opened:
     try:
         cfg, problems = load_config(options.cfg, opts), []
     except ConfigError as error:
-        # The space is looked at all the same, so that everything that is wrong is said at once.
+        # The space is checked as well, so that all errors are reported together.
         cfg, problems = default_config(), str(error).splitlines()
         cfg.SOLVER.TRAINER, cfg.DISTILLER.TYPE = "tllm", "KD"
     problems += check_config(cfg)
@@ -50,7 +50,7 @@ def _embedded(options: argparse.Namespace, opts: Sequence[str]) -> Opened:
 
 def _mdistiller(options: argparse.Namespace, opts: Sequence[str]) -> Opened:
     make_importable(locate("mdistiller"))
-    # Not before the host can be imported: this registers TLLM in it.
+    # This import registers TLLM in the host, which must be importable by then.
     from tllm_plugin.hosts.mdistiller.launch import load_config as load
 
     words = ["--cfg", options.cfg, *opts]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from typing import Any
 
 from rich.cells import cell_len
@@ -10,8 +11,7 @@ from rich.table import Table
 
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.escaping import visible
-from tllm_plugin.core.scores import SCORES
-from tllm_plugin.hosts.console import PlainConsole
+from tllm_plugin.hosts.console import PlainConsole, write_json_result
 from tllm_plugin.runs.curves_file import to_state
 from tllm_plugin.runs.flags_file import ClassFlag, FlagsRecord
 from tllm_plugin.runs.policy_file import PolicyRecord
@@ -20,37 +20,48 @@ from tllm_plugin.runs.run_folder import RunFolder
 _COLUMNS = 6
 #: The evidence's headings, and how many characters a column of it is wide.
 _EVIDENCE = {"flagged\nafter\nepoch": 7, "drop": 5, "McNemar\np": 7, "e-value": 7, "hold-out": 8}
+#: The same of the posterior, of runs with a reference run.
+_HARM = {"P(harm)": 7}
 #: The same of what a policy has decided.
 _WEIGHTS = {"teacher\nstrength": 8, "teaching\nweight": 8}
 _VALUE, _BORDER = 4, 3
 
 
-def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
-    parser = commands.add_parser(
-        "show",
-        help="show a run's flags and teaching curves",
-        description="Show a run's flags with their evidence, and its teaching curves.",
-        epilog="Example: tllm show output/digits/kd-digits_student-seed0 --score reciprocal_rank",
-    )
-    parser.add_argument("run_path", metavar="RUN", help="log folder of a run, or its tllm/ folder")
-    parser.add_argument("--score", default="accuracy", choices=sorted(SCORES), help="what the curves show")
-    parser.set_defaults(run=run)
-
-
 def run(options: argparse.Namespace) -> None:
-    """Print the table."""
+    """Print flags and curves as a table, or write them as JSON."""
     folder = RunFolder.find(options.run_path)
     flags = folder.read_flags()
     curves = Curves.from_state(to_state(folder.read_curves()))
-    console = PlainConsole()
     policy = folder.read_policy() if folder.policy_json.exists() else None
+    if options.json:
+        write_json_result(options.json, record(flags, curves, options.score, policy))
+    if options.json == "-":
+        return
+    console = PlainConsole()
     console.print(table(flags, curves, options.score, console.width, policy))
     if policy is not None:
         console.print(_described(policy))
     if flags.reason:
         console.print(f"nothing flagged: {flags.reason}")
     console.print(f"{len(flags.flagged)} of {flags.num_classes} classes flagged by `{flags.detector.name}`")
+
+
+def record(flags: FlagsRecord, curves: Curves, score: str, policy: PolicyRecord | None) -> dict[str, Any]:
+    """Return flags, policy and curves of a run as JSON values.
+
+    Args:
+        flags: Flags of the run.
+        curves: Curves of the run.
+        score: Score of the curves.
+        policy: Teaching weights of the run, if a policy set them.
+    """
+    return {
+        "flags": asdict(flags),
+        "policy": None if policy is None else asdict(policy),
+        "score": score,
+        "epochs": list(curves.epochs),
+        "curves": curves.class_curves(score).T.tolist(),  # One list per class.
+    }
 
 
 def _described(policy: PolicyRecord) -> str:
@@ -74,7 +85,8 @@ def table(flags: FlagsRecord, curves: Curves, score: str, width: int, policy: Po
     """
     weights = {} if policy is None else _WEIGHTS
     names = max(len("class"), *(cell_len(visible(item.name)) for item in flags.classes))
-    columns = {**weights, **_EVIDENCE}
+    harm = _HARM if any(item.probability_of_harm is not None for item in flags.classes) else {}
+    columns = {**weights, **_EVIDENCE, **harm}
     taken = names + sum(columns.values()) + (1 + len(columns)) * _BORDER + 1
     picked = _spread(len(curves), min(_COLUMNS, max(2, (width - taken) // (_VALUE + _BORDER))))
     result = Table(title=f"hold-out {score} per class, after the epochs in the heading", title_justify="left")
@@ -88,6 +100,7 @@ def table(flags: FlagsRecord, curves: Curves, score: str, width: int, policy: Po
             visible(item.name),
             *_weight(policy, item.index),
             *_evidence(item),
+            *_harm(item, len(harm)),
             *cells,
             style="bold" if item.flagged else None,
         )
@@ -107,6 +120,10 @@ def _evidence(item: ClassFlag) -> list[str]:
         "" if item.e_value is None else f"{item.e_value:.3g}",
         f"{item.holdout_correct}/{item.holdout_count}",
     ]
+
+
+def _harm(item: ClassFlag, columns: int) -> list[str]:
+    return ["" if item.probability_of_harm is None else f"{item.probability_of_harm:.2f}"] * columns
 
 
 def _spread(count: int, most: int) -> list[int]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
 
 from tllm_plugin.core.errors import ConfigError, TLLMError
-from tllm_plugin.core.paths import expanded
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.console import say
@@ -19,35 +17,13 @@ from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.search.space import with_values
 
 
-def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
-    parser = commands.add_parser(
-        "test",
-        help="test the students of runs that have no test results",
-        description=(
-            "Run the students of finished runs of the embedded host over the test data where that was never done (by "
-            "LOG.TEST_FREQ -1, as in the runs of a search) or the results are lost. Nothing is trained; runs that have "
-            "their results stay as they are."
-        ),
-        epilog="Example: tllm test output/digits/kd-digits_student-seed0",
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="log folder of a run, or its tllm/ folder")
-    parser.add_argument(
-        "--path", type=expanded, default="", metavar="FOLDER", help="where the data are, if not where they were"
-    )
-    parser.add_argument(
-        "--device", default="", metavar="NAME", help="as RUNTIME.DEVICE, if not the one of the training"
-    )
-    parser.set_defaults(run=run)
-
-
 def run(options: argparse.Namespace) -> None:
-    """Test every run, and print what came out.
+    """Test all runs and print their test accuracies.
 
     Raises:
         TLLMError: A run cannot be tested; the other runs are tested first, and the last error is raised.
     """
-    processes.refuse_several("`tllm test`", "start it without")
+    processes.refuse_several("`tllm test`", "start it without a launcher")
     problems: list[TLLMError] = []
     bundles: dict[str, DataBundle] = {}
     for name in options.runs:
@@ -70,13 +46,13 @@ def _tested(folder: RunFolder, options: argparse.Namespace, bundles: dict[str, D
     spec = RunSpec.read(folder)
     if not spec.is_embedded:
         if metrics.tested:
-            return metrics  # Numbers per class are all that some hosts' runs have.
+            return metrics  # Runs of some hosts have only numbers per class.
         raise ConfigError(
             f"Expected {folder.log_folder} to be a run of the embedded host, but it has no config.yaml of that"
         )
     given = {"DATASET.PATH": options.path, "RUNTIME.DEVICE": options.device}
     cfg = with_values(spec.config(), {key: value for key, value in given.items() if value})
-    # What a data set is, and which of its images are drawn.
+    # Key of the data set and of the images that are drawn from it.
     recorded = folder.read_data()
     key = f"{cfg.DATASET} {cfg.EXPERIMENT.SEED} {recorded.digest()}"
     if key not in bundles:

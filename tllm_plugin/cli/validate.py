@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from yacs.config import CfgNode
 
@@ -11,21 +10,6 @@ from tllm_plugin.core.errors import ConfigError, DataError
 from tllm_plugin.hosts.console import say
 from tllm_plugin.hosts.embedded.config import load_config
 from tllm_plugin.hosts.power import planned
-
-
-def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
-    parser = commands.add_parser(
-        "validate",
-        help="report all errors of configs of the embedded host, without running them",
-        description=(
-            "Report all errors of configs of the embedded host, each with the key's full name; nothing is run. Configs "
-            "of the other hosts, which `tllm train` takes with --host, have keys and values of their own."
-        ),
-        epilog="Example: tllm validate configs/tllm/embedded/*.yaml",
-    )
-    parser.add_argument("cfgs", nargs="+", metavar="CFG", help="YAML files")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:

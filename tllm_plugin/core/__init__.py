@@ -1,1 +1,2 @@
-"""Core: wrapper, routing, detectors, curves, hold-out split. Needs torch only; knows no host, config or file format."""
+"""Core: wrapper, routing, detectors, curves, hold-out split. Depends on torch only, not on hosts, configs or file
+formats."""

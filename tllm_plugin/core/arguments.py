@@ -36,7 +36,7 @@ def as_indices(name: str, values: Any, below: int | None = None) -> Tensor:
     wanted = f"Expected `{name}` to be whole numbers " + ("from 0" if below is None else f"in [0, {below})")
     values = _plain(values)
     if isinstance(values, (list, tuple, range)):
-        # `[True, 2]` would become numbers without a word.
+        # `[True, 2]` would silently become numbers.
         odd = next((value for value in values if isinstance(value, (bool, str, bytes, float, type(None)))), None)
         if odd is not None or None in values:
             raise ConfigError(f"{wanted}, but got {odd!r}")

@@ -17,8 +17,8 @@ EVERY = 4
 class Balance:
     """Measure the weight of losses relative to label-smoothed cross-entropy by their gradients at the logits.
 
-    The weight is the ratio of two gradient norms, each summed over the distillable rows: that of the inner losses and
-    that of the cross-entropy on the same rows. For KD it depends on the temperature, the loss weights, the number of
+    The weight is the ratio of two gradient norms, each summed over the distillable rows: the norms of the inner losses
+    and of the cross-entropy on the same rows. For KD it depends on the temperature, the loss weights, the number of
     classes and the distance between student and teacher. Rows trained with cross-entropy times this weight pull on
     the logits as strongly as rows trained with the teacher, so predictions are biased neither towards nor away from
     their classes.

@@ -49,6 +49,12 @@ def teacher_of(distiller: nn.Module) -> nn.Module | None:
     return None if isinstance(teacher, nn.Identity) else teacher
 
 
+def predictor_of(distiller: nn.Module) -> nn.Module | None:
+    """Return the module that makes the logits from the student's output; None if the student makes them itself."""
+    predictor: nn.Module | None = getattr(distiller, "predictor", None)
+    return predictor
+
+
 def by_name(distiller: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Convert positional arguments of a call to keywords: `(image, target)`, or the parameter names of `forward`.
 
@@ -120,6 +126,20 @@ def check_call(
     check_target(kwargs["target"], image.shape[0] if image.dim() else None, num_classes)
 
 
+def refuse_soft_labels(target: Any) -> None:
+    """Refuse labels with several numbers per row, as Mixup and CutMix make them; looks at type and shape only.
+
+    Raises:
+        ConfigError: `target` is a float tensor of two or more dimensions.
+    """
+    if isinstance(target, Tensor) and target.is_floating_point() and target.dim() > 1:
+        raise ConfigError(
+            "Expected `target` to be class indices, (n,) int64, but got soft labels of shape "
+            f"{tuple(target.shape)}: a row that mixes classes (Mixup, CutMix) belongs to no class that could lose its "
+            "teacher; give class indices as `target` and the soft labels under another keyword"
+        )
+
+
 def check_target(target: Any, rows: int | None, num_classes: int) -> None:
     """Check labels: (rows,) class indices of an integer type, in [0, num_classes).
 
@@ -170,13 +190,14 @@ def check_result(result: Any, rows: int, num_classes: int, *, trains: bool) -> N
         called = f"loss {name!r}" if isinstance(losses, Mapping) else "loss"
         if not isinstance(loss, Tensor):
             raise ConfigError(f"Expected the distiller's {called} to be a tensor, but got {type(loss).__name__}")
-        if not loss.is_floating_point() or loss.numel() != 1:
+        per_row = loss.dim() > 0 and len(loss) == loss.numel() == rows
+        if not loss.is_floating_point() or not (loss.numel() == 1 or per_row):
             raise ConfigError(
-                f"Expected the distiller's {called} to be a mean over rows, a float of shape () or (1,), but got "
-                f"{loss.dtype} of shape {tuple(loss.shape)}"
+                f"Expected the distiller's {called} to be a mean over rows, a float of shape () or (1,), or one value "
+                f"per row, of shape ({rows},) or ({rows}, 1), but got {loss.dtype} of shape {tuple(loss.shape)}"
             )
     if trains and not any(loss.requires_grad for loss in named_losses(losses).values()):
-        raise ConfigError("Expected the distiller's losses to depend on what is trained, but none requires a gradient")
+        raise ConfigError("Expected the distiller's losses to depend on parameters, but none requires a gradient")
 
 
 def student_not_called(distiller: nn.Module) -> ConfigError:

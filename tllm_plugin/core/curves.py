@@ -62,7 +62,7 @@ class Curves:
         """Add one epoch.
 
         Raises:
-            ConfigError: `epoch` is not later than the last recorded one, or the samples are not those of this hold-out.
+            ConfigError: `epoch` is not later than the last recorded one, or the samples are not of this hold-out.
         """
         epoch = whole_number("epoch", epoch, 0)
         if self.epochs and epoch <= self.epochs[-1]:

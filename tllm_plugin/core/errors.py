@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 from tllm_plugin.core.escaping import visible
 
@@ -31,6 +32,25 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     """Return the error message for a name that is not registered.
 
     >>> unknown_name("detector", "refrence", ["none", "reference"])
-    "Expected `detector` to be one of none, reference, but got 'refrence'"
+    "Expected `detector` to be one of none, reference, but got 'refrence'; did you mean reference?"
     """
-    return f"Expected `{kind}` to be one of {', '.join(map(visible, sorted(known)))}, but got {name!r}"
+    names = sorted(known)
+    listed = ", ".join(map(visible, names))
+    return f"Expected `{kind}` to be one of {listed}, but got {name!r}{did_you_mean(str(name), names)}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a suggestion to append to an error message; empty if no known name is similar.
+
+    >>> did_you_mean("trian", ["test", "train"])
+    '; did you mean train?'
+    """
+    found = closest(name, known)
+    return "" if found is None else f"; did you mean {visible(found)}?"
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most similar to `name`, ignoring case; None if none is similar."""
+    spelled = {item.casefold(): item for item in known}
+    found = get_close_matches(name.casefold(), spelled, n=1)
+    return spelled[found[0]] if found else None

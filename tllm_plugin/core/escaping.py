@@ -11,8 +11,8 @@ import re
 import unicodedata
 from typing import Any
 
-# C0 and C1, surrogates (bytes that are not UTF-8, as Python reads them), separators of lines, and what has no width but
-# changes what stands around it: overrides and isolates of direction, joiners, tags.
+# C0 and C1 controls, surrogates (Python's representation of bytes that are not UTF-8), line separators, and characters
+# without width that change others: bidirectional overrides and isolates, joiners, tags.
 _HIDDEN = {"Cc", "Cs", "Cf", "Zl", "Zp"}
 _MARKDOWN = re.compile(r"[\\`*_\[\]<|~&$]")
 _LATEX = {
@@ -28,7 +28,7 @@ _LATEX = {
     "[": "{[}",  # After a line's end it would begin an option.
     "]": "{]}",
 }
-# What spreadsheets take for the beginning of a formula, and the apostrophe by which that is prevented.
+# First characters of formulas in spreadsheets, and the apostrophe that prevents such a reading.
 _HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "'", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
@@ -83,13 +83,13 @@ def csv_text(text: str) -> str:
     >>> csv_text("=1+1"), csv_text("'s"), csv_text("cat")
     ("'=1+1", "''s", 'cat')
     """
-    # Half a character that is no stand-in for a byte cannot be written in any encoding.
+    # A surrogate that does not represent a byte cannot be encoded.
     text = _HALF.sub(lambda found: _code(found[0]), text)
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def _code(sign: str) -> str:
     value = ord(sign)
-    if 0xDC80 <= value <= 0xDCFF:  # Python's stand-in for a byte.
+    if 0xDC80 <= value <= 0xDCFF:  # Python's representation of a byte.
         value -= 0xDC00
     return f"\\x{value:02x}" if value < 0x100 else f"\\u{value:04x}" if value < 0x10000 else f"\\U{value:08x}"

@@ -10,13 +10,16 @@ from torch import Tensor, nn
 
 from tllm_plugin.core.contract import ONE_LOSS, named_losses
 
+#: In a loss's shape: one value per row of the batch.
+ROWS = -1
+
 
 @dataclass
 class Known:
     """Facts known about an inner distiller; mutable, so that DataParallel replicas share it with the original module.
 
     Args:
-        loss_shapes: Name -> shape of each loss.
+        loss_shapes: Name -> shape of each loss, with `ROWS` in place of the number of rows.
         one_loss: Whether the distiller returns one tensor instead of a dictionary.
         call: Index (from 0) of the student call that returns the logits.
         leaf: Index of the logits among the tensors of that output; None before the first call.
@@ -44,13 +47,26 @@ class Known:
             return cls({name: tuple(shape) for name, shape in shapes.items()})
         return cls({ONE_LOSS: tuple(shapes)}, one_loss=True)
 
-    def remember(self, losses: Tensor | Mapping[str, Tensor]) -> None:
-        """Record names and shapes of the losses."""
+    def remember(self, losses: Tensor | Mapping[str, Tensor], rows: int) -> None:
+        """Record names and shapes of the losses.
+
+        Args:
+            losses: Result of a call.
+            rows: Number of rows that the distiller saw.
+        """
         self.one_loss = isinstance(losses, Tensor)
-        self.loss_shapes.update({name: tuple(loss.shape) for name, loss in named_losses(losses).items()})
+        for name, loss in named_losses(losses).items():
+            if rows > 1 and loss.dim() and len(loss) == rows:
+                self.loss_shapes[name] = (ROWS, *loss.shape[1:])
+            elif rows > 1 or not self.is_per_row(name):  # A single row's value looks like a mean.
+                self.loss_shapes[name] = tuple(loss.shape)
+
+    def is_per_row(self, name: str) -> bool:
+        """Return whether a loss has one value per row, so that the trainer reduces it."""
+        return self.loss_shapes.get(name, ())[:1] == (ROWS,)
 
     def loss_shapes_or_guess(self, *, has_teacher: bool) -> dict[str, tuple[int, ...]]:
-        """Return name -> shape of the losses; before the first call, those of mdistiller's methods."""
+        """Return name -> shape of the losses; before the first call, the names and shapes of mdistiller's methods."""
         return self.loss_shapes or ({"loss_ce": (), "loss_kd": ()} if has_teacher else {"ce": ()})
 
     def state_dict(self) -> dict[str, Any]:

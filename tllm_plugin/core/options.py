@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from tllm_plugin.core.errors import ConfigError
+from tllm_plugin.core.errors import ConfigError, did_you_mean
 
 #: Returns a description of the accepted values, or None if the value is accepted.
 Check = Callable[[Any], str | None]
@@ -56,6 +56,19 @@ def one_of(known: Iterable[str]) -> Check:
     return lambda value: None if value in known else f"one of {', '.join(sorted(known))}"
 
 
+def rejected(name: str, expected: str, value: Any, shown: str) -> str:
+    """Return the error message for a rejected value, with a suggestion if names were expected.
+
+    Args:
+        name: Name of the option or its key.
+        expected: Description from the check.
+        value: The value.
+        shown: The value as text, shortened if necessary.
+    """
+    known = expected.removeprefix("one of ").split(", ") if expected.startswith("one of ") else ()
+    return f"Expected `{name}` to be {expected}, but got {shown}{did_you_mean(str(value), known)}"
+
+
 #: Checks for fractions in [0, 1) (SHARE) and for thresholds in (0, 1) (INSIDE).
 SHARE = number_in(0, 1, open_high=True)
 INSIDE = number_in(0, 1, open_low=True, open_high=True)
@@ -92,7 +105,7 @@ class Option:
         """
         expected = self.check(value) if self.check is not None else None
         if expected is not None:
-            raise ConfigError(f"Expected `{self.name}` to be {expected}, but got {value!r}")
+            raise ConfigError(rejected(self.name, expected, value, repr(value)))
         return type(self.default)(value) if type(self.default) in (int, float) else value
 
 

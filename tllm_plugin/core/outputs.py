@@ -16,6 +16,9 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Apply `change` to every tensor in `value`; containers keep their type, other values are unchanged."""
     if isinstance(value, Tensor):
         return change(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):  # Before mappings: ModelOutput is both.
+        fields = [field.name for field in dataclasses.fields(value) if field.init]
+        return dataclasses.replace(value, **{name: map_tensors(getattr(value, name), change) for name in fields})
     if isinstance(value, Mapping):
         changed = {key: map_tensors(item, change) for key, item in value.items()}
         if type(value) is dict:
@@ -30,9 +33,6 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return type(value)(*(map_tensors(item, change) for item in value))
     if isinstance(value, (tuple, list)):
         return type(value)(map_tensors(item, change) for item in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = [field.name for field in dataclasses.fields(value) if field.init]
-        return dataclasses.replace(value, **{name: map_tensors(getattr(value, name), change) for name in fields})
     return value
 
 
@@ -64,7 +64,7 @@ def has_rows(tensor: Tensor, rows: int) -> bool:
 
 
 def logits_of(output: Any) -> Tensor:
-    """Return the logits of a network's output: the output itself, or the first tensor among its items.
+    """Return the logits of a network's output: the output itself, its attribute `logits`, or its first tensor.
 
     Features are in a list or mapping, so that `(logits, features)` and `(features, logits)` both work.
 
@@ -73,6 +73,9 @@ def logits_of(output: Any) -> Tensor:
     """
     if isinstance(output, Tensor):
         return output
+    named = getattr(output, "logits", None)
+    if isinstance(named, Tensor):
+        return named
     items = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
     logits = next((item for item in items if isinstance(item, Tensor)), None)
     if logits is None:

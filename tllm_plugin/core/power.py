@@ -1,4 +1,4 @@
-"""What a detector can find with a hold-out, by simulation, before anything is trained.
+"""Simulate which drops a detector can find with a hold-out, before anything is trained.
 
 The simulated run has one class that the teacher makes worse by a drop, from the first judged epoch to the last. On
 every class, `changed` of the hold-out images are answered differently by the two runs that are compared, half of them
@@ -43,7 +43,7 @@ _SIMULATED = ("reference", "imitation")
 
 @dataclass(frozen=True)
 class Setting:
-    """What decides which drops can be flagged.
+    """Settings that determine which drops can be flagged.
 
     Args:
         classes: C, at least 2.
@@ -170,7 +170,7 @@ def images_needed(setting: Setting, drop: float, most: int, probability: float =
 
 @lru_cache(maxsize=64)
 def _detector(setting: Setting) -> SequentialDetector:
-    """Return the detector itself, for a run of one epoch."""
+    """Return the detector for a run of one epoch."""
     values = {"total_epochs": 1, "eta": setting.eta, "fdr": setting.fdr, "warmup_epochs": 0, "score": setting.score}
     if "reference" in detector_options(setting.detector):
         labels = torch.arange(setting.classes)

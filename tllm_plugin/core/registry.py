@@ -21,9 +21,9 @@ class Registry(Mapping[str, T]):
     ... class Accuracy: ...
     >>> scores["accuracy"] is Accuracy
     True
-    >>> scores["acuracy"]
+    >>> scores["loss"]
     Traceback (most recent call last):
-    tllm_plugin.core.errors.ConfigError: Expected `score` to be one of accuracy, but got 'acuracy'
+    tllm_plugin.core.errors.ConfigError: Expected `score` to be one of accuracy, but got 'loss'
     """
 
     def __init__(self, kind: str) -> None:

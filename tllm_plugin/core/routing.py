@@ -1,6 +1,6 @@
 """Row routing: an inner distiller sees only the distillable rows while its student runs once on the whole batch.
 
-Teaching weights between 0 and 1 act here, too, on what teacher and student return.
+Teaching weights between 0 and 1 are also applied here, to the outputs of teacher and student.
 
 Forward hooks, registered once per network, read a thread-local route that is active only inside the wrapper's
 `forward`. Hooks that are added and removed per call would be shared by `DataParallel` replicas, whose modules have one
@@ -17,9 +17,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tllm_plugin.core.contract import predictor_of
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.mixing import RowWeights
-from tllm_plugin.core.outputs import has_rows, slice_rows, tensors_in
+from tllm_plugin.core.outputs import has_rows, map_tensors, slice_rows, tensors_in
 from tllm_plugin.core.watch import Watch
 
 _active = threading.local()
@@ -39,7 +40,7 @@ class Cut(BaseException):
 
 @dataclass
 class Route:
-    """Which rows of the batch the inner distiller sees in this call, and what its student returned for all rows.
+    """Rows of the batch that the inner distiller receives in this call, and the student's output for all rows.
 
     Args:
         owner: Identifies the wrapper (and its replicas) whose hooks follow this route.
@@ -48,7 +49,9 @@ class Route:
         rows: (n_d,) int64, the distillable rows in ascending order; None for all rows, without slicing.
         weights: Teaching weights of these rows; None if all are 1.
         watch: Checks that the distiller combines only tensors with the same rows.
-        cut: Index (from 0) of the student call with which to end the distiller's call; no teacher may be called before.
+        cut: Index (from 0) of the student call with which to end the distiller's call. Without `rows`, no teacher may
+            be called before.
+        predictor: Module that makes the logits from the student's output; its calls count as calls of the student.
     """
 
     owner: str
@@ -58,7 +61,8 @@ class Route:
     weights: RowWeights | None = None
     watch: Watch | None = None
     cut: int | None = None
-    #: (output that the distiller received, output of the student), one pair per call of the student.
+    predictor: nn.Module | None = None
+    #: (output that the distiller received, output of the network), one pair per call of student or predictor.
     student_outputs: list[tuple[Any, Any]] = field(default_factory=list)
 
     def slice(self, value: Any) -> Any:
@@ -68,6 +72,11 @@ class Route:
     def row_counts(self) -> set[int]:
         """Return the possible row counts of a batched tensor in this call."""
         return {self.batch_rows} if self.rows is None else {self.batch_rows, self.rows.numel()}
+
+    def whole(self, value: Any) -> Any:
+        """Replace what the distiller received from the student in a value by the student's outputs for all rows."""
+        pairs = [pair for both in self.student_outputs for pair in zip(*map(tensors_in, both), strict=True)]
+        return map_tensors(value, lambda tensor: next((all_of for part, all_of in pairs if part is tensor), tensor))
 
     def place_of(self, returned: Tensor) -> tuple[int, int]:
         """Return the origin of `returned`: the index of the student call, and of the tensor in its output.
@@ -132,12 +141,16 @@ def attach_hooks(owner: str, distiller: nn.Module) -> None:
     student: Any = distiller.student
     teacher = getattr(distiller, "teacher", None)
     students = [student, *_copies(distiller, student)]
-    # Lists are not called; what they hold is.
+    # Lists are not called, but their elements are.
     teachers = [*_called(teacher), *_copies(distiller, teacher)] if isinstance(teacher, nn.Module) else []
     known = {id(network) for network in students}
     for network in students:
         network.register_forward_pre_hook(_Before(owner, "student"), with_kwargs=True)
         network.register_forward_hook(_StudentHook(owner))
+    predictor = predictor_of(distiller)
+    if predictor is not None:
+        predictor.register_forward_pre_hook(_Before(owner, "predictor"), with_kwargs=True)
+        predictor.register_forward_hook(_StudentHook(owner))
     for network in teachers:
         if id(network) not in known:
             known.add(id(network))
@@ -193,7 +206,7 @@ def _modules_of(distiller: nn.Module) -> Iterator[nn.Module]:
 
 
 class _Hook:
-    """A picklable hook that acts only under a route of its own wrapper (two wrappers may share a network)."""
+    """Picklable hook that is active only under a route of its own wrapper, because two wrappers may share a network."""
 
     def __init__(self, owner: str) -> None:
         # A copy of the network has a copy of the hook: equal owners are the same owner.
@@ -214,10 +227,12 @@ class _Before(_Hook):
         if route is None:
             return None
         own = module is route.student
-        if route.cut is not None and not own:
+        if route.cut is not None and not own and route.rows is None:
             raise Cut
         if route.watch is not None:
             route.watch.enter(self.network, own=own, given=tensors_in((args, kwargs)))
+        if self.network == "predictor":
+            return route.whole(args), route.whole(kwargs)
         if self.network == "student":
             return None
         counts = route.row_counts()
@@ -232,7 +247,7 @@ class _StudentHook(_Hook):
         route = self.route()
         if route is None:
             return None
-        own = module is route.student
+        own = module is route.student or module is route.predictor
         if own:
             _check_rows(output, route.batch_rows)
             if route.cut == len(route.student_outputs):

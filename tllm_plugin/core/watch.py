@@ -73,7 +73,7 @@ class Watch(TorchFunctionMode):
         keywords = kwargs or {}
         if self._networks:
             result = func(*args, **keywords)
-            # What does nothing may return the images themselves.
+            # A module without effect may return the images themselves.
             new = [tensor for tensor in _tensors(result) if tensor not in self._kinds]
             self._note(new, _INSIDE if self._networks[-1][0] == "student" else _ROUTED)
             return result
@@ -95,7 +95,7 @@ class Watch(TorchFunctionMode):
 
 
 def _tensors(value: Any) -> Iterable[Tensor]:
-    # No more than what functions of PyTorch take and return, for it is asked of each of them.
+    # Only the types that PyTorch functions accept and return, because every function call is inspected.
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list)):

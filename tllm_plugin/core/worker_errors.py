@@ -21,7 +21,7 @@ _CAUGHT = re.compile(r"Caught (\w+) in DataLoader worker process \d+\.")
 _GONE = re.compile(r"DataLoader worker \(pid\S* [\d, ]+\) (is killed by signal: (?P<signal>[^.]+)|exited unexpectedly)")
 _FEWER = "set fewer workers (DATASET.NUM_WORKERS, --num_workers)"
 
-# So long after a worker is found to be gone PyTorch may notice it, and then says what ended it.
+# Delay after which PyTorch notices that a worker is gone and reports the cause.
 _LATE_SECONDS = 1.0
 
 _NO_ROOM = (
@@ -49,7 +49,7 @@ def plain_error(error: BaseException) -> TLLMError | None:
         return _of_worker(caught[1], text)
     if not isinstance(error, RuntimeError | OSError | EOFError):
         return None
-    # Which signal it was stands in the message or in that of the cause.
+    # The signal is in the message of the error or of its cause.
     gone = _GONE.search(f"{error.__cause__}") or _GONE.search(text)
     if _while_receiving(error):
         return _ended("ended")
@@ -100,7 +100,7 @@ def _of_worker(name: str, text: str) -> TLLMError | None:
         return _OURS[name](said)
     if sharing := _of_sharing(said):
         return sharing
-    # Pillow raises whatever its parsers stumble over.
+    # Pillow's parsers raise many types.
     if name in _READING or name == "UnidentifiedImageError" or re.search(r"[/\\]PIL[/\\]", text):
         return DataError(f"Expected every image to be readable, but {said}")
     return None

@@ -2,47 +2,36 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tllm_plugin.core import contract
 from tllm_plugin.core.arguments import as_flags, as_weights, number_in, whole_number
 from tllm_plugin.core.balance import Balance
+from tllm_plugin.core.batch_losses import add_to, cross_entropy_name, cross_entropy_per_row, of_whole_batch, zero_losses
+from tllm_plugin.core.carried import Carried, HasState
 from tllm_plugin.core.contract import ONE_LOSS, Losses, named_losses
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.core.known import Known
+from tllm_plugin.core.inner import InnerDistiller
 from tllm_plugin.core.mixing import RowWeights, check_temperature, temperature_of
-from tllm_plugin.core.outputs import find_logits, tensors_in
-from tllm_plugin.core.routing import Cut, Route, attach_hooks, routed
-from tllm_plugin.core.watch import Watch, can_watch
 
 STATE_VERSION = 1
-NEW_KEY = "loss_tllm"
 
 
-class HasState(Protocol):
-    """Object whose state is saved in the wrapper's checkpoint; it consists of tensors and plain Python values."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> Any: ...
-
-
-class TLLMWrapper(nn.Module):
+class TLLMWrapper(InnerDistiller):
     """Replace the teacher by label-smoothed cross-entropy on the rows of undistillable classes.
 
     Every class has a teaching weight: 1 leaves the teacher as it is, 0 marks the class as undistillable (flagged).
     While all weights are 1, every call is passed to the inner distiller unchanged. Once a class is flagged, consider a
     batch of `n` rows of which `n_d` are distillable. The student runs once on all rows; the teacher and the inner
     losses see only the `n_d` distillable rows, and these losses are scaled by `n_d / n`. The remaining rows add
-    `ce_weight * CE(label_smoothing)`, scaled by `(n - n_d) / n`, to `loss_ce` (or to `ce`, or under a new key
-    `loss_tllm`). With `balance`, `ce_weight` is relative to the measured weight of the inner losses.
+    `ce_weight * CE(label_smoothing)`, scaled by `(n - n_d) / n`, to the distiller's cross-entropy: `loss_ce`, `ce`, or
+    another loss with such a name, otherwise the first. With `balance`, `ce_weight` is relative to the measured weight
+    of the inner losses. A loss with one value per row, which the trainer reduces, stays one: the distillable rows keep
+    their values, and the others are 0, or their own cross-entropy.
 
     For a class of weight 0 < w < 1, the teacher's output is changed before the inner losses see it: its logits become
     the logits of the mixture of its prediction (weight w) and the label (weight 1 - w) at the distiller's temperature.
@@ -52,9 +41,13 @@ class TLLMWrapper(nn.Module):
     Args:
         distiller: The inner distiller. It has `student`, `teacher` (unless it trains a vanilla student) and, in
             training mode, `forward(image=, target=, ...) -> (logits (n, C), losses)`. Losses are means over the rows
-            that it receives, in a dictionary or as one tensor. All other attributes are optional. The remaining
-            requirements are checked at the first call, see `Raises` of `forward`. An optional attribute `loss_shapes`
-            (name -> shape of each loss, or one shape for one tensor) announces the losses before the first call.
+            that it receives, or have one value per row, in a dictionary or as one tensor. All other attributes are
+            optional. The remaining requirements are checked at the first call, see `Raises` of `forward`. An optional
+            attribute `loss_shapes` (name -> shape of each loss, or one shape for one tensor; -1 for the rows) announces
+            the losses before the first call. An optional attribute `predictor` is the module, other than the student,
+            that makes the logits from the student's output; it receives all rows. With an optional attribute
+            `fixed_rows` that is true, the distiller receives as many rows as the batch has: the distillable rows, some
+            of them repeatedly.
         num_classes: C.
         label_smoothing: Smoothing of the undistillable rows' cross-entropy, in [0, 1).
         ce_weight: Weight of the undistillable rows' cross-entropy, >= 0.
@@ -86,14 +79,11 @@ class TLLMWrapper(nn.Module):
         min_rows: int = 4,
         temperature: float | None = None,
     ) -> None:
-        super().__init__()
         num_classes = whole_number("num_classes", num_classes, 1)
         label_smoothing = number_in("label_smoothing", label_smoothing, 0, 1, open_high=True)
         ce_weight = number_in("ce_weight", ce_weight, 0, float("inf"), open_high=True)
         min_rows = whole_number("min_rows", min_rows, 1)
-        contract.check_networks(distiller)
-        self.distiller = distiller
-        self.num_classes = num_classes
+        super().__init__(distiller, num_classes)
         self.label_smoothing = label_smoothing
         self.ce_weight = ce_weight
         self.balance = Balance(label_smoothing) if balance else None
@@ -101,24 +91,9 @@ class TLLMWrapper(nn.Module):
         self._temperature = check_temperature(temperature)
         self.register_buffer("teaching_weights", torch.ones(num_classes))
         self._note_weights()
-        self._known = Known.told_by(distiller)
-        self._carried: dict[str, HasState] = {}
-        self._spelled: dict[str, str] = {}
-        self._waiting_state: dict[str, Mapping[str, Any]] = {}
-        self._owner = uuid.uuid4().hex
+        self._carried = Carried()
         if self.balance is not None:
             self.carry("balance", self.balance)
-        attach_hooks(self._owner, distiller)
-
-    @property
-    def student(self) -> nn.Module:
-        """Student of the inner distiller; registered only there, so that a checkpoint holds it once."""
-        return self.distiller.student  # type: ignore[return-value]
-
-    @property
-    def teacher(self) -> nn.Module | None:
-        """Teacher of the inner distiller, or None without one."""
-        return contract.teacher_of(self.distiller)
 
     @property
     def undistillable(self) -> Tensor:
@@ -129,35 +104,6 @@ class TLLMWrapper(nn.Module):
     def mixing_temperature(self) -> float:
         """Temperature at which teacher and label are mixed for teaching weights between 0 and 1."""
         return temperature_of(self.distiller) if self._temperature is None else self._temperature
-
-    @property
-    def few_rows_steps(self) -> int:
-        """Number of steps on this rank that had fewer than `min_rows` distillable rows, which got cross-entropy."""
-        return self._known.few_rows_steps
-
-    def __getattr__(self, name: str) -> Any:
-        # Trainers of hosts and their forks read attributes that only the inner distiller has.
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            inner = self.__dict__.get("_modules", {}).get("distiller")
-            if inner is None or not hasattr(inner, name):
-                raise
-            found = getattr(inner, name)
-            # Some distillers are their own `module`, for loops that expect a DataParallel around them.
-            return self if found is inner else found
-
-    def get_learnable_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters to optimise: the distiller's choice, or all trainable ones outside the teacher."""
-        choose = getattr(self.distiller, "get_learnable_parameters", None)
-        return contract.trained_parameters(self.distiller) if choose is None else list(choose())
-
-    def get_extra_parameters(self) -> int:
-        """Return the number of parameters that the inner distiller adds to the student."""
-        count = getattr(self.distiller, "get_extra_parameters", None)
-        if count is not None:
-            return int(count())
-        return contract.extra_parameters(self.get_learnable_parameters(), self.student)
 
     def set_undistillable(self, flags: Tensor | Sequence[bool]) -> None:
         """Set the teaching weights of flagged classes to 0, and all others to 1.
@@ -201,9 +147,7 @@ class TLLMWrapper(nn.Module):
 
         If a checkpoint with state under `name` was loaded earlier, `holder` receives that state now.
         """
-        self._carried[name] = holder
-        if name in self._waiting_state:
-            holder.load_state_dict(self._waiting_state.pop(name))
+        self._carried.add(name, holder)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the inner distiller's result, with the logits of the full batch in order.
@@ -232,6 +176,7 @@ class TLLMWrapper(nn.Module):
         if self._spelled:
             ours = {theirs: name for name, theirs in self._spelled.items()}
             kwargs = {ours.get(name, name): value for name, value in kwargs.items()}
+        contract.refuse_soft_labels(kwargs.get("target"))
         if not self._known.checked:
             contract.check_call(self.distiller, kwargs, self.num_classes, self._spelled)
         if not (self._any_flagged or self._any_between):
@@ -239,7 +184,7 @@ class TLLMWrapper(nn.Module):
         if "target" not in kwargs:
             raise ConfigError(f"Expected a training call to give `target`, but got {', '.join(kwargs) or 'nothing'}")
         if not self._any_flagged:
-            return self._inner(kwargs)[0]
+            return self._inner(kwargs, None, self._row_weights(kwargs))[0]
         target = kwargs["target"].long()
         # Unlike indexing, `index_select` rejects negative labels.
         flagged = self.teaching_weights.index_select(0, target) == 0
@@ -252,32 +197,7 @@ class TLLMWrapper(nn.Module):
             logits, losses = self._mixed(kwargs, flagged, rows)
         return logits, losses[ONE_LOSS] if self._known.one_loss else losses
 
-    def _call(self, kwargs: Mapping[str, Any]) -> Any:
-        """Call the inner distiller under the keyword names of the original call."""
-        return self.distiller(**{self._spelled.get(name, name): value for name, value in kwargs.items()})
-
-    def _inner(self, kwargs: Mapping[str, Any], rows: Tensor | None = None) -> tuple[Any, Route]:
-        """Call the inner distiller; return its result and the route, which holds the student's outputs."""
-        route = Route(self._owner, self.student, kwargs["target"].shape[0], rows, self._row_weights(kwargs, rows))
-        # The student needs every image; the teacher's hook slices them for the teacher.
-        given = {name: value if name.startswith("image") else route.slice(value) for name, value in kwargs.items()}
-        if self._known.checked:
-            with routed(route):
-                return self._call(given), route
-        if can_watch(self.distiller):
-            images = [
-                tensor for name, value in given.items() if name.startswith("image") for tensor in tensors_in(value)
-            ]
-            batched = [
-                tensor for name, value in given.items() if not name.startswith("image") for tensor in tensors_in(value)
-            ]
-            route.watch = Watch(images, batched, route.row_counts())
-        with routed(route), route.watch or nullcontext():
-            result = self._call(given)
-        self._learn(kwargs, result, route)
-        return result, route
-
-    def _row_weights(self, kwargs: Mapping[str, Any], rows: Tensor | None) -> RowWeights | None:
+    def _row_weights(self, kwargs: Mapping[str, Any], rows: Tensor | None = None) -> RowWeights | None:
         """Return the teaching weights of `rows`, or None if no class has a weight between 0 and 1."""
         if not self._any_between:
             return None
@@ -287,45 +207,29 @@ class TLLMWrapper(nn.Module):
         known = self._known
         return RowWeights(weights, target, self.num_classes, self.mixing_temperature, known.leaf, known.columns)
 
-    def _learn(self, kwargs: Mapping[str, Any], result: Any, route: Route) -> None:
-        """Check the first call of the inner distiller and record what later calls need."""
-        known = self._known
-        if not route.student_outputs:
-            raise contract.student_not_called(self.distiller)
-        rows = route.batch_rows if route.rows is None else route.rows.numel()
-        trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.student.parameters())
-        contract.check_result(result, rows, self.num_classes, trains=trains)
-        known.call, known.leaf = route.place_of(result[0])
-        known.columns = result[0].shape[1]
-        if route.watch is not None:
-            known.image = contract.image_of_student(self.student, kwargs, *route.watch.student_calls[known.call])
-        contract.tell_of_training_teacher(self.distiller)
-        known.remember(result[1])
-        known.checked = True
-
     def _all_rows(self, kwargs: dict[str, Any], rows: Tensor) -> tuple[Tensor, Any]:
-        (logits, losses), route = self._inner(kwargs)
+        (logits, losses), route = self._inner(kwargs, None, self._row_weights(kwargs))
         if self.balance is not None:
             self.balance.update(named_losses(losses), route.full_logits(logits), rows, kwargs["target"].long())
-        # DataParallel gathers the replicas' losses by name: a new key must not depend on a replica's rows.
-        if isinstance(losses, Tensor) or _ce_name(losses) in losses:
-            return logits, losses
-        return logits, {**losses, NEW_KEY: logits.new_zeros(())}
+        return logits, losses
 
     def _mixed(self, kwargs: dict[str, Any], flagged: Tensor, rows: Tensor) -> tuple[Tensor, Losses]:
         target = kwargs["target"].long()
-        (returned, inner_losses), route = self._inner(kwargs, rows)
-        self._known.remember(inner_losses)
+        batch_rows, taught = target.shape[0], rows
+        if getattr(self.distiller, "fixed_rows", False):
+            taught = rows.repeat(-(-batch_rows // len(rows)))[:batch_rows]
+        (returned, inner_losses), route = self._inner(kwargs, taught, self._row_weights(kwargs, taught))
+        self._known.remember(inner_losses, taught.numel())
         inner_losses = named_losses(inner_losses)
         logits = route.full_logits(returned)
-        share = rows.numel() / route.batch_rows
-        losses = {name: loss * share for name, loss in inner_losses.items()}
+        losses = of_whole_batch(inner_losses, rows, batch_rows, self._known)
         weight: Tensor | float = self.ce_weight
         if self.balance is not None:
             weight = weight * self.balance.update(inner_losses, logits, rows, target)
-        smoothed = self._cross_entropy(logits, target, self.label_smoothing)
-        losses = _add_to_ce(losses, weight * (smoothed * flagged).sum() / route.batch_rows)
-        return logits.to(returned.dtype), losses
+        smoothed = cross_entropy_per_row(logits, target, self.label_smoothing) * flagged
+        name = cross_entropy_name(losses)
+        term = weight * (smoothed if self._known.is_per_row(name) else smoothed.sum() / batch_rows)
+        return logits.to(returned.dtype), add_to(losses, name, term)
 
     def _without_teacher(
         self, kwargs: dict[str, Any], flagged: Tensor, *, distillable_rows: int
@@ -335,48 +239,17 @@ class TLLMWrapper(nn.Module):
         weight: Tensor | float = self.ce_weight
         if self.balance is not None and not self._all_flagged:
             weight = weight * self.balance.skip(logits)
-        per_row = weight * self._cross_entropy(logits, target, self.label_smoothing)
+        per_row = weight * cross_entropy_per_row(logits, target, self.label_smoothing)
         if distillable_rows:
             self._known.few_rows_steps += 1
-            per_row = torch.where(flagged, per_row, self._cross_entropy(logits, target, 0.0))
-        return logits, _add_to_ce(self._zero_losses(logits), per_row.mean())
-
-    def _student_logits(self, kwargs: dict[str, Any]) -> Tensor:
-        """Return the student's logits for the whole batch, (n, C), from the call that the inner distiller makes."""
-        known, rows = self._known, kwargs["target"].shape[0]
-        route = Route(self._owner, self.student, rows, cut=known.call)
-        try:
-            with routed(route):
-                self._call(kwargs)
-        except Cut as cut:
-            if cut.output is not None:
-                if known.leaf is not None:
-                    return list(tensors_in(cut.output))[known.leaf]
-                return find_logits(cut.output, rows, self.num_classes)
-        else:
-            raise contract.student_not_called(self.distiller)
-        # The distiller calls a teacher before its student.
-        image = contract.first_images(kwargs)[1] if known.image is None else kwargs[known.image]
-        return find_logits(self.student(image), rows, self.num_classes)
-
-    @staticmethod
-    def _cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
-        return F.cross_entropy(logits, target, label_smoothing=label_smoothing, reduction="none")
-
-    def _zero_losses(self, logits: Tensor) -> dict[str, Tensor]:
-        """Return zeros under the inner distiller's loss names, each touching every learnable parameter.
-
-        Some trainers call `backward` on single losses, and DDP waits for the gradient of every parameter.
-        """
+            per_row = torch.where(flagged, per_row, cross_entropy_per_row(logits, target, 0.0))
         shapes = self._known.loss_shapes_or_guess(has_teacher=self.teacher is not None)
-        zero = logits.new_zeros(())
-        for parameter in self.get_learnable_parameters():
-            zero = zero + parameter.sum() * 0
-        return {name: zero.reshape((1,) * len(shape)).expand(shape) for name, shape in shapes.items()}
+        losses = zero_losses(logits, shapes, self.get_learnable_parameters())
+        name = cross_entropy_name(losses)
+        return logits, add_to(losses, name, per_row if self._known.is_per_row(name) else per_row.mean())
 
     def get_extra_state(self) -> dict[str, Any]:
-        carried = {name: holder.state_dict() for name, holder in self._carried.items()}
-        return {"version": STATE_VERSION, **self._known.state_dict(), "carried": carried}
+        return {"version": STATE_VERSION, **self._known.state_dict(), "carried": self._carried.state_dict()}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         if state.get("version") != STATE_VERSION:
@@ -385,11 +258,7 @@ class TLLMWrapper(nn.Module):
                 f"{state.get('version')!r}"
             )
         self._known.load_state_dict(state)
-        for name, carried in state["carried"].items():
-            if name in self._carried:
-                self._carried[name].load_state_dict(carried)
-            else:
-                self._waiting_state[name] = carried
+        self._carried.load_state_dict(state["carried"])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         flags = state_dict.pop(f"{prefix}undistillable", None)
@@ -397,13 +266,3 @@ class TLLMWrapper(nn.Module):
             state_dict[f"{prefix}teaching_weights"] = (~flags).float()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._note_weights()
-
-
-def _ce_name(losses: Mapping[str, Tensor]) -> str:
-    return next((name for name in ("loss_ce", "ce") if name in losses), NEW_KEY)
-
-
-def _add_to_ce(losses: dict[str, Tensor], term: Tensor) -> dict[str, Tensor]:
-    name = _ce_name(losses)
-    losses[name] = losses[name] + term if name in losses else term
-    return losses

@@ -55,19 +55,19 @@ def load_data(
 
     Args:
         name: A key of `DATA_SETS`: digits, imagefolder, cifar100, cub200, or one that you registered.
-        path: Folder of the data, for sets that are on disk.
-        download: Fetch what is missing, for sets that can be fetched.
-        image_size: Height and width for the network, in pixels; 0: as stored.
-        num_workers: Processes that decode images; 0: the calling one does.
-        seed: For registered sets that draw their own split. Those that come with the package have fixed splits.
-        class_order: Of class folders; "": text order, as torchvision sorts them, "natural": as timm does, or a file
-            with the name of a folder on each line, or these names.
-        mean: Per channel, instead of what the data set is normalised by: for networks that come from elsewhere.
-        std: Likewise.
+        path: Folder of the data, for data sets on disk.
+        download: Whether to download missing files, for data sets that support it.
+        image_size: Height and width of the images in pixels; 0 keeps the stored size.
+        num_workers: Number of processes that decode images; 0 decodes in the calling process.
+        seed: Seed for registered data sets that draw their split; the splits of the package's data sets are fixed.
+        class_order: Order of the class folders: "" for text order as in torchvision, "natural" as in timm, a file with
+            one folder name per line, or these names.
+        mean: Mean per channel that replaces the data set's own, for networks trained elsewhere.
+        std: Standard deviation per channel that replaces the data set's own.
 
     Raises:
-        ConfigError: An unknown name, or an argument that the data set cannot use.
-        DataError: Data that is missing, damaged or incomplete; the message names the file or folder.
+        ConfigError: The name is unknown, or the data set does not support an argument.
+        DataError: Data are missing, damaged or incomplete; the message names the file or folder.
     """
     if image_size < 0:
         raise ConfigError(f"Expected `image_size` to be at least 0, but got {image_size}")

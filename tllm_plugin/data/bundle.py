@@ -23,12 +23,12 @@ Split = Literal["train", "test"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DataBundle(ABC):
-    """Training and test part of a data set, with loaders for any subset of them.
+    """Training and test part of a data set, with loaders for any subset.
 
     Args:
-        class_names: One readable name for each class, in the order of the labels.
-        in_channels: Channels of an image.
-        image_size: Height and width of an image as the network sees it, in pixels.
+        class_names: Readable names of the classes, in label order.
+        in_channels: Number of channels of an image.
+        image_size: Height and width of an image at the input of the network, in pixels.
         mean: Mean per channel, subtracted from pixels in [0, 1].
         std: Standard deviation per channel, by which pixels are divided afterwards.
         train_labels: (N,) int64 on the CPU.
@@ -37,7 +37,7 @@ class DataBundle(ABC):
         order_stated: Whether the order of the class folders was given explicitly.
 
     Raises:
-        DataError: Labels of a wrong shape, dtype or range, or training images of one class only.
+        DataError: Labels have a wrong shape, dtype or range, or all training images have one class.
     """
 
     class_names: tuple[str, ...]
@@ -96,8 +96,18 @@ class DataBundle(ABC):
                 raise ConfigError(f"Expected `{name}` to be {self.in_channels} {kind}, but got {list(values)}")
         return replace(self, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
 
+    def limited(self, views: int) -> DataBundle:
+        """Return the same data with at most `views` outcomes of the augmentation per image; 0 for all.
+
+        Raises:
+            ConfigError: The images are augmented one by one by other transforms.
+        """
+        if not views:
+            return self
+        raise ConfigError(f"Expected images in memory for {views} outcomes of the augmentation, but they are streamed")
+
     def _part(self, split: Split) -> DataPart:
-        """Return the identity of a part, from its labels only unless the data set knows more."""
+        """Return the identity of a part, by default from its labels only."""
         return part_of(self.train_labels if split == "train" else self.test_labels, self.num_classes)
 
     def train_loader(
@@ -110,11 +120,11 @@ class DataBundle(ABC):
         shard: Shard = WHOLE,
         least_rows: int = 1,
     ) -> TrainLoader:
-        """Shuffled, augmented batches of the training part.
+        """Return a loader of shuffled, augmented batches of the training part.
 
         Args:
             indices: (K,) int64, positions in the training part; None for all.
-            batch_size: Images per batch over all shards.
+            batch_size: Number of images per batch over all shards.
             seed: Seed of order and augmentation.
             device: Device of the batches.
             shard: Shard whose rows of every batch to yield. Batches and augmentation do not depend on the number of
@@ -123,8 +133,8 @@ class DataBundle(ABC):
                 trained, which may fail on a single row.
 
         Raises:
-            ConfigError: An index or batch size that is out of range, nothing to train on, or fewer rows in a batch
-                than shards.
+            ConfigError: An index or the batch size is out of range, there are no indices, or a batch has fewer rows
+                than there are shards.
         """
         _check_batch_size(batch_size)
         rows = _checked_rows(indices, len(self.train_labels), "training images")
@@ -141,17 +151,17 @@ class DataBundle(ABC):
         split: Split,
         shard: Shard = WHOLE,
     ) -> EvalLoader:
-        """Batches in the order of `indices`, with the test-time transform.
+        """Return a loader of batches in the order of `indices`, with the test-time transform.
 
         Args:
             indices: (K,) int64, positions in the part that `split` names, possibly empty; None for all.
-            batch_size: Images per batch.
+            batch_size: Number of images per batch.
             device: Device of the batches.
             split: "test", or "train" for a hold-out, which is a part of the training images.
             shard: Shard whose batches to yield.
 
         Raises:
-            ConfigError: An unknown split, or an index or batch size that is out of range.
+            ConfigError: The split is unknown, or an index or the batch size is out of range.
         """
         _check_batch_size(batch_size)
         if split == "train":
@@ -166,11 +176,11 @@ class DataBundle(ABC):
 
     @abstractmethod
     def _train_loader(self, rows: Tensor, *, batch_size: int, seed: int, device: torch.device) -> TrainLoader:
-        """`train_loader` with checked arguments."""
+        """Return the result of `train_loader` for checked arguments."""
 
     @abstractmethod
     def _eval_loader(self, rows: Tensor, *, batch_size: int, device: torch.device, split: Split) -> EvalLoader:
-        """`eval_loader` with checked arguments."""
+        """Return the result of `eval_loader` for checked arguments."""
 
 
 def check_several_classes(labels: Tensor, what: str) -> None:

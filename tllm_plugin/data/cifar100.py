@@ -1,4 +1,4 @@
-"""CIFAR-100 through torchvision."""
+"""CIFAR-100, read with torchvision."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from tllm_plugin.data.in_memory import in_memory_bundle
 from tllm_plugin.data.registry import DATA_SETS
 
 IMAGE_SIZE = 32
-# The numbers that CIFAR-100 code has in common, the two host codebases included: students stay comparable.
+# The usual statistics for CIFAR-100, also used in both hosts, so that students are comparable.
 MEAN = (0.5071, 0.4867, 0.4408)
 STD = (0.2675, 0.2565, 0.2761)
 
 
 @DATA_SETS.register("cifar100")
 def load_cifar100(path: str, *, download: bool = False, image_size: int = 0, **_: object) -> DataBundle:
-    """50,000 training and 10,000 test images of 32 x 32 pixels in 100 classes.
+    """Load CIFAR-100: 50,000 training and 10,000 test images of 32 x 32 pixels in 100 classes.
 
-    The files are pickles; torchvision compares their checksums with the published ones before it reads them.
+    The files are pickles; torchvision verifies their published checksums before reading them.
 
     Args:
-        path: Folder that holds, or gets, torchvision's `cifar-100-python`.
-        download: Fetch the archive (169 MB) if the files are not there.
+        path: Folder that contains torchvision's `cifar-100-python`, or into which it is downloaded.
+        download: Whether to download the archive (169 MB) if files are missing.
         image_size: 0 or 32.
 
     Raises:
-        ConfigError: No path, or another image size.
-        DataError: Files that are missing or damaged, or a download that failed.
+        ConfigError: The path is empty, or the image size is another one.
+        DataError: Files are missing or damaged, or the download failed.
     """
     if not path:
         raise ConfigError("Expected `path` to be the folder of CIFAR-100's files, but got ''")
@@ -44,7 +44,7 @@ def load_cifar100(path: str, *, download: bool = False, image_size: int = 0, **_
         train = datasets.CIFAR100(str(root), train=True, download=download)
         test = datasets.CIFAR100(str(root), train=False)
     except (OSError, RuntimeError, HTTPException) as error:
-        hint = "the download failed" if download else "set `download` to fetch them"
+        hint = "the download failed" if download else "set `download` to download them"
         raise DataError(
             f"Expected `{root / datasets.CIFAR100.base_folder}` to hold the files of CIFAR-100, "
             f"but they are missing or damaged ({hint}): {error}"

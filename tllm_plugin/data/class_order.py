@@ -21,14 +21,14 @@ ClassOrder = str | Sequence[str]
 
 
 def natural_order(names: Sequence[str]) -> tuple[str, ...]:
-    """Sort names as timm sorts class folders: numbers by value, letters in lower case.
+    """Sort names as timm sorts class folders: numbers by value, letters regardless of case.
 
     >>> natural_order(["10", "2", "b", "A"])
     ('2', '10', 'A', 'b')
     """
 
     def key(name: str) -> list[str | int]:
-        # Text and numbers take turns, beginning with text, so that like is compared with like.
+        # Text and numbers alternate, starting with text, so that equal types are compared.
         parts: list[str | int] = list(re.split(r"(\d+)", name.lower()))
         parts[1::2] = map(int, parts[1::2])
         return parts
@@ -45,7 +45,7 @@ def ordered(names: Sequence[str], order: ClassOrder, root: Path) -> tuple[str, .
         root: Folder that contains them, for error messages.
 
     Raises:
-        ConfigError: The order cannot be read, or does not name exactly the existing folders.
+        ConfigError: The order cannot be read, or does not list exactly the existing folders.
     """
     if order == "":
         return tuple(sorted(names))
@@ -54,7 +54,7 @@ def ordered(names: Sequence[str], order: ClassOrder, root: Path) -> tuple[str, .
     named = read_order(order) if isinstance(order, str) else tuple(order)
     twice = [name for name, uses in Counter(named).items() if uses > 1]
     if twice:
-        raise ConfigError(f"Expected the class order to name every class folder once, but {twice[0]!r} stands twice")
+        raise ConfigError(f"Expected the class order to name every class folder once, but {twice[0]!r} appears twice")
     if set(named) != set(names):
         raise ConfigError(
             f"Expected the class order to name the class folders of `{root}`, but in the folder "
@@ -103,10 +103,10 @@ def differing_orders(names: Sequence[str]) -> str:
     """Describe how text and natural order of class folders differ, as the end of a sentence; empty if they do not.
 
     >>> differing_orders(["0", "1", "10", "2"])
-    "class 2 is '10' in text order and '2' in natural order, by which timm goes"
+    "class 2 is '10' in text order and '2' in timm's natural order"
     """
     text, natural = sorted(names), natural_order(names)
     place = next((i for i, (one, other) in enumerate(zip(text, natural, strict=True)) if one != other), None)
     if place is None:
         return ""
-    return f"class {place} is {text[place]!r} in text order and {natural[place]!r} in natural order, by which timm goes"
+    return f"class {place} is {text[place]!r} in text order and {natural[place]!r} in timm's natural order"

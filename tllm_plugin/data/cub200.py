@@ -1,6 +1,6 @@
 """CUB-200-2011: 11,788 photographs of 200 species of birds, in the official folder.
 
-It is never downloaded here. Once, by hand (1.1 GB):
+The data set (1.1 GB) is not downloaded automatically; download it once with:
 
     curl -L -O https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz
     echo "97eceeb196236b17998738112f37df78  CUB_200_2011.tgz" | md5sum --check
@@ -28,20 +28,20 @@ logger = logging.getLogger(__name__)
 FOLDER = "CUB_200_2011"
 LISTS = ("classes.txt", "images.txt", "image_class_labels.txt", "train_test_split.txt")
 IMAGE_SIZE = 224
-# The paper names brightness jitter "of MXNet", whose training scripts use this strength.
+# The paper uses brightness jitter "of MXNet"; MXNet's training scripts use this strength.
 BRIGHTNESS = 0.4
 
 
 @dataclass(frozen=True)
 class Cub200:
-    """What the lists say.
+    """Content of the lists.
 
     Args:
-        class_names: Readable, in the order of the labels.
+        class_names: Readable names of the classes, in label order.
         train_files: Paths of the training images.
-        train_labels: Their labels, from 0 on.
+        train_labels: Labels of the training images, from 0 on.
         test_files: Paths of the test images.
-        test_labels: Their labels.
+        test_labels: Labels of the test images.
     """
 
     class_names: tuple[str, ...]
@@ -53,19 +53,19 @@ class Cub200:
 
 @DATA_SETS.register("cub200")
 def load_cub200(path: str, *, image_size: int = 0, num_workers: int = 2, **_: object) -> DataBundle:
-    """The official split: 5,994 training and 5,794 test images, read from disk in every epoch.
+    """Load the official split: 5,994 training and 5,794 test images, read from disk in every epoch.
 
-    Training images are cropped at random, mirrored and made darker or brighter at random; test images are resized and
-    cropped in the centre. Normalised by ImageNet's statistics.
+    Training images are randomly cropped, mirrored and changed in brightness; test images are resized and cropped at the
+    centre. Pixels are normalised with ImageNet's statistics.
 
     Args:
-        path: The folder `CUB_200_2011` of the archive, or the one that holds it.
-        image_size: Height and width for the network, in pixels; 0: 224.
-        num_workers: Processes that decode.
+        path: Folder `CUB_200_2011` of the archive, or the folder that contains it.
+        image_size: Height and width of the images in pixels; 0 means 224.
+        num_workers: Number of processes that decode images.
 
     Raises:
-        ConfigError: `path` is not such a folder.
-        DataError: A list or an image is missing, or the lists contradict each other; the message names what.
+        ConfigError: `path` is not this folder.
+        DataError: A list or an image is missing, or the lists contradict each other.
     """
     birds = read_cub200(path)
     return StreamedBundle(
@@ -84,7 +84,7 @@ def load_cub200(path: str, *, image_size: int = 0, num_workers: int = 2, **_: ob
 
 
 def read_cub200(path: str) -> Cub200:
-    """Read the lists of a folder and check that they and the images are complete; see `load_cub200`."""
+    """Read the lists in a folder and check that lists and images are complete; see `load_cub200`."""
     root = find_root(path)
     names = [name.split(".", 1)[-1].replace("_", " ") for name in _read(root, "classes.txt").values()]
     files = _read(root, "images.txt")
@@ -102,10 +102,10 @@ def read_cub200(path: str) -> Cub200:
 
 
 def find_root(path: str) -> Path:
-    """Return the folder that holds the lists.
+    """Return the folder that contains the lists.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is no such folder.
     """
     given = Path(path).expanduser()
     for root in (given, given / FOLDER):
@@ -118,7 +118,7 @@ def find_root(path: str) -> Path:
 
 
 def _read(root: Path, name: str) -> dict[int, str]:
-    """Return what a list says of each number from 1 on."""
+    """Return the values of a list, whose lines are numbered from 1."""
     file = root / name
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()

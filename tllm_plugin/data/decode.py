@@ -1,4 +1,4 @@
-"""Image files to pixels."""
+"""Decode image files to pixels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SECONDS_BETWEEN_REPORTS = 5.0
 
 
 def read_rgb(path: str) -> Image.Image:
-    """Decode a file to an upright RGB image in its own size; see `to_rgb` for what becomes of other kinds of pixels.
+    """Decode a file to an upright RGB image of its own size; `to_rgb` converts other kinds of pixels.
 
     Raises:
         DataError: The file cannot be read or decoded; the message names it.
@@ -31,7 +31,7 @@ def read_rgb(path: str) -> Image.Image:
         with Image.open(path) as image:
             return to_rgb(image)
     except Exception as error:
-        # Whatever the parser of the format stumbles over: OSError, SyntaxError, ValueError, struct.error, ...
+        # Parsers of image formats raise many types: OSError, SyntaxError, ValueError, struct.error, ...
         raise DataError(f"Expected `{path}` to be an image, but reading it failed: {error}") from error
 
 
@@ -41,15 +41,15 @@ def decode_files(paths: Sequence[str], image_size: int, *, resize: bool, num_wor
     Args:
         paths: Image files.
         image_size: Height and width of the result in pixels.
-        resize: Whether images of another size are cut to a centred square and scaled; an error otherwise.
-        num_workers: Processes that decode, 0 for this one alone. (Threads make it slower: of a small image's time,
-            most goes to Pillow's parser, which holds the interpreter lock.)
+        resize: Whether to crop images of another size to a centred square and scale them, instead of raising an error.
+        num_workers: Number of processes that decode; 0 decodes in the calling process. (Threads are slower, because
+            Pillow's parser holds the interpreter lock.)
 
     Returns:
         (N, 3, image_size, image_size) uint8.
 
     Raises:
-        DataError: A file that cannot be decoded or, without `resize`, is of another size; the message names it.
+        DataError: A file cannot be decoded or, without `resize`, has another size; the message names it.
     """
     images = torch.empty(len(paths), 3, image_size, image_size, dtype=torch.uint8)
     loader = DataLoader(
@@ -74,10 +74,10 @@ def decode_files(paths: Sequence[str], image_size: int, *, resize: bool, num_wor
 
 
 def stack_or_first_error(samples: list[Tensor | DataError]) -> Tensor | DataError:
-    """Collate function for data sets that return their errors.
+    """Collate images, or return the first error, for data sets that return errors instead of raising them.
 
-    An error raised in a worker process arrives with the worker's traceback as its message; one that is returned
-    arrives as it is.
+    An error raised in a worker process arrives with the worker's traceback as its message; a returned error arrives
+    unchanged.
     """
     tensors = []
     for sample in samples:
@@ -88,9 +88,10 @@ def stack_or_first_error(samples: list[Tensor | DataError]) -> Tensor | DataErro
 
 
 def sent(batch: Tensor) -> Tensor | DataError:
-    """Return a worker's batch in shared memory, or the error that there is no room; any other process's as it is.
+    """Move a worker's batch to shared memory, or return an error if that is full; a no-op in other processes.
 
-    Left to itself a worker moves its batch when it is too late to tell anybody: the main process would wait for ever.
+    Otherwise PyTorch would move the batch later, when an error can no longer be reported and the main process would
+    wait forever.
     """
     if get_worker_info() is None:
         return batch
@@ -102,7 +103,7 @@ def sent(batch: Tensor) -> Tensor | DataError:
 
 
 class _Chunks(Dataset["Tensor | DataError"]):
-    """Runs of files as one tensor each: half of a small file's time would go to a tensor of its own."""
+    """Data set of chunks of files, one tensor per chunk, because a tensor per small file would double the time."""
 
     def __init__(self, paths: Sequence[str], image_size: int, resize: bool) -> None:
         self._paths = paths
@@ -128,7 +129,7 @@ class _Chunks(Dataset["Tensor | DataError"]):
             if not self._resize:
                 raise DataError(
                     f"Expected all images to be {self._side} x {self._side} pixels like the first one, but "
-                    f"`{path}` is {image.width} x {image.height}; set an image_size to bring all to one size"
+                    f"`{path}` is {image.width} x {image.height}; set image_size to convert all to one size"
                 )
             image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
         return image.tobytes()

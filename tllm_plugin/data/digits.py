@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits: 1,797 real images of 8 x 8 pixels that come with the package."""
+"""scikit-learn's handwritten digits: 1,797 images of 8 x 8 pixels that are included in the package."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _LARGEST_VALUE = 16
 
 @DATA_SETS.register("digits")
 def load_digits(path: str = "", *, image_size: int = 0, **_: object) -> DataBundle:
-    """600 test images, 60 of every class, and the other 1,197 for training.
+    """Load the digits: 600 test images, 60 per class, and 1,197 training images.
 
-    The split is a constant of the data set. It is made by position, not by random numbers: the test images of a class
-    are spread evenly over its images in file order, so that every writer's part of the file is in both parts.
+    The split is fixed. Test images of a class are spread evenly over its images in file order, so that every writer is
+    in both parts.
 
-    Training images are shifted by one pixel at most and not mirrored: a mirrored digit is no digit.
+    Training images are shifted by at most one pixel and not mirrored, because mirrored digits are not digits.
 
     Args:
-        path: Not used; the data comes with scikit-learn.
+        path: Not used, because scikit-learn includes the data.
         image_size: 0 or 8.
 
     Raises:
-        ConfigError: Another image size.
+        ConfigError: The image size is another one.
     """
-    from sklearn import datasets  # here, because it takes a second that users of other data need not wait
+    from sklearn import datasets  # Imported here, because the import takes a second.
 
     if image_size not in (0, IMAGE_SIZE):
         raise ConfigError(f"Expected `image_size` to be 0 or {IMAGE_SIZE} for digits, but got {image_size}")
@@ -49,14 +49,14 @@ def load_digits(path: str = "", *, image_size: int = 0, **_: object) -> DataBund
 
 
 def spread_evenly(labels: Tensor, per_class: int) -> Tensor:
-    """Mark `per_class` samples of each class, at equal distances among the samples of the class.
+    """Select `per_class` samples of each class, evenly spaced among the samples of the class.
 
     Args:
-        labels: (N,) int64, at least `per_class` of each class that occurs.
-        per_class: At least 1.
+        labels: (N,) int64 with at least `per_class` samples of each class that occurs.
+        per_class: Number of samples per class, at least 1.
 
     Returns:
-        (N,) bool.
+        (N,) bool, True for selected samples.
 
     >>> spread_evenly(torch.tensor([0, 0, 0, 0, 1, 1]), 2).int()
     tensor([1, 0, 1, 0, 1, 1], dtype=torch.int32)

@@ -1,4 +1,4 @@
-"""The layout `PATH/{train,val}/<class>/*` of torchvision's `ImageFolder`, checked before anything is decoded."""
+"""Read the layout `PATH/{train,val}/<class>/*` of torchvision's `ImageFolder`, checked before images are decoded."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class FolderPart:
     """One part of a data set on disk.
 
     Args:
-        root: The folder that holds the class folders.
-        classes: Names of the class folders, sorted; the position is the label.
-        files: Image files, by class, then by name, as `ImageFolder` sorts them.
-        labels: (N,) int64.
+        root: Folder that contains the class folders.
+        classes: Sorted names of the class folders; the position is the label.
+        files: Image files sorted by class and then by name, as in `ImageFolder`.
+        labels: (N,) int64, labels of the files.
     """
 
     root: Path
@@ -39,13 +39,13 @@ class FolderPart:
 
 
 def find_parts(path: str) -> tuple[FolderPart, FolderPart]:
-    """Training and test part of an image folder.
+    """Find training and test part of an image folder.
 
-    The test part is `val` or, where there is none, `test`: in ImageNet's layout `test` has no labels.
+    The test part is `val`, or `test` if there is no `val`, because `test` has no labels in ImageNet's layout.
 
     Raises:
         ConfigError: `path` is not a folder.
-        DataError: A part is missing or holds fewer than two classes, or the parts have different classes.
+        DataError: A part is missing or has fewer than two classes, or the parts have different classes.
     """
     root = Path(path).expanduser()
     if not path or not root.is_dir():
@@ -69,16 +69,16 @@ def find_parts(path: str) -> tuple[FolderPart, FolderPart]:
     shared = count_shared(listings[0], train_root, listings[1], test_root)
     if shared:
         logger.warning(
-            "%s and %s share %d images by links: tested will be what was trained", train_root, test_root, shared
+            "%s and %s share %d images through links: training images will be tested", train_root, test_root, shared
         )
     return train, test
 
 
 def scan_part(root: Path) -> FolderPart:
-    """List the images of every class folder in `root`, those in its subfolders included; see `list_images`.
+    """List the images of every class folder in `root`, including subfolders; see `list_images`.
 
     Raises:
-        DataError: There is no folder with images, or only one, or a folder cannot be read.
+        DataError: Fewer than two folders contain images, or a folder cannot be read.
     """
     part = _part(root, list_images(root))
     _check_several(part)
@@ -104,18 +104,18 @@ def _check_several(part: FolderPart) -> None:
     if len(part.classes) == 1:
         raise DataError(
             f"Expected `{part.root}` to hold a folder for each of at least two classes, but it holds "
-            f"{part.classes[0]!r} only; if the class folders lie in that one, name a path one level further down"
+            f"{part.classes[0]!r} only; if the class folders are inside it, use a path one level deeper"
         )
 
 
 def readable_names(root: Path, folders: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the classes for people: from `root/classes.txt` if it is there, else those of the folders.
+    """Return readable class names: from `root/classes.txt` if it exists, otherwise the names of the folders.
 
-    A line is a folder's name, a tab or spaces, and the readable name; folders without a line keep their own name.
-    Where two classes would get the same name ("crane", the bird and the machine), the folder is added to both.
+    Each line consists of the folder's name, a tab or spaces, and the readable name; other folders keep their names. If
+    two classes have the same readable name ("crane", the bird and the machine), the folder is added to both.
 
     Raises:
-        DataError: The file is there but cannot be read as text.
+        DataError: The file exists but cannot be read as text.
     """
     file = root / "classes.txt"
     try:
@@ -124,7 +124,7 @@ def readable_names(root: Path, folders: tuple[str, ...]) -> tuple[str, ...]:
         return folders
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Expected `{file}` to be UTF-8 text, but reading it failed: {error}") from error
-    # A folder's name may hold spaces: a tab, where there is one, is the separator.
+    # The name of a folder may contain spaces, so a tab takes precedence as separator.
     fields = [line.split("\t" if "\t" in line else None, maxsplit=1) for line in lines]
     readable = {pair[0].strip(): pair[1].strip() for pair in fields if len(pair) == 2 and pair[1].strip()}
     names = [readable.get(folder, folder) for folder in folders]

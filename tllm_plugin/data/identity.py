@@ -14,10 +14,10 @@ from torch import Tensor
 from tllm_plugin.core.data_identity import DataPart
 from tllm_plugin.core.errors import DataError
 
-# Files whose sizes one thread asks for at a time: a network file system takes a millisecond for each.
+# Number of files whose sizes one thread reads at a time; each takes a millisecond on a network file system.
 _FILES_PER_TASK = 4096
 _THREADS = 16
-# Images that are copied at a time where they do not lie in memory as they are digested.
+# Number of images that are copied at a time if their memory layout is not the digested one.
 _ROWS_TOGETHER = 4096
 
 
@@ -29,11 +29,11 @@ def part_of(
     Args:
         labels: (N,) int64 on the CPU.
         num_classes: C.
-        files: One for each label; none where the images come from elsewhere.
-        images: (N, H, W, C) on the CPU, where they are in memory.
+        files: One file per label; empty if images have no files.
+        images: (N, H, W, C) images on the CPU; None if they are not in memory.
 
     Raises:
-        DataError: A file is not there.
+        DataError: A file is missing.
     """
     return DataPart(
         counts=tuple(torch.bincount(labels, minlength=num_classes).tolist()),
@@ -51,7 +51,7 @@ def _digest_of_array(array: np.ndarray) -> str:
 
 
 def _digest_of_files(files: Sequence[str]) -> str:
-    # What all paths begin with, the first and the last one in order begin with.
+    # The common prefix of the first and last path in order is common to all.
     root = os.path.commonpath([os.path.dirname(min(files)), os.path.dirname(max(files))])
     digest = hashlib.sha256()
     for file, size in zip(files, _sizes(files), strict=True):

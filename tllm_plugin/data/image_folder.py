@@ -1,4 +1,4 @@
-"""Any folder of images in torchvision's `ImageFolder` layout."""
+"""Load folders of images in the layout of torchvision's `ImageFolder`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 LARGEST_IN_MEMORY = 64
 """Height and width, in pixels, up to which images are kept in memory (12 kB each; a million are 12 GB)."""
 
-# ImageNet's, which code for large photographs has in common.
+# Statistics of ImageNet, which are commonly used for large photographs.
 LARGE_IMAGE_MEAN = (0.485, 0.456, 0.406)
 LARGE_IMAGE_STD = (0.229, 0.224, 0.225)
 
@@ -30,22 +30,22 @@ LARGE_IMAGE_STD = (0.229, 0.224, 0.225)
 def load_image_folder(
     path: str, *, image_size: int = 0, num_workers: int = 2, class_order: ClassOrder = "", **_: object
 ) -> DataBundle:
-    """Images of `path/train/<class>/` and, for testing, `path/val/<class>/` (or `test`), as RGB.
+    """Load the RGB images in `path/train/<class>/` and, for testing, `path/val/<class>/` (or `test`).
 
-    `listing.list_images` says what is an image of a class, `pixels.to_rgb` what becomes of other kinds of pixels.
-    Small images are decoded once and kept in memory, normalised by their own mean and standard deviation; large ones
-    are read from disk in every epoch, normalised by ImageNet's.
+    `listing.list_images` defines which files are images of a class, and `pixels.to_rgb` converts their pixels. Small
+    images are decoded once, kept in memory, and normalised with their own mean and standard deviation; large images are
+    read from disk in every epoch and normalised with ImageNet's.
 
     Args:
-        path: The folder. A `classes.txt` in it (lines of `folder name`) gives the classes readable names.
-        image_size: Height and width for the network, in pixels. Up to 64: in memory; larger: from disk. 0: as stored,
-            if all images are square, of one size and at most 64 pixels wide.
-        num_workers: Processes that decode.
+        path: Folder of the data. A file `classes.txt` in it (lines of `folder name`) defines readable class names.
+        image_size: Height and width of the images in pixels. Images of up to 64 pixels are kept in memory. 0 keeps the
+            stored size, which must be square, equal for all images and at most 64.
+        num_workers: Number of processes that decode images.
         class_order: See `ClassOrder`.
 
     Raises:
         ConfigError: `path` is not a folder, or the class order names other classes.
-        DataError: The folder does not hold what is described above; the message names the folder or file.
+        DataError: The folder does not have this layout; the message names the folder or file.
     """
     train, test = find_parts(path)
     folders = ordered(train.classes, class_order, train.root)

@@ -1,4 +1,4 @@
-"""Decoded images with their labels, as two tensors."""
+"""Decoded images and labels as two tensors."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tllm_plugin.core.errors import DataError
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images that are decoded and held in memory.
+    """Decoded images and labels in memory.
 
     Args:
-        images: (N, C, H, W) uint8, raw pixel values 0..255.
+        images: (N, C, H, W) uint8, pixels in [0, 255].
         labels: (N,) int64, class indices.
 
     Raises:
-        DataError: A wrong shape or dtype, or a different number of images and labels.
+        DataError: A shape or dtype is wrong, or the numbers of images and labels differ.
 
     >>> len(ImageSet(torch.zeros(5, 3, 32, 32, dtype=torch.uint8), torch.arange(5)))
     5
@@ -41,7 +41,7 @@ class ImageSet:
         return len(self.labels)
 
     def to(self, device: torch.device) -> ImageSet:
-        """The same set on `device`; tensors that are there already are shared, not copied."""
+        """Return the images and labels on `device`; tensors that are already there are not copied."""
         return ImageSet(self.images.to(device), self.labels.to(device))
 
 

@@ -1,9 +1,9 @@
-"""Data sets of small images: decoded once, kept as uint8 on the training device, augmented there batch by batch."""
+"""Data sets of small images that are kept as uint8 on the training device and augmented there batch by batch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,14 +25,14 @@ _VALUES_TOGETHER_ON_GPU = 1 << 24
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class InMemoryBundle(DataBundle):
-    """A data set whose images are tensors. `in_memory_bundle` makes one from two image sets.
+    """Data set whose images are tensors; create it with `in_memory_bundle`.
 
     Args:
         train: Training images and labels, on the CPU.
         test: Test images and labels, on the CPU.
-        augmentation: What training images go through.
-        train_files: Where the training images come from; none if they come from no files of their own.
-        test_files: Likewise.
+        augmentation: Augmentation of training images.
+        train_files: Files of the training images; empty if images have no files.
+        test_files: Files of the test images; empty if images have no files.
     """
 
     train: ImageSet
@@ -43,12 +43,15 @@ class InMemoryBundle(DataBundle):
     _copies: dict[tuple[Split, torch.device], ImageSet] = field(default_factory=dict, init=False, repr=False)
 
     def resident(self, split: Split, device: torch.device) -> ImageSet:
-        """The part on `device`, copied there when first asked for and kept: all loaders share one copy."""
-        # "cuda" and "cuda:0" are one device but compare unequal; a tensor knows the full name.
+        """Return a part on `device`; it is copied on first use, and all loaders share the copy."""
+        # "cuda" and "cuda:0" are the same device but compare unequal; a tensor has the full name.
         key = (split, torch.empty(0, device=device).device)
         if key not in self._copies:
             self._copies[key] = (self.train if split == "train" else self.test).to(device)
         return self._copies[key]
+
+    def limited(self, views: int) -> InMemoryBundle:
+        return replace(self, augmentation=replace(self.augmentation, views=views)) if views else self
 
     def _part(self, split: Split) -> DataPart:
         images, files = (self.train, self.train_files) if split == "train" else (self.test, self.test_files)
@@ -72,23 +75,23 @@ def in_memory_bundle(
     train_files: tuple[str, ...] = (),
     test_files: tuple[str, ...] = (),
 ) -> InMemoryBundle:
-    """Bundle of two sets of square images of one size.
+    """Create a bundle from training and test sets of square images of one size.
 
-    Training images are shifted by up to an eighth of their size in each direction: 4 pixels at 32 x 32, as is usual
-    for CIFAR, 8 at 64 x 64, 1 at 8 x 8.
+    Training images are shifted by up to an eighth of their size in each direction: 4 pixels for 32 x 32 (as is usual
+    for CIFAR), 8 for 64 x 64, 1 for 8 x 8.
 
     Args:
-        class_names: One name for each class.
+        class_names: Names of the classes.
         train: Training images.
         test: Test images.
-        flip: Whether a mirrored image still belongs to its class.
-        mean: Per channel, of pixels scaled to 0..1; None: computed from all training images.
-        std: Likewise.
-        train_files: Where the training images come from; none if they come from no files of their own.
-        test_files: Likewise.
+        flip: Whether to mirror training images at random.
+        mean: Mean per channel of pixels in [0, 1]; None computes it from all training images.
+        std: Standard deviation per channel of pixels in [0, 1]; None computes it from all training images.
+        train_files: Files of the training images; empty if images have no files.
+        test_files: Files of the test images; empty if images have no files.
 
     Raises:
-        DataError: No training image, or images that are not square or not of one size.
+        DataError: There is no training image, or images are not square or of different sizes.
     """
     count, channels, image_size, width = train.images.shape
     if count == 0:
@@ -134,7 +137,7 @@ class _TrainLoader(TrainLoader):
         bundle, device = self._bundle, self._device
         mean, std = per_channel(bundle.mean, device), per_channel(bundle.std, device)
         data = bundle.resident("train", device)
-        # Everything random of the epoch crosses to the device here, so that the loop below never waits for it.
+        # Move all random numbers of the epoch to the device here, so that the loop below does not wait for them.
         draws = bundle.augmentation.draw(len(data), derived_generator(self._seed, epoch, "augmentation")).to(device)
         values = _VALUES_TOGETHER if device.type == "cpu" else _VALUES_TOGETHER_ON_GPU
         together = max(1, values // (self._batch_size * data.images[0].numel()))
@@ -142,7 +145,7 @@ class _TrainLoader(TrainLoader):
         for start in range(0, len(on_device), together):
             several = list(on_device[start : start + together])
             index = torch.cat(several)
-            # index_select copies whole images: an order of magnitude faster on a CPU than images[index].
+            # index_select copies whole images and is an order of magnitude faster on a CPU than images[index].
             raw = bundle.augmentation.apply(data.images.index_select(0, index), draws.index_select(0, index))
             parts = normalise(raw, mean, std), data.labels.index_select(0, index), index
             sizes = [len(rows) for rows in several]
@@ -166,5 +169,5 @@ class _EvalLoader(EvalLoader):
 
 
 def _on_device(batches: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
-    """Move the rows of all batches at once."""
+    """Move the rows of all batches to the device in one transfer."""
     return torch.cat(list(batches)).to(device).split([len(rows) for rows in batches]) if batches else ()

@@ -1,4 +1,4 @@
-"""Which image files the class folders of a part hold: every real file once, whatever links there are."""
+"""List the image files in the class folders of a part; every file is listed once, regardless of links."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Identity = tuple[int, int]
 
 @dataclass
 class LeftOut:
-    """What was found in a part and is no image of a class.
+    """Files and folders in a part that are not images of a class.
 
     Args:
-        suffixes: Files by their suffix, where that is none of an image's.
-        hidden: Images whose names begin with a dot.
-        links: Links to what is counted already.
-        beside: Images that lie in no class folder.
-        folders: Folders that hold no image of their own, and so are no classes.
+        suffixes: Number of files per suffix that is not an image suffix.
+        hidden: Number of images whose names begin with a dot.
+        links: Number of links to images that are listed elsewhere.
+        beside: Number of images outside class folders.
+        folders: Names of folders without images, which are not classes.
     """
 
     suffixes: Counter[str] = field(default_factory=Counter)
@@ -38,7 +38,7 @@ class LeftOut:
     folders: list[str] = field(default_factory=list)
 
     def line(self) -> str:
-        """Return all of it in words; nothing where nothing was left out."""
+        """Return a description; empty if nothing was left out."""
         parts = []
         if self.suffixes:
             kinds = [f"{name or 'none'} {count}" for name, count in self.suffixes.most_common()]
@@ -46,7 +46,7 @@ class LeftOut:
         if self.hidden:
             parts.append(_counted(self.hidden, "hidden image"))
         if self.links:
-            parts.append(f"{_counted(self.links, 'link')} to what is counted already")
+            parts.append(f"{_counted(self.links, 'link')} to images that are counted already")
         if self.beside:
             parts.append(f"{_counted(self.beside, 'image')} in no class folder")
         if self.folders:
@@ -57,12 +57,12 @@ class LeftOut:
 
 @dataclass
 class Listing:
-    """The images of a part.
+    """Images of a part.
 
     Args:
-        files: Class -> paths, in the order of `ImageFolder`: classes by name, files by folder and then by name.
-        left_out: What is no image of a class.
-        linked: Of files that have several names or that a link leads to, where they really are.
+        files: Paths by class in the order of `ImageFolder`: classes by name, files by folder and then by name.
+        left_out: Files and folders that are not images of a class.
+        linked: Real paths of files with several names or reached through links.
     """
 
     files: dict[str, list[str]]
@@ -71,16 +71,16 @@ class Listing:
 
 
 def list_images(root: Path) -> Listing:
-    """List the image files of every folder in `root` that holds any, those in its subfolders included.
+    """List the image files of every folder in `root`, including its subfolders.
 
-    A file belongs to the folder that it really lies in; a link counts where it adds a file from elsewhere. Folders
-    whose names begin with a dot are not looked at.
+    A file belongs to the folder of its real path; a link counts if it adds a file from elsewhere. Folders whose names
+    begin with a dot are ignored.
 
     Args:
-        root: The folder that holds the class folders.
+        root: Folder that contains the class folders.
 
     Raises:
-        DataError: A folder cannot be read, or something that is named like an image is no file.
+        DataError: A folder cannot be read, or an entry with an image suffix is not a file.
     """
     search = _Search(root)
     names = []
@@ -90,7 +90,7 @@ def list_images(root: Path) -> Listing:
                 names.append(entry.name)
         elif _is_image(entry.name):
             search.left_out.beside += 1
-    # Real files first, so that a link never takes a file away from the class whose folder it lies in.
+    # Real files first, so that a link never removes a file from the class of its folder.
     for name in names:
         if not (root / name).is_symlink():
             search.walk(name, str(root / name))
@@ -102,7 +102,7 @@ def list_images(root: Path) -> Listing:
 
 
 def count_shared(one: Listing, its_root: Path, other: Listing, others_root: Path) -> int:
-    """Return how many files two parts have in common."""
+    """Return the number of files that two parts have in common."""
     if os.path.realpath(its_root) == os.path.realpath(others_root):
         return sum(map(len, one.files.values()))
     shared = one.linked.keys() & other.linked.keys()
@@ -122,12 +122,12 @@ class _Search:
         self.paths: dict[Identity, str] = {}
         self.linked: dict[Identity, str] = {}
         self.behind_link = False
-        # A link to the part itself, or to what it lies in, does not lead to the images of one class.
+        # A link to the part itself or to a parent folder does not lead to images of one class.
         real = os.path.realpath(root)
         self.folders = {real, *map(str, Path(real).parents)}
 
     def walk(self, name: str, folder: str) -> None:
-        """Add the images of a folder and of the real folders below it to a class; its links wait."""
+        """Add the images of a folder and its real subfolders to a class; links are collected for later."""
         found, waiting = self.found.setdefault(name, []), self.waiting.setdefault(name, deque())
         self.folders.add(os.path.realpath(folder))
         for entry in _entries(folder):
@@ -145,7 +145,7 @@ class _Search:
                 found.append((folder, entry.name))
 
     def follow_links(self, name: str, folder: str) -> None:
-        """Add to a class what only links lead to, `folder` itself perhaps being one."""
+        """Add to a class the images that are reachable only through links; `folder` itself may be a link."""
         self.behind_link = True
         if name not in self.found:
             self.found[name] = []
@@ -169,12 +169,12 @@ class _Search:
         try:
             status = os.stat(path)
         except OSError:
-            return True  # A link that leads nowhere: whoever reads it names it.
+            return True  # A broken link is reported when the image is read.
         if not stat.S_ISREG(status.st_mode):
-            raise DataError(f"Expected `{path}` to be an image, but it is no regular file")
+            raise DataError(f"Expected `{path}` to be an image, but it is not a regular file")
         identity = status.st_dev, status.st_ino
         earlier = self.paths.setdefault(identity, path)
-        # Some file systems give several files one number; a file with one name is another file all the same.
+        # Some file systems reuse inode numbers; files with a link count of 1 are distinct regardless.
         if earlier is not path and (status.st_nlink > 1 or os.path.realpath(earlier) == os.path.realpath(path)):
             self.left_out.links += 1
             return False
@@ -201,6 +201,6 @@ def _counted(count: int, what: str) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    # Names of files may hold anything.
+    # File names may contain any character.
     shown = ", ".join(name if name.isprintable() else ascii(name) for name in names[:_SHOWN])
     return shown + (", ..." if len(names) > _SHOWN else "")

@@ -1,4 +1,4 @@
-"""What a training loop iterates over: the contract, and what all loaders share."""
+"""Contract and common base of the loaders that a training loop iterates over."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from tllm_plugin.data.shards import WHOLE, Shard
 class TrainLoader(ABC):
     """Shuffled, augmented batches `(image, target, index)`; each iteration is one epoch.
 
-    `image` is (B, C, H, W) float32, normalised; `target` (B,) int64; `index` (B,) int64, the position in the whole
-    training set, whatever part of it is trained on. All three are on the loader's device.
+    `image` is (B, C, H, W) float32, normalised; `target` is (B,) int64; `index` is (B,) int64, the position in the
+    whole training set. All three are on the loader's device.
 
-    Everything random in an epoch is a function of the seed and the epoch number: the order, and, for each position in
-    the training set, its augmentation. Iterating twice without `set_epoch` gives the same batches twice. A loader that
-    is `restrict`ed to a shard yields its rows of the same batches. A last batch that is too small for that, or for what
-    BatchNorm needs, is put into the one before it.
+    Order and augmentation of an epoch depend only on the seed, the epoch number and the position in the training set,
+    so that iterating twice without `set_epoch` yields the same batches twice. After `restrict`, a loader yields its
+    shard's rows of the same batches. A last batch that is too small for all shards, or for BatchNorm, is merged into
+    the batch before it.
 
     Args:
-        rows: (N,) int64 on the CPU, positions in the training set. A position that occurs twice is seen twice.
-        batch_size: Images per batch, at least 1; of all shards together.
-        seed: Any integer.
+        rows: (N,) int64 on the CPU, positions in the training set; a repeated position is used repeatedly.
+        batch_size: Number of images per batch over all shards, at least 1.
+        seed: Seed of order and augmentation.
 
     Attributes:
         num_samples: Number of rows of all shards together.
@@ -53,7 +53,7 @@ class TrainLoader(ABC):
 
     @property
     def batch_rows(self) -> list[int]:
-        """Rows of every batch of an epoch, those of all shards together."""
+        """Number of rows of every batch of an epoch, over all shards."""
         full, rest = divmod(self.num_samples, self._batch_size)
         sizes = [self._batch_size] * full
         if rest:
@@ -67,11 +67,11 @@ class TrainLoader(ABC):
         """Yield only the rows of one shard from now on.
 
         Args:
-            shard: Whose rows.
-            least_rows: Rows of a shard below which the last batch is put into the one before it.
+            shard: Shard whose rows to yield.
+            least_rows: A last batch with fewer rows per shard is merged into the batch before it.
 
         Raises:
-            ConfigError: A batch has fewer rows than there are shards.
+            ConfigError: A batch has fewer rows than shards.
         """
         self._least_rows = least_rows * shard.count
         smallest = min(self.batch_rows)
@@ -84,7 +84,7 @@ class TrainLoader(ABC):
         self._shard = shard
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose batches the next iteration yields; one that is under way is not changed."""
+        """Set the epoch of the next iteration; a running iteration is not affected."""
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -95,22 +95,22 @@ class TrainLoader(ABC):
 
     @abstractmethod
     def _batches(self, batches: Sequence[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Batches of these rows, in this order, augmented as the seed and `epoch` say."""
+        """Return batches of these rows in this order, with the augmentation of `epoch`."""
 
 
 class EvalLoader(ABC):
-    """Batches `(image, target)` with the test-time transform, in the order of the rows; never shuffled.
+    """Batches `(image, target)` with the test-time transform, in the order of the rows.
 
-    `image` and `target` are as in `TrainLoader`. No rows: no batches. A loader that is `restrict`ed to a shard yields
-    some of the batches, as they are without.
+    `image` and `target` are as in `TrainLoader`; without rows there are no batches. After `restrict`, a loader yields
+    some of the batches, unchanged.
 
     Args:
-        rows: (N,) int64 on the CPU, positions in the part that is read.
-        batch_size: Images per batch, at least 1; the last batch may be smaller.
+        rows: (N,) int64 on the CPU, positions in the part.
+        batch_size: Number of images per batch, at least 1; the last batch may be smaller.
 
     Attributes:
         num_samples: Number of rows of all shards together.
-        shard: Whose batches are yielded.
+        shard: Shard whose batches are yielded.
     """
 
     def __init__(self, rows: Tensor, *, batch_size: int) -> None:
@@ -127,23 +127,23 @@ class EvalLoader(ABC):
         self.shard = shard
 
     def gather(self, values: Tensor) -> Tensor:
-        """Return (N, ...) values of all rows in order, the same in every process; each has to call it with its own.
+        """Gather (N, ...) values of all rows from all ranks, in order; every rank must call it with its own values.
 
         Args:
-            values: (n, ...) on the CPU, of any type but bool, one for each row that is yielded, in order.
+            values: (n, ...) on the CPU, of any dtype except bool, one per row that this loader yields, in order.
         """
         if self.shard.count == 1:
             return values
-        # Each place is filled by one process and zero in the others, so that the sum is exact for numbers of any kind.
+        # Each entry is set on one rank and zero on the others, so that the sum is exact for all dtypes.
         everywhere = self.in_place(values)
         dist.all_reduce(everywhere)
         return everywhere
 
     def in_place(self, values: Tensor) -> Tensor:
-        """Return (N, ...) `values` of the rows that are yielded, at their places among all rows, and zeros elsewhere.
+        """Return (N, ...) with `values` at the positions of the yielded rows and zeros elsewhere.
 
         Args:
-            values: (n, ...), one for each row that is yielded, in order.
+            values: (n, ...), one per row that this loader yields, in order.
         """
         everywhere = values.new_zeros(self.num_samples, *values.shape[1:])
         own = self._own(torch.arange(self.num_samples))
@@ -152,7 +152,7 @@ class EvalLoader(ABC):
         return everywhere
 
     def _own(self, rows: Tensor) -> list[Tensor]:
-        """Return those batches of all rows that are yielded."""
+        """Return the batches of all rows that this loader yields."""
         return self.shard.batches_of(rows.split(self._batch_size)) if len(rows) else []
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""From whatever an image file holds to upright, opaque RGB of 8 bits: one rule for every reader of images."""
+"""Convert opened images of any kind to upright, opaque 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from contextlib import suppress
 import numpy as np
 from PIL import Image, ImageOps
 
-# What Pillow scales to 16 bits and then keeps in 32; in other formats 32 bits have no range that anybody states.
+# Formats that Pillow scales to 16 bits and stores in 32; in other formats, the range of 32 bits is undefined.
 _SIXTEEN_BITS_IN_I = ("PPM", "PNG")
-_BITS_PER_SAMPLE = 258  # A tag of TIFF.
+_BITS_PER_SAMPLE = 258  # Tag of TIFF.
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an opened image as a person sees it: turned as its EXIF data say, on white where it is transparent.
+    """Return an opened image rotated by its EXIF orientation, with transparency blended onto white.
 
-    Whole numbers of 16 bits (of 12 in TIFF) are scaled from their range to 0..255 and rounded, floating point from
-    0..1. Colour profiles are not applied.
+    16-bit integers (12-bit in TIFF) are scaled to [0, 255] and rounded, floating-point values from [0, 1]. Colour
+    profiles are not applied.
 
     Args:
-        image: As `Image.open` returns it; it is loaded and may be changed.
+        image: Result of `Image.open`; it is loaded and may be changed.
 
     Returns:
-        Mode RGB.
+        Image of mode RGB.
 
     Raises:
-        ValueError: Numbers whose range is unknown, or a mode that Pillow does not convert.
+        ValueError: The range of the values is unknown, or Pillow cannot convert the mode.
     """
     image.load()
-    # A damaged EXIF block says nothing about the pixels. Whatever its parser stumbles over, the image stays as it is.
+    # With a damaged EXIF block, the image is not rotated.
     with suppress(Exception):
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F" or image.mode == "I" or image.mode.startswith("I;"):
@@ -43,14 +43,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _scaled(image: Image.Image) -> np.ndarray:
-    """Return (H, W) uint8 of an image with more than 8 bits in its one channel.
+    """Return (H, W) uint8 for an image with one channel of more than 8 bits.
 
     Raises:
-        ValueError: Its range is unknown.
+        ValueError: The range of the values is unknown.
     """
     values = np.asarray(image)
     if image.mode == "F":
-        # Not a number compares as neither.
+        # Both comparisons are false for NaN.
         if not bool(((values >= 0) & (values <= 1)).all()):
             raise ValueError(
                 f"floating point is read as 0 to 1, but its values are {_extremes(values)}; save it with 8 or 16 bits"

@@ -1,7 +1,7 @@
-"""Random numbers that depend on named values alone, never on what was drawn before.
+"""Random numbers that depend only on given keys, not on earlier draws.
 
-A run that is killed and resumed has to see the batches that it would have seen. So nothing here, and nothing that uses
-it, reads or advances a global random number generator.
+A resumed run must get the same batches as an uninterrupted one. Therefore these functions and their callers neither
+read nor advance a global random number generator.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 
 def derived_seed(*key: int | str) -> int:
-    """Seed of 63 bits that is a fixed function of `key`, the same on every machine and in every process.
+    """Return a 63-bit seed that is a fixed function of `key`, equal on every machine and in every process.
 
     >>> derived_seed(0, 3, "order") == derived_seed(0, 3, "order") != derived_seed(0, 4, "order")
     True
@@ -24,16 +24,16 @@ def derived_seed(*key: int | str) -> int:
 
 
 def derived_generator(*key: int | str) -> torch.Generator:
-    """CPU generator seeded by `derived_seed(*key)`."""
+    """Return a CPU generator with the seed `derived_seed(*key)`."""
     return torch.Generator().manual_seed(derived_seed(*key))
 
 
 @contextmanager
 def borrowed_cpu_rng(seed: int) -> Iterator[None]:
-    """Seed torch's global CPU generator for the block and put its state back afterwards.
+    """Seed torch's global CPU generator for the block and restore its state afterwards.
 
-    For torchvision's transforms, which draw from the global generator and take no other. `torch.manual_seed` would do
-    too much: it also reseeds the accelerators, whose state is not put back here.
+    torchvision's transforms can only draw from the global generator. `torch.manual_seed` is not used, because it also
+    reseeds accelerators, whose state is not restored here.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The data sets that a config can choose by name."""
+"""Registry of the data sets that configs select by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tllm_plugin.data.bundle import DataBundle
 
 
 class DataSetLoader(Protocol):
-    """What is registered: a function that loads one data set; see `tllm_plugin.data.load_data` for the arguments."""
+    """Registered function that loads a data set; see `tllm_plugin.data.load_data` for the arguments."""
 
     def __call__(self, path: str, *, download: bool, image_size: int, num_workers: int, seed: int) -> DataBundle: ...
 

@@ -1,4 +1,4 @@
-"""Which rows and batches belong to one of several processes that read the same data together."""
+"""Assign rows and batches of shared data to ranks."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tllm_plugin.core.errors import ConfigError
 
 @dataclass(frozen=True)
 class Shard:
-    """One of several equal readers of a data set.
+    """Part of a data set that one of several ranks reads.
 
     Args:
-        number: Counted from 0.
-        count: How many readers there are, at least 1.
+        number: Index of the shard, from 0.
+        count: Number of shards, at least 1.
 
     Raises:
-        ConfigError: There is no such reader.
+        ConfigError: `number` is not below `count`.
     """
 
     number: int = 0
@@ -30,7 +30,7 @@ class Shard:
             raise ConfigError(f"Expected `number` to be from 0 to {self.count - 1}, but got {self.number}")
 
     def rows_of(self, batches: Sequence[Tensor]) -> list[Tensor]:
-        """Return this reader's rows of every batch: a run of them, as long as the others' or one row longer.
+        """Return the rows of this shard in every batch: contiguous, and equally many per shard or one more.
 
         >>> import torch
         >>> [Shard(number, 2).rows_of([torch.arange(5)])[0].tolist() for number in range(2)]
@@ -39,7 +39,7 @@ class Shard:
         return [batch.tensor_split(self.count)[self.number] for batch in batches]
 
     def batches_of(self, batches: Sequence[Tensor]) -> list[Tensor]:
-        """Return this reader's batches, every `count`-th of them: an image stays in the batch that it is in alone."""
+        """Return every `count`-th batch, starting with `number`, so that batches are those of a single process."""
         return list(batches[self.number :: self.count])
 
 

@@ -1,4 +1,4 @@
-"""Data sets of large images: read from disk in every epoch by worker processes, the usual torchvision way."""
+"""Data sets of large images, which worker processes read from disk in every epoch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tllm_plugin.data.identity import part_of
 from tllm_plugin.data.loaders import EvalLoader, TrainLoader
 from tllm_plugin.data.randomness import borrowed_cpu_rng, derived_seed
 
-# Side of the test-time crop as a share of the resized image's shorter side: 224 of 256 pixels.
+# Side of the test-time crop relative to the shorter side of the resized image: 224 of 256 pixels.
 CENTRE_CROP_SHARE = 0.875
 
 Transform = Callable[[Image.Image], Image.Image]
@@ -30,7 +30,7 @@ Transform = Callable[[Image.Image], Image.Image]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StreamedBundle(DataBundle):
-    """A data set whose images stay on disk.
+    """Data set whose images stay on disk.
 
     Training images go through `RandomResizedCrop`, `RandomHorizontalFlip` and, if `brightness` is more than 0,
     `ColorJitter(brightness)`, each with random numbers of its own
@@ -38,10 +38,10 @@ class StreamedBundle(DataBundle):
     resized and cropped in the centre. Workers send uint8; the batch is normalised on its device.
 
     Args:
-        train_files: One file for each training label.
-        test_files: One file for each test label.
-        num_workers: Processes that read and decode; 0: the calling one does.
-        brightness: Training images are made brighter or darker by up to this share.
+        train_files: One file per training label.
+        test_files: One file per test label.
+        num_workers: Number of processes that read and decode; 0 uses the calling process.
+        brightness: Largest relative change of the brightness of training images.
     """
 
     train_files: tuple[str, ...]
@@ -111,12 +111,12 @@ class _EvalLoader(EvalLoader):
 
 
 class _Images(Dataset["Tensor | DataError"]):
-    """Files as uint8 tensors (3, H, W), or the error that reading one met.
+    """Data set of files as uint8 tensors (3, H, W), or the error of reading a file.
 
     Args:
         files: Image files.
-        transform: To an image of the final size.
-        seed_key: With a file's position, what the transform's random numbers depend on; None: it draws none.
+        transform: Transform to an image of the final size.
+        seed_key: Key of the transform's random numbers, together with a file's position; None if it draws none.
     """
 
     def __init__(self, files: tuple[str, ...], transform: Transform, seed_key: tuple[int, int] | None) -> None:
@@ -140,7 +140,7 @@ class _Images(Dataset["Tensor | DataError"]):
 def _read_batches(
     images: _Images, batches: Sequence[Tensor], bundle: StreamedBundle, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalised images on `device` and, on the CPU, their rows; batch by batch."""
+    """Yield normalised images on `device` and their rows on the CPU, batch by batch."""
     mean, std = per_channel(bundle.mean, device), per_channel(bundle.std, device)
     loader = DataLoader(
         images,
@@ -148,7 +148,7 @@ def _read_batches(
         num_workers=min(bundle.num_workers, len(batches)),
         pin_memory=device.type == "cuda",
         collate_fn=stack_or_first_error,
-        # Without a generator of its own, a DataLoader draws its workers' seeds from the global one.
+        # Without a generator, a DataLoader draws the seeds of its workers from the global generator.
         generator=torch.Generator(),
     )
     with plain_errors():

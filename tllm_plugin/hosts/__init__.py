@@ -1,1 +1,1 @@
-"""Hosts: the codebases whose configs, models and training loops are used, each adapted to the parts above."""
+"""Hosts: adapters to the codebases whose configs, models and training loops are used."""

@@ -1,4 +1,4 @@
-"""One line that a person notices where a network has learned nothing."""
+"""Warn if the accuracy of a network is at chance level."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ LEVEL = 0.05
 
 _REMEDY = {
     "teacher": "check that its checkpoint, its class order and its normalisation belong to these data",
-    "trained": "check labels, learning rate and losses before its classes are compared with anything",
+    "trained": "check labels, learning rate and losses before comparing its classes",
 }
 
 
 def tell_if_at_chance(role: str, name: str, predictions: Predictions, images: str) -> bool:
-    """Warn if the predictions of a network cannot be told from chance; return whether they cannot.
+    """Return whether predictions are not significantly better than chance, and warn if so.
 
     Args:
-        role: "teacher" for one that was loaded, "trained" for what a run has trained.
-        name: Of the network or its run.
-        predictions: Of the network; for no samples, nothing is said.
-        images: What they are for: "test images", "hold-out images".
+        role: "teacher" for a loaded teacher, "trained" for the network that a run has trained.
+        name: Name of the network or its run.
+        predictions: Predictions of the network; without samples the result is False.
+        images: Kind of images: "test images" or "hold-out images".
     """
     if not len(predictions.labels):
         return False
@@ -34,7 +34,7 @@ def tell_if_at_chance(role: str, name: str, predictions: Predictions, images: st
     at_chance = found.p_value > LEVEL
     if at_chance and processes.is_main():
         logger.warning(
-            "AT CHANCE LEVEL: %s gets %d of %d %s right, and chance alone %.1f (p = %.2g): %s",
+            "AT CHANCE LEVEL: %s predicts %d of %d %s correctly, %.1f are expected by chance (p = %.2g): %s",
             name,
             found.correct,
             found.count,

@@ -1,6 +1,6 @@
-"""Checkouts of the hosts: the pinned commit in a cache of the user's, with our patches in a work tree of its own.
+"""Install and locate checkouts of the hosts: pinned commits in the user's cache, our patches in a separate work tree.
 
-Only `git` touches a checkout. What is found in another state than we left it in is refused, not overwritten.
+Checkouts are changed by `git` only. A checkout that was changed after its installation is refused, not overwritten.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class HostSource:
-    """Where a host comes from.
+    """Source of a host.
 
     Args:
-        name: As on the command line.
-        url: Of its git repository.
-        commit: Full name of the commit that patches and tests are pinned to.
-        module: What is imported from the checkout's root.
-        variable: Environment variable that names a checkout of the user's own.
-        imports: Modules that a working checkout can import; by default those of mdistiller's shape.
+        name: Name on the command line.
+        url: URL of its git repository.
+        commit: Full hash of the commit that patches and tests are pinned to.
+        module: Module or package at the root of the checkout.
+        variable: Environment variable with the path of the user's own checkout.
+        imports: Modules that can be imported in a working checkout; empty for `distillers` and `engine` of `module`.
     """
 
     name: str
@@ -63,12 +63,12 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class CheckoutStatus:
-    """What is there of a host.
+    """State of an installed checkout.
 
     Args:
-        root: The work tree.
-        patches: Names of the patches that are applied.
-        problem: Why it is not to be used; empty if it is fine.
+        root: Work tree.
+        patches: Names of the applied patches.
+        problem: Reason why it must not be used; empty if there is none.
     """
 
     root: Path
@@ -77,10 +77,10 @@ class CheckoutStatus:
 
 
 def source_of(name: str) -> HostSource:
-    """Return a host's source.
+    """Return the source of a host.
 
     Raises:
-        ConfigError: There is no such host.
+        ConfigError: The host is unknown.
     """
     if name not in SOURCES:
         raise ConfigError(unknown_name("host", name, SOURCES))
@@ -88,15 +88,15 @@ def source_of(name: str) -> HostSource:
 
 
 def install(name: str, origin: str = "", *, patched: bool = True) -> CheckoutStatus:
-    """Clone a host's pinned commit and apply our patches to a work tree of it.
+    """Clone the pinned commit of a host and apply our patches to a work tree.
 
     Args:
-        name: Of the host.
-        origin: Git URL or path to clone from instead of the host's own.
-        patched: Apply the patches; else the tree is as its authors left it.
+        name: Name of the host.
+        origin: Git URL or path to clone instead of the host's own.
+        patched: Whether to apply the patches.
 
     Raises:
-        ConfigError: The origin lacks the commit, or a tree that is there was changed.
+        ConfigError: The origin lacks the commit, or an existing work tree was changed.
         TLLMError: git failed.
     """
     source = source_of(name)
@@ -124,7 +124,7 @@ def install(name: str, origin: str = "", *, patched: bool = True) -> CheckoutSta
 
 
 def status_of(name: str, *, patched: bool = True) -> CheckoutStatus | None:
-    """Return the state of the tree that `install` made, or None if there is none."""
+    """Return the state of the work tree that `install` created; None if there is none."""
     source, root = source_of(name), _tree(name, patched)
     if not root.exists():
         return None
@@ -142,16 +142,16 @@ def status_of(name: str, *, patched: bool = True) -> CheckoutStatus | None:
 
 
 def locate(name: str) -> Path:
-    """Return the root of a host's checkout: the user's own, an importable one, or the installed one.
+    """Return the root of a host's checkout: the user's own, an importable or the installed one.
 
     Raises:
-        ConfigError: There is none; the message says how to get one.
+        ConfigError: There is no checkout.
     """
     source = source_of(name)
     named = os.environ.get(source.variable)
     if named:
         root = Path(named).expanduser().resolve()
-        # Descendants of RepDistiller lay their files out in their own ways.
+        # Forks of RepDistiller have other file layouts.
         descends = name == "repdistiller" and any(root.rglob("*student*.py"))
         if not (root / source.module).is_dir() and not descends:
             raise ConfigError(f"Expected {source.variable} to be a checkout of {name}, but got {named}")
@@ -169,32 +169,36 @@ def locate(name: str) -> Path:
 
 
 def make_importable(root: Path) -> Path:
-    """Let this process import the host from `root`, before any other of its name; return `root`."""
+    """Put `root` first on the import path of this process and return it."""
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     return root
 
 
 def import_problem(name: str, root: Path) -> str:
-    """Return why the host cannot be imported in a new process, or an empty text."""
+    """Return the error of importing the host in a new process; empty if there is none."""
     source = source_of(name)
     modules = source.imports or (f"{source.module}.distillers", f"{source.module}.engine")
     command = [sys.executable, "-c", f"import {', '.join(modules)}"]
     done = subprocess.run(
         command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True
     )
-    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it failed without a message"])[-1]
+    return (
+        ""
+        if done.returncode == 0
+        else (done.stderr.strip().splitlines() or ["the import failed without a message"])[-1]
+    )
 
 
 def patches(name: str) -> list[Path]:
-    """Return our patches for a host, in the order in which they are applied."""
+    """Return our patches for a host in the order of application."""
     packaged = _PACKAGE / "patches"
     folder = packaged if packaged.is_dir() else _PACKAGE.parent / "patches"
     return sorted((folder / name).glob("*.patch"))
 
 
 def cache_folder() -> Path:
-    """Return the folder of all checkouts: `TLLM_CACHE_DIR`, or the user's cache."""
+    """Return the folder of all checkouts: `TLLM_CACHE_DIR`, or a folder in the user's cache."""
     named = os.environ.get("TLLM_CACHE_DIR")
     return Path(named) if named else Path(platformdirs.user_cache_dir("tllm-plugin")) / "hosts"
 
@@ -208,7 +212,7 @@ def _record(root: Path) -> Path:
 
 
 def _changes(root: Path) -> str:
-    """Return a digest of everything in which tracked files differ from the commit."""
+    """Return a digest of the differences between tracked files and the commit."""
     return hashlib.sha256(_git(root, "diff", "HEAD").encode()).hexdigest() + "\n"
 
 

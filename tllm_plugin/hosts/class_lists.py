@@ -1,4 +1,4 @@
-"""Lists of classes that a user writes: all of them by index, or all of them by name, and never a guess which."""
+"""Resolve lists of classes in configs: all by index or all by name; ambiguous lists are refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PREFIXES = ("index:", "name:")
 
 
 def list_problems(key: str, items: Sequence[Any]) -> list[str]:
-    """Return what is wrong with a list whatever the classes are, one sentence each."""
+    """Return the problems of a list that do not depend on the data, one sentence each."""
     wrong = [item for item in items if isinstance(item, bool) or not isinstance(item, int | str) or item == ""]
     if wrong:
         return [f"Expected `{key}` to be a list of class indices or class names, but got {wrong[0]!r}"]
@@ -24,7 +24,7 @@ def list_problems(key: str, items: Sequence[Any]) -> list[str]:
     seen: set[str] = set()
     for text in map(str, items):
         if text in seen:
-            return [f"Expected `{key}` to name every class once, but {text!r} stands twice"]
+            return [f"Expected `{key}` to name every class once, but {text!r} appears twice"]
         seen.add(text)
     return []
 
@@ -40,14 +40,17 @@ def resolve_classes(
     [2, 1]
 
     Args:
-        key: Where the list stands, for the error.
-        items: Whole numbers and text. Text that is a whole number may be an index, too: command lines know no other.
+        key: Config key of the list, for error messages.
+        items: Integers and strings. A string that is an integer may be an index, because command lines have only
+            strings.
         class_names: (C,) names.
-        files: Whether a list of one name that ends in `.json` is that of a `flags.json`, which says what it flagged.
-        recorded: The list is of a run that was trained, and indices if it could be either: now such a list is refused.
+        files: Whether a single name that ends in `.json` is the path of a `flags.json`, whose flagged classes are
+            returned.
+        recorded: Whether the list was recorded by a run; an ambiguous list is then read as indices instead of being
+            refused.
 
     Raises:
-        ConfigError: It names what is no class, or a class twice, mixes indices and names, or could be either.
+        ConfigError: A class is unknown or appears twice, or indices and names are mixed or ambiguous.
         FileFormatError: The file cannot be read.
     """
     if files and len(items) == 1 and str(items[0]).endswith(".json"):
@@ -79,7 +82,7 @@ def resolve_classes(
 
 
 def _index(text: str, count: int) -> int | None:
-    # 007 may be a name, and is no way to write an index.
+    # 007 can be a name, but is not an index.
     canonical = text.isascii() and text.isdecimal() and text == text.lstrip("0").rjust(1, "0")
     return int(text) if canonical and len(text) <= len(str(count)) and int(text) < count else None
 
@@ -93,7 +96,7 @@ def _flagged_in(path: str, class_names: Sequence[str]) -> list[int]:
     if record.num_classes != len(class_names):
         raise ConfigError(f"Expected {path} to be of {len(class_names)} classes, but it is of {record.num_classes}")
     names = tuple(item.name for item in record.classes)
-    # A host that knows no names of its classes numbers them.
+    # Hosts without class names number the classes.
     numbers = tuple(map(str, range(len(names))))
     difference = class_difference(DataIdentity(names), DataIdentity(tuple(class_names)))
     if difference and numbers not in (names, tuple(class_names)):

@@ -1,4 +1,4 @@
-"""Reading yacs configs so that *all* problems are reported together, each with the key's full name."""
+"""Read yacs configs and report all problems together, each with the full name of the key."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from tllm_plugin.core.errors import ConfigError, unknown_name
+from tllm_plugin.core.errors import ConfigError, closest, unknown_name
 from tllm_plugin.core.escaping import visible
 from tllm_plugin.hosts.yaml_text import MOST_CHARACTERS, Written, plain, read_yaml
 
@@ -29,7 +29,7 @@ def merge_file(cfg: CfgNode, path: Path) -> list[str]:
 
 
 def with_switch(loaded: Any) -> Any:
-    """Return what a YAML file says with the key `TLLM.ON` as it was meant: an unquoted ON is YAML's word for true."""
+    """Return the content of a YAML file with the key `TLLM.ON` restored; YAML reads an unquoted ON as true."""
     node = loaded.get("TLLM") if isinstance(loaded, Mapping) else None
     if not isinstance(node, Mapping) or not any(key is True or plain(key) is True for key in node):
         return loaded
@@ -37,13 +37,13 @@ def with_switch(loaded: Any) -> Any:
 
 
 def read_file(path: Path) -> Any:
-    """Return what a YAML file says; see `read_yaml`.
+    """Return the content of a YAML file; see `read_yaml`.
 
     Raises:
-        ConfigError: It cannot be read, or not as one config.
+        ConfigError: The file cannot be read, or is not one YAML document.
     """
     try:
-        # A few bytes more than are allowed, so that a device without an end is none that is read for ever.
+        # Read slightly more than is allowed, so that an endless device does not block.
         with path.open("rb") as file:
             data = file.read(4 * MOST_CHARACTERS + 1)
         text = data.decode("utf-8-sig")
@@ -56,7 +56,7 @@ def read_file(path: Path) -> Any:
 
 
 def check_file(path: Path) -> list[str]:
-    """Return what is wrong with a YAML file that a host reads by itself, whatever keys the host has."""
+    """Return the problems of a YAML file that a host reads itself, whose keys are unknown here."""
     try:
         return [
             f"Expected `{key}` in {path} to be in decimal digits, but got {_Unfit('', value, misread=True).got}"
@@ -79,15 +79,23 @@ def _words(loaded: Any, name: str = "") -> Iterator[tuple[str, Written]]:
 
 
 def merge_options(cfg: CfgNode, options: Iterable[str]) -> list[str]:
-    """Merge `KEY VALUE KEY VALUE ...` as typed on a command line and return the problems."""
+    """Merge `KEY VALUE KEY VALUE ...` from a command line and return the problems."""
     items = list(options)
     if len(items) % 2:
         return [f"Expected overrides as pairs KEY VALUE, but got an odd number of words: {' '.join(items)}"]
     problems = []
     for key, text in zip(items[::2], items[1::2], strict=True):
-        # Text is taken as typed: to YAML, a path with `: ` in it or a name like 007 would be something else.
+        # Values of text keys are not parsed, because YAML would change paths with `: ` and names such as 007.
         quoted = text.startswith(("'", '"'))
-        nested: Any = text if _is_text(cfg, key) and not quoted else _parse(text)
+        problems += merge_values(cfg, {key: text if _is_text(cfg, key) and not quoted else _parse(text)})
+    return problems
+
+
+def merge_values(cfg: CfgNode, values: Mapping[str, Any]) -> list[str]:
+    """Merge values by dotted key into `cfg` and return the problems, one sentence each."""
+    problems = []
+    for key, value in values.items():
+        nested: Any = value
         for part in reversed(key.split(".")):
             nested = {part: nested}
         problems += _merge(cfg, nested, "")
@@ -95,12 +103,25 @@ def merge_options(cfg: CfgNode, options: Iterable[str]) -> list[str]:
 
 
 def lookup(cfg: CfgNode, key: str, *default: Any) -> Any:
-    """Return the value of a dotted key; of a key that is not there the default, if there is one."""
+    """Return the value of a dotted key, or `default`, if given, for a missing key."""
     for part in key.split("."):
         if default and part not in cfg:
             return default[0]
         cfg = cfg[part]
     return cfg
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) for every value in nested sections; the value of an empty section is {}.
+
+    >>> list(flat({"SOLVER": {"LR": 0.1}, "KD": {}}))
+    [('SOLVER.LR', 0.1), ('KD', {})]
+    """
+    for name, value in content.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", {} if isinstance(value, Mapping) else value
 
 
 def refuse(problems: list[str]) -> None:
@@ -118,7 +139,7 @@ def _merge(cfg: CfgNode, loaded: Mapping[Any, Any], prefix: str) -> list[str]:
     for key, value in loaded.items():
         name = f"{prefix}{key}"
         if key not in cfg:
-            problems.append(unknown_name(f"{prefix[:-1] or 'top-level'} key", key, cfg))
+            problems.append(_unknown_key(cfg, key, prefix))
         elif isinstance(cfg[key], CfgNode):
             if isinstance(value, Mapping):
                 problems += _merge(cfg[key], value, f"{name}.")
@@ -132,13 +153,21 @@ def _merge(cfg: CfgNode, loaded: Mapping[Any, Any], prefix: str) -> list[str]:
     return problems
 
 
+def _unknown_key(cfg: CfgNode, key: Any, prefix: str) -> str:
+    """Return the error message for an unknown key, with a suggestion from this section, or from those inside it."""
+    message = unknown_name(f"{prefix[:-1] or 'top-level'} key", key, cfg)
+    full_names = {full.rpartition(".")[2]: full for full, _ in reversed(list(flat(cfg)))}
+    found = None if closest(str(key), cfg) else closest(str(key), full_names)
+    return message if found is None else f"{message}; did you mean {prefix}{full_names[found]}?"
+
+
 class _Unfit(Exception):
-    """A value is not what is expected.
+    """A value does not fit its key.
 
     Args:
-        expected: What is.
-        value: What there is.
-        misread: Whether its writer may have meant text, or other digits.
+        expected: Description of the expected value.
+        value: Actual value.
+        misread: Whether YAML may have read something else than was meant.
     """
 
     def __init__(self, expected: str, value: Any, *, misread: bool = False) -> None:
@@ -146,11 +175,11 @@ class _Unfit(Exception):
         self.got = shown(plain(value))
         if misread and isinstance(value, Written) and value.text:
             read = "nothing" if value.value is None else self.got
-            self.got = f"{value.text}, which YAML reads as {read}; put it in quotes to have it as it is written"
+            self.got = f"{value.text}, which YAML reads as {read}; put it in quotes to use it as written"
 
 
 def shown(value: Any) -> str:
-    """Return a value for an error message, shortened."""
+    """Return a value as text for an error message, shortened."""
     short = reprlib.Repr()
     short.maxlist = short.maxtuple = short.maxdict = 6
     short.maxstring = short.maxother = short.maxlong = 200
@@ -158,10 +187,10 @@ def shown(value: Any) -> str:
 
 
 def _fit(value: Any, default: Any) -> Any:
-    """Return `value` as the type of `default`.
+    """Return `value` converted to the type of `default`.
 
     Raises:
-        _Unfit: It is of another type, or written so that YAML makes something else of it than a reader would.
+        _Unfit: The value has another type, or YAML reads it differently from most readers.
     """
     given = plain(value)
     if isinstance(default, bool):
@@ -178,7 +207,7 @@ def _fit(value: Any, default: Any) -> Any:
             raise _Unfit(kind, value)
         return type(default)(number)
     if isinstance(default, str):
-        # `path: 123` is a number to YAML, but a name to its writer. `007`, `1.10`, `yes` or a date would change.
+        # YAML reads `path: 123` as a number, which can be converted back; `007`, `1.10`, `yes` and dates cannot.
         is_whole = type(given) is int and isinstance(value, Written) and _is_as_written(value)
         if not isinstance(given, str) and not is_whole:
             raise _Unfit("text", value, misread=True)
@@ -189,22 +218,22 @@ def _fit(value: Any, default: Any) -> Any:
         of_numbers = bool(default) and all(isinstance(item, (int, float)) for item in default)
         for item in value:
             if isinstance(item, Written) and (item.misleads or not (of_numbers or _is_as_written(item))):
-                raise _Unfit("a list of what everybody reads alike", item, misread=True)
+                raise _Unfit("a list of unambiguous values", item, misread=True)
         return type(default)(given)
     return given
 
 
 def _is_as_written(value: Written) -> bool:
-    """Tell whether what YAML has made of a word still says what the word did."""
+    """Return whether a value that YAML parsed is written exactly as in the file."""
     return isinstance(value.value, (int, float)) and str(value.value).lower() == value.text.lower()
 
 
 def _number(value: Any) -> float | int | None:
-    """Return a value that stands for a number as one that every float can be compared with, or None."""
+    """Return a value as a number that can be compared with every float; None if it is not one."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
-        # YAML 1.1 reads 1e-4 as text. An integer that no float can hold overflows here and is no number to us.
+        # YAML 1.1 reads 1e-4 as text. Integers beyond the range of float are not accepted.
         as_float = float(value)
     except (ValueError, OverflowError):
         return None

@@ -1,4 +1,4 @@
-"""Finding the YAML files that TLLM brings along, from a checkout as from an installed wheel."""
+"""Find the packaged YAML files, in a checkout and in an installed wheel."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def list_configs() -> list[str]:
-    """Return the paths of all configs that come with TLLM, relative to `configs/`, sorted."""
+    """Return the sorted paths of all packaged configs, relative to `configs/`."""
     folder = _configs_folder()
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml"))
 
 
 def find_config(path: str | os.PathLike[str]) -> Path:
-    """Return the file that a user means by `path`.
+    """Return the config file at `path`, or the packaged config of that name.
 
     Args:
-        path: A file; or, where there is none of that name, one of `list_configs()` with or without `configs/` before
-            it, so that the commands of the documentation work from any folder.
+        path: Path of a file, or an entry of `list_configs()` with or without the prefix `configs/`, so that documented
+            commands work in any folder.
 
     Raises:
-        ConfigError: It is neither. The message lists configs with similar names, or what is in a folder of ours.
+        ConfigError: There is no such config; the message lists similar names.
     """
     try:
         named = Path(expanded(path))
         if named.is_file():
             return named
         problem = "that is a folder" if named.is_dir() else "there is no such file"
-    except (OSError, ValueError) as error:  # A name too long, a NUL character.
-        problem = f"that cannot be looked at ({error})"
+    except (OSError, ValueError) as error:  # The name is too long or contains a NUL character.
+        problem = f"it cannot be read ({error})"
     name = PurePath(path).as_posix().removeprefix("configs/")
     known = list_configs()
     if name in known:
@@ -44,7 +44,7 @@ def find_config(path: str | os.PathLike[str]) -> Path:
 
 
 def _configs_folder() -> Path:
-    """Return the package's own configs, which a wheel holds; in a checkout they lie beside the package."""
+    """Return the folder of the packaged configs: inside the package of a wheel, beside it in a checkout."""
     packaged = _PACKAGE / "configs"
     return packaged if packaged.is_dir() else _PACKAGE.parent / "configs"
 
@@ -56,7 +56,7 @@ def _suggest(name: str, known: list[str]) -> str:
     wanted = PurePath(name).name
     by_file_name = difflib.get_close_matches(wanted, {PurePath(item).name for item in known}, n=3, cutoff=0.8)
     near = [item for item in known if PurePath(item).name in by_file_name]
-    # Of many files of one name those whose folders are alike as well.
+    # Among files of one name, prefer those in similar folders.
     near.sort(key=lambda item: -difflib.SequenceMatcher(None, name, item).ratio())
     near += [item for item in difflib.get_close_matches(name, known, n=3) if item not in near]
     if near:
@@ -65,7 +65,7 @@ def _suggest(name: str, known: list[str]) -> str:
 
 
 def _overview(known: list[str], folder: str) -> list[str]:
-    """Return the configs in a folder of ours, and its folders with the number of configs in them."""
+    """Return the configs in a packaged folder, and its subfolders with their numbers of configs."""
     counts: dict[str, int] = {}
     for item in known:
         if item.startswith(folder):

@@ -1,39 +1,38 @@
-"""What must hold for every value of a config, whatever its key: it can be used, written down and read again."""
+"""Check config values independently of their keys: they must be usable, and unchanged by writing and reading."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from yacs.config import CfgNode
 
 from tllm_plugin.core.paths import expanded
-from tllm_plugin.hosts.config_checks import lookup, shown
+from tllm_plugin.hosts.config_checks import flat, lookup, shown
 
-#: Keys that name a file or a folder. Those of data sets are left as they are typed, since digests of runs hold them;
-#: whoever reads the data expands them.
+#: Keys of paths. Paths of data sets are not expanded here, because digests of runs contain them as typed.
 PATH_KEYS = ("LOG.PREFIX", "DISTILLER.TEACHER_CHECKPOINT", "TLLM.DETECTOR.REFERENCE")
 _LARGEST_INT = torch.iinfo(torch.int64).max
 _LARGEST_FLOAT = torch.finfo(torch.float32).max
-# C0 and C1, separators of lines, signs that turn the direction of a line, and halves of characters.
+# C0 and C1 controls, line separators, bidirectional controls and surrogates.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udc7f\udd00-\udfff]")
-# Of a part of a path, in bytes: file systems take 255, and locks and searches add to names.
+# Lengths in bytes: file systems allow 255 per part, and locks and searches append to names.
 _LONGEST_PART, _LONGEST_PREFIX_PART, _LONGEST_PATH = 200, 255, 2000
 
 
 def check_values(cfg: CfgNode, known: Iterable[str] = ()) -> list[str]:
-    """Return a sentence for every value that is too large for what computes with it, or holds control characters.
+    """Return a sentence for every value that is too large to compute with, or contains control characters.
 
     Args:
-        cfg: Merged.
-        known: Problems that were found already; their keys are left out.
+        cfg: Merged config.
+        known: Problems found so far, whose keys are not reported again.
     """
     problems = []
-    for key, value in _leaves(cfg):
+    for key, value in flat(cfg):
         expected = _expected(value)
         if expected is not None and not any(f"`{key}`" in problem for problem in known):
             problems.append(f"Expected `{key}` to be {expected}, but got {shown(value)}")
@@ -41,7 +40,7 @@ def check_values(cfg: CfgNode, known: Iterable[str] = ()) -> list[str]:
 
 
 def check_names(cfg: CfgNode, keys: Iterable[str]) -> list[str]:
-    """Return a sentence for every name of which no folder below LOG.PREFIX can be made; an empty name is none."""
+    """Return a sentence for every name that is not a valid folder below LOG.PREFIX; empty names are ignored."""
     problems = []
     for key in keys:
         name = str(lookup(cfg, key))
@@ -57,14 +56,16 @@ def check_names(cfg: CfgNode, keys: Iterable[str]) -> list[str]:
 
 
 def expand_paths(cfg: CfgNode) -> list[str]:
-    """Replace `~` in all paths of a config that is not frozen; return a sentence for each with a home of nobody's."""
+    """Expand `~` in all paths of an unfrozen config; return a sentence for each unknown user."""
     problems = []
     classes = cfg.TLLM.DETECTOR.CLASSES
     if len(classes) == 1 and str(classes[0]).endswith(".json"):
         cfg.TLLM.DETECTOR.CLASSES = [expanded(str(classes[0]))]
     for key in (*PATH_KEYS, "DATASET.PATH"):
         parent, _, name = key.rpartition(".")
-        if parent.partition(".")[0] not in cfg or name not in lookup(cfg, parent):  # Not every host has all of them.
+        if parent.partition(".")[0] not in cfg or name not in lookup(
+            cfg, parent
+        ):  # Some hosts lack some of these keys.
             continue
         path = expanded(str(lookup(cfg, key)))
         if path.startswith("~"):
@@ -75,14 +76,6 @@ def expand_paths(cfg: CfgNode) -> list[str]:
         elif key in PATH_KEYS:
             lookup(cfg, parent)[name] = path
     return problems
-
-
-def _leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in cfg.items():
-        if isinstance(value, CfgNode):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _expected(value: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Detectors and methods of users' own packages, which register when they are imported."""
+"""Import users' own modules and entry points, which register detectors and methods."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _GROUPS: dict[str, Registry[Any]] = {"tllm_plugin.detectors": DETECTORS, "tllm_p
 
 
 def requested() -> list[str]:
-    """Return the modules to import."""
+    """Return the names of the modules to import."""
     return [module for module in os.environ.get(VARIABLE, "").split(",") if module]
 
 
 def import_words() -> list[str]:
-    """Return the words by which another command imports the same."""
+    """Return the command-line arguments that import the same modules."""
     return [word for module in requested() for word in ("--import", module)]
 
 
 def request_import(modules: list[str]) -> None:
-    """Let this process, and those that it starts, import modules, from its working folder as well."""
+    """Request the import of modules in this process and its child processes, also from the working folder."""
     if modules:
         os.environ[VARIABLE] = ",".join(dict.fromkeys([*requested(), *modules]))
         load_extensions.cache_clear()
-        # Behind what is there already: a file in that folder must hide neither a package nor a host's module.
+        # Appended, so that a file in this folder hides neither a package nor a module of a host.
         here = os.getcwd()
         sys.path.extend({here}.difference(sys.path))
         places = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -43,13 +43,12 @@ def request_import(modules: list[str]) -> None:
 
 @cache
 def load_extensions() -> None:
-    """Import what `request_import` or the environment names, and register the entry points of installed packages.
+    """Import the requested modules, and register the entry points of installed packages.
 
-    The name of an entry point in the group `tllm_plugin.detectors` or `tllm_plugin.methods` is the name that its class
-    is registered under.
+    An entry point in the group `tllm_plugin.detectors` or `tllm_plugin.methods` registers its class under its own name.
 
     Raises:
-        ConfigError: One of them cannot be imported or registered.
+        ConfigError: A module or an entry point cannot be imported or registered.
     """
     for module in requested():
         try:
@@ -63,5 +62,5 @@ def load_extensions() -> None:
             except Exception as error:
                 raise ConfigError(
                     f"Expected the entry point {entry.name} = {entry.value} of {group} to be a class, but "
-                    f"{type(error).__name__}: {error}; mend or uninstall that package"
+                    f"{type(error).__name__}: {error}; repair or uninstall the package"
                 ) from error

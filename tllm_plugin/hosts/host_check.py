@@ -1,26 +1,28 @@
-"""What `tllm host check` finds out about a checkout, whichever host it descends from.
+"""Check a checkout of any host: what was found in it, and which of its methods work with TLLM.
 
-Each host has a module `check` of its own package, which is run in a process of its own, in the checkout, as
-`python -m tllm_plugin.hosts.<host>.check RESULT.json [WORDS...]`, and writes a `CheckResult` there.
+A host's package has a module `check`. It runs in a process of its own, in the checkout, and writes its findings to
+standard output, one JSON object per line, so that each can be shown at once.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tllm_plugin.core.errors import ConfigError, TLLMError
 from tllm_plugin.core.escaping import visible
 
-#: Verdicts on a method: TLLM trains it; TLLM refuses it before training; it fails with TLLM, our mistake; the host
-#: itself does not train it here.
+#: Verdicts on a method: it trains with TLLM; TLLM refuses it before training; it fails with TLLM, which is a bug of
+#: ours; it does not train here without TLLM either.
 TRAINS, REFUSED, FAILS, BROKEN = "trains", "refused", "fails", "broken"
 _MEANING = {
     TRAINS: "train with TLLM",
@@ -28,16 +30,30 @@ _MEANING = {
     FAILS: "fail with TLLM",
     BROKEN: "do not train in the host either",
 }
+_WIDTH = 14
+# Prefix in the last line of a traceback.
+_OUR_ERRORS = f"{ConfigError.__module__}.{ConfigError.__name__}: "
 
 
-@dataclass(frozen=True)
-class MethodCheck:
-    """What became of one method.
+class Fact(NamedTuple):
+    """A finding about a part of the checkout.
 
     Args:
-        method: As the host's options call it.
+        part: Name of the part, such as `trainers`.
+        text: What was found.
+    """
+
+    part: str
+    text: str
+
+
+class MethodCheck(NamedTuple):
+    """The verdict on one method.
+
+    Args:
+        method: Name of the method in the host's options.
         verdict: One of `TRAINS`, `REFUSED`, `FAILS`, `BROKEN`.
-        reason: Why, in one line; or with which options it trains.
+        reason: The reason, in one line, or the command with which it trains.
     """
 
     method: str
@@ -45,31 +61,54 @@ class MethodCheck:
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class CheckResult:
-    """What was found in a checkout.
+class Problem(NamedTuple):
+    """The reason why no method could be tried.
 
     Args:
-        facts: What was found of the host's parts: (part, description).
-        methods: One entry per method.
-        problem: Why nothing can be said of its methods; empty if something can.
+        text: One or several lines.
     """
 
-    facts: tuple[tuple[str, str], ...]
-    methods: tuple[MethodCheck, ...] = ()
-    problem: str = ""
+    text: str
+
+
+Finding = Fact | MethodCheck | Problem
+#: Callback with each finding.
+Tell = Callable[[Finding], None]
+_KINDS: dict[str, type[Finding]] = {kind.__name__: kind for kind in (Fact, MethodCheck, Problem)}
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """All findings about a checkout, in the order in which they came."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Findings about parts, by part."""
+        return dict(finding for finding in self.findings if isinstance(finding, Fact))
+
+    @property
+    def methods(self) -> tuple[MethodCheck, ...]:
+        """Verdicts, one per method."""
+        return tuple(finding for finding in self.findings if isinstance(finding, MethodCheck))
+
+    @property
+    def problem(self) -> str:
+        """Reason why no method could be tried, or an empty string."""
+        return "\n".join(finding.text for finding in self.findings if isinstance(finding, Problem))
 
     def counts(self) -> dict[str, int]:
-        """Return how many methods got each verdict."""
+        """Return the number of methods by verdict."""
         found = Counter(method.verdict for method in self.methods)
         return {verdict: found[verdict] for verdict in _MEANING}
 
 
 def host_of(root: Path) -> str:
-    """Return the host that a checkout descends from.
+    """Return the name of the host that a checkout descends from.
 
     Raises:
-        ConfigError: It is none of the hosts that are known.
+        ConfigError: The folder is no checkout of a known host.
     """
     if (root / "mdistiller").is_dir():
         return "mdistiller"
@@ -81,55 +120,74 @@ def host_of(root: Path) -> str:
     )
 
 
-def check_checkout(root: Path, words: Sequence[str] = ()) -> CheckResult:
-    """Find out, in a process of its own, what of a checkout works with TLLM.
+def check_checkout(
+    root: Path, *, script: str = "", options: Sequence[str] = (), tell: Tell = lambda finding: None
+) -> CheckResult:
+    """Check in a process of its own which methods of a checkout work with TLLM.
 
     Args:
         root: The checkout.
-        words: Options of the host's own check.
+        script: Train script below `root`; by default the likely ones.
+        options: Options of that script.
+        tell: Callback with each finding as soon as it is there.
 
     Raises:
         ConfigError: `root` is no checkout of a known host.
-        TLLMError: The process ended without a result.
+        TLLMError: The process ended early.
     """
     root = root.expanduser().resolve()
     if not root.is_dir():
         raise ConfigError(f"Expected a checkout's folder, but {root} does not exist")
-    host = host_of(root)
-    with tempfile.TemporaryDirectory(prefix="tllm-check-") as folder:
-        result = Path(folder) / "result.json"
-        paths = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
-        done = subprocess.run(
-            [sys.executable, "-m", f"tllm_plugin.hosts.{host}.check", str(result), *words],
-            cwd=root,
-            env={**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "WANDB_MODE": "disabled"},
-            capture_output=True,
-            text=True,
-            errors="replace",
+    command = [sys.executable, "-m", f"tllm_plugin.hosts.{host_of(root)}.check", "--script", script, "--", *options]
+    paths = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    # Tensors are too small for several threads.
+    ours = {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, **ours}
+    findings = []
+    with tempfile.TemporaryFile("w+", errors="replace") as printed:
+        process = subprocess.Popen(
+            command, cwd=root, env=env, stdout=subprocess.PIPE, stderr=printed, text=True, encoding="utf-8"
         )
-        if not result.exists():
-            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise TLLMError(f"Expected the check of {root} to end with a result, but {last}")
-        return read(result)
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                kind, values = json.loads(line)
+                findings.append(_KINDS[kind](*values))
+                tell(findings[-1])
+            code = process.wait()
+        finally:
+            process.kill()
+            process.stdout.close()
+        if code:
+            printed.seek(0)
+            last = ([line for line in printed.read().splitlines() if line.strip()] or [f"exit code {code}"])[-1]
+            raise TLLMError(f"no method of {root} could be tried: {last.removeprefix(_OUR_ERRORS)}")
+    return CheckResult(tuple(findings))
 
 
-def write(path: Path, result: CheckResult) -> None:
-    """Write a result for `read`; called in the process that checks."""
-    path.write_text(json.dumps(asdict(result)), encoding="utf-8")
+def answer(check: Callable[[Path, str, Sequence[str], Tell], None]) -> None:
+    """Run a host's check in the process that `check_checkout` starts, with the working directory as the checkout.
 
+    Args:
+        check: Called with the checkout, the script (empty for the likely ones), options of the script and a callback
+            that takes the findings.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--script", default="")
+    parser.add_argument("options", nargs="*")
+    given = parser.parse_args()
+    # The host's scripts print; only findings go to the parent.
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
+        os.dup2(2, 1)
 
-def read(path: Path) -> CheckResult:
-    """Read what `write` wrote."""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return CheckResult(
-        facts=tuple((part, text) for part, text in found["facts"]),
-        methods=tuple(MethodCheck(**method) for method in found["methods"]),
-        problem=found["problem"],
-    )
+        def tell(finding: Finding) -> None:
+            print(json.dumps((type(finding).__name__, finding)), file=out, flush=True)
+
+        check(Path.cwd(), given.script, given.options, tell)
 
 
 def commit_of(root: Path) -> str:
-    """Return a checkout's commit, with `+` if tracked files were changed; empty where git knows none."""
+    """Return the commit of a checkout, followed by `+` if tracked files were changed; empty without git."""
     options = {"cwd": root, "capture_output": True, "text": True}
     try:
         top = subprocess.run(["git", "rev-parse", "--show-toplevel", "HEAD"], **options)  # type: ignore[call-overload]
@@ -142,19 +200,22 @@ def commit_of(root: Path) -> str:
     return commit + ("+" if changed.returncode else "")
 
 
-def report(root: Path, result: CheckResult) -> str:
-    """Return what `tllm host check` prints."""
+def heading(root: Path) -> str:
+    """Return the first line of a report: folder and commit."""
     commit = commit_of(root)
-    lines = [f"{root}{f', commit {commit[:12]}' if commit else ''}"]
-    width = max((len(part) for part, _ in result.facts), default=0)
-    lines += [f"  {part:<{width}}  {text}" for part, text in result.facts]
-    if result.problem:
-        problem = "\n".join(map(visible, result.problem.splitlines()))
-        return "\n".join([*lines, f"nothing of it was tried: {problem}"])
-    width = max((len(method.method) for method in result.methods), default=0)
-    lines += [
-        f"  {method.method:<{width}}  {method.verdict:<7}  {visible(method.reason)}".rstrip()
-        for method in result.methods
-    ]
+    return f"{root}{f', commit {commit[:12]}' if commit else ''}"
+
+
+def line_of(finding: Finding) -> str:
+    """Return the line, or lines, of a report about one finding."""
+    if isinstance(finding, Fact):
+        return f"  {finding.part:<{_WIDTH}}  {visible(finding.text)}"
+    if isinstance(finding, MethodCheck):
+        return f"  {finding.method:<{_WIDTH}}  {finding.verdict:<7}  {visible(finding.reason)}".rstrip()
+    return "no method was tried: " + "\n".join(map(visible, finding.text.splitlines()))
+
+
+def summary(result: CheckResult) -> str:
+    """Return the last line of a report: how many methods got which verdict."""
     counts = ", ".join(f"{count} {_MEANING[verdict]}" for verdict, count in result.counts().items())
-    return "\n".join([*lines, f"of {len(result.methods)} methods: {counts}"])
+    return f"of {len(result.methods)} methods: {counts}"

@@ -1,4 +1,4 @@
-"""A host's training `DataLoader`, cut into the rows that are trained on and the hold-out."""
+"""Split a host's training `DataLoader` into training rows and hold-out."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from tllm_plugin.data.bundle import check_several_classes
 from tllm_plugin.hosts.shown_data import labels_of, shown_identity
 from tllm_plugin.hosts.single_rows import without_single_row
 
-# Where data sets of torchvision and of the hosts keep the names of their classes.
+# Attributes of data sets in torchvision and the hosts that hold the class names.
 _NAMES = ("classes", "class_names")
 
 
 class LoaderData:
-    """The `TrainingData` of a host that has a map-style data set with labels and a transform.
+    """`TrainingData` for a host with a map-style data set that has labels and a transform.
 
-    Samples keep the indices that they had before the cut: memory banks and logs of a host go by them.
+    Samples keep their indices in the full data set, which memory banks and logs of a host use.
 
     Args:
-        loader: Yields `(image, label, index, ...)`; its data set has `targets` (or `labels`) and `transform`.
-        test_transform: With which the hold-out is read.
-        test_set: The host's test data, to remember the run by.
+        loader: Loader of `(image, label, index, ...)`; its data set has `targets` (or `labels`) and `transform`.
+        test_transform: Transform of the hold-out images.
+        test_set: The host's test data, for the identity of the run's data.
 
     Raises:
-        ConfigError: The loader is of a kind that cannot be cut.
-        DataError: Its images are of one class only.
+        ConfigError: The loader or its data set has an unsupported type.
+        DataError: The images have only one class.
     """
 
     def __init__(self, loader: Any, test_transform: Any, test_set: Any = None) -> None:
@@ -63,11 +63,11 @@ class LoaderData:
 
     @cached_property
     def identity(self) -> DataIdentity:
-        """What a run on this data is to be remembered by, as far as the host's data sets show it."""
+        """Identity of the data, as far as the host's data sets reveal it."""
         return shown_identity(self.dataset, self.test_set, self.class_names, self.test_transform)
 
     def train_loader(self, indices: Tensor) -> Any:
-        """Return the host's loader, with its options, over `indices` only; no batch is of a single row."""
+        """Return the host's loader with its options, restricted to `indices`; no batch has a single row."""
         keep_contrast_inside(self.dataset, indices)
         loader = self.loader
         options: dict[str, Any] = {
@@ -79,13 +79,14 @@ class LoaderData:
         }
         rows: Dataset[Any] = Subset(self.dataset, indices.tolist())  # type: ignore[arg-type]
         if isinstance(loader.sampler, DistributedSampler):
-            # The host's loop calls its `set_epoch`.
+            # The host's loop calls `set_epoch` of the sampler.
             options["sampler"] = _of_rows(loader.sampler, rows)
         shuffle = isinstance(loader.sampler, RandomSampler)
         return without_single_row(DataLoader(rows, shuffle=shuffle, **options))  # type: ignore[arg-type]
 
     def holdout_loader(self, indices: Tensor) -> Any:
-        """Return un-augmented `(image, label)` batches of `indices`, in order; no global random number is drawn."""
+        """Return batches `(image, label)` of `indices` without augmentation, in order; no global random number is
+        drawn."""
         return _InOrder(
             DataLoader(
                 Subset(_untouched(self.dataset, self.test_transform), indices.tolist()),
@@ -97,7 +98,7 @@ class LoaderData:
 
 
 def whole(loader: Any) -> Any:
-    """Return a host's test loader, or one over all of its rows in order where it reads one process's part of them."""
+    """Return a loader over all test rows in order, also if the host's loader is restricted to one rank."""
     if not isinstance(getattr(loader, "sampler", None), DistributedSampler):
         return loader
     return DataLoader(
@@ -106,7 +107,7 @@ def whole(loader: Any) -> Any:
 
 
 def _of_rows(sampler: DistributedSampler[Any], rows: Dataset[Any]) -> DistributedSampler[Any]:
-    """Return what a process draws of `rows` by the rules of its sampler over all of them."""
+    """Return a sampler of this rank's part of `rows` with the options of the host's sampler."""
     return DistributedSampler(
         rows,
         num_replicas=sampler.num_replicas,
@@ -118,7 +119,7 @@ def _of_rows(sampler: DistributedSampler[Any], rows: Dataset[Any]) -> Distribute
 
 
 class _InOrder:
-    """Batches of which only image and label are of interest."""
+    """Data set that yields only image and label."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
@@ -133,21 +134,21 @@ class _InOrder:
 
 
 def _untouched(dataset: Any, transform: Any) -> Dataset[Any]:
-    """Return a view of a data set that shares its samples and reads them with another transform."""
+    """Return a shallow copy of a data set with another transform."""
     view = copy.copy(dataset)
     view.transform = transform
     if getattr(view, "transforms", None) is not None:
         view.transforms = type(view.transforms)(transform, getattr(view, "target_transform", None))
     if hasattr(view, "is_sample"):
-        view.is_sample = False  # Draws no contrastive samples.
+        view.is_sample = False  # Without contrastive samples.
     found: Dataset[Any] = view
     return found
 
 
 def keep_contrast_inside(dataset: Any, indices: Tensor) -> None:
-    """Take every sample but `indices` out of the lists that a data set for CRD draws from, in place.
+    """Remove all samples except `indices` from the contrastive lists of a CRD data set, in place.
 
-    In place, because these lists of a thousand classes times a million samples are not to be had twice.
+    In place, because at ImageNet scale two copies of these lists do not fit in memory.
     """
     inside = np.zeros(len(dataset), dtype=bool)
     inside[indices.numpy()] = True

@@ -1,4 +1,4 @@
-"""Stops a run whose loss is not finite, with the step, the rows and the part of the loss that did it."""
+"""Stop a run with a loss that is not finite, naming the step, the rows and the part of the loss."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _ROWS_SHOWN = 8
 
 
 class LossGuard:
-    """Collects the losses of every step and looks at them now and then: a look costs a device synchronisation.
+    """Collects the losses of every step and checks them every few steps, because a check synchronises the device.
 
-    Checkpoints are written after a look, so what was written before stays valid.
+    Call `flush` before writing a checkpoint, so that every written checkpoint is valid.
 
     Args:
-        check_every: Steps between looks, at least 1.
-        rate: What the host calls the learning rate, for the message.
+        check_every: Number of steps between checks, at least 1.
+        rate: Name of the learning rate in the host, for the message.
     """
 
     def __init__(self, check_every: int, rate: str = "SOLVER.LR") -> None:
@@ -29,16 +29,16 @@ class LossGuard:
         self._seen: list[tuple[int, int, tuple[str, ...], Tensor, Tensor | None]] = []
 
     def see(self, epoch: int, names: Iterable[str], values: Tensor, index: Tensor | None) -> None:
-        """Take note of one step.
+        """Record the losses of one step.
 
         Args:
-            epoch: Counted from 1.
-            names: Of the losses.
-            values: (k,), their means.
-            index: (n,) int64, rows of the batch in the training data; None where the host does not say.
+            epoch: Epoch, counted from 1.
+            names: Names of the losses.
+            values: (k,) means of the losses.
+            index: (n,) int64, indices of the batch in the training data; None if the host does not provide them.
 
         Raises:
-            NonFiniteLossError: This step or one since the last look had a loss that is NaN or infinite.
+            NonFiniteLossError: A loss since the last check is NaN or infinite.
         """
         self.step += 1
         self._seen.append((epoch, self.step, tuple(names), values.detach(), index))
@@ -46,13 +46,13 @@ class LossGuard:
             self.flush()
 
     def flush(self) -> None:
-        """Look at what has been seen since the last look.
+        """Check the losses recorded since the last check.
 
         Raises:
             NonFiniteLossError: See `see`.
         """
         seen, self._seen = self._seen, []
-        # All in one look.
+        # One synchronisation for all of them.
         if not seen or bool(torch.isfinite(torch.cat([item[3] for item in seen])).all()):
             return
         epoch, step, names, values, index = next(item for item in seen if not bool(torch.isfinite(item[3]).all()))

@@ -1,4 +1,4 @@
-"""Making methods of `METHODS` for a host's networks, SRRL, CID and SFTN among them."""
+"""Create the methods of `METHODS` (SRRL, CID, SFTN and users' own) for the networks of a host."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tllm_plugin.hosts.switch import is_on
 from tllm_plugin.methods import METHODS, SFTN, Branch, find_map
 from tllm_plugin.models import FeatureNet, Tail, create_model, head, head_name, is_model, map_shapes, model_names
 
-# Of CIFAR, Tiny ImageNet and ImageNet. Some networks of the hosts take images of one size only.
+# Image sizes of CIFAR, Tiny ImageNet and ImageNet; some networks accept one size only.
 _IMAGE_SIZES = (32, 64, 224)
 _Answer = TypeVar("_Answer")
 
 
 def check_methods(cfg: CfgNode) -> list[str]:
-    """Return a sentence for every option of a method that a config has with a value that is refused."""
+    """Return a sentence for every option of a method with an invalid value."""
     return check_options(cfg, {key: item for key, item in table().items() if key.partition(".")[0] in METHODS})
 
 
 def check_sftn(cfg: CfgNode) -> list[str]:
-    """Return the problems of a config as far as it is of SFTN's teacher stage, which has no teacher to take away."""
+    """Return the problems of a config of SFTN's teacher stage, which has no teacher and hence no detection."""
     problems = []
     if cfg.DISTILLER.TYPE == "SFTN" and is_on(cfg) and cfg.TLLM.DETECTOR.TYPE != "none":
         problems.append(
@@ -35,26 +35,27 @@ def check_sftn(cfg: CfgNode) -> list[str]:
             f"{cfg.TLLM.DETECTOR.TYPE!r}"
         )
     if cfg.DISTILLER.TYPE == "SFTN" and not is_model(cfg.DISTILLER.STUDENT):
-        problems.append(unknown_name("DISTILLER.STUDENT", cfg.DISTILLER.STUDENT, model_names()) + " for SFTN")
+        problems.append(unknown_name("DISTILLER.STUDENT", cfg.DISTILLER.STUDENT, model_names()))
     return problems
 
 
 @cache
 def builder(name: str) -> Callable[..., nn.Module]:
-    """Return what a host with yacs configs registers for a method of `METHODS`: (student, teacher, cfg) -> method."""
+    """Return the factory `(student, teacher, cfg) -> method` that a host with yacs configs registers for a method."""
     return partial(make, name, METHODS[name])
 
 
 def make(name: str, kind: Any, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> Any:
-    """Make a method for two networks.
+    """Create a method for two networks.
 
     Args:
-        name: Of its node in the config; keys that are missing there have their defaults.
-        kind: Its class. What its constructor names besides options is told of the networks (`student_dim`, ...).
-        student: The host's network. For SFTN it is asked for the shapes of its maps only, and the branches are made of
-            TLLM's own network of the name DISTILLER.STUDENT.
-        teacher: The same; for SFTN the network to train.
-        cfg: The host's config.
+        name: Name of its config node; missing keys have their defaults.
+        kind: Class of the method. Constructor arguments that are not options are measured on the networks
+            (`student_dim`, ...).
+        student: Student of the host. SFTN only measures the shapes of its maps; its branches are made of TLLM's
+            network with the name DISTILLER.STUDENT.
+        teacher: Teacher of the host; for SFTN the network to train.
+        cfg: Config of the host.
 
     Raises:
         ConfigError: An option is out of range or the networks do not fit.
@@ -68,7 +69,7 @@ def make(name: str, kind: Any, student: nn.Module, teacher: nn.Module, cfg: CfgN
 
 
 def _pooled_map(student: nn.Module) -> tuple[str, int]:
-    """Return which of a student's features is the map that its head pools, and the number of its channels."""
+    """Return the name of the student's feature map that its head pools, and its number of channels."""
     if isinstance(student, FeatureNet):
         return "pooled_map", head(student).in_features
     return _for_any_size(partial(find_map, student))
@@ -86,14 +87,14 @@ _FACTS: dict[str, Callable[[nn.Module, nn.Module], Any]] = {
 
 
 def make_branches(student: nn.Module, teacher: nn.Module, student_name: str) -> list[Branch]:
-    """Return a branch for every stage of the teacher that leaves the student at least one stage, first stage first.
+    """Return one branch per stage of the teacher, in order, as long as one stage of the student is left.
 
-    Stages are paired from the last one backwards, so that networks of different depth go together.
+    Stages are paired from the last one backwards, so that networks of different depth can be combined.
     """
     teacher_shapes, student_shapes = _map_shapes(teacher, student)
     num_classes = head(teacher).out_features
     branches = []
-    # A network of ours per branch, of which its tail is kept. Its first entry of `feats` is the stem.
+    # The tail of one of our networks per branch; the first entry of its `feats` is the stem.
     source = _own_network(student_name, num_classes)
     common = min(len(teacher_shapes), len(source.stage_channels)) - 1
     for remaining in range(common - 1, 0, -1):
@@ -112,12 +113,12 @@ def make_branches(student: nn.Module, teacher: nn.Module, student_name: str) -> 
 
 
 def _map_shapes(*networks: nn.Module) -> list[list[tuple[int, int]]]:
-    """Return channels and height of the networks' maps, for the smallest usual image that all of them take."""
+    """Return (channels, height) of the networks' maps for the smallest common image size that all accept."""
     return _for_any_size(lambda size: [map_shapes(network, size) for network in networks])
 
 
 def _for_any_size(ask: Callable[[int], _Answer]) -> _Answer:
-    """Return what is answered for the smallest usual image size that does not make PyTorch fail."""
+    """Return the result for the smallest common image size for which PyTorch raises no error."""
     for size in _IMAGE_SIZES:
         try:
             return ask(size)

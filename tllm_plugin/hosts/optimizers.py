@@ -1,4 +1,4 @@
-"""What is done to an optimizer: schedules of the learning rate, and what some methods want of one that a host made."""
+"""Schedules of the learning rate, and changes to a host's optimizer that some methods need."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from torch.optim.lr_scheduler import (
 )
 from yacs.config import CfgNode
 
+from tllm_plugin.hosts.contract import extras_of
+
 
 def spare_from_decay(optimizer: Optimizer, distiller: nn.Module) -> None:
-    """Move the parameters that a distiller wants undecayed into groups of their own, without weight decay.
+    """Move the undecayed parameters of a distiller into parameter groups without weight decay.
 
     Args:
-        optimizer: Its other options stay; a second call changes nothing.
-        distiller: May have `get_undecayed_parameters()`; nothing changes for one that has not, or names none.
+        optimizer: Optimizer to change in place; other options are kept, and a second call has no effect.
+        distiller: Distiller; without `get_undecayed_parameters()`, or if that is empty, nothing is changed.
     """
-    named = getattr(distiller, "get_undecayed_parameters", None)
+    named = extras_of(distiller).get_undecayed_parameters
     known = {id(parameter) for parameter in named()} if named is not None else set()
     for group in list(optimizer.param_groups):
         spared = [parameter for parameter in group["params"] if id(parameter) in known]
@@ -34,7 +36,7 @@ def spare_from_decay(optimizer: Optimizer, distiller: nn.Module) -> None:
 
 
 def use_nesterov(optimizer: Optimizer) -> None:
-    """Turn Nesterov's momentum on, for hosts whose configs cannot ask for it."""
+    """Enable Nesterov momentum, for hosts without a config key for it."""
     for group in optimizer.param_groups:
         if "nesterov" in group:
             group["nesterov"] = True
@@ -49,11 +51,11 @@ def make_optimizer(solver: CfgNode, parameters: Iterable[nn.Parameter]) -> Optim
 
 
 def make_schedule(solver: CfgNode, optimizer: Optimizer, steps_per_epoch: int) -> LRScheduler:
-    """Return the schedule that `cfg.SOLVER` names.
+    """Return the learning-rate schedule of `cfg.SOLVER`.
 
     `step` multiplies the rate by LR_DECAY_RATE after each epoch in LR_DECAY_STAGES, as both hosts do; `one_cycle`
-    climbs to LR during WARMUP_FRACTION of all steps and falls to nearly zero (Smith and Topin, 2018); `cosine` climbs
-    linearly during the steps of WARMUP_EPOCHS, from LR over their number on, and falls to LEAST_LR along a cosine.
+    increases it to LR during WARMUP_FRACTION of all steps and then decreases it to nearly 0 (Smith and Topin, 2018);
+    `cosine` increases it linearly to LR during WARMUP_EPOCHS and then decreases it to LEAST_LR along a cosine.
     """
     if solver.SCHEDULE == "cosine":
         climbing = min(solver.WARMUP_EPOCHS, solver.EPOCHS) * steps_per_epoch

@@ -12,52 +12,83 @@ from yacs.config import CfgNode
 
 from tllm_plugin.core.detectors import DETECTORS
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.core.options import INSIDE, SHARE, Option, at_least, count_in, one_of
+from tllm_plugin.core.options import INSIDE, SHARE, Option, at_least, count_in, one_of, rejected
 from tllm_plugin.core.policies import POLICIES, is_level
 from tllm_plugin.hosts.config_checks import lookup, shown
 from tllm_plugin.hosts.extensions import load_extensions
 from tllm_plugin.methods import METHODS
 
-#: Of `TLLMWrapper`: what is done with flagged classes.
+#: Options of `TLLMWrapper`: the treatment of flagged classes.
 WRAPPER = (
     Option("label_smoothing", 0.1, SHARE, "label smoothing of undistillable classes", flag="tllm_smoothing"),
     Option("ce_weight", 1.0, at_least(0), "weight of the cross-entropy of undistillable classes"),
-    Option("balance", True, None, "True: multiply that weight by what the distillation losses weigh"),
-    Option("min_rows", 4, count_in(1), "fewest rows of a batch that are distilled"),
+    Option("balance", True, None, "scale ce_weight by the gradient of the distillation losses at the logits"),
+    Option("min_rows", 4, count_in(1), "smallest number of distillable rows per batch that are distilled"),
 )
-#: The policy that leaves everything to the detector.
+#: Policy that sets no weights, so that only the detector acts.
 WITHDRAWAL = "withdrawal"
-#: Of `PolicyOptions`, and which policy they are for.
+#: Options of policies.
 POLICY = (
     Option(
         "policy",
         "",
         lambda value: one_of(["", WITHDRAWAL, *POLICIES])(value),
-        f"teaching weights from the teacher alone: {', '.join(POLICIES)}",
+        f"policy that sets teaching weights from the teacher alone: {', '.join(POLICIES)}",
         flag="tllm_policy",
     ),
     Option(
         "level",
         "mean",
         lambda value: None if is_level(value) else "mean, max or a number in (0, 1)",
-        "strength of equal_strength: mean, max or a number",
+        "target strength of the policy equal_strength: mean, max or a number",
         "POLICY_OPTIONS.LEVEL",
         "tllm_policy_level",
     ),
-    Option("seed", 0, at_least(0), "of the policy permuted", "POLICY_OPTIONS.SEED", "tllm_policy_seed"),
+    Option("seed", 0, at_least(0), "seed of the policy permuted", "POLICY_OPTIONS.SEED", "tllm_policy_seed"),
 )
-#: Of `split`.
+#: Options of `split`.
 HOLDOUT = (
-    Option("fraction", 0.05, INSIDE, "share of the training data in the hold-out", "HOLDOUT.FRACTION", "tllm_holdout"),
+    Option(
+        "fraction",
+        0.05,
+        INSIDE,
+        "fraction of the training data in the hold-out of the detector",
+        "HOLDOUT.FRACTION",
+        "tllm_holdout",
+    ),
     Option(
         "search_fraction",
         0.0,
         SHARE,
-        "share of the rest in the hold-out for choosing eta",
+        "fraction of the remaining data in the hold-out of `tllm search`",
         key="HOLDOUT.SEARCH_FRACTION",
         flag="tllm_search_holdout",
     ),
-    Option("seed", 0, None, "chooses the hold-out", "HOLDOUT.SEED", "tllm_holdout_seed"),
+    Option("seed", 0, None, "seed of the choice of the hold-outs", "HOLDOUT.SEED", "tllm_holdout_seed"),
+)
+#: Of `hosts/speed.py`: how fast a run is computed.
+SPEED = (
+    Option(
+        "speed",
+        "off",
+        one_of(["off", "exact", "auto"]),
+        "off: as the host computes; exact: the same numbers faster; auto: the fastest that keeps its numbers",
+        flag="tllm_speed",
+    ),
+    Option(
+        "views",
+        0,
+        count_in(0),
+        "outcomes of the augmentation per image, which changes the augmentation; 0: all",
+        flag="tllm_views",
+    ),
+    Option(
+        "memory",
+        2.0,
+        at_least(0),
+        "with auto: gigabytes of the disk for a teacher's remembered answers, which all its runs share; 0: none",
+        flag="tllm_memory",
+    ),
 )
 FDR, CONFIDENCE = "TLLM.DETECTOR.FDR", "TLLM.DETECTOR.CONFIDENCE"
 OLD_FLAG = "tllm_confidence"
@@ -116,7 +147,7 @@ def check_options(cfg: CfgNode, options: Mapping[str, Option]) -> list[str]:
         value = lookup(cfg, key, option.default)
         expected = option.check(value) if option.check is not None else None
         if expected is not None:
-            problems.append(f"Expected `{key}` to be {expected}, but got {shown(value)}")
+            problems.append(rejected(key, expected, value, shown(value)))
     return problems
 
 
@@ -192,18 +223,20 @@ def first_spelling(values: Mapping[str, Any]) -> dict[str, Any]:
 
 #: In RepDistiller these are flags of the host's own.
 INNER = (
-    Option("distiller", "KD", None, "inner distiller where DISTILLER.TYPE is TLLM", flag=None),
+    Option("distiller", "KD", None, "inner distiller if DISTILLER.TYPE is TLLM", flag=None),
     Option("trainer", "base", None, "trainer of the host whose loop is used", flag=None),
 )
-_REFERENCE = Option("reference", "", None, "run folder of a vanilla student, for the detector reference")
-_CLASSES = Option("classes", [], None, "for the detector fixed: all class indices, all names, or a flags.json")
+_REFERENCE = Option(
+    "reference", "", None, "run folder of a vanilla student for the detector reference; empty: train one first"
+)
+_CLASSES = Option("classes", [], None, "classes of the detector fixed: class indices, class names, or a flags.json")
 
 
 def _declared() -> Iterator[tuple[str, Iterable[Option], bool]]:
     """Yield nodes with their options and whether the options are part of TLLM."""
-    kinds = f"which classes lose their teacher: {', '.join(DETECTORS)}"
+    kinds = f"detector of undistillable classes: {', '.join(DETECTORS)}"
     kind = Option("type", "reference", one_of(DETECTORS), kinds, flag="tllm_detector")
-    yield "TLLM", (*INNER, *WRAPPER, *POLICY, *HOLDOUT), True
+    yield "TLLM", (*INNER, *WRAPPER, *POLICY, *HOLDOUT, *SPEED), True
     yield "TLLM.DETECTOR", (kind, _REFERENCE, _CLASSES), True
     for detector in DETECTORS.values():
         yield "TLLM.DETECTOR", detector.options, detector.__module__.startswith("tllm_plugin.")

@@ -1,4 +1,4 @@
-"""CUB-200-2011 as loaders of photographs, in the form of the hosts' own data sets."""
+"""Loaders for CUB-200-2011 in the form of the hosts' own data sets."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tllm_plugin.hosts.single_rows import without_single_row
 
 
 class Photographs(Dataset[Any]):
-    """Image files with labels.
+    """Data set of image files with labels.
 
     Args:
-        files: Image files.
-        targets: Their labels.
+        files: Paths of the images.
+        targets: Labels of the images.
         classes: Names of the classes.
-        transform: Image -> tensor.
-        with_index: Whether an item is `(image, target, index)`, as a host's training data are, or without the index.
+        transform: Function from image to tensor.
+        with_index: Whether items are `(image, target, index)`, as in a host's training data, or `(image, target)`.
     """
 
     def __init__(
@@ -52,18 +52,18 @@ class Photographs(Dataset[Any]):
 def cub200_loaders(
     path: str, *, batch_size: int, test_batch_size: int, num_workers: int, with_index: bool = True
 ) -> tuple[DataLoader[Any], DataLoader[Any], int, int]:
-    """Return training and test loader, the number of training images and of classes.
+    """Return (training loader, test loader, number of training images, number of classes).
 
     Args:
-        path: The folder CUB_200_2011.
-        batch_size: Training images per batch, shuffled, augmented as in the embedded host.
-        test_batch_size: Test images per batch.
-        num_workers: Processes that read images.
-        with_index: See `Photographs`; of the training images.
+        path: Folder CUB_200_2011.
+        batch_size: Number of training images per batch; they are shuffled and augmented as in the embedded host.
+        test_batch_size: Number of test images per batch.
+        num_workers: Number of loader processes.
+        with_index: See `Photographs`; for the training images.
 
     Raises:
-        ConfigError: There is no such folder.
-        DataError: It is not that of CUB-200-2011, or half extracted.
+        ConfigError: The folder does not exist.
+        DataError: The folder does not hold CUB-200-2011, or was not extracted completely.
     """
     birds = read_cub200(path)
     normalised = [transforms.ToTensor(), transforms.Normalize(LARGE_IMAGE_MEAN, LARGE_IMAGE_STD)]

@@ -1,4 +1,4 @@
-"""Errors in a host's own script, ours, of image workers and of a full disk: their message, without a traceback."""
+"""Print expected errors in a host's own script (ours, loader workers', a full disk's) without a traceback."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _told = threading.Lock()
 
 
 def say_errors_plainly() -> None:
-    """End the process with a message alone from here on, where an error is ours or that of a worker that reads images.
+    """From now on, end the process with a one-line message for errors of TLLM and of loader workers.
 
-    Other errors stay as they are. A full disk is told likewise, by the thread that meets it: a host would wait for
-    ever until the thread of its TensorBoard writer, which has ended, has written what was logged.
+    Other errors keep their traceback. A full disk ends the process in the thread that encounters it: otherwise a host
+    would wait forever for the dead thread of its TensorBoard writer.
     """
     sys.excepthook = _say
     threading.excepthook = _say_of_thread
@@ -33,7 +33,7 @@ def say_errors_plainly() -> None:
 
 @contextmanager
 def ending_plainly() -> Iterator[None]:
-    """End the process with one line if the block, a host's script, meets a disk that takes no more."""
+    """End the process with a one-line message if the block, a host's script, cannot write to the disk."""
     try:
         yield
     except OSError as error:
@@ -59,8 +59,9 @@ def _say_of_thread(args: threading.ExceptHookArgs) -> None:
 
 
 def _end(error: OSError, traceback: TracebackType | None) -> NoReturn:
-    """Say it once, and end at once: other threads wait for this one, and what runs at exit would write once more."""
-    _told.acquire()  # For ever, where another thread is about to end the process.
+    """Print the message once and exit immediately: other threads wait for this one, and exit handlers would write
+    again."""
+    _told.acquire()  # Blocks if another thread is about to end the process.
     named = [_file_of(frame.f_locals.get("self")) for frame, _ in walk_tb(traceback)]
     path = error.filename or next(filter(None, reversed(named)), "a file")
     print(f"tllm: Cannot write {visible(os.fsdecode(path))}: {error.strerror}", file=sys.stderr, flush=True)
@@ -68,6 +69,6 @@ def _end(error: OSError, traceback: TracebackType | None) -> NoReturn:
 
 
 def _file_of(writer: Any) -> str:
-    """Return what a writer of TensorBoard's or of tensorboardX's writes to; empty if it is neither."""
+    """Return the file of a writer of TensorBoard or tensorboardX; empty for other objects."""
     found = getattr(writer, "_file_name", None) or getattr(getattr(writer, "_writer", None), "filename", None)
     return os.fsdecode(found) if isinstance(found, (str, bytes)) else ""

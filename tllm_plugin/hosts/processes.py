@@ -168,6 +168,15 @@ def summed(values: Tensor) -> Tensor:
     return total
 
 
+def gathered(value: T) -> list[T]:
+    """Return the values of all ranks in their order, on every rank; they must be picklable."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value, group=_group())
+    return values
+
+
 def check_same(what: str, values: Tensor) -> None:
     """Check that all ranks have the same values.
 

@@ -1,9 +1,9 @@
-"""Settings of a run and the effect of each key: the one place that defines when two runs are the same."""
+"""Settings of a run and the effect of each key; this module defines when two runs are the same."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
@@ -13,8 +13,9 @@ import yaml
 from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError, FileFormatError
+from tllm_plugin.hosts.config_checks import flat
 from tllm_plugin.hosts.embedded.defaults import default_config
-from tllm_plugin.hosts.options import first_spelling, renamed
+from tllm_plugin.hosts.options import first_spelling, renamed, table
 from tllm_plugin.hosts.yaml_text import plain, read_yaml
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -26,9 +27,9 @@ class Mark(Enum):
     TEACHING = "changes the weights of a run with a teacher"
     DETECTION = "decides when a class is flagged"
     TREATMENT = "decides what is done with flagged classes"
-    REPETITION = "makes another run of the same method"
-    PLACE = "says where something lies or what it is called"
-    LOOK = "changes how a run is logged and how fast it is, and nothing else"
+    REPETITION = "gives another repetition of the same method"
+    PLACE = "names or locates something"
+    LOOK = "changes only the logging and the speed of a run"
 
 
 #: Mark of every key or section: dotted keys of configs, names of RepDistiller's options.
@@ -38,7 +39,7 @@ MARKS: dict[str, Mark] = {
         Mark.TRAINING: (
             *("DATASET.TYPE", "DATASET.IMAGE_SIZE", "DATASET.CLASS_ORDER", "DATASET.MEAN", "DATASET.STD"),
             *("DISTILLER.TYPE", "DISTILLER.STUDENT", "DISTILLER.PRETRAINED", "SOLVER"),
-            *("TLLM.ON", "TLLM.TRAINER", "TLLM.HOLDOUT"),
+            *("TLLM.ON", "TLLM.TRAINER", "TLLM.HOLDOUT", "TLLM.VIEWS"),
         ),
         Mark.TEACHING: (
             *("DISTILLER.TEACHER", "DISTILLER.TEACHER_STAGE", "DISTILLER.TEACHER_EPOCHS", "DISTILLER.PLANT"),
@@ -46,13 +47,13 @@ MARKS: dict[str, Mark] = {
         ),
         Mark.DETECTION: ("TLLM.DETECTOR",),
         Mark.TREATMENT: ("TLLM.LABEL_SMOOTHING", "TLLM.CE_WEIGHT", "TLLM.BALANCE", "TLLM.MIN_ROWS"),
-        # Seeds of a method may have teachers of their own. What is in a checkpoint is not compared, so that another
-        # path is another teacher.
+        # Seeds of a method may have different teachers. Checkpoints are compared by their path only.
         Mark.REPETITION: (
-            *("EXPERIMENT.SEED", "RUNTIME", "DATASET.TEST", "DISTILLER.TEACHER_CHECKPOINT"),
-            *("tllm_seed", "trial", "num_workers"),
+            *("EXPERIMENT.SEED", "RUNTIME", "TLLM.SPEED", "TLLM.MEMORY"),
+            *("DATASET.TEST", "DISTILLER.TEACHER_CHECKPOINT"),
+            *("tllm_seed", "tllm_speed", "tllm_memory", "trial", "num_workers"),
         ),
-        # What is in the data and in a reference is compared instead.
+        # The contents of the data and of the reference are compared instead.
         Mark.PLACE: (
             *("EXPERIMENT.PROJECT", "EXPERIMENT.NAME", "EXPERIMENT.TAG", "LOG.PREFIX"),
             *("DATASET.PATH", "TLLM.DETECTOR.REFERENCE", "path_t", "data_folder", "tllm_reference"),
@@ -66,7 +67,7 @@ MARKS: dict[str, Mark] = {
     for key in keys
 }
 _SECTIONS = frozenset(key.partition(".")[0] for key in MARKS)
-#: In the other hosts the workers draw the random numbers of the augmentation.
+#: In the other hosts, loader workers draw the random numbers of the augmentation.
 MARKS_OF_OTHER_HOSTS = {**MARKS, "DATASET.NUM_WORKERS": Mark.REPETITION}
 
 #: Marks whose keys must agree to resume a run or to reuse a finished one.
@@ -76,9 +77,9 @@ ONE_METHOD = ONE_RUN - {Mark.REPETITION}
 #: Marks whose keys must agree between all trials of a search, and between any two runs before the first flag.
 ONE_BEGINNING = ONE_RUN - {Mark.DETECTION, Mark.TREATMENT}
 
-# Keys that were added later, at the value that stands for what was done before. At this value a key is left out of
-# names, so that what was trained before is found: whoever adds a key adds it to the second table, and searches and
-# prerequisites keep their names. Those of the first table are older than the names of searches, which hold them.
+# Keys that were added later, with the value that corresponds to the earlier behaviour. A key at this value is omitted
+# from names, so that existing runs are found. New keys belong in the second table; names of searches contain the keys
+# of the first table, which are older than these names.
 _OLDER_THAN_SEARCHES: dict[str, Any] = {
     "SOLVER.ACCUMULATE": 1,
     "TLLM.BALANCE": False,
@@ -98,6 +99,10 @@ _YOUNGER: dict[str, Any] = {
     "TLLM.POLICY": "",
     "TLLM.POLICY_OPTIONS.LEVEL": "mean",
     "TLLM.POLICY_OPTIONS.SEED": 0,
+    "TLLM.SPEED": "off",
+    "TLLM.VIEWS": 0,
+    "TLLM.MEMORY": 2.0,
+    "TLLM.DETECTOR.PROBABILITY": 0.95,
 }
 _BEFORE = {**_OLDER_THAN_SEARCHES, **_YOUNGER}
 
@@ -117,7 +122,7 @@ class RunSpec:
     @classmethod
     def of(cls, cfg: CfgNode, marks: Mapping[str, Mark] = MARKS) -> RunSpec:
         """Create the settings from a config."""
-        return cls(dict(_flat(cfg)), marks)
+        return cls(dict(flat(cfg)), marks)
 
     @classmethod
     def of_options(cls, options: Mapping[str, Any]) -> RunSpec:
@@ -148,14 +153,14 @@ class RunSpec:
         """
         content = _read(text)
         options = content.get("options")
-        return cls.of_options(options) if isinstance(options, Mapping) else cls(dict(_flat(content)), marks)
+        return cls.of_options(options) if isinstance(options, Mapping) else cls(dict(flat(content)), marks)
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the recorded value of a key, or `default`."""
         return self.values.get(key, default)
 
     def value(self, key: str) -> Any:
-        """Return the effective value of a key: the recorded one, else that of versions without it, else the default."""
+        """Return the effective value of a key: recorded, else the value of versions without it, else the default."""
         return self.values[key] if key in self.values else _defaults().get(key)
 
     def mark(self, key: str) -> Mark:
@@ -192,7 +197,7 @@ class RunSpec:
     def config(self) -> CfgNode:
         """Return a frozen config of the embedded host; keys that were not recorded get the result of `value`."""
         cfg = default_config()
-        before = {key: _BEFORE[key] for key, _ in _flat(cfg) if key in _BEFORE}
+        before = {key: _BEFORE[key] for key, _ in flat(cfg) if key in _BEFORE}
         for key, value in {**before, **self.values}.items():
             *sections, name = key.split(".")
             node = cfg
@@ -222,6 +227,8 @@ class RunSpec:
             depends_on["pretrained"] = True
         if self.values["DISTILLER.TYPE"] == "SFTN":
             depends_on["sftn"] = {"student": self.values["DISTILLER.STUDENT"], "node": self._named("SFTN")}
+        given = {key: self.values.get(key, _YOUNGER[key]) for key in ("TLLM.SPEED", "TLLM.VIEWS")}
+        depends_on |= {key: value for key, value in given.items() if value != _YOUNGER[key]}
         return digest(str(depends_on))
 
     def beginning_digest(self, instead: RunSpec | None = None) -> str:
@@ -266,7 +273,7 @@ def digest(text: str | bytes) -> str:
 
 
 def _digest_of(values: Mapping[str, Any], prefix: str = "", added: str = "") -> str:
-    # Of the values themselves: YAML writes one object that stands in two places as an anchor and an alias.
+    # A nested copy, because YAML writes an object that occurs twice as an anchor and an alias.
     full = {f"{prefix}{key}": value for key, value in values.items()}
     kept = first_spelling({key: value for key, value in full.items() if not _as_before(key, value, _YOUNGER)})
     return digest(yaml.safe_dump(_nested({key.removeprefix(prefix): value for key, value in kept.items()})) + added)
@@ -276,7 +283,7 @@ def _as_before(key: str, value: Any, before: Mapping[str, Any]) -> bool:
     return key in before and before[key] == value
 
 
-@lru_cache(maxsize=64)  # A search compares the same runs again and again, and YAML is slow.
+@lru_cache(maxsize=64)  # A search compares the same runs many times, and YAML is slow.
 def _read(text: str) -> Mapping[str, Any]:
     content = plain(read_yaml(text))
     if not isinstance(content, dict) or not content:
@@ -299,15 +306,10 @@ def _check_sections(content: Mapping[str, Any], known: CfgNode, prefix: str = ""
 
 @lru_cache(maxsize=1)
 def _defaults() -> Mapping[str, Any]:
-    return {**dict(_flat(default_config())), **_BEFORE}
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in content.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", {} if isinstance(value, Mapping) else value
+    by_key = {**dict(flat(default_config())), **_BEFORE}
+    # In RepDistiller, options have the names of flags.
+    by_flag = {option.flag: by_key[key] for key, option in table().items() if option.flag and key in by_key}
+    return {**by_key, **by_flag}
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Whether the data that lie there now are those of a run or checkpoint that is used again; the same for every host."""
+"""Check that the present data are the data of a reused run or checkpoint, for all hosts."""
 
 from __future__ import annotations
 
@@ -26,31 +26,32 @@ _told: set[str] = set()
 
 
 def check_same_data(what: object, recorded: DataIdentity, now: DataIdentity, remedy: str) -> None:
-    """Refuse what was trained on other data; what was tested on other data is told.
+    """Check that a run was trained on the present data; warn if its test data differ.
 
     Args:
         what: Run folder or checkpoint.
-        recorded: What that says of its data.
-        now: The data.
-        remedy: What to do, as the end of a sentence.
+        recorded: Data recorded there.
+        now: Present data.
+        remedy: Advice at the end of the error message.
 
     Raises:
-        ConfigError: They differ.
+        ConfigError: The training data differ.
+
     """
     difference = training_difference(recorded, now)
     if difference:
         raise ConfigError(f"Expected the data that {what} was trained on, but {difference}; {remedy}")
     if not _is_whole(recorded):
-        tell_once(f"{what}: an earlier version did not write down its data; {_checked(recorded)}")
+        tell_once(f"{what}: an earlier version did not record its data; {_checked(recorded)}")
     elif difference := difference_in_test(recorded, now):
         tell_once(f"{what}: its test data are others by now: {difference}")
 
 
 def check_classes(what: object, recorded: DataIdentity, now: DataIdentity, remedy: str) -> None:
-    """Refuse a network whose outputs stand for other classes than those of the data.
+    """Check that the outputs of a network have the classes of the data.
 
     Raises:
-        ConfigError: They do.
+        ConfigError: The classes or their order differ.
     """
     difference = class_difference(recorded, now)
     if difference:
@@ -60,7 +61,7 @@ def check_classes(what: object, recorded: DataIdentity, now: DataIdentity, remed
 
 
 def check_teacher(checkpoint: str | Path, recorded: DataIdentity, now: DataIdentity) -> None:
-    """Refuse a teacher of other classes; tell where it was trained on other data or saw images otherwise.
+    """Check the classes of a teacher; warn if it was trained on other data or with another normalisation.
 
     Raises:
         ConfigError: Its classes, or their order, are others.
@@ -70,13 +71,13 @@ def check_teacher(checkpoint: str | Path, recorded: DataIdentity, now: DataIdent
     difference = normalisation_difference(recorded, now) or training_difference(recorded, now)
     if difference:
         tell_once(
-            f"the teacher {checkpoint} was trained on other data: {difference}; where mean and std differ, "
-            "it is shown images as it was trained"
+            f"the teacher {checkpoint} was trained on other data: {difference}; if mean and std differ, "
+            "its input is converted to its own normalisation"
         )
 
 
 def check_named_teacher(checkpoint: str, now: DataIdentity) -> None:
-    """Do the same for the checkpoint that a host's config names; nothing for none, or one that only the host can read.
+    """Check the checkpoint that a host's config names, if there is one and it can be read; see `check_teacher`.
 
     Raises:
         ConfigError: Its classes, or their order, are others.
@@ -89,19 +90,19 @@ def check_named_teacher(checkpoint: str, now: DataIdentity) -> None:
 
 
 def tell_unstated_order(what: object, folders: Sequence[str]) -> None:
-    """Tell of a network that does not say the order of its classes where class folders have two of them."""
+    """Warn if a network does not record its class order and text order differs from natural order."""
     if difference := differing_orders(folders):
         tell_once(
-            f"{what} does not say the order of its classes; text order is taken, but {difference} "
+            f"{what} does not record the order of its classes; text order is assumed, but {difference} "
             "(DATASET.CLASS_ORDER, or --class-order, states it)"
         )
 
 
 def data_of_checkpoint(path: str | Path) -> DataIdentity:
-    """Return what is known of the data that a checkpoint was trained on: from itself, else from the run it lies in.
+    """Return the known identity of a checkpoint's training data, from the checkpoint or its run folder.
 
     Raises:
-        FileFormatError: It is damaged.
+        FileFormatError: The checkpoint is damaged.
     """
     path = Path(path)
     found = data_file.from_checkpoint(read_weights(path), path)
@@ -112,18 +113,18 @@ def data_of_checkpoint(path: str | Path) -> DataIdentity:
 
 
 def tell_once(message: str) -> None:
-    """Log a warning that this process has not logged before."""
+    """Log a warning unless this process has logged it before."""
     if message not in _told:
         _told.add(message)
         logger.warning("%s", message)
 
 
 class CarriedData:
-    """The record of a run's data, in the checkpoints of a host that does not write it itself.
+    """Data identity that is saved in the checkpoints of a host without a record of its own.
 
     Args:
-        data: Those that lie there now.
-        where: The run's folder, for the error.
+        data: Present data.
+        where: Folder of the run, for the error message.
     """
 
     def __init__(self, data: DataIdentity, where: object) -> None:
@@ -131,14 +132,14 @@ class CarriedData:
         self.where = where
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain values only."""
+        """Return the identity as plain values."""
         return {data_file.KEY: data_file.to_text(self.data)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Compare; nothing is loaded.
+        """Compare the saved identity with the present data; nothing is changed.
 
         Raises:
-            ConfigError: The checkpoint is of other data.
+            ConfigError: The checkpoint was written with other data.
         """
         recorded = data_file.from_checkpoint(state, self.where)
         if recorded is not None:
@@ -150,4 +151,4 @@ def _is_whole(recorded: DataIdentity) -> bool:
 
 
 def _checked(recorded: DataIdentity) -> str:
-    return "only the names of its classes are known to be the same" if recorded.class_names else "nothing is checked"
+    return "only the names of its classes were compared" if recorded.class_names else "the data are not compared"

@@ -1,4 +1,4 @@
-"""What a host's data sets, which are of torchvision's kind, show of themselves."""
+"""Read labels, files and normalisation from a host's torchvision-style data sets."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from tllm_plugin.core.data_identity import DataIdentity, DataPart
 from tllm_plugin.core.errors import DataError
 from tllm_plugin.data.identity import part_of
 
-# Where data sets of torchvision and of the hosts keep their labels, and lists of (file, label).
+# Attributes of data sets in torchvision and the hosts that hold labels, and lists of (file, label).
 _LABELS = ("targets", "labels")
 _LISTS = ("samples", "imgs")
 
 
 def labels_of(dataset: Any) -> Tensor | None:
-    """Return (N,) int64 the labels of a data set; None where it shows none."""
+    """Return the labels (N,) int64 of a data set; None if they are not accessible."""
     found = next((getattr(dataset, name) for name in _LABELS if hasattr(dataset, name)), None)
     return None if found is None else torch.as_tensor(np.asarray(found), dtype=torch.int64)
 
 
 def shown_identity(train: Any, test: Any, class_names: Sequence[str], transform: Any) -> DataIdentity:
-    """Return what a run is to be remembered by, as far as it is shown.
+    """Return the identity of a host's data, as far as the data sets reveal it.
 
     Args:
-        train: The host's training data.
-        test: Its test data; None where it has none.
+        train: Training data of the host.
+        test: Test data of the host; None without any.
         class_names: (C,) names.
-        transform: With which test data are read.
+        transform: Transform of the test images.
     """
     mean, std, size = _shown_by(transform)
     return DataIdentity(
@@ -49,11 +49,22 @@ def _part(dataset: Any, num_classes: int) -> DataPart:
     labels = labels_of(dataset)
     if labels is None or not len(labels) or int(labels.min()) < 0 or int(labels.max()) >= num_classes:
         return DataPart()
+    return part_shown(dataset, labels, num_classes)
+
+
+def part_shown(dataset: Any, labels: Tensor, num_classes: int) -> DataPart:
+    """Return the record of a data set with known labels: of its files or its images, as far as it shows them.
+
+    Args:
+        dataset: The data set.
+        labels: (N,) int64, in [0, num_classes).
+        num_classes: C.
+    """
     images = getattr(dataset, "data", None)
     decoded = isinstance(images, np.ndarray | Tensor) and len(images) == len(labels)
     try:
         return part_of(labels, num_classes, files=_files(dataset, len(labels)), images=images if decoded else None)
-    except DataError:  # What looks like files is something else, for example names in an archive.
+    except DataError:  # The names are not files, but for example names in an archive.
         return part_of(labels, num_classes, images=images if decoded else None)
 
 
@@ -69,13 +80,13 @@ def _files(dataset: Any, count: int) -> list[str]:
 
 
 def _side(dataset: Any) -> int:
-    """Return the side of square images that are in memory as (N, H, W, ...); 0 for others."""
+    """Return the side in pixels of square images held in memory as (N, H, W, ...); 0 otherwise."""
     shape: tuple[int, ...] = tuple(getattr(getattr(dataset, "data", None), "shape", ()))
     return int(shape[1]) if len(shape) in (3, 4) and shape[1] == shape[2] else 0
 
 
 def _shown_by(transform: Any) -> tuple[tuple[float, ...], tuple[float, ...], int]:
-    """Return mean, standard deviation and size of a transform's images; empty and 0 where they are not shown."""
+    """Return mean, standard deviation and image size of a transform; empty and 0 if unknown."""
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     size = 0

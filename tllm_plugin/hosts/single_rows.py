@@ -1,4 +1,4 @@
-"""A host's training loader without a last batch of one row, which many a BatchNorm cannot be trained on."""
+"""Avoid a last batch of one row in a host's training loader, on which some BatchNorms cannot be trained."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 
 class _Merged(BatchSampler):
-    """The batches of a sampler, a single row at the end being put into the batch before it."""
+    """Batch sampler that appends a single remaining row to the batch before it."""
 
     def __init__(self, batches: BatchSampler) -> None:
         super().__init__(batches.sampler, batches.batch_size, batches.drop_last)
@@ -30,13 +30,13 @@ class _Merged(BatchSampler):
 
 
 def without_single_row(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """Return a loader with its rows in the same order, a single row at the end being put into the batch before it.
+    """Return a loader with the same rows, in which a single remaining row is appended to the batch before it.
 
     Args:
-        loader: With a batch size; it is changed if such a row is left over.
+        loader: Loader with a batch size; changed in place if a single row remains.
     """
     size, rows = loader.batch_size, len(loader.sampler)  # type: ignore[arg-type]
     if size is not None and rows > size > 1 and rows % size == 1 and not loader.drop_last:
-        # PyTorch forbids to set it after the loader is made, and to have it beside a batch size, which hosts read.
+        # PyTorch forbids setting it on an existing loader, and together with the batch size, which hosts read.
         object.__setattr__(loader, "batch_sampler", _Merged(loader.batch_sampler))  # type: ignore[arg-type]
     return loader

@@ -1,7 +1,7 @@
-"""How a config of mdistiller's shape says that TLLM is at work.
+"""Read from a config with mdistiller's keys whether the run uses TLLM.
 
-`TLLM.ON True` leaves the host's own trainer where the host reads it, in `SOLVER.TRAINER`. The spelling of the first
-versions, the trainer `tllm` there and the host's in `TLLM.TRAINER`, still works.
+`TLLM.ON True` keeps the host's own trainer in `SOLVER.TRAINER`. The first spelling, with the trainer `tllm` there and
+the host's trainer in `TLLM.TRAINER`, is still supported.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ TRAINER = "tllm"
 
 
 def is_on(cfg: CfgNode) -> bool:
-    """Return whether TLLM is at work in a run."""
+    """Return whether a config uses TLLM."""
     return "TLLM" in cfg and (bool(cfg.TLLM.get("ON", False)) or cfg.SOLVER.get("TRAINER") == TRAINER)
 
 
 def named_trainer(cfg: CfgNode) -> str:
-    """Return the host's trainer that a config names; CRD's data need CRD's own, which `TLLM.TRAINER` need not name."""
+    """Return the name of the host's trainer; for the CRD distillers the default is CRD's own trainer."""
     if cfg.SOLVER.get("TRAINER") != TRAINER:
         return str(cfg.SOLVER.get("TRAINER", ""))
     if cfg.DISTILLER.TYPE == "CRD" and cfg.TLLM.TRAINER == "base":
@@ -26,7 +26,7 @@ def named_trainer(cfg: CfgNode) -> str:
 
 
 def resolve(cfg: CfgNode) -> None:
-    """Turn the spelling of the first versions into the present one, in a config that may be frozen."""
+    """Convert the first spelling into the present one, also in a frozen config."""
     if cfg.SOLVER.get("TRAINER") != TRAINER:
         return
     frozen = cfg.is_frozen()
@@ -38,7 +38,7 @@ def resolve(cfg: CfgNode) -> None:
 
 
 def spelled_at_first(cfg: CfgNode) -> CfgNode:
-    """Return a copy in the spelling of the first versions, so that what they recorded can be compared with it."""
+    """Return a copy in the first spelling, for comparison with recorded configs."""
     copy = cfg.clone()
     if not is_on(copy) or copy.SOLVER.get("TRAINER", TRAINER) == TRAINER:
         return copy

@@ -1,10 +1,9 @@
-"""What a run shows in TensorBoard beside the host's own scalars: the flags and the hold-out, epoch by epoch."""
+"""Log flags and hold-out scores of each epoch to TensorBoard, besides the host's own scalars."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.escaping import visible
+from tllm_plugin.hosts.contract import Writer
 
 #: Classes in one image at most: as many as can be told apart.
 MOST_CURVES = 12
@@ -22,7 +22,7 @@ _TAIL = 0.1
 
 
 def log_holdout(
-    writer: Any,
+    writer: Writer,
     epoch: int,
     *,
     per_class: Tensor,
@@ -36,13 +36,13 @@ def log_holdout(
     """Write one epoch.
 
     Args:
-        writer: A `SummaryWriter` of torch or of tensorboardX.
+        writer: TensorBoard writer.
         epoch: The epoch, counted from 1.
         per_class: (C,) float64, hold-out accuracy of each class; NaN for a class without hold-out samples.
         flags: (C,) bool, all flagged classes.
         new: Classes flagged in this epoch.
         curves: The run's hold-out history, this epoch included.
-        reference: That of the vanilla run that the detector compares with, if it does.
+        reference: Curves of the detector's vanilla run; None without one.
         class_names: (C,) names.
         few_rows_steps: See `TLLMWrapper`.
     """

@@ -1,4 +1,4 @@
-"""The `TLLM` config node: its names are the interface in every host."""
+"""The config node `TLLM`, which is the same in all hosts."""
 
 from __future__ import annotations
 
@@ -27,8 +27,13 @@ def tllm_node() -> CfgNode:
 
 
 def check_tllm(cfg: CfgNode) -> list[str]:
-    """Return every problem of `cfg.TLLM`, one sentence each, without reading data or training."""
+    """Return all problems of `cfg.TLLM`, one sentence each, without reading data or training."""
     problems = check_options(cfg, {key: option for key, option in table().items() if key.startswith("TLLM.")})
+    if cfg.TLLM.VIEWS and cfg.TLLM.SPEED == "off" and "RUNTIME" not in cfg:
+        problems.append(
+            f"Expected `TLLM.SPEED` exact or auto with `TLLM.VIEWS` {cfg.TLLM.VIEWS}, because the host's own loader "
+            "draws all outcomes of the augmentation, but got off"
+        )
     detector = cfg.TLLM.DETECTOR
     if detector.TYPE == "fixed" and not detector.CLASSES:
         problems.append("Expected `TLLM.DETECTOR.CLASSES` to name classes for the detector `fixed`, but got none")
@@ -49,7 +54,7 @@ def check_tllm(cfg: CfgNode) -> list[str]:
 
 
 def _without_teacher(cfg: CfgNode) -> list[str]:
-    """Return what a vanilla run cannot have, in a host whose configs say that a run is one."""
+    """Return the problems of a vanilla run's config: settings that require a teacher."""
     if "DISTILLER" not in cfg or cfg.DISTILLER.TYPE != "NONE" or not is_on(cfg):
         return []
     if cfg.TLLM.POLICY in POLICIES:
@@ -72,21 +77,22 @@ def build_detector(
     has_teacher: bool,
     data: DataIdentity | None = None,
 ) -> Detector:
-    """Make the detector that a `TLLM` node asks for.
+    """Create the detector of a `TLLM` node.
 
     Args:
-        node: `cfg.TLLM`.
-        class_names: Length C.
-        total_epochs: Epochs of the run.
-        holdout: The run's own, still empty curves; a reference must be of the same samples.
-        has_teacher: Whether `agreement` can be scored.
-        data: What the run is trained on; None where that has been compared with the reference's before.
+        node: Config node `cfg.TLLM`.
+        class_names: (C,) names.
+        total_epochs: Number of epochs of the run.
+        holdout: Still empty curves of the run; a reference must have the same samples.
+        has_teacher: Whether the score `agreement` is available.
+        data: Training data of the run; None if they were compared with the reference's data before.
 
     Raises:
-        ConfigError: The detector cannot be made from these options.
+        ConfigError: The detector cannot be created with these options.
     """
     kind, known = DETECTORS[node.DETECTOR.TYPE], detector_options(node.DETECTOR.TYPE)
-    # Of all detectors: one that declares no options may ask for some of theirs by name.
+    # Options of all detectors, because a detector without declared options may name options of others in its
+    # constructor.
     every = [option for other in (*DETECTORS.values(), kind) for option in other.options]
     options: dict[str, Any] = {"total_epochs": total_epochs, **arguments(every, node.DETECTOR)}
     if kind.needs_teacher and not has_teacher:
@@ -103,10 +109,10 @@ def build_detector(
 
 
 def build_decision(node: CfgNode, num_classes: int, *, has_teacher: bool) -> Decision | None:
-    """Return what the policy of a `TLLM` node is to decide; None where everything is left to the detector.
+    """Return the policy decision of a `TLLM` node; None without a policy.
 
     Raises:
-        ConfigError: There is no teacher.
+        ConfigError: The distiller has no teacher.
     """
     if node.POLICY in ("", WITHDRAWAL):
         return None
@@ -116,15 +122,15 @@ def build_decision(node: CfgNode, num_classes: int, *, has_teacher: bool) -> Dec
 
 
 def read_reference(path: str, holdout: Curves, data: DataIdentity | None = None) -> Curves:
-    """Read the curves of a vanilla run and check that they are of the same hold-out.
+    """Read the curves of a vanilla run and check that they were recorded on the same hold-out.
 
     Args:
-        path: A run or its curves.
-        holdout: Of the run that is to be compared with it.
+        path: Run folder or file of curves.
+        holdout: Curves of the run that will be compared with it.
         data: See `build_detector`.
 
     Raises:
-        ConfigError: None is named, or it was recorded on other samples or trained on other data.
+        ConfigError: No reference is named, or it was recorded on other samples or trained on other data.
         FileFormatError: The file cannot be read.
     """
     if not path:
@@ -143,6 +149,6 @@ def read_reference(path: str, holdout: Curves, data: DataIdentity | None = None)
         recorded = (RunFolder(Path(path).parent) if loose else RunFolder.find(path)).read_data()
         if recorded != DataIdentity() or not loose:
             check_same_data(
-                f"`TLLM.DETECTOR.REFERENCE` ({path})", recorded, data, "train it anew on the data of this run"
+                f"`TLLM.DETECTOR.REFERENCE` ({path})", recorded, data, "train it again on the data of this run"
             )
     return reference

@@ -1,4 +1,4 @@
-"""Load weights from anywhere into a network: the tensors of a file are found by what fits.
+"""Load weight files of other programs into a network; the tensors of a file are matched by names and shapes.
 
 Training scripts save a state_dict alone or under a key of their own (`state_dict`, `model`, `net`, `student`), and what
 surrounded the network while it was trained (`DataParallel`, `torch.compile`, a Lightning module, a distiller) is a
@@ -43,7 +43,7 @@ class Found:
     """Weights of a file that fit a network.
 
     Args:
-        place: Keys and prefix under which they stand in the file, dotted; empty for a bare state_dict.
+        place: Keys and prefix of the weights in the file, dotted; empty for a bare state_dict.
         state: Under the names of the network; of CID's student if `is_context`.
         is_context: Whether these are the weights of a student of CID, which predicts through its context head.
         others: Places of further sets of weights that fit as well.
@@ -56,7 +56,7 @@ class Found:
 
 
 def load_weights(network: nn.Module, path: str | PathLike[str], name: str = "") -> nn.Module:
-    """Load the weights of a file into a network, in the precision of the network, and say in one line what was taken.
+    """Load the weights of a file into a network, in the network's precision, and log which entries were used.
 
     Of several processes all have to call it; the main one reads the file.
 
@@ -85,7 +85,7 @@ def load_weights(network: nn.Module, path: str | PathLike[str], name: str = "") 
 
 
 def check_weights(build: Callable[[int, int], nn.Module], path: str | PathLike[str], name: str) -> None:
-    """Check that a file holds weights of an architecture, whatever the numbers of classes and image channels are.
+    """Check that a file holds weights of an architecture, for any number of classes and image channels.
 
     This needs no data, so that it can be done before any image is read. Where a network cannot be built without memory
     for its weights, the file is only read.
@@ -101,7 +101,7 @@ def check_weights(build: Callable[[int, int], nn.Module], path: str | PathLike[s
     try:
         with torch.device("meta"):
             one, other = shapes_of(build(2, 1)), shapes_of(build(3, 3))
-    except Exception:  # Whatever a network of the user's own raises there.
+    except Exception:  # A user's own network may raise any error.
         logger.debug("%s cannot be built without memory", name, exc_info=True)
         read_weights(path)
         return
@@ -166,7 +166,7 @@ def _tell(path: str | PathLike[str], found: Found) -> None:
     kinds = {str(value.dtype).removeprefix("torch.") for value in found.state.values() if value.is_floating_point()}
     told = [f"taken from `{found.place}`" if found.place else "taken from its top level"]
     told += [f"stored as {', '.join(sorted(kinds))}"] if kinds != {"float32"} else []
-    told += [f"not {_shown(found.others)}, which would fit, too"] if found.others else []
+    told += [f"not {_shown(found.others)}, which also fit"] if found.others else []
     # Where this package and the hosts put them, there is nothing to tell.
     level = logging.DEBUG if found.place == "model" and len(told) == 1 else logging.INFO
     logger.log(level, "weights of %s: %s", path, "; ".join(told))
@@ -187,7 +187,7 @@ def _unwrapped(key: str) -> str:
 
 
 def _places(known: Mapping[str, Tensor], wanted: Mapping[str, str]) -> list[str]:
-    """Return the prefixes under which at least one of the wanted names stands, in the order of the file."""
+    """Return the prefixes with at least one of the wanted names, in the order of the file."""
     needed = [bare for bare in wanted if not bare.endswith(_COUNTERS)] or list(wanted)
     ends = {bare.rpartition(".")[2] for bare in needed}
     # The name that the fewest others end in: a prefix that lacks it lacks a layer.
@@ -208,7 +208,7 @@ def _places(known: Mapping[str, Tensor], wanted: Mapping[str, str]) -> list[str]
 def _misfit(
     known: Mapping[str, Tensor], wanted: Mapping[str, str], shapes: Mapping[str, Shape], place: str
 ) -> list[str]:
-    """Return what keeps the tensors under `place` from a network: names that lack or are left over, other shapes."""
+    """Return why the tensors under `place` do not fit a network: missing or surplus names, other shapes."""
     missing = [bare for bare in wanted if f"{place}{bare}" not in known and not bare.endswith(_COUNTERS)]
     extra = [
         key.removeprefix(place)

@@ -1,4 +1,4 @@
-"""Reading YAML that people write: no key twice, no number that means something else than it looks like, no bombs."""
+"""Read YAML strictly: no repeated keys, no ambiguous numbers, no excessive size or depth."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tllm_plugin.core.errors import ConfigError
 
 #: Far beyond any config, the names of 20,000 classes included.
 MOST_CHARACTERS = 1_000_000
-#: Values of a file, those behind aliases counted as often as they are used.
+#: Values of a file, with aliases counted at every use.
 MOST_VALUES = 100_000
 MOST_LEVELS = 50
 _TOO_DEEP = f"it is nested deeper than the {MOST_LEVELS} levels that a config may have"
 _MAPPING, _SEQUENCE, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "merge"))
-# What is read alike by everybody. YAML 1.1 knows 010 (octal), 12:30 (of base 60), 0b1, 0x1f and 1_000, too.
+# Unambiguous numbers. YAML 1.1 also reads 010 (octal), 12:30 (base 60), 0b1, 0x1f and 1_000 as numbers.
 _PLAIN_NUMBER = re.compile(
     r"[-+]?(0|[1-9][0-9]*)|[-+]?([0-9]+\.[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?|[-+]?\.inf|\.nan", re.IGNORECASE
 )
@@ -26,11 +26,11 @@ _PLAIN_NUMBER = re.compile(
 
 @dataclass(frozen=True, repr=False)
 class Written:
-    """A value that YAML makes of a word without quotes, and the word.
+    """Value that YAML parsed from an unquoted word, together with the word.
 
     Args:
-        value: A number, a truth value, a date or None.
-        text: As it stands in the file.
+        value: Number, truth value, date or None.
+        text: Text in the file.
     """
 
     value: Any
@@ -41,22 +41,22 @@ class Written:
 
     @property
     def misleads(self) -> bool:
-        """Whether it is a number to YAML whose digits look like another one."""
+        """Whether YAML parses the text as another number than it appears to be."""
         is_number = isinstance(self.value, (int, float)) and not isinstance(self.value, bool)
         return is_number and not _PLAIN_NUMBER.fullmatch(self.text)
 
 
 def read_yaml(text: str) -> Any:
-    """Return what YAML says, with every word that is no text as a `Written`; None where it says nothing.
+    """Parse YAML; unquoted values that are not strings become `Written`, and an empty document None.
 
     Raises:
-        ConfigError: It is no YAML; a key stands twice in one mapping; or it is larger or deeper than any config, with
-            aliases counted as often as they are used. The message goes on after "but".
+        ConfigError: The text is not YAML, repeats a key in a mapping, or is larger or deeper than a config may be,
+            with aliases counted at every use. The message continues a sentence after "but".
     """
     if len(text) > MOST_CHARACTERS:
         raise ConfigError(f"it has {len(text):,} characters, more than the {MOST_CHARACTERS:,} that a config may have")
-    # The parser in C, where there is one: a search reads many configs, and the other one is slow. It does not know the
-    # escapes by which names are written that are not UTF-8.
+    # Use the C parser if available, because a search reads many configs. It does not support the escapes for names that
+    # are not UTF-8.
     fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     loader = (yaml.SafeLoader if r"\ud" in text.lower() else fast)(text)
     try:
@@ -69,14 +69,14 @@ def read_yaml(text: str) -> Any:
         raise
     except RecursionError:
         raise ConfigError(_TOO_DEEP) from None
-    except Exception as error:  # Beside its own errors YAML raises what Python does for a tag such as `!!bool x`.
+    except Exception as error:  # For a tag such as `!!bool x`, YAML raises Python's errors besides its own.
         raise ConfigError(" ".join(str(error).split())) from error
     finally:
         loader.dispose()
 
 
 def plain(value: Any) -> Any:
-    """Return what `read_yaml` returned as plain Python values."""
+    """Convert a result of `read_yaml` to plain Python values."""
     if isinstance(value, Written):
         return value.value
     if isinstance(value, dict):
@@ -85,9 +85,9 @@ def plain(value: Any) -> Any:
 
 
 class _Check:
-    """Counts values and looks for repeated keys, before anything is merged into a mapping.
+    """Counts values and finds repeated keys before mappings are merged.
 
-    A node that several aliases name is looked at once and counted every time.
+    A node with several aliases is checked once and counted at every use.
     """
 
     def __init__(self, loader: Any) -> None:
@@ -95,7 +95,7 @@ class _Check:
         self._sizes: dict[int, int] = {}
 
     def node(self, node: Node, level: int) -> int:
-        """Return how many values a node holds, itself included."""
+        """Return the number of values in a node, including the node itself."""
         if level > MOST_LEVELS:
             raise ConfigError(_TOO_DEEP)
         known = self._sizes.get(id(node))
@@ -121,13 +121,13 @@ class _Check:
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, ScalarNode):
-                raise ConfigError(f"line {line} has a list or a mapping for a key")
-            if key.tag == _MERGE:  # What is merged may be overridden: that is its use.
+                raise ConfigError(f"line {line} has a list or a mapping as a key")
+            if key.tag == _MERGE:  # Merged keys may be overridden, which is their purpose.
                 continue
             name = self._loader.construct_object(key)
             if name in lines:
                 raise ConfigError(
-                    f"it has the key `{key.value}` twice in one place, in line {lines[name]} and in line {line}; "
+                    f"it repeats the key `{key.value}` in one mapping, in line {lines[name]} and in line {line}; "
                     "remove one of them"
                 )
             lines[name] = line

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tllm_plugin.core.options import WithOptions
+from tllm_plugin.core.outputs import logits_of
 from tllm_plugin.core.registry import Registry
 
 Losses = dict[str, Tensor]
@@ -54,11 +55,11 @@ class Distiller(WithOptions, nn.Module):
         return self
 
     def get_learnable_parameters(self) -> list[nn.Parameter]:
-        """Return what the optimizer trains; a method with modules of its own adds their parameters."""
+        """Return the parameters to train; a method with further modules adds their parameters."""
         return list(self.student.parameters())
 
     def get_undecayed_parameters(self) -> list[nn.Parameter]:
-        """Return those learnable parameters that weight decay must leave alone; none, unless a method says so."""
+        """Return the learnable parameters without weight decay; by default none."""
         return []
 
     def get_extra_parameters(self) -> int:
@@ -67,8 +68,8 @@ class Distiller(WithOptions, nn.Module):
         return extra - sum(parameter.numel() for parameter in self.student.parameters())
 
     def losses(self, image: Tensor, target: Tensor, **batch: Any) -> tuple[Tensor, Losses]:
-        """Return logits (n, C) and 0-dim losses; `batch` holds what else the loop passes (`epoch`, `index`)."""
+        """Return logits (n, C) and 0-dim losses; `batch` holds further keywords of the loop (`epoch`, `index`)."""
         raise NotImplementedError
 
     def forward(self, **batch: Any) -> Any:
-        return self.losses(**batch) if self.training else self.student(batch["image"])[0]
+        return self.losses(**batch) if self.training else logits_of(self.student(batch["image"]))

@@ -1,4 +1,4 @@
-"""CID: sample and class representations of the teacher, and a prediction that knows the context of the classes."""
+"""CID: match sample and class representations of the teacher, and predict with the context of the classes."""
 
 from __future__ import annotations
 
@@ -95,12 +95,16 @@ class CID(Distiller):
         There `r` has no weight decay and the optimizer is Nesterov's.
     """
 
-    temperature: float = option(4.0, more_than(0), "temperature for KD distillation", flag="kd_T")
-    kd_weight: float = option(1.0, at_least(0), "weight of cross-entropy and divergence", "LOSS.KD_WEIGHT", "cid_a")
-    sample_weight: float = option(10.0, at_least(0), "weight of CID's loss of samples", "LOSS.SAMPLE_WEIGHT", "cid_b")
-    class_weight: float = option(1.0, at_least(0), "weight of CID's loss of classes", "LOSS.CLASS_WEIGHT", "cid_c")
+    temperature: float = option(4.0, more_than(0), "temperature of the softened predictions", flag="kd_T")
+    kd_weight: float = option(1.0, at_least(0), "weight of cross-entropy and KL divergence", "LOSS.KD_WEIGHT", "cid_a")
+    sample_weight: float = option(
+        10.0, at_least(0), "weight of the sample representation loss", "LOSS.SAMPLE_WEIGHT", "cid_b"
+    )
+    class_weight: float = option(
+        1.0, at_least(0), "weight of the class representation loss", "LOSS.CLASS_WEIGHT", "cid_c"
+    )
     # At least one: the first epoch has no context before it.
-    warmup_epochs: int = option(20, count_in(1), "first epochs of CID, which have no context")
+    warmup_epochs: int = option(20, count_in(1), "number of first epochs without class context")
     student: ContextStudent
 
     def __init__(

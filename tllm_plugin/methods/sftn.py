@@ -68,7 +68,7 @@ class Branch(nn.Module):
 
 @METHODS.register("SFTN")
 class SFTN(WithOptions, nn.Module):
-    """The teacher's training stage; what it leaves behind is an ordinary network of the teacher's architecture.
+    """Training stage of the teacher; the result is an ordinary network of the teacher's architecture.
 
     `L_T = ce_weight * CE(z_t, y) + kl_weight * mean_i T^2 KL(z_t, b_i) + branch_ce_weight * mean_i CE(b_i, y)`, with
     `b_i` the logits of branch `i`. Nothing is detached: that the branches' losses reach the teacher's stages, and its
@@ -92,10 +92,14 @@ class SFTN(WithOptions, nn.Module):
     #: Name -> shape of every loss: without a teacher, the wrapper would expect a `ce` alone.
     loss_shapes: dict[str, tuple[int, ...]] = {"loss_ce": (), "loss_kd": ()}
 
-    temperature: float = option(1.0, more_than(0), "temperature of SFTN's divergence", flag="sftn_T")
-    ce_weight: float = option(1.0, at_least(0), "weight of the teacher's cross-entropy", "LOSS.CE_WEIGHT")
-    kl_weight: float = option(3.0, at_least(0), "weight of the branches' divergence from the teacher", "LOSS.KL_WEIGHT")
-    branch_ce_weight: float = option(1.0, at_least(0), "weight of the branches' cross-entropy", "LOSS.BRANCH_CE_WEIGHT")
+    temperature: float = option(1.0, more_than(0), "temperature of the KL divergence", flag="sftn_T")
+    ce_weight: float = option(1.0, at_least(0), "weight of the cross-entropy of the teacher", "LOSS.CE_WEIGHT")
+    kl_weight: float = option(
+        3.0, at_least(0), "weight of the KL divergence of the branches from the teacher", "LOSS.KL_WEIGHT"
+    )
+    branch_ce_weight: float = option(
+        1.0, at_least(0), "weight of the cross-entropy of the branches", "LOSS.BRANCH_CE_WEIGHT"
+    )
 
     def __init__(self, network: nn.Module, branches: Sequence[Branch], **options: Any) -> None:
         super().__init__()

@@ -43,9 +43,15 @@ class SRRL(Distiller):
         equations 4 and 6.
     """
 
-    ce_weight: float = option(1.0, at_least(0), "weight for classification", "LOSS.CE_WEIGHT", "gamma")
-    feature_weight: float = option(1.0, at_least(0), "features' weight", "LOSS.FEAT_WEIGHT", "srrl_feat_weight")
-    regression_weight: float = option(1.0, at_least(0), "regression's weight", "LOSS.REGRESSION_WEIGHT", "srrl_weight")
+    ce_weight: float = option(
+        1.0, at_least(0), "weight of the cross-entropy with the labels", "LOSS.CE_WEIGHT", "gamma"
+    )
+    feature_weight: float = option(
+        1.0, at_least(0), "weight of the feature matching loss", "LOSS.FEAT_WEIGHT", "srrl_feat_weight"
+    )
+    regression_weight: float = option(
+        1.0, at_least(0), "weight of the softmax regression loss", "LOSS.REGRESSION_WEIGHT", "srrl_weight"
+    )
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Networks of the hosts' CIFAR family and a tiny pair for digits, by name and with one contract.
+"""Networks for CIFAR, ImageNet and handwritten digits, created by name; all return logits and features alike.
 
     logits, features = create_model("resnet20", num_classes=100)(images)
 

@@ -21,7 +21,7 @@ _ARCHITECTURES = {
     "resnet110": ((18, 18, 18), _NARROW),
     "resnet8x4": ((1, 1, 1), _WIDE),
     "resnet32x4": ((5, 5, 5), _WIDE),
-    # Not in the hosts: the student of the TLLM paper's section 2.2, whose last stage is as deep as that of resnet56.
+    # Student of the TLLM paper's section 2.2, which the hosts lack; its last stage has as many blocks as resnet56's.
     "resnet24_1_1_9": ((1, 1, 9), _NARROW),
 }
 

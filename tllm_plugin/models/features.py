@@ -1,11 +1,11 @@
-"""What every model returns, and what a distiller may ask of it: the contract that all families share.
+"""Contract that all models share: what a model returns, and which methods distillers call.
 
 `feats` and `preact_feats` have one entry for the stem and one for each stage. They equal those of the hosts' models
 for the same weights, which fixes three details:
 
 - `preact_feats[0]` is the stem's output after its activation, as `feats[0]` is;
 - for post-activation families (ResNet, VGG, ShuffleNetV1) `feats[i] == relu(preact_feats[i])`;
-- the other families say in their own docstring how the two are related.
+- for the other families, their docstring states how the two are related.
 
 Source: mdistiller, `mdistiller/models/cifar` at commit a08d46f.
 """
@@ -26,11 +26,11 @@ HEAD_NAMES = ("fc", "linear", "classifier")
 class Features(TypedDict):
     """The second value that a model returns.
 
-    feats: stem and stage outputs, each (N, C_i, H_i, W_i).
+    feats: outputs of stem and stages, each (N, C_i, H_i, W_i).
     preact_feats: the same before the last activation.
-    pooled_map: (N, D, H, W), the map that is pooled for the head: the last of `feats` or what further layers make of
-        it.
-    pooled_feat: (N, D), its mean over the pixels, which the head reads.
+    pooled_map: (N, D, H, W), the map that is pooled for the head: the last entry of `feats`, or the output of further
+    layers on it.
+    pooled_feat: (N, D), mean of `pooled_map` over its pixels; the input of the head.
     """
 
     feats: list[Tensor]
@@ -43,8 +43,7 @@ class FeatureNet(nn.Module, ABC):
     """Base of all families: features, global average pooling, linear head.
 
     A subclass sets `head_name` (the attribute that holds the head) and `stage_channels` (one entry per entry of
-    `feats`), and says how features come about. The pooling adapts to the map, so that one model takes 8x8 digits as
-    well as 64x64 photographs.
+    `feats`), and implements `extract`. Pooling is global, so that one model accepts 8x8 digits and 64x64 photographs.
     """
 
     head_name: ClassVar[str] = "fc"
@@ -56,17 +55,17 @@ class FeatureNet(nn.Module, ABC):
 
     @abstractmethod
     def modules_after(self, stage: int) -> list[nn.Module]:
-        """Return what leads from `feats[stage]` to the map that is pooled for the head, in order.
+        """Return the modules between `feats[stage]` and the map that is pooled for the head, in order.
 
-        A module that returns several tensors passes the first one on.
+        If a module returns several tensors, the next module receives the first one.
 
         Args:
-            stage: In [0, number of stages]; 0 is the stem.
+            stage: Index of the entry of `feats`, in [0, number of stages]; 0 is the stem.
         """
 
     @abstractmethod
     def get_feat_modules(self) -> nn.ModuleList:
-        """Return the modules that make the features, in order, without the head."""
+        """Return the modules that compute the features, in order, without the head."""
 
     @abstractmethod
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
@@ -135,6 +134,15 @@ def head(model: nn.Module) -> nn.Linear:
 def last_norm(module: nn.Module) -> nn.BatchNorm2d:
     """Return the last BatchNorm among the direct children of a block; those of a shortcut are nested deeper."""
     return [child for child in module.children() if isinstance(child, nn.BatchNorm2d)][-1]
+
+
+def conv_norm_relu(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1
+) -> list[nn.Module]:
+    """Return a padded convolution without bias, BatchNorm and ReLU."""
+    padding = kernel_size // 2
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
+    return [conv, nn.BatchNorm2d(out_channels), nn.ReLU()]
 
 
 def init_convolutions(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Networks of the form stem, stages `layer1`, `layer2`, ..., where an activation ends every block."""
+"""Networks of a stem and stages `layer1`, `layer2`, ..., in which every block ends in an activation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tllm_plugin.models.features import FeatureNet, last_norm
 
 
 class Stage(nn.Sequential):
-    """Blocks that each return their output before its activation; the stage activates it.
+    """Sequence of blocks that return their output before its activation; the stage applies the activation.
 
     Raises:
         ConfigError: There is no block.
@@ -24,7 +24,7 @@ class Stage(nn.Sequential):
         super().__init__(*blocks)
 
     def activate(self, preact: Tensor) -> Tensor:
-        """Return the block output that belongs to `preact`."""
+        """Apply the activation to the output of a block."""
         return F.relu(preact)
 
     def forward(self, feat: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,12 +37,12 @@ class Stage(nn.Sequential):
 
 
 class LayeredNet(FeatureNet):
-    """A stem of `conv1`, `bn1` and ReLU, followed by stages. The subclass adds the head, and what precedes it.
+    """Stem of `conv1`, `bn1` and ReLU, followed by stages; a subclass adds the head and the layers before it.
 
     Args:
-        stem: The stem's convolution.
-        stages: In order; registered as `layer1`, `layer2`, ...
-        stage_channels: Channels of the stem's and of each stage's output.
+        stem: Convolution of the stem.
+        stages: Stages in order; registered as `layer1`, `layer2`, ...
+        stage_channels: Output channels of the stem and of each stage.
     """
 
     def __init__(self, stem: nn.Conv2d, stages: Sequence[Stage], stage_channels: Sequence[int]) -> None:

@@ -1,6 +1,6 @@
-"""MobileNetV1 for ImageNet's images, with the parameter names of mdistiller's.
+"""MobileNetV1 for images of ImageNet's size, with the parameter names of mdistiller's model.
 
-mdistiller's model returns no stem among its `feats`; this one does, as all of ours.
+Unlike mdistiller's, this model includes the stem in `feats`, as all models of this package do.
 
 Source: Howard et al., "MobileNets", 2017, table 1.
 """
@@ -13,36 +13,30 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tllm_plugin.models.features import FeatureNet, last_norm
+from tllm_plugin.models.features import FeatureNet, conv_norm_relu, last_norm
 from tllm_plugin.models.registry import MODELS
 
-# Channels after the stem and after each separable convolution, and the strides of the latter.
+# Output channels of the stem and of each separable convolution, and the strides of the separable convolutions.
 _CHANNELS = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 _STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
-# The blocks whose output is a feature.
+# Blocks whose outputs are features.
 _ENDS = (0, 3, 5, 11, 13)
 
 
-def _conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int) -> list[nn.Module]:
-    padding = kernel_size // 2
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
-    return [conv, nn.BatchNorm2d(out_channels), nn.ReLU()]
-
-
 class MobileNetV1(FeatureNet):
-    """A stem and thirteen depthwise separable convolutions.
+    """MobileNetV1: a stem and thirteen depthwise separable convolutions.
 
     Args:
-        num_classes: Logits per image.
-        in_channels: Channels of the images, which are at least 32 pixels high and wide.
+        num_classes: Number of logits per image.
+        in_channels: Channels of the images, which must be at least 32 pixels high and wide.
     """
 
     def __init__(self, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
-        blocks = [nn.Sequential(*_conv_norm_relu(in_channels, _CHANNELS[0], 3, 2, 1))]
+        blocks = [nn.Sequential(*conv_norm_relu(in_channels, _CHANNELS[0], 3, 2, 1))]
         for (before, after), stride in zip(pairwise(_CHANNELS), _STRIDES, strict=True):
-            depthwise = _conv_norm_relu(before, before, 3, stride, before)
-            blocks.append(nn.Sequential(*depthwise, *_conv_norm_relu(before, after, 1, 1, 1)))
+            depthwise = conv_norm_relu(before, before, 3, stride, before)
+            blocks.append(nn.Sequential(*depthwise, *conv_norm_relu(before, after, 1, 1, 1)))
         self.model = nn.Sequential(*blocks)
         self.fc = nn.Linear(_CHANNELS[-1], num_classes)
         self.stage_channels = tuple(_CHANNELS[end] for end in _ENDS)
@@ -52,7 +46,7 @@ class MobileNetV1(FeatureNet):
         preacts: list[Tensor] = []
         feat = images
         for number, block in enumerate(self.model):
-            # Without its last ReLU, which follows.
+            # The last ReLU is applied in `extract`.
             preact = cast(nn.Sequential, block)[:-1](feat)
             feat = F.relu(preact)
             if number in _ENDS:

@@ -1,7 +1,6 @@
-"""MobileNetV2 for small images, in the hosts' half width.
+"""MobileNetV2 for small images, with half the channels, as in the hosts.
 
-Blocks end in a linear projection, which no activation follows, so `preact_feats` (which the hosts' model lacks) are
-the `feats` themselves.
+Blocks end in a linear projection without an activation, so `preact_feats` (which the hosts' model lacks) equal `feats`.
 
 Source: Sandler et al., "MobileNetV2", 2018, table 2; strides as in the hosts.
 """
@@ -13,42 +12,34 @@ from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
-from tllm_plugin.models.features import FeatureNet, init_convolutions, last_norm
+from tllm_plugin.models.features import FeatureNet, conv_norm_relu, init_convolutions, last_norm
 from tllm_plugin.models.registry import MODELS
 
-# Expansion, output channels at full width, number of blocks, stride of the first.
+# Expansion, output channels at full width, number of blocks, stride of the first block.
 _GROUPS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-# The groups whose output is a feature; each stage ends with one of them.
+# Groups whose outputs are features; each stage ends with one of them.
 _STAGE_ENDS = (1, 2, 4, 6)
 _STEM_WIDTH = 32
 _LAST_WIDTH = 1280
 
 
-def _conv_norm_relu(
-    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1
-) -> list[nn.Module]:
-    padding = kernel_size // 2
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
-    return [conv, nn.BatchNorm2d(out_channels), nn.ReLU()]
-
-
 class InvertedResidual(nn.Module):
-    """Expansion by 1x1, depthwise 3x3 and linear projection by 1x1; a shortcut where the shape stays the same.
+    """Expanding 1x1, depthwise 3x3 and projecting 1x1 convolution, with a shortcut if the shape is unchanged.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        stride: Of the depthwise convolution.
-        expansion: Hidden channels per input channel.
+        stride: Stride of the depthwise convolution.
+        expansion: Number of hidden channels per input channel.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
         super().__init__()
         hidden = in_channels * expansion
         self.conv = nn.Sequential(
-            *_conv_norm_relu(in_channels, hidden, 1),
-            *_conv_norm_relu(hidden, hidden, 3, stride, groups=hidden),
-            *_conv_norm_relu(hidden, out_channels, 1)[:-1],
+            *conv_norm_relu(in_channels, hidden, 1),
+            *conv_norm_relu(hidden, hidden, 3, stride, groups=hidden),
+            *conv_norm_relu(hidden, out_channels, 1)[:-1],
         )
         self.has_shortcut = stride == 1 and in_channels == out_channels
 
@@ -58,12 +49,12 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(FeatureNet):
-    """A MobileNetV2 whose channels are scaled by `width`; the last 1x1 convolution keeps its 1280 channels below 1.
+    """MobileNetV2 with channels scaled by `width`; if `width` < 1, the last 1x1 convolution keeps its 1280 channels.
 
     Args:
-        num_classes: Logits per image.
+        num_classes: Number of logits per image.
         in_channels: Channels of the images.
-        width: Factor on the channels, above 0.
+        width: Factor for the number of channels, above 0.
     """
 
     head_name: ClassVar[str] = "classifier"
@@ -72,7 +63,7 @@ class MobileNetV2(FeatureNet):
         super().__init__()
         channels = int(_STEM_WIDTH * width)
         self.stage_channels = (channels, *(int(_GROUPS[end][1] * width) for end in _STAGE_ENDS))
-        self.conv1 = nn.Sequential(*_conv_norm_relu(in_channels, channels, 3, stride=2))
+        self.conv1 = nn.Sequential(*conv_norm_relu(in_channels, channels, 3, stride=2))
         self.blocks = nn.ModuleList()
         for expansion, full_width, count, stride in _GROUPS:
             out_channels = int(full_width * width)
@@ -80,8 +71,8 @@ class MobileNetV2(FeatureNet):
             self.blocks.append(nn.Sequential(*(InvertedResidual(c, out_channels, s, expansion) for c, s in shapes)))
             channels = out_channels
         last_width = int(_LAST_WIDTH * max(width, 1.0))
-        self.conv2 = nn.Sequential(*_conv_norm_relu(channels, last_width, 1))
-        # A sequence of one, because the hosts' checkpoints call the head "classifier.0".
+        self.conv2 = nn.Sequential(*conv_norm_relu(channels, last_width, 1))
+        # A sequence of one layer, because the head is "classifier.0" in the hosts' checkpoints.
         linear = nn.Linear(last_width, num_classes)
         self.classifier = nn.Sequential(linear)
         init_convolutions(self)
@@ -105,7 +96,7 @@ class MobileNetV2(FeatureNet):
         return nn.ModuleList([self.conv1, self.blocks])
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
-        """Return the BatchNorm of each stage's last projection."""
+        """Return the BatchNorm of the last projection of each stage."""
         groups = [cast(nn.Sequential, self.blocks[end]) for end in _STAGE_ENDS]
         return [last_norm(cast(InvertedResidual, group[-1]).conv) for group in groups]
 

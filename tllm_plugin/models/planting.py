@@ -1,4 +1,4 @@
-"""Planted undistillable classes: a teacher that is confidently wrong on chosen classes, so that the truth is known."""
+"""Plant undistillable classes: make a teacher confidently wrong on chosen classes, to know the ground truth."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from tllm_plugin.core.errors import ConfigError
 
 
 class PlantedTeacher(nn.Module):
-    """A teacher that calls what it recognises as a planted class by the name of another class.
+    """Teacher that predicts another class wherever it would predict a planted class.
 
-    Where the teacher predicts planted class `c`, the logits of `c` and of a fixed wrong class change places: the
-    teacher stays as sure as it was, and is wrong. Features are left alone, so that only methods that look at logits
-    are misled. This is a device for demonstrations and for measuring detectors; nothing else uses it.
+    Where the teacher predicts planted class `c`, the logits of `c` and of a fixed wrong class are exchanged: the
+    teacher is wrong with unchanged confidence. Features are unchanged, so that only methods that use logits are misled.
+    This class serves demonstrations and measurements of detectors only.
 
     Args:
-        teacher: `image -> (logits (n, C), features)`.
-        classes: The planted classes.
+        teacher: Module that maps images to (logits (n, C), features).
+        classes: Indices of the planted classes.
         num_classes: C.
-        strength: Share of the probability that is misplaced, in (0, 1]; 1 exchanges the logits themselves.
+        strength: Share of the probability that is exchanged, in (0, 1]; 1 exchanges the logits themselves.
 
     Raises:
-        ConfigError: A class or the strength is out of range, or there is no other class.
+        ConfigError: A class or the strength is out of range, or there is only one class.
     """
 
     wrong_class: Tensor
@@ -51,14 +51,14 @@ class PlantedTeacher(nn.Module):
         if self.strength == 1.0:
             return swapped, features
         mixed = (1 - self.strength) * logits.softmax(1) + self.strength * swapped.softmax(1)
-        # Far below any probability that a softened loss notices; keeps the logarithm finite in half precision too.
+        # Small enough to leave softened losses unchanged; keeps the logarithm finite, in half precision too.
         return mixed.clamp(min=1e-7).log(), features
 
 
 def wrong_classes(classes: Sequence[int], num_classes: int) -> Tensor:
-    """Return (C,) int64: for a planted class the wrong one, for any other class itself.
+    """Return (C,) int64: the wrong class of each planted class, and every other class itself.
 
-    The wrong class is the next one (cyclically) that is not planted; if all are planted, simply the next one.
+    The wrong class is the next class (cyclically) that is not planted; if all classes are planted, the next class.
 
     >>> wrong_classes([3, 4], 6).tolist()
     [0, 1, 2, 5, 5, 5]

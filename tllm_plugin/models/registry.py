@@ -1,4 +1,4 @@
-"""Models by name: single architectures, and families whose names carry numbers."""
+"""Create models by name: single architectures, and families whose names contain numbers."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from tllm_plugin.core.registry import Registry
 
 
 class ModelBuilder(Protocol):
-    """What is registered: a callable that builds a freshly initialised model."""
+    """Registered callable that builds a newly initialised model."""
 
     def __call__(self, *, num_classes: int, in_channels: int = 3) -> nn.Module: ...
 
 
 MODELS: Registry[ModelBuilder] = Registry("model")
 
-# Keyed by the name as a reader should see it, with <...> for the numbers. The value returns None for a name that is
-# not of the family, and raises ConfigError for one that is but whose numbers are not legal.
+# Keys are the displayed names, with <...> for numbers. A value returns None for a name outside the family, and raises
+# ConfigError for a name inside it with invalid numbers.
 FAMILIES: Registry[Callable[[str], ModelBuilder | None]] = Registry("model family")
 
 
 def create_model(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
-    """Return a freshly initialised model.
+    """Return a newly initialised model.
 
     Args:
-        name: As listed by `model_names`.
-        num_classes: Logits per image, at least 1.
+        name: Name as listed by `model_names`.
+        num_classes: Number of logits per image, at least 1.
         in_channels: Channels of the images, at least 1.
 
     Raises:
@@ -53,12 +53,12 @@ def model_builder(name: str) -> Callable[[int, int], nn.Module]:
 
 
 def model_names() -> list[str]:
-    """Return the known names, sorted; a name with <...> in it stands for a family, such as wrn_<depth>_<width>."""
+    """Return the known names, sorted; a name with <...> is a family, such as wrn_<depth>_<width>."""
     return sorted([*MODELS, *FAMILIES])
 
 
 def is_model(name: object) -> bool:
-    """Return whether `create_model` takes this name."""
+    """Return whether `create_model` accepts this name."""
     try:
         return _find(name) is not None
     except ConfigError:

@@ -1,4 +1,4 @@
-"""Post-activation ResNets for small images: a 3x3 stem without pooling, every stage after the first halves the map."""
+"""Post-activation ResNets for small images: a 3x3 stem without pooling; every stage after the first halves the map."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tllm_plugin.models.layered import LayeredNet, Stage
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """A 1x1 projection where the block changes the shape, otherwise the identity (an empty sequence)."""
+    """Return a 1x1 projection if the block changes the shape, otherwise the identity (an empty sequence)."""
     if stride == 1 and in_channels == out_channels:
         return nn.Sequential()
     conv = nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
@@ -26,10 +26,10 @@ class BasicBlock(nn.Module):
 
     Args:
         in_channels: Channels of the input.
-        width: Channels of both convolutions and of the output.
-        stride: Of the first convolution and of the shortcut.
-        shortcut_name: Attribute that holds the shortcut; the two ResNet families of the hosts differ in it, and
-            their checkpoints with it.
+        width: Output channels of both convolutions.
+        stride: Stride of the first convolution and of the shortcut.
+        shortcut_name: Attribute that holds the shortcut; it differs between the two ResNet families of the hosts and
+            their checkpoints.
     """
 
     expansion: ClassVar[int] = 1
@@ -53,7 +53,7 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions with four times `width` output channels, and a shortcut; arguments as `BasicBlock`.
 
-    The stride is that of the 3x3 convolution.
+    `stride` is the stride of the 3x3 convolution.
     """
 
     expansion: ClassVar[int] = 4
@@ -79,18 +79,18 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(LayeredNet):
-    """A ResNet described by its block and the number and width of blocks per stage.
+    """ResNet of a given type of block, with a given number and width of blocks per stage.
 
     Args:
-        num_classes: Logits per image.
+        num_classes: Number of logits per image.
         in_channels: Channels of the images.
         block: `BasicBlock` or `Bottleneck`.
-        blocks: Blocks of each stage.
-        widths: Channels of the stem, then the blocks' width in each stage; one entry more than `blocks`.
+        blocks: Number of blocks of each stage.
+        widths: Channels of the stem, then width of the blocks of each stage; one entry more than `blocks`.
         shortcut_name: Attribute of a block that holds its shortcut.
 
     Raises:
-        ConfigError: `widths` does not fit `blocks`, or a stage has no block.
+        ConfigError: `widths` has the wrong length, or a stage has no block.
 
     Source: He et al., "Deep residual learning for image recognition", 2016, section 4.2.
     """

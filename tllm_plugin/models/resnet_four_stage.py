@@ -1,4 +1,4 @@
-"""ResNet18 and ResNet50: the four-stage ImageNet architectures behind a stem for small images."""
+"""ResNet18 and ResNet50: the four-stage ImageNet architectures with a stem for small images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tllm_plugin.models.residual import BasicBlock, Bottleneck, ResNet
 
 
 class FourStageResNet(ResNet):
-    """A `ResNet` whose head and shortcuts have the names of the hosts' `resnetv2`."""
+    """`ResNet` whose head and shortcuts are named as in the hosts' `resnetv2`."""
 
     head_name: ClassVar[str] = "linear"
 

@@ -37,10 +37,10 @@ class GroupedBottleneck(nn.Module):
 
     Args:
         in_channels: Channels of the input.
-        out_channels: Channels of the output. A block of stride 2 joins its pooled input to what it computes, which
-            leaves `out_channels - in_channels` for the convolutions.
+        out_channels: Channels of the output. A block of stride 2 concatenates its pooled input with the output of its
+            convolutions, which therefore have `out_channels - in_channels` channels.
         stride: 1 or 2.
-        first: Whether the input is the stem's, whose few channels are not grouped.
+        first: Whether the input is the output of the stem; the first convolution is then not grouped.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, first: bool = False) -> None:
@@ -67,7 +67,7 @@ class GroupedBottleneck(nn.Module):
 
 
 class ShuffleNetV1(LayeredNet):
-    """ShuffleNetV1 with three groups.
+    """ShuffleNetV1 with three groups per convolution.
 
     Args:
         num_classes: Logits per image.
@@ -87,7 +87,7 @@ class ShuffleNetV1(LayeredNet):
 
 
 class ShuffleStage(Stage):
-    """A stage of ShuffleNetV2, where ReLU and a channel shuffle end every block."""
+    """Stage of ShuffleNetV2, in which every block ends in ReLU and a channel shuffle."""
 
     def activate(self, preact: Tensor) -> Tensor:
         return F.channel_shuffle(F.relu(preact), 2)
@@ -96,10 +96,10 @@ class ShuffleStage(Stage):
 class SplitBlock(nn.Module):
     """ShuffleNetV2's block of stride 1: half of the channels pass through, the others are convolved.
 
-    Returns both halves before ReLU and shuffle; the first half, the output of an earlier ReLU, is not changed by it.
+    Returns both halves before ReLU and shuffle. ReLU does not change the first half, which is the output of a ReLU.
 
     Args:
-        channels: Of input and output, even.
+        channels: Channels of input and output; even.
     """
 
     def __init__(self, channels: int) -> None:
@@ -125,7 +125,7 @@ class DownBlock(nn.Module):
 
     Args:
         in_channels: Channels of the input.
-        out_channels: Channels of the output, even.
+        out_channels: Channels of the output; even.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -150,10 +150,10 @@ class DownBlock(nn.Module):
 
 
 class ShuffleNetV2(LayeredNet):
-    """ShuffleNetV2 of size 1.
+    """ShuffleNetV2 with width factor 1.
 
-    `feats[i]` is `preact_feats[i]` after ReLU and a channel shuffle: as in the hosts, whose `preact_feats` keep the
-    channels in the order before the shuffle.
+    `feats[i]` is `preact_feats[i]` after ReLU and a channel shuffle. As in the hosts, the channels of `preact_feats`
+    are in the order before the shuffle.
 
     Args:
         num_classes: Logits per image.

@@ -1,4 +1,4 @@
-"""The end of a network as a module of its own, and the shapes of what a network returns."""
+"""Cut off the end of a network as a module of its own, and measure the shapes of feature maps."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tllm_plugin.models.features import FeatureNet, head
 
 
 class Tail(nn.Module):
-    """The last stages of a network, its pooling and its head; takes these parts out of the network.
+    """Last stages, pooling and head of a network; the modules are shared with the network, not copied.
 
     Args:
-        network: To be discarded afterwards.
-        stages: How many of its last stages to keep, at least 0; never all of them.
+        network: Network to take the modules from; it should be discarded afterwards.
+        stages: Number of its last stages to keep, at least 0 and fewer than all.
 
     Raises:
         ConfigError: The network has too few stages.
@@ -30,7 +30,7 @@ class Tail(nn.Module):
         self.head = head(network)
 
     def forward(self, feat: Tensor) -> Tensor:
-        """Return logits (n, C) from a map (n, channels, H, W) of the shape of the stage before."""
+        """Return logits (n, C) for the output (n, channels, H, W) of the preceding stage."""
         for part in self.parts:
             result = part(feat)
             feat = result if isinstance(result, Tensor) else result[0]
@@ -40,16 +40,16 @@ class Tail(nn.Module):
 
 @torch.no_grad()
 def map_shapes(network: nn.Module, image_size: int) -> list[tuple[int, int]]:
-    """Return channels and height of every map in `feats`.
+    """Return (channels, height) of every map in `feats`.
 
-    The network sees one black image in evaluation mode, so that no BatchNorm statistics move; its mode is restored.
+    One black image is passed through the network in evaluation mode, so that BatchNorm statistics do not change.
 
     Args:
-        network: `image -> (logits, features)` with square convolutions.
+        network: Module that maps images to (logits, features), with square kernels and strides.
         image_size: Height and width of the image.
 
     Raises:
-        RuntimeError: PyTorch's own, where the network does not take images of this size.
+        RuntimeError: The network does not accept images of this size (raised by PyTorch).
     """
     first = next(parameter for parameter in network.parameters() if parameter.dim() == 4)
     modes = {module: module.training for module in network.modules()}

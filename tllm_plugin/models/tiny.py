@@ -1,7 +1,7 @@
-"""A pair for scikit-learn's 8x8 digits that trains in seconds on a CPU.
+"""Teacher and student for scikit-learn's 8x8 digits that train in seconds on a CPU.
 
 Both have a stem at full resolution and two stages that each halve the map (8, 4 and 2 pixels for digits), so that
-methods which compare maps, such as AT and FitNet, need no resizing.
+methods that compare maps, such as AT and FitNet, need no resizing.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class TinyConvNet(LayeredNet):
     """Plain 3x3 convolutions with BatchNorm and ReLU.
 
     Args:
-        num_classes: Logits per image.
+        num_classes: Number of logits per image.
         in_channels: Channels of the images; 1 for digits.
-        widths: Channels of the stem and of each stage.
-        depth: Convolutions per stage.
+        widths: Output channels of the stem and of each stage.
+        depth: Number of convolutions per stage.
     """
 
     def __init__(self, num_classes: int, in_channels: int = 3, *, widths: Sequence[int], depth: int) -> None:

@@ -1,7 +1,7 @@
-"""torchvision's ResNets and MobileNetV2 for photographs, with the features that distillers want.
+"""torchvision's ResNets and MobileNetV2 for photographs, with the features that distillers need.
 
-Parameters have torchvision's names, so that its weights load. `feats` and `preact_feats` are related as in the CIFAR
-families of the same names.
+Parameters have torchvision's names, so that torchvision's weights can be loaded. `feats` and `preact_feats` are related
+as in the CIFAR families of the same names.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.models.features import FeatureNet
 from tllm_plugin.models.registry import MODELS
 
-# Modules of MobileNetV2's `features` whose output is a feature, as in the CIFAR model of this name.
+# Modules in MobileNetV2's `features` whose outputs are features, as in the CIFAR model of this name.
 _MOBILENET_ENDS = (0, 3, 6, 13, 17)
 
 
 class TorchvisionNet(FeatureNet):
-    """Takes over the modules of one of torchvision's networks.
+    """Network made of the modules of one of torchvision's networks.
 
     Args:
-        num_classes: Logits per image.
+        num_classes: Number of logits per image.
         in_channels: Channels of the images.
-        build: torchvision's function.
-        weights: torchvision's weights for it, which `load_pretrained` loads.
+        build: Function of torchvision that builds the network.
+        weights: Weights of torchvision that `load_pretrained` loads.
     """
 
     weights: Any
@@ -55,7 +55,7 @@ def replace_stem(network: nn.Module, in_channels: int) -> None:
 
 
 class TorchvisionResNet(TorchvisionNet):
-    """ResNet18, ResNet34 or ResNet50; the first entry of `feats` is the stem before its pooling."""
+    """ResNet18, ResNet34 or ResNet50; the first entry of `feats` is the output of the stem before its pooling."""
 
     def __init__(self, num_classes: int, in_channels: int = 3, **options: Any) -> None:
         super().__init__(num_classes, in_channels, **options)
@@ -93,7 +93,7 @@ class TorchvisionResNet(TorchvisionNet):
 
 
 class TorchvisionMobileNetV2(TorchvisionNet):
-    """MobileNetV2 at full width, whose stages end in a linear projection: `preact_feats` are the `feats`."""
+    """MobileNetV2 at full width; its stages end in a linear projection, so `preact_feats` equal `feats`."""
 
     head_name: ClassVar[str] = "classifier"
     stage_channels = (32, 24, 32, 96, 320)
@@ -118,12 +118,12 @@ class TorchvisionMobileNetV2(TorchvisionNet):
         return nn.ModuleList(self._blocks)
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
-        """Return the BatchNorm of each stage's last projection."""
+        """Return the BatchNorm of the last projection of each stage."""
         return [self._blocks[end].conv[-1] for end in _MOBILENET_ENDS[1:]]  # type: ignore[index, union-attr, misc]
 
 
 def _before_relu(block: Any, feat: Tensor) -> Tensor:
-    """Return a residual block's output before its last ReLU, which torchvision's blocks keep to themselves."""
+    """Return the output of a residual block before its last ReLU, which torchvision's blocks do not return."""
     out = F.relu(block.bn1(block.conv1(feat)))
     out = block.bn2(block.conv2(out))
     if hasattr(block, "conv3"):
@@ -134,12 +134,12 @@ def _before_relu(block: Any, feat: Tensor) -> Tensor:
 
 
 def load_pretrained(network: nn.Module) -> None:
-    """Load torchvision's ImageNet weights into all of a network but a head for other classes.
+    """Load torchvision's ImageNet weights into a network, except into a head for another number of classes.
 
-    They are downloaded by torchvision, which checks their hash, and kept in PyTorch's cache.
+    torchvision downloads the weights, checks their hash, and keeps them in PyTorch's cache.
 
     Raises:
-        ConfigError: The network is none of torchvision's, or has a stem for other than three channels.
+        ConfigError: The network is not one of torchvision's, or its stem does not take three channels.
     """
     if not isinstance(network, TorchvisionNet):
         raise ConfigError(

@@ -15,7 +15,7 @@ from tllm_plugin.models.registry import MODELS
 _WIDTHS = (64, 128, 256, 512, 512)
 
 # Convolutions in each of the five groups. The number in a name also counts the three linear layers of the original
-# networks, for which there is one here.
+# networks; these networks have one.
 _ARCHITECTURES = {
     "vgg8": (1, 1, 1, 1, 1),
     "vgg11": (1, 1, 2, 2, 2),
@@ -26,7 +26,7 @@ _ARCHITECTURES = {
 
 
 def _group(in_channels: int, width: int, depth: int) -> nn.Sequential:
-    """`depth` times convolution, BatchNorm and ReLU, without the last ReLU."""
+    """Return `depth` times convolution, BatchNorm and ReLU, without the last ReLU."""
     layers: list[nn.Module] = []
     for i in range(depth):
         conv = nn.Conv2d(in_channels if i == 0 else width, width, kernel_size=3, padding=1)
@@ -35,22 +35,22 @@ def _group(in_channels: int, width: int, depth: int) -> nn.Sequential:
 
 
 class _PoolLarge(nn.Module):
-    """The pooling before the fifth group, told from the map: images of 64 pixels and more leave maps of 8 and more."""
+    """Max-pooling before the fifth group, applied to maps of at least 8 pixels (images of at least 64 pixels)."""
 
     def forward(self, feat: Tensor) -> Tensor:
         return F.max_pool2d(feat, 2) if feat.shape[2] >= 8 else feat
 
 
 class VGG(FeatureNet):
-    """A VGG described by the number of convolutions in its five groups; the first group is the stem.
+    """VGG with a given number of convolutions in each of its five groups; the first group is the stem.
 
-    The map is halved after each of the first three groups, and after the fourth from 64 pixels on, as in the hosts,
-    which test for exactly 64.
+    The map is halved after each of the first three groups, and after the fourth if images have at least 64 pixels (in
+    the hosts: exactly 64).
 
     Args:
-        num_classes: Logits per image.
-        in_channels: Channels of the images, which are at least 8 pixels high and wide.
-        depths: Convolutions in each of the five groups.
+        num_classes: Number of logits per image.
+        in_channels: Channels of the images, which must be at least 8 pixels high and wide.
+        depths: Number of convolutions in each of the five groups.
 
     Source: Simonyan and Zisserman, "Very deep convolutional networks", 2015, table 1.
     """
@@ -70,7 +70,7 @@ class VGG(FeatureNet):
 
     @property
     def groups(self) -> list[nn.Module]:
-        """The groups of convolutions, in order."""
+        """Groups of convolutions, in order."""
         return [child for child in self.children() if isinstance(child, nn.Sequential)]
 
     def extract(self, images: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:

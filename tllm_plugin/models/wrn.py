@@ -1,8 +1,8 @@
-"""Wide residual networks: pre-activation blocks, any depth 6n + 4 and any width.
+"""Wide residual networks: pre-activation blocks, depth 6n + 4, any width.
 
-The stages end in a sum that no activation follows, so here `feats[i]` is that sum, and `preact_feats[i]` is the sum
-after the BatchNorm that comes next: what the next ReLU sees. Both as in the hosts, which however evaluate that
-BatchNorm twice per forward pass and so update its running statistics twice per step; here it runs once.
+Stages end in a sum without an activation. `feats[i]` is that sum, and `preact_feats[i]` is the sum after the next
+BatchNorm, that is, the input of the next ReLU. Both are as in the hosts, except that the hosts evaluate that BatchNorm
+twice per forward pass and thus update its running statistics twice per step; here it is evaluated once.
 
 Source: Zagoruyko and Komodakis, "Wide residual networks", 2016.
 """
@@ -32,13 +32,13 @@ def _blocks_per_stage(depth: int, width: int) -> int:
 
 
 class PreactBlock(nn.Module):
-    """BatchNorm, ReLU and 3x3 convolution, twice, plus a shortcut.
+    """Block of twice BatchNorm, ReLU and 3x3 convolution, plus a shortcut.
 
     Args:
         in_channels: Channels of the input.
-        out_channels: Channels of the output; where they differ, the shortcut is a 1x1 convolution of the activated
-            input, otherwise the input itself.
-        stride: Of the first convolution and of the shortcut.
+        out_channels: Channels of the output. If they differ from `in_channels`, the shortcut is a 1x1 convolution of
+            the activated input, otherwise the input itself.
+        stride: Stride of the first convolution and of the shortcut.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -54,7 +54,7 @@ class PreactBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sum, and the input after the first BatchNorm."""
+        """Return the sum of the two paths, and the input after the first BatchNorm."""
         normed = self.bn1(x)
         active = F.relu(normed)
         shortcut = x if self.convShortcut is None else self.convShortcut(active)
@@ -63,7 +63,7 @@ class PreactBlock(nn.Module):
 
 
 class PreactStage(nn.Module):
-    """Blocks of one width, of which the first may change the shape."""
+    """Sequence of blocks of one width; the first block may change the shape."""
 
     def __init__(self, blocks: int, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -72,11 +72,11 @@ class PreactStage(nn.Module):
         self.layer = nn.Sequential(first, *rest)
 
     def first_norm(self) -> nn.BatchNorm2d:
-        """Return the BatchNorm that reads the stage's input."""
+        """Return the BatchNorm that is applied to the input of the stage."""
         return cast(PreactBlock, self.layer[0]).bn1
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the last block's sum, and the stage's input after the first BatchNorm."""
+        """Return the sum of the last block, and the input of the stage after the first BatchNorm."""
         first, *rest = self.layer
         x, normed = first(x)
         for block in rest:
@@ -85,16 +85,16 @@ class PreactStage(nn.Module):
 
 
 class WideResNet(FeatureNet):
-    """A wide ResNet for small images.
+    """Wide ResNet for small images.
 
     Args:
-        num_classes: Logits per image.
+        num_classes: Number of logits per image.
         in_channels: Channels of the images.
-        depth: 6n + 4, at least 10; n blocks per stage.
-        width: Factor on the stages' 16, 32 and 64 channels, at least 1.
+        depth: Depth 6n + 4, at least 10; each stage has n blocks.
+        width: Factor for the 16, 32 and 64 channels of the stages, at least 1.
 
     Raises:
-        ConfigError: `depth` or `width` is not legal.
+        ConfigError: `depth` or `width` is not valid.
     """
 
     def __init__(self, num_classes: int, in_channels: int = 3, *, depth: int, width: int) -> None:

@@ -1,1 +1,1 @@
-"""Showing results: one HTML page from several runs, and images for TensorBoard."""
+"""Reports: one HTML page on several runs."""

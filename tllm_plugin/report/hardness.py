@@ -1,4 +1,4 @@
-"""Whether classes that are hard for the teacher are those that distillation hurts: in numbers, and in words."""
+"""Correlate the teacher's accuracy per class with delta acc: are hard classes the undistillable ones?"""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tllm_plugin.analysis.results import Vector
 from tllm_plugin.analysis.study import Study
 from tllm_plugin.analysis.wording import listed
 
-#: Of all methods together (Bonferroni).
+#: Significance level over all methods together (Bonferroni).
 LEVEL = 0.05
 
 
 @dataclass(frozen=True)
-class Connection:
+class Correlation:
     """Spearman's rank correlation of the teacher's accuracy with a method's delta acc, over classes.
 
     Args:
-        label: Of the method.
-        rho: In [-1, 1]; positive: what is hard for the teacher loses more.
-        p_value: Two-sided.
+        label: Label of the method.
+        rho: Correlation in [-1, 1]; if positive, classes that are hard for the teacher lose more.
+        p_value: Two-sided p-value.
     """
 
     label: str
@@ -36,12 +36,12 @@ class Connection:
         )
 
 
-def connections(study: Study, accuracy: Vector) -> list[Connection]:
-    """Return the correlation under every method that has one.
+def correlations(study: Study, accuracy: Vector) -> list[Correlation]:
+    """Return the correlation for every compared method for which it is defined.
 
     Args:
-        study: Its compared methods are asked.
-        accuracy: (C,) of the teacher.
+        study: Study whose compared methods are used.
+        accuracy: (C,) accuracy of the teacher, a fraction.
     """
     found = []
     for method in study.compared:
@@ -50,19 +50,19 @@ def connections(study: Study, accuracy: Vector) -> list[Connection]:
         known = np.isfinite(accuracy) & np.isfinite(delta)
         if known.sum() > 2 and np.ptp(accuracy[known]) > 0 and np.ptp(delta[known]) > 0:
             result = spearmanr(accuracy[known], delta[known])
-            found.append(Connection(method.label, float(result.statistic), float(result.pvalue)))
+            found.append(Correlation(method.label, float(result.statistic), float(result.pvalue)))
     return found
 
 
-def heading(found: Sequence[Connection]) -> str:
-    """Return a heading that says no more than the correlations do."""
+def heading(found: Sequence[Correlation]) -> str:
+    """Return a heading that states which correlations are significant."""
     if not found:
         return "Are classes that are hard for the teacher the undistillable ones?"
     clear = [one for one in found if one.p_value * len(found) <= LEVEL]
     more = [one.label for one in clear if one.rho > 0]
     less = [one.label for one in clear if one.rho < 0]
     if not clear:
-        return "Hard for the teacher, or undistillable: no clear connection"
+        return "Hard for the teacher or undistillable: no significant correlation"
 
     def under(labels: Sequence[str]) -> str:
         return "" if len(labels) == len(found) else f" under {listed(labels)}"

@@ -1,4 +1,4 @@
-"""`report.html`: one file that needs nothing else."""
+"""Write `report.html`: one self-contained file."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ def write_report(
     networks: bool = True,
     points: int = TSNE_POINTS,
 ) -> Path:
-    """Write a report of several runs.
+    """Write a report on several runs.
 
-    Vanilla runs and teachers that the runs' configs name are read too.
+    Vanilla runs and teachers that the runs' configs name are included.
 
     Args:
-        runs: From `load_run`, at least one.
-        target: The file; `tllm/report.html` of the last run if None.
-        networks: Whether to run teacher and students over test images: for CKA, agreement and t-SNE, and where a run
-            kept no predictions.
-        points: Of a t-SNE at most.
+        runs: Results of `load_run`, at least one.
+        target: File to write; None writes `tllm/report.html` of the last run.
+        networks: Whether to run teacher and students on test images, for CKA, agreement and t-SNE, and for runs without
+            recorded predictions.
+        points: Largest number of points of a t-SNE.
 
     Returns:
-        Where it is.
+        Path of the report.
 
     Raises:
-        ConfigError: The runs do not belong together.
+        ConfigError: The runs cannot be compared.
         FileFormatError: A run cannot be read.
     """
     if not runs:
@@ -61,10 +61,10 @@ def write_report(
 
 
 def write_report_if_possible(paths: Sequence[str | os.PathLike[str]], *, networks: bool = True) -> Path | None:
-    """Write a report after a training, which must not fail for its sake.
+    """Write a report after training; a failure is logged and does not raise.
 
     Returns:
-        Where it is; None, and a warning in the log, if it could not be written.
+        Path of the report; None if it could not be written.
     """
     try:
         return write_report([load_run(path) for path in paths], networks=networks)
@@ -79,7 +79,7 @@ def render(study: Study, similarity: Similarity | None = None) -> str:
 
     assets = files("tllm_plugin.report") / "assets"
     content = all_visible(payload(study, similarity))
-    # ASCII, and no "<", so that no class name can end the script element.
+    # ASCII without "<", so that no class name can end the script element.
     data = json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     parts = {
         "TITLE": escape(content["title"]),
@@ -89,17 +89,17 @@ def render(study: Study, similarity: Similarity | None = None) -> str:
         "SCRIPT": (assets / "page.js").read_text(encoding="utf-8"),
     }
     page = (assets / "page.html").read_text(encoding="utf-8").split("@@")
-    # Odd places are names; what is filled in is not searched for further names.
+    # Odd entries are names of parts; inserted text is not searched for further names.
     return "".join(parts[text] if place % 2 else text for place, text in enumerate(page))
 
 
 def _mentioned(runs: Sequence[LoadedRun]) -> list[LoadedRun]:
-    """Return the vanilla runs and teachers that runs refer to and that are of the same classes."""
+    """Return the vanilla runs and teachers that the runs refer to, if they have the same classes."""
     places = {place.resolve() for run in runs for place in (reference_of(run), teacher_run(run)) if place is not None}
     found = []
     for place in sorted(places):
         try:
             found.append(load_run(place))
-        except ConfigError as error:  # Those of a search never looked at test data.
+        except ConfigError as error:  # Runs of a search have no test results.
             logger.warning("left out: %s", error)
     return [run for run in found if run.class_names == runs[0].class_names]

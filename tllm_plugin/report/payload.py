@@ -1,4 +1,4 @@
-"""What the page is made of, as JSON values; compact, for a thousand classes must fit beside the plotting library."""
+"""Content of the page as compact JSON values, so that 1,000 classes add little to the plotting library's size."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tllm_plugin.analysis.comparison import Count, Spread
+from tllm_plugin.analysis.effects import effect_posterior
 from tllm_plugin.analysis.loaded_run import LoadedRun
 from tllm_plugin.analysis.results import Vector
 from tllm_plugin.analysis.similarity import Similarity
@@ -23,18 +24,18 @@ from tllm_plugin.version import __version__
 Json = dict[str, Any]
 
 SHARED_NOISE = (
-    "Methods that are judged against the same vanilla runs share these runs' noise, and have more in common for this "
-    "reason alone."
+    "Methods that are compared with the same vanilla runs share the noise of these runs, which alone increases the "
+    "overlap."
 )
 
-#: Epochs of a teaching curve that the page shows at most, and runs whose curves it shows.
+#: Largest number of epochs per teaching curve, and of runs whose curves are shown.
 MOST_EPOCHS = 60
 MOST_CURVES = 8
 _PICKS = 12
 
 
 def payload(study: Study, similarity: Similarity | None) -> Json:
-    """Return everything that the page shows."""
+    """Return the content of the page."""
     classes = len(study.class_names)
     teachers = teacher_rows(study)
     teacher = _teacher(study, similarity, teachers)
@@ -96,7 +97,7 @@ def _teacher_rows(teachers: list[TeacherRow], similarity: Similarity | None) -> 
     rows: list[Json] = [
         {"label": row.label, "accuracy": None if row.accuracy is None else _spread(row.accuracy)} for row in teachers
     ]
-    # Of the first method's only, hence not where there are several.
+    # The similarity covers the teacher of the first method only.
     if (
         len(teachers) == 1
         and teachers[0].planted
@@ -104,7 +105,7 @@ def _teacher_rows(teachers: list[TeacherRow], similarity: Similarity | None) -> 
         and similarity.teacher_accuracy is not None
     ):
         met = Spread.of([float(np.nanmean(similarity.teacher_accuracy))])
-        rows.append({"label": f"the same, wrong on {named(teachers[0].planted)}", "accuracy": _spread(met)})
+        rows.append({"label": f"the same, after planting {named(teachers[0].planted)}", "accuracy": _spread(met)})
     return rows
 
 
@@ -120,6 +121,7 @@ def _method(method: Method, similarity: Similarity | None) -> Json:
             "low": _numbers(low),
             "high": _numbers(high),
             "q": _numbers(comparison.q_value, digits=5),
+            "harm": _numbers(effect_posterior(comparison).harm.tolist()),
         }
     if similarity is not None and method.label in similarity.cka:
         content["cka"] = _numbers(similarity.cka[method.label], digits=3)
@@ -132,7 +134,7 @@ def _method(method: Method, similarity: Similarity | None) -> Json:
 
 
 def _epochs_flagged(method: Method) -> list[int | None]:
-    """Return (C,) the first epoch after which any of the runs flagged a class."""
+    """Return for each class the first epoch after which any run flagged it; None if no run did."""
     result: list[int | None] = [None] * len(method.runs[0].class_names)
     for run in method.runs:
         for item in run.flags.classes if run.flags is not None else ():
@@ -152,11 +154,11 @@ def _holdout_agreement(run: LoadedRun) -> Vector | None:
 def _counts(method: Method) -> Json:
     comparison = method.comparison
     assert comparison is not None
-    return {"hurt": _count(comparison.hurt_count), "sure": _count(comparison.surely_hurt_count)}
+    return {"hurt": _count(comparison.hurt_count), "sure": _count(comparison.significantly_worse_count)}
 
 
 def _shown_curves(study: Study) -> list[tuple[str, LoadedRun]]:
-    """Return labelled runs: the first seed of everything, then further seeds as far as there is room."""
+    """Return labelled runs: the first seed of every method, then further seeds up to `MOST_CURVES`."""
     kinds = [("vanilla", study.vanilla), *((method.label, method.runs) for method in study.methods)]
     first = [(label, runs[0]) for label, runs in kinds if runs]
     more = [(f"{label}, {run.name}", run) for label, runs in kinds for run in runs[1:]]
@@ -170,11 +172,11 @@ def _curve(labelled: tuple[str, LoadedRun]) -> Json | None:
         return None
     rows = np.unique(np.linspace(0, len(curves) - 1, min(MOST_EPOCHS, len(curves))).round().astype(int))
     values = curves.class_curves("accuracy").numpy()[rows]
-    # A 255th is finer than one image of any hold-out that the curves are drawn from.
+    # Steps of 1/255 are finer than one image of a hold-out.
     steps = np.nan_to_num(values * 255).round().astype(np.uint8)
     flagged = {item.index: item.epoch_flagged for item in (run.flags.classes if run.flags else ()) if item.flagged}
     if len(flagged) == len(run.class_names):
-        flagged = {}  # Every class, as label smoothing does: a line in every curve would say nothing.
+        flagged = {}  # All classes are flagged, as for label smoothing: lines in all curves would carry no information.
     return {
         "label": label,
         "epochs": [curves.epochs[row] for row in rows],
@@ -184,13 +186,14 @@ def _curve(labelled: tuple[str, LoadedRun]) -> Json | None:
 
 
 def _picks(study: Study) -> list[int]:
-    """Return the classes that a reader will want to see the curves of: surely hurt, flagged, then the worst."""
+    """Return the classes to suggest for teaching curves: significantly worse ones, flagged ones, then the lowest delta
+    acc."""
     ranked: dict[int, None] = {}
     for method in study.compared:
         if method.comparison is not None:
-            ranked |= dict.fromkeys(np.nonzero(method.comparison.surely_hurt)[0].tolist())
+            ranked |= dict.fromkeys(np.nonzero(method.comparison.significantly_worse)[0].tolist())
     for method in study.methods:
-        # Of the run whose curves are shown in any case.
+        # The first run, whose curves are always shown.
         flags = method.runs[0].flags
         if flags is not None and len(flags.flagged) < flags.num_classes:
             ranked |= dict.fromkeys(flags.flagged)
@@ -206,11 +209,11 @@ def _overlap(study: Study) -> Json | None:
         return None
     cells = [[study.overlap_of(row, column) for column in methods] for row in methods]
     note = (
-        "Rows are judged against one vanilla run, columns against another, so that no noise is shared; the diagonal "
-        "shows how far one method's set repeats when the vanilla run is exchanged."
+        "Rows are compared with one vanilla run and columns with another, so that they share no noise; the diagonal "
+        "shows how well the classes of one method are reproduced with another vanilla run."
         if separate_vanilla(methods)
-        else "All methods are judged against the same vanilla run and share its noise: expect overlap above chance for "
-        "this reason alone. A second vanilla run removes that."
+        else "All methods are compared with the same vanilla run and share its noise, which alone gives overlap above "
+        "chance. A second vanilla run removes this effect."
     )
     return {
         "labels": [method.label for method in methods],
@@ -239,22 +242,22 @@ def _teacher(study: Study, similarity: Similarity | None, teachers: list[Teacher
     accuracy, origin, planted = None, "", [row for row in teachers if row.planted]
     column, included = "teacher", ""
     if similarity is not None and similarity.teacher_accuracy is not None:
-        accuracy, origin = similarity.teacher_accuracy, "the teacher as the students met it, on the test images"
+        accuracy, origin = similarity.teacher_accuracy, "the teacher as used for distillation, on the test images"
         if planted:
             origin += f"; it was made wrong on purpose on {named(planted[0].planted)}"
-            column, included = "teacher, made wrong", " (those that were planted included)"
+            column, included = "teacher, made wrong", " (including planted classes)"
     elif study.teachers:
         name, run = next(iter(study.teachers.items()))
         accuracy, origin = run.result.class_accuracy, f"the run that trained {name}"
         if planted:
-            origin += f", before it was made wrong on purpose on {named(planted[0].planted)}"
+            origin += f", before planting {named(planted[0].planted)}"
     if accuracy is None:
         return None
-    found = hardness.connections(study, accuracy)
+    found = hardness.correlations(study, accuracy)
     told = f" Spearman's rank correlation with delta acc: {'; '.join(map(str, found))}." if found else ""
     note = (
-        f"One point per class; outlined: surely hurt. Teacher's accuracy: {origin}.{told} If classes that are hard "
-        "for the teacher were the undistillable ones, the correlation would be clearly positive."
+        f"One point per class; outlined: significantly worse (FDR 5 %). Teacher's accuracy: {origin}.{told} If classes "
+        "that are hard for the teacher were the undistillable ones, the correlation would be clearly positive."
     )
     return {
         "accuracy": _numbers(accuracy),
@@ -267,11 +270,11 @@ def _teacher(study: Study, similarity: Similarity | None, teachers: list[Teacher
 def _similar_note(similarity: Similarity | None) -> str:
     if similarity is not None and similarity.cka:
         return (
-            "Linear CKA (unbiased) of the pooled features, and the share of equal answers, per class, of teacher and "
-            f"first student on {similarity.images:,} test images. A CKA far below the others' says that the student "
-            "sees the class in its own way."
+            "Linear CKA (unbiased) of the pooled features, and the share of equal predictions, of teacher and first "
+            f"student per class, on {similarity.images:,} test images. A CKA far below that of other classes means "
+            "that the student represents the class differently from the teacher."
         )
-    return "Share of equal answers of teacher and student on the hold-out after the last epoch."
+    return "Share of equal predictions of teacher and student on the hold-out after the last epoch."
 
 
 def _tsne(study: Study, similarity: Similarity | None) -> Json:
@@ -280,7 +283,7 @@ def _tsne(study: Study, similarity: Similarity | None) -> Json:
     methods = [method for method in study.compared if method.runs[0].teacher]
     comparison = methods[0].comparison
     assert comparison is not None
-    sure = comparison.surely_hurt
+    sure = comparison.significantly_worse
     hurt = sure if sure.any() else comparison.hurt
     pictures = [
         {
@@ -292,7 +295,7 @@ def _tsne(study: Study, similarity: Similarity | None) -> Json:
         }
         for picture in similarity.pictures
     ]
-    which = "surely hurt" if sure.any() else "delta acc < 0"
+    which = "significantly worse" if sure.any() else "delta acc < 0"
     return {
         "tsne": pictures,
         "tsne_legend": f"{which} under {methods[0].label}",

@@ -1,9 +1,9 @@
 """Detect damage in zip archives of tensors and arrays before any of their content is used.
 
-`torch.save` and `numpy.savez` write uncompressed archives with a CRC-32 of every entry, which neither `torch.load` nor,
-for an array that got shorter, NumPy compares. Everything else (names, sizes, the CRCs themselves) has no checksum, so
-what we write has a SHA-256 of that in the archive's comment, which other readers skip. To hash the entries as well
-would take as long as half of all writing; their CRCs have been computed anyway, and notice any 32 neighbouring bits.
+`torch.save` and `numpy.savez` write uncompressed archives with a CRC-32 of every entry. `torch.load` never compares
+them, and NumPy does not for truncated arrays. Names, sizes and the CRCs themselves have no checksum, so our archives
+store a SHA-256 of these in the archive's comment, which other readers ignore. Entries are not hashed as well, because
+that would increase the time of writing by half and their CRCs detect damage already.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def check_archive(file: BinaryIO) -> None:
     """
     end, comment = _end_of(file)
     if comment and not _IS_SEAL.fullmatch(comment):
-        raise ValueError("its comment is no digest")
+        raise ValueError("its comment is not a digest")
     digest = _digest(file, end, check_entries=True)
     if comment and _SEAL + digest != comment:
         raise ValueError("its content does not match its digest")
@@ -69,7 +69,7 @@ def _end_of(file: BinaryIO) -> tuple[int, bytes]:
     (length,) = struct.unpack_from("<20xH", tail, record)
     comment = tail[record + _END_BYTES :]
     if len(comment) != length:
-        raise ValueError("its end is not where it says")
+        raise ValueError("its end is not at the recorded position")
     return size - length, comment
 
 
@@ -82,14 +82,14 @@ def _digest(file: BinaryIO, end: int, *, check_entries: bool) -> bytes:
         raise ValueError("two entries have one name")
     digest, position = hashlib.sha256(), 0
     for entry in entries:
-        # Entries that lie in one another are how small files pretend to hold much.
+        # Overlapping entries are used by zip bombs.
         if entry.header_offset < position or (position == 0 and entry.header_offset > 0):
             raise ValueError(f"`{entry.filename}` is not where it should be")
         start = _content_of(file, entry)
         stop = start + entry.file_size
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size or stop > end:
             raise ValueError(f"`{entry.filename}` is compressed or incomplete")
-        if entry.external_attr & _IS_FOLDER:  # PyTorch would leave its tensor without content.
+        if entry.external_attr & _IS_FOLDER:  # PyTorch would leave the tensor uninitialised.
             raise ValueError(f"`{entry.filename}` is marked as a folder")
         for chunk in _chunks(file, position, start):
             digest.update(chunk)

@@ -1,4 +1,4 @@
-"""Write files atomically: a file holds either its old or its new content, whatever happens."""
+"""Write files atomically: a file always holds either its old or its new content."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Appending(io.RawIOBase):
     """Unbuffered file opened for appending: each call writes all of its data or raises.
 
     Args:
-        path: Created if it is missing.
+        path: Path of the file, which is created if it is missing.
 
     Raises:
         TLLMError: The system failed to write; a part of the data may be in the file.
@@ -132,13 +132,13 @@ def _is_stream(path: Path) -> bool:
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
-    """Write `data` atomically; see `atomic_writer` for what is raised."""
+    """Write `data` atomically; see `atomic_writer` for the errors that are raised."""
     with atomic_writer(path) as file:
         file.write(data)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` as UTF-8, atomically; see `atomic_writer` for what is raised.
+    """Write `text` as UTF-8 atomically; see `atomic_writer` for the errors that are raised.
 
     Surrogates that stand for non-UTF-8 bytes of file names are written as these bytes.
     """
@@ -146,10 +146,10 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_json(path: str | os.PathLike[str], obj: object) -> None:
-    """Write `obj` as JSON, atomically, with the keys in their order; see `atomic_writer` for what else is raised.
+    """Write `obj` as JSON atomically, with keys in their order; see `atomic_writer` for further errors.
 
-    A key of the outermost object has a line of its own, and so has an object in a list below it: lines are what people
-    read and compare, and the encoder that indents everything takes a second for 20,000 classes.
+    Each key of the outermost object, and each object in a list below it, is on its own line, which is readable and
+    faster than full indentation (a second for 20,000 classes).
 
     Raises:
         ValueError: `obj` contains NaN or infinity, which JSON cannot represent. The caller must choose a replacement
@@ -157,7 +157,7 @@ def write_json(path: str | os.PathLike[str], obj: object) -> None:
         TypeError: `obj` contains a value of a type that JSON cannot represent.
     """
     try:
-        # ASCII only: class names taken from folders may hold bytes that are not UTF-8 and would fail to encode.
+        # ASCII only, because class names from folders may contain bytes that are not UTF-8 and cannot be encoded.
         text = _lines(obj)
     except ValueError as error:
         raise ValueError(f"Expected what is written to {path} to be finite, but got: {error}") from error
@@ -167,7 +167,7 @@ def write_json(path: str | os.PathLike[str], obj: object) -> None:
 def _lines(obj: object) -> str:
     if not isinstance(obj, dict):
         return json.dumps(obj, allow_nan=False)
-    # Each key as one of an object, so that keys that are no strings become what `json` makes of them.
+    # Encode each key within an object, so that `json` converts keys that are not strings.
     entries = [f"  {json.dumps({key: 0})[1:-2]}{_value(value)}" for key, value in obj.items()]
     return "{\n" + ",\n".join(entries) + "\n}" if entries else "{}"
 
@@ -180,9 +180,9 @@ def _value(value: object) -> str:
 
 
 def write_npz(path: str | os.PathLike[str], /, **arrays: ArrayLike) -> None:
-    """Write arrays as an uncompressed `.npz` with a digest, atomically; see `atomic_writer` for what else is raised.
+    """Write arrays as an uncompressed `.npz` with a digest, atomically; see `atomic_writer` for further errors.
 
-    Unlike `numpy.savez` it takes every name, writes equal bytes for equal arrays, and refuses objects.
+    Unlike `numpy.savez`, it accepts every name, writes equal bytes for equal arrays, and refuses objects.
 
     Raises:
         ValueError: An array holds Python objects, which only a pickle could store.
@@ -190,7 +190,7 @@ def write_npz(path: str | os.PathLike[str], /, **arrays: ArrayLike) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, array in arrays.items():
-            # A ZipInfo made from the name alone carries no time of day, so that equal runs give equal files.
+            # A ZipInfo created from a name has no time stamp, so that equal arrays give equal files.
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
     seal(buffer)
@@ -198,10 +198,10 @@ def write_npz(path: str | os.PathLike[str], /, **arrays: ArrayLike) -> None:
 
 
 def save_torch(path: str | os.PathLike[str], obj: object) -> None:
-    """Write `obj` with `torch.save` and a digest that it ignores, atomically; see `atomic_writer` for what is raised.
+    """Write `obj` with `torch.save` and a digest atomically; see `atomic_writer` for the errors that are raised.
 
-    It is serialised in memory first: when a write fails under `torch.save`, its C++ archive writer replaces the cause
-    ("No space left on device") by an internal error of its own.
+    The object is serialised in memory first, because the archive writer of `torch.save` would replace the cause of a
+    failed write ("No space left on device") by an internal error.
     """
     buffer = io.BytesIO()
     with _checksums():
@@ -212,7 +212,7 @@ def save_torch(path: str | os.PathLike[str], obj: object) -> None:
 
 @contextmanager
 def _checksums() -> Iterator[None]:
-    """Let `torch.save` compute the CRCs of its entries for the duration of the block, whatever the process has set."""
+    """Make `torch.save` compute CRCs in the block, regardless of the process's settings."""
     wanted = getattr(torch.serialization, "get_crc32_options", lambda: True)()
     if wanted:
         yield
@@ -227,14 +227,14 @@ def _checksums() -> Iterator[None]:
 def write_link(path: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:
     """Link `path` to the file `source` atomically; copy if links are impossible, for example between disks.
 
-    Since every writer here replaces files instead of changing them, either name keeps its content when the other gets
-    a new one. See `atomic_writer` for what is raised.
+    All writers replace files instead of changing them, so each name keeps its content if the other is rewritten. See
+    `atomic_writer` for the errors that are raised.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{_TEMPORARY}")
     try:
         os.link(source, temporary)
-    except OSError:  # A file system without links.
+    except OSError:  # The file system has no hard links.
         write_bytes(target, Path(source).read_bytes())
         return
     try:
@@ -243,7 +243,7 @@ def write_link(path: str | os.PathLike[str], source: str | os.PathLike[str]) -> 
         cause = error.strerror or str(error)
         raise TLLMError(f"Cannot write {target}: {cause}; what was there before is unchanged") from error
     finally:
-        # Renaming one name of a file to another one of the same file does nothing and leaves both.
+        # Renaming between two names of the same file is a no-op and leaves both.
         with suppress(OSError):
             temporary.unlink()
     _flush_folder(target)
@@ -257,8 +257,8 @@ def remove_temporaries(folder: str | os.PathLike[str]) -> None:
 
 
 def _flush_folder(target: Path) -> None:
-    """Flush the folder so that the rename is durable; failure is not an error, since the new content is in place."""
-    if os.name == "nt":  # Windows opens no folders.
+    """Flush the folder so that the rename is durable; a failure is no error, because the new content is in place."""
+    if os.name == "nt":  # Windows cannot open folders.
         return
     try:
         descriptor = os.open(target.parent, os.O_RDONLY)
@@ -267,4 +267,4 @@ def _flush_folder(target: Path) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        _logger.warning("%s is written, but a power cut could still undo that: %s", target, error)
+        _logger.warning("%s is written, but may be lost in a power cut: %s", target, error)

@@ -12,8 +12,8 @@ from tllm_plugin.runs.atomic import write_text
 from tllm_plugin.runs.reading import read_text
 
 _FIRST_LINE = "# sha256 of the lines below: "
-# How the files of earlier versions end, which carry no digest: with the last key of the config, or of the versions. A
-# host may have nodes of its own after `TLLM`.
+# Last key in files of earlier versions, which have no digest: the last key of the config or of the versions. A host
+# may have further nodes after `TLLM`.
 _WHOLE = re.compile(r"^(TLLM:\n(?: .*\n)*  TRAINER|versions:\n(?: .*\n)*  python): .+\n", re.MULTILINE)
 
 

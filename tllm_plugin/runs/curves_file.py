@@ -17,7 +17,7 @@ from tllm_plugin.runs.stamps import schema_of
 KIND = "curves"
 VERSION = 1
 
-# What version 1 holds at least: number of dimensions and numpy's kinds of dtype (i: signed, u: unsigned, b: bool).
+# Required arrays of version 1: number of dimensions and kinds of dtype in NumPy (i: signed, u: unsigned, b: bool).
 _REQUIRED = {
     "num_classes": (0, "iu"),
     "labels": (1, "iu"),
@@ -33,13 +33,13 @@ def write_curves(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None
     """Write the state of `core.curves.Curves`, atomically.
 
     Args:
-        state: Names to tensors, arrays, numbers, strings, or flat lists of these, as `Curves.state_dict` returns them.
-            More entries than those are kept.
+        state: Result of `Curves.state_dict`: tensors, arrays, numbers, strings or flat lists of these by name. Further
+            entries are written as well.
 
     Raises:
-        ValueError: A name is `schema` or `version`, which the file needs for itself.
-        TypeError: A value is none of the above.
-        TLLMError: The system refused to write.
+        ValueError: A name is `schema` or `version`, which are reserved.
+        TypeError: A value has another type.
+        TLLMError: The system failed to write.
     """
     arrays = {name: _to_array(name, value) for name, value in state.items()}
     reserved = arrays.keys() & {"schema", "version"}
@@ -49,16 +49,16 @@ def write_curves(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None
 
 
 def read_curves(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read a `curves.npz`; numbers and strings come back as 0-d arrays. `to_state` undoes that.
+    """Read a `curves.npz`; numbers and strings are returned as 0-d arrays, which `to_state` converts back.
 
     Returns:
         With n hold-out samples and E recorded epochs: `num_classes` (), `labels` (n,) class indices, `sample_ids` (n,)
         indices into the training data, `epochs` (E,), `rank` (E, n) rank of the true class, `true_prob` (E, n) its
-        probability in steps of 1/255, `agree` (E or 0, n) agreement with the teacher; and what else was written.
+        probability in steps of 1/255, `agree` (E or 0, n) agreement with the teacher; and all further entries.
 
     Raises:
-        FileFormatError: It is missing, damaged, of another kind or version, lacks one of the arrays, or they do not fit
-            together.
+        FileFormatError: The file is missing, damaged, of another kind or version, lacks an array, or has inconsistent
+            arrays.
     """
     arrays = read_npz(path, KIND, VERSION)
     for name, (dims, kinds) in _REQUIRED.items():

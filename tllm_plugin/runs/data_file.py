@@ -63,7 +63,7 @@ class DataRecord(Record):
 
 
 def record_of(identity: DataIdentity) -> DataRecord:
-    """Return the record of a data set."""
+    """Convert the identity of a data set to a record."""
     return validated(DataRecord, asdict(identity), "of the data")
 
 
@@ -88,5 +88,5 @@ def from_checkpoint(content: object, path: object) -> DataIdentity | None:
     try:
         record = json.loads(said)
     except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"Expected {path} to say what it was trained on, but {error}") from error
+        raise FileFormatError(f"Expected {path} to record its training data, but {error}") from error
     return validated(DataRecord, record, f"in what {path} was trained on").identity

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tllm_plugin.core.errors import FileFormatError
 
-# What a module keeps besides its tensors, where NaN may mean that something was not measured.
+# Extra state of modules, in which NaN may mean that a value was not measured.
 _EXTRA_STATE = "_extra_state"
 
 

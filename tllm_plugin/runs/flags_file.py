@@ -22,6 +22,8 @@ class ClassFlag:
         e_value: Evidence that is valid under any number of looks, at least 0; None without it.
         holdout_count: Hold-out samples of the class.
         holdout_correct: Number of these that the student predicted correctly at the last evaluation.
+        probability_of_harm: Posterior probability that the class is behind the reference run, in [0, 1]; None without a
+            reference run.
     """
 
     index: Count
@@ -33,6 +35,7 @@ class ClassFlag:
     e_value: Amount | None
     holdout_count: Count
     holdout_correct: Count
+    probability_of_harm: Fraction | None = None
 
     @model_validator(mode="after")
     def _is_consistent(self) -> ClassFlag:
@@ -48,8 +51,8 @@ class DetectorChoice:
     """The detector of a run.
 
     Args:
-        name: Its registered name.
-        options: Its options, JSON values.
+        name: Registered name.
+        options: Options as JSON values.
     """
 
     name: Text
@@ -58,11 +61,11 @@ class DetectorChoice:
 
 @dataclass(frozen=True)
 class FlagsRecord(Record):
-    """What the detector of a run decided.
+    """Decisions of a run's detector.
 
     Args:
-        detector: Which detector, and its options.
-        epochs: Epochs that the detector has seen.
+        detector: Name and options of the detector.
+        epochs: Number of epochs that the detector has seen.
         num_classes: C.
         reason: Why nothing was flagged; empty if something was.
         classes: One entry per class, in the order of their indices.
@@ -83,7 +86,7 @@ class FlagsRecord(Record):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> FlagsRecord:
-        # The length first: a damaged `num_classes` may be a number that no memory can count up to.
+        # The length is checked first, because a damaged `num_classes` may be too large to iterate over.
         if len(self.classes) != self.num_classes:
             raise Inconsistent("classes", f"as long as `num_classes` ({self.num_classes})", len(self.classes))
         for index, item in enumerate(self.classes):

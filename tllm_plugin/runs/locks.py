@@ -1,4 +1,4 @@
-"""Locks between processes that share a folder; the system releases them when a process dies, however it dies."""
+"""File locks between processes, which the system releases when a process ends or is killed."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ Result = TypeVar("Result")
 
 @contextmanager
 def held(path: Path, *, wait: bool = True, remove: bool = False) -> Iterator[int]:
-    """Hold the lock of a file for the duration of the block; wait for it as long as another process has it.
+    """Hold the lock of a file for the duration of the block; wait while another process holds it.
 
-    Yields the file's descriptor. A child process that inherits it holds the lock, too, until it ends.
+    Yield the descriptor of the file. A child process that inherits it also holds the lock until it ends.
 
     Args:
-        path: Of the file; made where it is missing.
-        wait: For another process.
-        remove: The file after the block. All who lock it have to say so.
+        path: Path of the file, which is created if it is missing.
+        wait: Whether to wait for another process.
+        remove: Whether to remove the file after the block; must be equal for all users of the lock.
 
     Raises:
-        BlockingIOError: Another process has it, and `wait` is False.
-        OSError: Files cannot be locked here.
+        BlockingIOError: Another process holds the lock, and `wait` is False.
+        OSError: The file system does not support locks.
     """
     if not _HAS_LOCKS:
         raise OSError(errno.ENOLCK, "this system has no file locks", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        with path.open("a") as file:  # Closing it releases the lock.
+        with path.open("a") as file:  # Closing the descriptor releases the lock.
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             if remove and not _is_at(path, file.fileno()):
-                continue  # Whoever had the lock has removed the file in the meantime.
+                continue  # The previous holder has removed the file in the meantime.
             try:
                 yield file.fileno()
             finally:
@@ -51,7 +51,7 @@ def held(path: Path, *, wait: bool = True, remove: bool = False) -> Iterator[int
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Tell whether an open file is still the one at `path`."""
+    """Return whether an open file is still the file at `path`."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
@@ -59,12 +59,12 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def each_under_its_lock(folder: Path, tasks: Mapping[str, Callable[[int], Result]]) -> dict[str, Result]:
-    """Do tasks under the locks of their names, first those that no other process is at; return what they return.
+    """Run tasks under locks of their names, starting with tasks whose locks are free; return their results.
 
     Args:
-        folder: Of the locks.
-        tasks: By the names of their locks; called with the lock's descriptor. What another process did meanwhile they
-            must find done.
+        folder: Folder of the lock files.
+        tasks: Tasks by the names of their locks, called with the descriptor of the lock. A task must return without
+            work if another process has done it in the meantime.
     """
     done: dict[str, Result] = {}
     for wait in (False, True):
@@ -79,7 +79,7 @@ def each_under_its_lock(folder: Path, tasks: Mapping[str, Callable[[int], Result
 
 
 def is_held(path: Path) -> bool:
-    """Tell whether a process, this one included, holds the lock of a file; False where there is no such file."""
+    """Return whether any process, including this one, holds the lock of a file; False if the file is missing."""
     if not _HAS_LOCKS:
         return False
     try:

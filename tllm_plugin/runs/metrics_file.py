@@ -1,4 +1,4 @@
-"""`metrics.json`: how good the student of a run became, per class, and what that cost."""
+"""Read and write `metrics.json`: test results per class and the cost of a run."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from pydantic.dataclasses import dataclass
 from tllm_plugin.core.predictions import Predictions
 from tllm_plugin.runs.records import Amount, Count, Flag, Fraction, Inconsistent, List, Record
 
-# Some hosts divide in single precision.
+# Tolerance for hosts that divide in single precision.
 _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class MetricsRecord(Record):
-    """Results on the test data after the last epoch so far, and the cost of the run.
+    """Test results after the last trained epoch, and cost of the run.
 
     Args:
-        test_accuracy: Of the student after `epochs_done` epochs, a fraction; None before the first test.
+        test_accuracy: Test accuracy of the student after `epochs_done` epochs, a fraction; None before the first test.
         class_correct: (C,) correct test samples per class; empty before the first test.
-        class_total: (C,) test samples per class. Two runs' quotients give delta acc.
-        seconds_per_epoch: One wall-clock time per epoch done.
-        peak_memory_bytes: Highest memory use of the process or the device; None where it is not known.
-        epochs_done: Epochs trained so far.
-        finished: Whether the run came to its end.
+        class_total: (C,) test samples per class; empty before the first test.
+        seconds_per_epoch: Wall-clock time of each trained epoch in seconds.
+        peak_memory_bytes: Peak memory use of the process or the device; None if unknown.
+        epochs_done: Number of epochs trained so far.
+        finished: Whether the run is finished.
     """
 
     KIND = "metrics"
@@ -38,22 +38,34 @@ class MetricsRecord(Record):
     epochs_done: Count
     finished: Flag
 
+    @classmethod
+    def untested(
+        cls,
+        *,
+        epochs_done: int,
+        finished: bool,
+        seconds_per_epoch: tuple[float, ...] = (),
+        peak_memory_bytes: int | None = None,
+    ) -> MetricsRecord:
+        """Return the record of a run without test results; `with_results` adds them."""
+        return cls(None, (), (), seconds_per_epoch, peak_memory_bytes, epochs_done, finished)
+
     @property
     def tested(self) -> bool:
-        """Whether there are results on test data."""
+        """Whether the record has test results."""
         return sum(self.class_total) > 0
 
     def with_results(self, predictions: Predictions) -> MetricsRecord:
-        """Return the record with the test results that these predictions give."""
+        """Return the record with the test results of these predictions."""
         correct, total = _counts(predictions)
         return replace(self, test_accuracy=predictions.accuracy, class_correct=correct, class_total=total)
 
     def agrees_with(self, predictions: Predictions) -> bool:
-        """Whether these predictions give the recorded counts of every class."""
+        """Return whether these predictions give the recorded counts of every class."""
         return (self.class_correct, self.class_total) == _counts(predictions)
 
     def without_results(self) -> MetricsRecord:
-        """Return the record of such a run that never looked at test data."""
+        """Return the record without test results."""
         return replace(self, test_accuracy=None, class_correct=(), class_total=())
 
     @model_validator(mode="after")

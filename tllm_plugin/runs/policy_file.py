@@ -1,4 +1,4 @@
-"""`policy.json`: how much each class is taught, by which policy."""
+"""Read and write `policy.json`: the teaching weights of the classes and the policy that set them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from tllm_plugin.runs.records import Amount, Count, Fraction, Inconsistent, List
 
 @dataclass(frozen=True)
 class ClassWeight:
-    """One class.
+    """Teaching weight of a class.
+
 
     Args:
         name: Class name.
-        strength: Mean probability that the teacher gives the class on its training images, at the temperature.
+        strength: Mean probability of the class in the teacher's predictions for its training images, at the
+            temperature.
         weight: Teaching weight.
     """
 
@@ -25,13 +27,13 @@ class ClassWeight:
 
 @dataclass(frozen=True)
 class PolicyRecord(Record):
-    """The teaching weights of a run that the detector's flags come on top of.
+    """Teaching weights of a run; flagged classes have weight 0 in addition.
 
     Args:
         policy: Name of the policy.
-        options: Its options, JSON values.
-        temperature: At which strengths were measured and labels are mixed in.
-        level: Strength that classes are raised to.
+        options: Options as JSON values.
+        temperature: Temperature at which strengths are measured and labels are mixed in.
+        level: Strength to which weaker classes are raised.
         num_classes: C.
         classes: One entry per class, in the order of their indices.
     """

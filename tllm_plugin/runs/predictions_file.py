@@ -1,4 +1,4 @@
-"""`predictions.npz`: what the student of a run predicts for every test image, so that runs can be paired by image."""
+"""Read and write `predictions.npz`: predictions for all test images, with which runs are compared image by image."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ VERSION = 1
 
 
 def write_predictions(path: str | os.PathLike[str], predictions: Predictions) -> None:
-    """Write labels and predicted classes, atomically, in the smallest integers that hold the classes.
+    """Write labels and predicted classes atomically, with the smallest sufficient integer type.
 
     Raises:
-        TLLMError: The system refused to write.
+        TLLMError: The system failed to write.
     """
     classes, predicted = predictions.num_classes, predictions.prediction.numpy()
-    # A network may have more outputs than there are classes.
+    # A network may have more outputs than classes.
     outputs = int(predicted.max(initial=classes - 1)) + 1
     kind = np.min_scalar_type(max(outputs - 1, 0))
     write_npz(
@@ -42,7 +42,7 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
     """Read labels and predicted classes; ranks and probabilities are not in the file.
 
     Raises:
-        FileFormatError: It is missing, truncated, of another kind or version, or its arrays do not fit together.
+        FileFormatError: The file is missing, truncated, of another kind or version, or has inconsistent arrays.
     """
     arrays = read_npz(path, KIND, VERSION)
     outputs = "num_outputs" if "num_outputs" in arrays else "num_classes"

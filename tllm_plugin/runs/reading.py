@@ -1,7 +1,7 @@
-"""Reading files that may be missing, damaged, foreign, too new or hostile: each is one clear `FileFormatError`.
+"""Read files that may be missing, damaged, foreign, too new or malicious; each problem is a clear `FileFormatError`.
 
-All that this package reads of runs goes through here. Whatever carries a digest is compared with it before anything is
-used, nothing but a regular file is opened, and no declared size is believed before memory is taken.
+The package reads all files of runs through this module. Digests are verified before content is used, only regular
+files are opened, and declared sizes are checked before memory is allocated.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from tllm_plugin.runs.stamps import DIGEST, json_digest, schema_of
 _logger = logging.getLogger(__name__)
 
 _RUN_AGAIN = "restore it from a copy, or run again what wrote it"
-# The records of 20,000 classes are a tenth of it, and Python needs up to twenty times as much memory for its objects.
+# Ten times the records of 20,000 classes; Python objects need up to twenty times as much memory.
 _MOST_TEXT_BYTES = 2**27
 _SUFFIX = ".npy"
 
 
 def open_file(path: str | os.PathLike[str], what: str) -> BinaryIO:
-    """Open a regular file, or a link to one: a pipe or a device could wait forever or never end.
+    """Open a regular file or a link to one; pipes and devices could block or never end.
 
     Args:
-        path: Where it is.
-        what: What it should be, with its article, for error messages.
+        path: Path of the file.
+        what: Description of the expected file with its article, for error messages.
 
     Raises:
-        FileFormatError: It is missing, no file, or must not be read.
+        FileFormatError: The file is missing, not a regular file, or not readable.
     """
     path = Path(path)
     try:
@@ -53,9 +53,9 @@ def open_file(path: str | os.PathLike[str], what: str) -> BinaryIO:
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, "a pipe, a socket or a device is no file")
+            raise OSError(errno.EINVAL, "pipes, sockets and devices are not read")
         return path.open("rb")
-    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path.
+    except (OSError, ValueError) as error:  # ValueError is raised for a NUL character in the path.
         _refuse_unreadable(path, what, error)
 
 
@@ -63,7 +63,7 @@ def read_text(path: str | os.PathLike[str], what: str) -> str:
     """Read a file of UTF-8 text.
 
     Raises:
-        FileFormatError: It is missing, no file, larger than any file of ours, or no such text.
+        FileFormatError: The file is missing, too large, or not UTF-8 text.
     """
     path = Path(path)
     with _refusing(path, what):
@@ -71,11 +71,11 @@ def read_text(path: str | os.PathLike[str], what: str) -> str:
 
 
 def read_json(path: str | os.PathLike[str], kind: str, version: int) -> dict[str, Any]:
-    """Read a JSON object that carries `"schema": "tllm/<kind>"` and `"version": <version>`, and return all of it.
+    """Read a JSON object with `"schema": "tllm/<kind>"` and `"version": <version>`.
 
     Raises:
-        FileFormatError: It is missing, truncated, of another kind, of another schema version, or not what its digest
-            says; files of earlier versions have none.
+        FileFormatError: The file is missing, truncated, of another kind or schema version, or does not match its digest
+            (files of earlier versions have none).
     """
     path, what = Path(path), f"a TLLM {kind} file"
     with _refusing(path, what):
@@ -91,10 +91,10 @@ def read_json(path: str | os.PathLike[str], kind: str, version: int) -> dict[str
 
 
 def read_npz(path: str | os.PathLike[str], kind: str, version: int) -> dict[str, np.ndarray]:
-    """Read an `.npz` whose 0-d arrays `schema` and `version` say `tllm/<kind>` and `version`; return the other arrays.
+    """Read an `.npz` with the 0-d arrays `schema` (`tllm/<kind>`) and `version`; return the other arrays.
 
     Raises:
-        FileFormatError: It is missing, truncated, of another kind, of another schema version, or holds a pickle.
+        FileFormatError: The file is missing, truncated, of another kind or schema version, or contains a pickle.
     """
     path, what = Path(path), f"a TLLM {kind} file"
     with _refusing(path, what), open_file(path, what) as file:
@@ -109,7 +109,7 @@ def read_npz(path: str | os.PathLike[str], kind: str, version: int) -> dict[str,
 
 
 def read_arrays(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray]:
-    """Read all arrays of an `.npz` that anybody may have written.
+    """Read all arrays of an `.npz` of any program.
 
     Raises:
         FileFormatError: It is missing, truncated, no such file, or holds a pickle.
@@ -122,7 +122,7 @@ def read_arrays(path: str | os.PathLike[str], what: str) -> dict[str, np.ndarray
 
 
 def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """Return an array of a checked `.npz`; its shape is compared with the bytes that are there before it is made."""
+    """Return an array of a checked `.npz`; its shape is compared with its size in bytes before memory is allocated."""
     if not name.endswith(_SUFFIX):
         raise ValueError(f"`{name}` is not an array")
     data = io.BytesIO(archive.read(name))
@@ -135,26 +135,26 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     shape, _, dtype = read_header(data)
     size = len(data.getbuffer()) - data.tell()
     if not dtype.hasobject and (dtype.itemsize == 0 or math.prod(shape) * dtype.itemsize != size):
-        raise ValueError(f"`{name}` says {dtype} of shape {shape} and has {size} bytes")
+        raise ValueError(f"`{name}` is declared as {dtype} of shape {shape} but has {size} bytes")
     data.seek(0)
     array: np.ndarray = np.lib.format.read_array(data, allow_pickle=False)
     return array
 
 
 def load_torch(path: str | os.PathLike[str], what: str) -> object:
-    """Read a file of `torch.save` onto the CPU without ever running code from it.
+    """Read a file of `torch.save` onto the CPU without executing code from it.
 
     Args:
-        what: What the file should be, with its article, for error messages: "a teacher checkpoint".
+        what: Description of the expected file with its article, for error messages: "a teacher checkpoint".
 
     Raises:
-        FileFormatError: It is missing, truncated, no such file at all, or holds objects other than tensors and plain
-            values, which could run code on loading. Damage shows in every archive, ours or a host's; the format of
-            PyTorch before 1.6 has no checksums, which a warning says.
+        FileFormatError: The file is missing, damaged, not a file of `torch.save`, or contains objects other than
+            tensors and plain values, which could execute code. Damage is detected in all archives, also of hosts; for
+            the format of PyTorch before 1.6, which has no checksums, a warning is logged.
     """
     path = Path(path)
     with _refusing(path, what), open_file(path, what) as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Torch comments on strange pickles; the error below says what to do.
+        warnings.simplefilter("ignore")  # Suppress torch's warnings about pickles; the error below is more helpful.
         checked = is_archive(file)
         if checked:
             check_archive(file)
@@ -178,10 +178,10 @@ def load_torch(path: str | os.PathLike[str], what: str) -> object:
 
 
 def check_torch(path: str | os.PathLike[str], what: str) -> None:
-    """Refuse a damaged file of `torch.save` that a host is going to load by itself; see `load_torch`.
+    """Check a file of `torch.save` that a host will load itself; see `load_torch`.
 
     Raises:
-        FileFormatError: It is missing, no file, or does not match its checksums.
+        FileFormatError: The file is missing or does not match its checksums.
     """
     path = Path(path)
     with _refusing(path, what), open_file(path, what) as file:
@@ -191,9 +191,9 @@ def check_torch(path: str | os.PathLike[str], what: str) -> None:
 
 @contextmanager
 def _refusing(path: Path, what: str) -> Iterator[None]:
-    """Turn whatever reading a file raises into a `FileFormatError`.
+    """Convert all errors of reading a file to `FileFormatError`.
 
-    Damaged bytes make zipfile, zlib, NumPy and PyTorch raise a dozen unrelated types, hence `Exception`.
+    For damaged files, zipfile, zlib, NumPy and PyTorch raise many unrelated types, hence `Exception`.
     """
     try:
         yield
@@ -216,7 +216,7 @@ def _read_bytes(path: Path, what: str) -> bytes:
 def _check_stamp(path: Path, kind: str, version: int, schema: object, found: object) -> None:
     expected = f"Expected {path} to be a TLLM {kind} file"
     if schema != schema_of(kind):
-        got = "it carries no TLLM schema" if schema is None else f"its schema is {schema!r}"
+        got = "it has no TLLM schema" if schema is None else f"its schema is {schema!r}"
         raise FileFormatError(
             f"{expected} (schema {schema_of(kind)!r}), but {got}; name a file that TLLM wrote as such"
         )

@@ -1,8 +1,7 @@
 """Read and write the JSON records of a run, validated by pydantic.
 
-A record is a frozen pydantic dataclass. Its fields have the types below, which accept what JSON has for them and
-convert nothing but a list into a tuple and an integer into a float. Unknown keys, as a later version may write them,
-are ignored.
+A record is a frozen pydantic dataclass. Its fields have the types below, which accept JSON values and convert only
+lists to tuples and integers to floats. Unknown keys, which later versions may write, are ignored.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ Fraction = Annotated[float, Strict(), Field(allow_inf_nan=False, ge=0, le=1)]
 #: A JSON list. Only the first wrong item is reported, so that a file of millions of them costs no memory.
 List = Annotated[tuple[T, ...], FailFast()]
 
-# What pydantic's messages say of Python's types, and what is said of JSON's instead.
+# Python terms in pydantic's messages, and the JSON terms that replace them.
 _EXPECTED = {
     "Field required": "present",
     "a valid integer": "an integer",
@@ -63,13 +62,13 @@ class Inconsistent(ValueError):
 
 
 class Record:
-    """Base of the records that have a file of their own."""
+    """Base of records with a file of their own."""
 
     KIND: ClassVar[str]
     VERSION: ClassVar[int] = 1
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the record, atomically; see `write_json` for what is raised."""
+        """Write the record atomically; see `write_json` for the errors that are raised."""
         write_json(path, stamped(self.KIND, self.VERSION, TypeAdapter(type(self)).dump_python(self)))
 
     @classmethod
@@ -77,8 +76,7 @@ class Record:
         """Read a record.
 
         Raises:
-            FileFormatError: The file is missing, damaged, of another kind or version, or a field is not what it should
-                be.
+            FileFormatError: The file is missing, damaged, of another kind or version, or has an invalid field.
         """
         content = read_json(path, cls.KIND, cls.VERSION)
         return validated(cls, content, f"in {Path(path)}")

@@ -18,11 +18,13 @@ from tllm_plugin.runs.atomic import remove_temporaries
 from tllm_plugin.runs.data_file import DataRecord, record_of
 from tllm_plugin.runs.flags_file import FlagsRecord
 from tllm_plugin.runs.metrics_file import MetricsRecord
+from tllm_plugin.runs.notebook import flags_html
 from tllm_plugin.runs.policy_file import PolicyRecord
+from tllm_plugin.runs.speed_file import SpeedRecord
 from tllm_plugin.runs.split_file import SplitRecord
 
 NAME = "tllm"
-# What makes a folder a run. The other files have names that hosts use as well.
+# Files that identify the folder of a run; hosts also use the names of the other files.
 _RECORDS = ("split.json", "curves.npz", "flags.json", "metrics.json")
 
 
@@ -30,8 +32,8 @@ class RunFolder:
     """TLLM's files of one run. Writes are atomic; reads validate digest, schema and types.
 
     Args:
-        path: The `tllm/` folder itself. `RunFolder.inside` derives it from the log folder, `RunFolder.find` from any
-            path that a user names.
+        path: Path of the `tllm/` folder. `RunFolder.inside` derives it from the log folder, `RunFolder.find` from a
+            path given by the user.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -40,6 +42,9 @@ class RunFolder:
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
 
+    def _repr_html_(self) -> str:
+        return flags_html(str(self.log_folder), self.read_flags())
+
     @classmethod
     def inside(cls, log_folder: str | os.PathLike[str]) -> RunFolder:
         """Return the `tllm/` folder of `log_folder`, whether it exists or not."""
@@ -47,10 +52,10 @@ class RunFolder:
 
     @classmethod
     def find(cls, path: str | os.PathLike[str]) -> RunFolder:
-        """Return the run that `path` names: its log folder, the `tllm/` folder in that, or a file in the latter.
+        """Return the run at `path`: its log folder, the `tllm/` folder in it, or a file in that.
 
         Raises:
-            FileFormatError: `path` names no run.
+            FileFormatError: There is no run at `path`.
         """
         try:
             named = Path(expanded(path)).resolve()
@@ -59,8 +64,8 @@ class RunFolder:
                     return cls(folder)
             holder = "its folder" if named.is_file() else "it"
             problem = f"{holder} holds none of {', '.join(_RECORDS)}" if named.exists() else "it does not exist"
-        except (OSError, ValueError) as error:  # A name too long, a NUL character, no permission.
-            problem = f"it cannot be looked at ({error})"
+        except (OSError, ValueError) as error:  # The name is too long or has a NUL character, or permission is missing.
+            problem = f"it cannot be read ({error})"
         raise FileFormatError(
             f"Expected {path} to be a run, but {problem}; name the log folder that the training printed, the {NAME}/ "
             "folder in it, or a file of that"
@@ -68,7 +73,7 @@ class RunFolder:
 
     @property
     def log_folder(self) -> Path:
-        """The host's own folder of the run."""
+        """Log folder of the run, which the host writes."""
         return self.path.parent
 
     @property
@@ -92,7 +97,7 @@ class RunFolder:
 
     @property
     def split_json(self) -> Path:
-        """The hold-outs; `SplitRecord`."""
+        """Hold-outs of the run; `SplitRecord`."""
         return self.path / "split.json"
 
     @property
@@ -102,23 +107,28 @@ class RunFolder:
 
     @property
     def curves_npz(self) -> Path:
-        """The hold-out history; see `read_curves`."""
+        """Hold-out history; see `read_curves`."""
         return self.path / "curves.npz"
 
     @property
     def search_curves_npz(self) -> Path:
-        """The history on the search hold-out, in the format of `curves_npz`; only where there is one."""
+        """History on the search hold-out, if there is one, in the format of `curves_npz`."""
         return self.path / "search_curves.npz"
 
     @property
     def flags_json(self) -> Path:
-        """The flags and their evidence; `FlagsRecord`."""
+        """Flags and their evidence; `FlagsRecord`."""
         return self.path / "flags.json"
 
     @property
     def policy_json(self) -> Path:
-        """Teaching weights; `PolicyRecord`. Only where a policy has decided on them."""
+        """Teaching weights, if a policy set them; `PolicyRecord`."""
         return self.path / "policy.json"
+
+    @property
+    def speed_json(self) -> Path:
+        """How the run is made faster; `SpeedRecord`. Only with `TLLM.SPEED: auto`."""
+        return self.path / "speed.json"
 
     @property
     def metrics_json(self) -> Path:
@@ -203,6 +213,14 @@ class RunFolder:
         """Read `policy.json`; raises `FileFormatError` if it is missing or invalid."""
         return PolicyRecord.read(self.policy_json)
 
+    def write_speed(self, record: SpeedRecord) -> None:
+        """Write `speed.json`."""
+        record.write(self.speed_json)
+
+    def read_speed(self) -> SpeedRecord:
+        """Read `speed.json`; raises `FileFormatError` if it is missing or invalid."""
+        return SpeedRecord.read(self.speed_json)
+
     def write_metrics(self, record: MetricsRecord) -> None:
         """Write `metrics.json`."""
         record.write(self.metrics_json)
@@ -248,7 +266,7 @@ class RunFolder:
 
 
 def find_curves(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read the curves that a user names: an `.npz` file, or a run as accepted by `RunFolder.find`.
+    """Read curves from an `.npz` file, or from a run as accepted by `RunFolder.find`.
 
     Raises:
         FileFormatError: The curves are missing or invalid.

@@ -82,8 +82,7 @@ class SearchRecord(Record):
         holdout_samples: Samples of the search hold-out.
         fraction: Requested fraction of the data left by the detection hold-out that forms the search hold-out.
         trials: Trials in the order of their numbers.
-        baselines: The vanilla student (if the search needed one) and the student that is taught to the end (unless it
-            was skipped).
+        baselines: The vanilla student (if the search needed one) and the run without detection (unless it was skipped).
         best: Number of the chosen trial; None if none finished.
         warnings: Caveats of the choice.
     """

@@ -1,4 +1,4 @@
-"""Files of weights: what `torch.save` wrote, ours or other people's, and safetensors."""
+"""Read weight files written by `torch.save` or as safetensors."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class EmbeddedSearch:
         return load_bundle(self.cfg)
 
     def taught(self) -> CfgNode:
-        """Return the config of the run that is taught to the end."""
+        """Return the config of the run without detection."""
         return self._inside("taught", {TYPE: "none"})
 
     def trial(self, values: Values) -> CfgNode:
@@ -87,7 +87,7 @@ class EmbeddedSearch:
         return self._trials[key]
 
     def final(self, values: Values) -> CfgNode:
-        """Return the config of the student that is trained with the choice, on the search hold-out as well."""
+        """Return the config of the final student, which is also trained on the search hold-out."""
         values = {**values, SEARCH_FRACTION: 0.0, NAME: f"{self._name}/final-{self._trial_digest(values)}"}
         return with_values(self._asked, values)
 
@@ -99,7 +99,7 @@ class EmbeddedSearch:
         """Train the missing runs that all trials need; several workers train different ones."""
         locks = self.folder / "locks"
         teacher, vanilla = needed_teacher(self.cfg, self.bundle.identity), self._vanilla()
-        # First, as the two others are at work at once and both may need it.
+        # First, because the two other runs are trained simultaneously and both may need it.
         if teacher is not None:
             each_under_its_lock(locks, {"teacher": self._task(teacher)})
         tasks = {}
@@ -131,7 +131,7 @@ class EmbeddedSearch:
             return recipe.ensure_trained(self.final(values), self.bundle)
 
     def next_command(self, values: Values) -> str:
-        """Return the shell command that trains the chosen values, as a run with a name of its own."""
+        """Return the shell command that trains the chosen values as a run with its own name."""
         name = {NAME: f"{self._run_name}-chosen-{self._trial_digest(values)}"}
         words = [*self.words, *override_words({**name, **values}, self._given)]
         return shlex.join(["tllm", "train", *import_words(), *words])
@@ -155,7 +155,7 @@ class EmbeddedSearch:
         for values in grid(self.space):
             cfg, vanilla = named_reference(self.trial(values), self.bundle.identity)
             if vanilla is not None and not RunFolder.inside(log_folder(vanilla)).is_finished():
-                return None  # Another worker is at it.
+                return None  # Another worker trains it.
             if not self.run_of(values).is_finished():
                 waiting.append(cfg)
         return waiting

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from tllm_plugin.search.optuna_study import SharedStudy
 
-#: Title of the student whose teacher is never taken away.
-TAUGHT = "taught to the end"
+#: Title of the baseline with the detector `none`.
+TAUGHT = "without detection"
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ def search(
         storage: See `optuna_study.SharedStudy`.
         retrain: Whether to train the final student with the chosen values on everything except the detection hold-out.
         prune: See `pruning.make_pruner`.
-        baseline: Whether to train the student that is taught to the end as a baseline.
+        baseline: Whether to train a run without detection as a baseline.
 
     Raises:
         ConfigError: Config, space and data are incompatible.
         TLLMError: No trial finished.
     """
-    # Optuna takes a second to import; other commands need not wait for it.
+    # Importing Optuna takes a second, which other commands need not wait for.
     from optuna.exceptions import StorageInternalError
 
     try:
@@ -114,7 +114,7 @@ def _searched(
         run = host.train(values, baselines, known, watch)
         curves = _search_curves(run)
         if watch is not None:
-            watch(curves)  # A trial that shares all of another one was trained for no epoch.
+            watch(curves)  # If a trial shares all epochs of another one, no epoch was trained.
         return estimate(_last_correct(curves), curves.labels, curves.num_classes).value
 
     study.work(train)
@@ -189,7 +189,8 @@ def collect(host: SearchHost, space: Sequence[Dimension], study: SharedStudy, ba
 
 
 def choose(trials: Sequence[TrialRecord]) -> int | None:
-    """Return the number of the best trial; ties go to the trial that teaches the most and so is closest to plain KD."""
+    """Return the number of the best trial; ties go to the trial that teaches most and is thus closest to plain
+    distillation."""
     finished = [(trial.score, trial.taught_share, -trial.number) for trial in trials if trial.score is not None]
     return -max(finished)[2] if finished else None
 
@@ -197,7 +198,7 @@ def choose(trials: Sequence[TrialRecord]) -> int | None:
 def warnings_about(
     best: TrialRecord | None, trials: Sequence[TrialRecord], baselines: Sequence[TrialRecord]
 ) -> list[str]:
-    """Return the caveats of a choice, one message each."""
+    """Return the caveats of a choice, one sentence each."""
     if best is None:
         return []
     found = []
@@ -224,9 +225,11 @@ def warnings_about(
         elif item.score > best.score:
             found.append(f"`{item.title}` did better on the search hold-out than every trial")
     if any(item.pruned_after for item in trials):
-        found.append("pruned trials were behind when they stopped; the same command without --prune continues them")
+        found.append(
+            "pruned trials were behind when they were stopped; the same command without --prune continues them"
+        )
     if not any(item.flagged for item in trials):
-        found.append("no trial flagged a class: they are all the same run")
+        found.append("no trial flagged a class, so that all trials are the same run")
     return found
 
 
@@ -235,7 +238,7 @@ def _describe(
 ) -> TrialRecord:
     curves = _search_curves(run)
     score = None if pruned_after else estimate(_last_correct(curves), curves.labels, curves.num_classes)
-    # Some hosts write their metrics only in the end.
+    # Some hosts write metrics only at the end of a run.
     seconds = run.read_metrics().seconds_per_epoch if run.metrics_json.exists() else ()
     flags = run.read_flags()
     shared_epochs, parent = read_fork(run)

@@ -33,7 +33,7 @@ from tllm_plugin.runs.run_folder import RunFolder
 SECONDS = 2.0
 #: More trials than these are not watched; every checkpoint is kept instead.
 MOST_TRIALS = 32
-# More replays are not remembered: each has a reference in memory.
+# Largest number of cached replays, each of which holds a reference in memory.
 _MOST_REPLAYS = 64
 
 #: Run and epoch -> whether all is there that the checkpoint of that epoch needs besides itself.
@@ -118,14 +118,14 @@ class Replays:
     def get(
         self, run: RunFolder, old: RunSpec, cfg: CfgNode, class_names: Sequence[str], curves: Curves
     ) -> DetectorReplay:
-        """Return the replay of `run` with the detector of `cfg`; a new one has watched nothing.
+        """Return the replay of `run` with the detector of `cfg`; a new replay has seen no epoch.
 
         Args:
-            run: What is watched.
-            old: What it was told.
-            cfg: Of the trial, its reference named; the trial is known by its name.
-            class_names: Length C.
-            curves: Of the run.
+            run: Recorded run.
+            old: Settings of the run.
+            cfg: Config of the trial with its reference filled in; its name identifies the trial.
+            class_names: (C,) names.
+            curves: Curves of the run.
         """
         key = str(run.path), str(cfg.EXPERIMENT.NAME)
         if key not in self._known:
@@ -142,7 +142,7 @@ class ForkPoint:
     """Point at which a new run forks from a recorded one.
 
     Args:
-        run: The recorded run.
+        run: Recorded run.
         epochs: Number of epochs that need not be trained.
         checkpoint: Checkpoint after that epoch.
         curves: Curves of the recorded run.
@@ -156,11 +156,11 @@ class ForkPoint:
     replay: DetectorReplay
 
     def detector_after(self, epochs: Sequence[int], cfg: CfgNode) -> Detector:
-        """Return the detector of the new run as it is after the first epochs.
+        """Return the state of the new run's detector after the first epochs.
 
         Args:
-            epochs: Those that the checkpoint has scores of.
-            cfg: Of the new run.
+            epochs: Number of epochs that the checkpoint has scores of.
+            cfg: Config of the new run.
         """
         if epochs and self.replay.watched == epochs[-1]:
             return self.replay.detector
@@ -179,10 +179,10 @@ def latest_fork_point(
     """Return the fork point at which the run of `cfg` shares the most epochs; the first of equals, None without any.
 
     Args:
-        recorded: Finished runs, whose checkpoints are named `epoch_N` and `latest`, and what they were told, which
-            agrees with `cfg` in `ONE_BEGINNING`.
-        cfg: Checked and frozen, its reference named.
-        replays: Of the search.
+        recorded: Finished runs with checkpoints `epoch_N` and `latest`, and their settings, which agree with `cfg` in
+            `ONE_BEGINNING`.
+        cfg: Checked and frozen config with its reference filled in.
+        replays: Replays of the search.
         usable: See `Usable`.
     """
     replays = replays or Replays()
@@ -192,34 +192,33 @@ def latest_fork_point(
         if found is not None and (best is None or found.epochs > best.epochs):
             best = found
         if best is not None and best.epochs == cfg.SOLVER.EPOCHS:
-            break  # Nothing can share more.
+            break  # No run can share more.
     return best
 
 
 def check_same_but_detector(run: RunFolder, old: RunSpec, cfg: CfgNode) -> None:
-    """Raise a `ConfigError` if a run was told otherwise than `cfg` says in what matters before the first flag."""
+    """Raise a `ConfigError` if the settings of a run differ from `cfg` before the first flag."""
     differing = old.differing(RunSpec.of(cfg), ONE_BEGINNING)
     if differing:
         raise ConfigError(
-            f"Expected {run.log_folder} to be the same run but for its detector, but these keys differ: "
-            f"{', '.join(differing)}"
+            f"Expected {run.log_folder} to differ in its detector only, but these keys differ: {', '.join(differing)}"
         )
 
 
 class CheckpointKeeper:
     """Decide after each epoch of a run whether its checkpoint is kept; a `Keep` of the embedded host.
 
-    Kept are the checkpoints after which waiting trials part from the run, and one every few seconds.
+    It keeps the checkpoints after which waiting trials diverge from the run, and one every few seconds.
 
     Args:
-        run: Is trained.
-        cfg: Its config.
-        waiting: Asked after the first epoch for the configs of the trials, their references named and trained; None
-            where they are not known or too many.
-        class_names: Of the data.
-        replays: Of the search; the trials find theirs there.
-        seconds: So long after the last one a checkpoint is kept in any case; all are where the trials are not known.
-            None: only those after which trials part.
+        run: Run in training.
+        cfg: Config of the run.
+        waiting: Returns the configs of the waiting trials, with references filled in and trained; called after the
+            first epoch. None if the trials are unknown or too many.
+        class_names: (C,) names.
+        replays: Replays of the search, which the trials reuse.
+        seconds: Longest time between kept checkpoints; if the trials are unknown, all checkpoints are kept. None keeps
+            only those after which trials diverge.
     """
 
     def __init__(

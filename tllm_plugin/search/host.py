@@ -1,4 +1,4 @@
-"""What a host must offer to be searched. The search knows nothing else of it."""
+"""Interface of a host for a search."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Watch = Callable[[Curves], None]
 
 @dataclass(frozen=True)
 class Baselines:
-    """What trials are compared with, and begin with.
+    """Runs that trials are compared with and share epochs with.
 
     Args:
-        taught: Taught to the end (detector `none`); None if it was not asked for.
-        vanilla: The reference; None where no detector needs one or the config names its own.
+        taught: Run without detection (detector `none`); None unless requested.
+        vanilla: Vanilla reference; None if no detector needs one or the config names one.
     """
 
     taught: RunFolder | None
@@ -38,19 +38,19 @@ class Baselines:
 
 
 class SearchHost(Protocol):
-    """A host with a config, from which trials are made.
+    """Host with a config, from which trials are made.
 
-    Whatever trains holds a lock in the search's folder for as long as it does, so that workers do not train the same
-    run at once; what is finished is used, what is not is continued.
+    Each training holds a lock in the folder of the search, so that workers never train the same run simultaneously.
+    Finished runs are reused and unfinished runs continued.
     """
 
     @property
     def cfg(self) -> CfgNode:
-        """Frozen; has a node TLLM, with a search hold-out."""
+        """Frozen config with a node TLLM and a search hold-out."""
 
     @property
     def folder(self) -> Path:
-        """Of the search: its study, its locks, its outcome; the same for all workers."""
+        """Folder of the search with its study, locks and outcome; the same for all workers."""
 
     @property
     def epochs(self) -> int:
@@ -58,13 +58,13 @@ class SearchHost(Protocol):
 
     @property
     def seed(self) -> int:
-        """For what the search draws."""
+        """Seed of the search's random numbers."""
 
     def run_of(self, values: Values) -> RunFolder:
         """Return the folder of a trial, whether it exists or not."""
 
     def prepare(self, *, taught: bool) -> Baselines:
-        """Train what trials need and is not there, and the student that is `taught` to the end if asked for."""
+        """Train the missing prerequisites of trials, and the run without detection if `taught` is set."""
 
     def train(
         self, values: Values, baselines: Baselines, others: Sequence[RunFolder], watch: Watch | None
@@ -73,37 +73,37 @@ class SearchHost(Protocol):
 
         Args:
             values: Searched keys and their values.
-            baselines: What `prepare` returned.
-            others: Finished trials, which it may share a beginning with.
+            baselines: Result of `prepare`.
+            others: Finished trials with which the trial may share epochs.
             watch: See `Watch`.
 
         Raises:
             NonFiniteLossError: The trial diverged.
-            Exception: From `watch`. What was trained stays, and the next call goes on from there.
+            Exception: Raised by `watch`. Trained epochs are kept, and the next call continues from there.
         """
 
     def train_final(self, values: Values) -> RunFolder:
-        """Return the finished run of the chosen values on everything but the detection hold-out."""
+        """Return the finished run of the chosen values, trained on everything except the detection hold-out."""
 
     def next_command(self, values: Values) -> str:
         """Return the shell command that trains the chosen values."""
 
 
 def override_words(values: Values, given: CfgNode) -> list[str]:
-    """Return the words that set the chosen values on a command line, and no search hold-out where `given` has one."""
+    """Return the arguments that set the chosen values and remove the search hold-out if `given` has one."""
     everything = {SEARCH_FRACTION: 0.0} if given.TLLM.HOLDOUT.SEARCH_FRACTION else {}
     return [word for key, value in {**everything, **values}.items() for word in (key, str(value))]
 
 
 def tllm_digest(cfg: CfgNode) -> str:
-    """Return 8 characters that stand for everything that a trial may be told, a named reference's content included."""
+    """Return an 8-character digest of all settings of a trial, including the content of a named reference."""
     content = ""
     if cfg.TLLM.DETECTOR.REFERENCE:
-        with suppress(TLLMError, OSError):  # Whoever trains will say that it is missing.
+        with suppress(TLLMError, OSError):  # The training will report that it is missing.
             content = digest(RunFolder.find(cfg.TLLM.DETECTOR.REFERENCE).curves_npz.read_bytes())
     return RunSpec.of(cfg).trial_digest(content)
 
 
 def around_digest(cfg: CfgNode, space: Sequence[Dimension]) -> str:
-    """Return 8 characters that stand for what a trial is told besides the values of the search."""
+    """Return an 8-character digest of the settings of a trial that are not searched."""
     return tllm_digest(with_values(cfg, {item.key: "" for item in space}))

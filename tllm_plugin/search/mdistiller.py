@@ -1,4 +1,4 @@
-"""Searching in mdistiller or a fork: its own train script runs every trial, from a config file of the search's."""
+"""Search in mdistiller or a fork: the host's train script runs every trial from a generated config file."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from tllm_plugin.search.space import Dimension, Values, with_values
 
 logger = logging.getLogger(__name__)
 
-# Loops that need a distiller's losses or loaders.
+# Loops that need the losses or loaders of a particular distiller.
 _LOOPS_OF_DISTILLERS = ("crd", "dot", "crd_dot")
 
 
 class MdistillerSearch(ProcessSearch):
-    """See `SearchHost`. The host draws other random numbers for every run, unless its script was made to seed them.
+    """Implement `SearchHost`; random numbers differ between runs unless the host's script seeds them.
 
-    A trial begins from the host's checkpoint after the epoch at which it parts from a finished run. It is then what it
-    would have been alone with that run's random numbers, but for the host's log and `best` of the shared epochs.
+    A trial starts from the host's checkpoint of the epoch at which it diverges from a finished run. The result equals a
+    separate run with the same random numbers, except for the host's log and `best` of the shared epochs.
 
     Args:
-        cfg: The host's, merged, checked and frozen.
-        space: What is searched.
-        checkpoint_every: Epochs between the checkpoints that trials can part from.
-        words: The command line's `--cfg FILE KEY VALUE ...`, to say what to do next.
+        cfg: Merged, checked and frozen config of the host.
+        space: Search space.
+        checkpoint_every: Number of epochs between checkpoints from which trials can start.
+        words: `--cfg FILE KEY VALUE ...` of the command line, used to print the next command.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class MdistillerSearch(ProcessSearch):
 
     @property
     def seed(self) -> int:
-        """For what the search draws; the host has none."""
+        """Seed of the search's random numbers; the host has no seed."""
         return int(self.cfg.TLLM.HOLDOUT.SEED)
 
     def run_named(self, name: str) -> RunFolder:
@@ -64,8 +64,8 @@ class MdistillerSearch(ProcessSearch):
         return RunFolder.inside(self.folder / name)
 
     def command(self, wanted: Wanted, *, resume: bool) -> list[str]:
-        """Write the run's config and return the words that train it."""
-        # Overrides on a command line would go into the name of the host's folder.
+        """Write the config of a run and return the arguments that train it."""
+        # Overrides on the command line would become part of the name of the host's folder.
         path = self.folder / "configs" / f"{wanted.name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, self.config(wanted).dump())
@@ -75,7 +75,7 @@ class MdistillerSearch(ProcessSearch):
         """Return the config of a run."""
         values: Values = {"EXPERIMENT.NAME": f"{self._name}/{wanted.name}", **wanted.values}
         if not wanted.vanilla and SEARCH_FRACTION not in wanted.values:
-            # Others may part from it.
+            # Other trials may start from it.
             values["LOG.SAVE_CHECKPOINT_FREQ"] = self.checkpoint_every
         if wanted.vanilla:
             values["DISTILLER.TYPE"] = "NONE"
@@ -84,11 +84,11 @@ class MdistillerSearch(ProcessSearch):
         return with_values(self.cfg, values)
 
     def can_resume(self, run: RunFolder) -> bool:
-        """Tell whether the host has saved a checkpoint."""
+        """Return whether the host has saved a checkpoint."""
         return (run.log_folder / "latest").exists()
 
     def begin(self, wanted: Wanted, recorded: Sequence[RunFolder]) -> None:
-        """Write the checkpoint from which a trial is to be resumed, if it shares epochs with a recorded run."""
+        """Write the checkpoint from which a trial will be resumed, if it shares epochs with a recorded run."""
         cfg, run = self.config(wanted), self.run_named(wanted.name)
         specs = [RunSpec.read(other, MARKS_OF_OTHER_HOSTS) for other in recorded]
         for other, spec in zip(recorded, specs, strict=True):

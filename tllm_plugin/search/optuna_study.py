@@ -1,4 +1,4 @@
-"""An Optuna study that several workers share, and in which the trials of a worker that died are taken over."""
+"""Optuna study shared by several workers, which take over the trials of workers that died."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from tllm_plugin.core.errors import FileFormatError, NonFiniteLossError
 from tllm_plugin.runs.locks import held, is_held
 from tllm_plugin.runs.run_folder import RunFolder
-from tllm_plugin.search.space import Dimension, Values, grid
+from tllm_plugin.search.space import Dimension, Values, grid, shown_value
 from tllm_plugin.search.storage import open_storage
 
 logger = logging.getLogger(__name__)
@@ -30,29 +30,30 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 #: How many workers may die on a trial, without one more epoch being written, before it counts as failed.
 MAX_TAKEOVERS = 3
-# What a trial that was queued again knows: after which one, how many workers died on it, how many epochs it had then.
+# Attributes of a trial that was queued again: its predecessor, the number of workers that died, its epochs so far.
 _AFTER, _TAKEOVERS, _EPOCHS = "after", "takeovers", "epochs"
 _POLL_SECONDS = 0.5
 
 
 class SharedStudy:
-    """The trials of a search, shared by all workers that name the same storage and folder.
+    """Trials of a search, shared by all workers with the same storage and folder.
 
-    A worker holds the lock of a file for as long as it lives. A trial that is under way by a worker whose lock is free
-    was abandoned: the next worker that looks for work queues it again, and it is continued from its last checkpoint. So
-    is one that was interrupted, or whose worker met an error that is not the trial's, and one whose run is gone.
+    A worker holds a file lock during its lifetime. A running trial whose worker's lock is free was abandoned: the next
+    worker that looks for work queues it again, and it continues from its last checkpoint. The same holds for trials
+    that were interrupted, that failed for an external reason, and whose run was removed.
 
     Args:
-        storage: `journal:FILE`, `sqlite:///FILE` or any other database address that Optuna takes; empty for a journal
+        storage: `journal:FILE`, `sqlite:///FILE` or another database address that Optuna supports; empty for a journal
             in the folder.
-        folder: Of the search; the same for all workers.
-        space: What is searched. Another space is another study.
-        trials: How many trials TPE makes; None for the grid of all choices.
-        seed: Of TPE.
-        pruner: Judges a trial after every epoch. Without one nothing is pruned, and what an earlier search has pruned
-            is queued again, to be continued.
-        run_of: Values -> the run of a trial.
-        around: What else a trial's result depends on and the folder's name does not say. Another one is another study.
+        folder: Folder of the search; the same for all workers.
+        space: Search space; each space has a study of its own.
+        trials: Number of trials of TPE; None for the grid of all choices.
+        seed: Seed of TPE.
+        pruner: Pruner that is asked after every epoch. Without one, trials that an earlier search pruned are queued
+            again and continued.
+        run_of: Function from values to the run of a trial.
+        around: Digest of further settings that results depend on and that are not in the folder's name; each has a
+            study of its own.
 
     Raises:
         ConfigError: The storage cannot be opened.
@@ -100,10 +101,11 @@ class SharedStudy:
                     self._queue_again(trial)
 
     def work(self, train: Callable[[Values, Trial], float]) -> None:
-        """Run trials until none is left, neither waiting nor under way by another worker.
+        """Run trials until none is waiting or running in another worker.
 
         Args:
-            train: Values -> score; a `NonFiniteLossError` fails the trial and not the search, `TrialPruned` prunes it.
+            train: Function from values to score; `NonFiniteLossError` fails the trial but not the search, `TrialPruned`
+                prunes it.
         """
         own = self._worker_file(self.worker)
         with held(own):
@@ -118,9 +120,9 @@ class SharedStudy:
         own.unlink(missing_ok=True)
 
     def finished(self) -> list[FrozenTrial]:
-        """Return the trials that have a score, failed by themselves or were pruned, in the order of their numbers.
+        """Return the trials that have a score, failed or were pruned, in the order of their numbers.
 
-        Of a pruned trial that was continued only the continuation is there; one whose run was gone is not.
+        A pruned trial that was continued is replaced by its continuation; trials whose run was removed are omitted.
         """
         done = self._in_state(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
         numbers, again = {trial.number for trial in done}, self._queued_again()
@@ -133,11 +135,11 @@ class SharedStudy:
         ]
 
     def scored(self) -> list[FrozenTrial]:
-        """Return the trials that were trained to the end and whose runs are there."""
+        """Return the completed trials whose runs exist."""
         return [trial for trial in self.finished() if trial.state == TrialState.COMPLETE]
 
     def _queue_again(self, trial: FrozenTrial, takeovers: int = 0) -> None:
-        """Queue the values of a trial, once. Only inside the lock."""
+        """Queue the values of a trial once; requires the lock."""
         if trial.number not in self._queued_again():
             params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
             attributes = {_AFTER: trial.number, _TAKEOVERS: takeovers, _EPOCHS: self._epochs_written(trial)}
@@ -149,16 +151,16 @@ class SharedStudy:
         return {known[_AFTER] for known in attributes if _AFTER in known}
 
     def _epochs_written(self, trial: FrozenTrial) -> int:
-        """Return how many epochs the trial's run has written; 0 if that is not known."""
+        """Return the number of epochs that the trial's run has written; 0 if unknown."""
         if self.run_of is None or not trial.params:
             return 0
         try:
             return len(self.run_of(trial.params).read_curves()["epochs"])
-        except FileFormatError:  # None yet, or damaged.
+        except FileFormatError:  # The file is missing or damaged.
             return 0
 
     def _newer(self, trial: FrozenTrial) -> list[FrozenTrial]:
-        """Return what was queued with the same values after a trial."""
+        """Return the trials that were queued later with the values of a trial."""
         return [
             other
             for other in self.study.get_trials(deepcopy=False)
@@ -174,13 +176,13 @@ class SharedStudy:
         return self.folder / "workers" / worker
 
     def _begin(self) -> Trial | None:
-        """Draw the next trial, or return None where none is to be begun now."""
+        """Draw the next trial; None if none should be started now."""
         with self._alone():
             self._take_over()
             waiting = bool(self._in_state(TrialState.WAITING))
             if not waiting and (self.trials is None or len(self.finished()) + len(self._under_way()) >= self.trials):
                 return None
-            # Seeded by the number of the trial: neither workers nor a continued search draw the same numbers again.
+            # Seeded by the number of the trial, so that neither workers nor a continued search repeat random numbers.
             drawn = len(self.study.get_trials(deepcopy=False))
             startup = max(3, (self.trials or 0) // 3)
             self.study.sampler = TPESampler(
@@ -192,7 +194,7 @@ class SharedStudy:
 
     def _finish(self, trial: Trial, train: Callable[[Values, Trial], float]) -> None:
         values = dict(trial.params)
-        shown = ", ".join(f"{key.rpartition('.')[2]} {_short(value)}" for key, value in values.items())
+        shown = ", ".join(f"{key.rpartition('.')[2]} {shown_value(value)}" for key, value in values.items())
         logger.info("trial %d: %s", trial.number, shown)
         try:
             score = train(values, trial)
@@ -203,7 +205,7 @@ class SharedStudy:
         except TrialPruned as pruned:
             logger.info("trial %d: %s", trial.number, pruned)
             self.study.tell(trial, state=TrialState.PRUNED)
-        except BaseException:  # Ctrl-C, a full disk, a wrong config: not the trial's fault, nor its worker's death.
+        except BaseException:  # Ctrl-C, a full disk or a wrong config: neither a failed trial nor a dead worker.
             with self._alone():
                 frozen = self.study.get_trials(deepcopy=False)[trial.number]
                 self._queue_again(frozen, int(frozen.user_attrs.get(_TAKEOVERS, 0)))
@@ -213,7 +215,8 @@ class SharedStudy:
             self.study.tell(trial, score)
 
     def _take_over(self) -> None:
-        """Queue again what dead workers left behind. Only inside the lock: others have no trial without a name then."""
+        """Queue the trials of dead workers again; requires the lock, under which every running trial has a worker's
+        name."""
         for trial in self._under_way():
             worker = trial.user_attrs.get("worker")
             if worker == self.worker or (worker is not None and is_held(self._worker_file(worker))):
@@ -238,13 +241,9 @@ class SharedStudy:
 
 
 def distribution(item: Dimension) -> BaseDistribution:
-    """Return what Optuna draws the values of a dimension from."""
+    """Return Optuna's distribution for a dimension."""
     if item.choices:
         return CategoricalDistribution(item.choices)
     if item.whole:
         return IntDistribution(int(item.low), int(item.high), log=item.log)
     return FloatDistribution(item.low, item.high, log=item.log)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Searching a host whose script wants a process of its own: every run is a command, started, watched and continued."""
+"""Search in hosts whose script needs a separate process: every run is a command that is started and watched."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _DIVERGED = "Expected finite losses"
 
 @dataclass(frozen=True)
 class Wanted:
-    """A run that a search needs.
+    """Run that a search needs.
 
     Args:
-        name: Of its folder inside the search's.
-        values: Keys of the config that it sets.
+        name: Name of its folder inside the search's.
+        values: Config keys to set and their values.
         vanilla: Whether the student is trained without a teacher.
     """
 
@@ -48,12 +48,13 @@ class Wanted:
 
 
 class ProcessSearch:
-    """What the hosts have in common whose runs are processes; see `SearchHost`.
+    """Base of `SearchHost`s whose runs are processes.
 
     Args:
-        cfg: Frozen, with a node TLLM. Without a search hold-out it gets one of the size of the detection hold-out.
-        space: What is searched.
-        folder: Of the search.
+        cfg: Frozen config with a node TLLM. Without a search hold-out it gets one of the size of the detection
+            hold-out.
+        space: Search space.
+        folder: Folder of the search.
     """
 
     #: What runs the words of `command`.
@@ -71,15 +72,15 @@ class ProcessSearch:
         raise NotImplementedError
 
     def command(self, wanted: Wanted, *, resume: bool) -> list[str]:
-        """Return the words after `tllm` that train a run."""
+        """Return the arguments of `tllm` that train a run."""
         raise NotImplementedError
 
     def can_resume(self, run: RunFolder) -> bool:
-        """Tell whether there is a checkpoint to continue from."""
+        """Return whether there is a checkpoint to continue from."""
         raise NotImplementedError
 
     def place(self, wanted: Wanted) -> Path | None:
-        """Return where the command is to be given; None for where this process is."""
+        """Return the working folder of the command; None for the current one."""
         return None
 
     def environment(self) -> dict[str, str]:
@@ -91,7 +92,7 @@ class ProcessSearch:
         return self.run_named(self._trial(values).name)
 
     def prepare(self, *, taught: bool = True) -> Baselines:
-        """Train what all trials need and is not there; several processes train different runs of it."""
+        """Train the missing prerequisites of all trials; several workers train different runs."""
         wanted = []
         if self._needs_reference(detector_kinds(self.space, self.cfg)):
             wanted.append(Wanted("vanilla", {TYPE: "none"}, vanilla=True))
@@ -109,9 +110,9 @@ class ProcessSearch:
         return self.ensure_trained(wanted, watch, recorded)
 
     def train_final(self, values: Values) -> RunFolder:
-        """Return the finished run of the chosen values on everything but the detection hold-out.
+        """Return the finished run of the chosen values, trained on everything except the detection hold-out.
 
-        The reference is trained on that, too, unless the config names its own.
+        The reference is trained on the same data unless the config names one.
         """
         everything = {SEARCH_FRACTION: 0.0}
         vanilla = None
@@ -121,22 +122,22 @@ class ProcessSearch:
         return self.ensure_trained(self._referring(Wanted(name, {**values, **everything}), vanilla))
 
     def begin(self, wanted: Wanted, recorded: Sequence[RunFolder]) -> None:
-        """Prepare a new run to begin where it parts from one of the finished ones; here: from its first epoch."""
+        """Prepare a new run to start where it diverges from a finished run; by default from its first epoch."""
 
     def ensure_trained(
         self, wanted: Wanted, watch: Watch | None = None, recorded: Sequence[RunFolder] = ()
     ) -> RunFolder:
-        """Return a finished run; train it, or continue it, if it is not there.
+        """Return a finished run; train or continue it if necessary.
 
         Args:
-            wanted: Which.
+            wanted: Required run.
             watch: See `Watch`.
-            recorded: Finished runs that it may share a beginning with.
+            recorded: Finished runs with which it may share epochs.
 
         Raises:
             NonFiniteLossError: The run diverged.
-            TLLMError: The host ended for another reason.
-            Exception: From `watch`.
+            TLLMError: The host failed for another reason.
+            Exception: Raised by `watch`.
         """
         with held(self._locks / wanted.name) as lock:
             return self._trained(wanted, lock, watch, recorded)
@@ -148,7 +149,7 @@ class ProcessSearch:
     def _trained(
         self, wanted: Wanted, lock: int, watch: Watch | None = None, recorded: Sequence[RunFolder] = ()
     ) -> RunFolder:
-        """Like `ensure_trained`, with the lock in hand."""
+        """Implement `ensure_trained`; requires the lock."""
         run = self.run_named(wanted.name)
         if not run.is_finished():
             if not self.can_resume(run):
@@ -164,10 +165,10 @@ class ProcessSearch:
         return run
 
     def _check_data(self, run: RunFolder) -> None:
-        """Refuse a run that was trained on other data than those before it: the search would compare the data."""
+        """Check that a run was trained on the data of the earlier runs."""
         data = run.read_data()
         self._data = self._data or data
-        check_same_data(run.log_folder, data, self._data, f"remove {self.folder} to search anew")
+        check_same_data(run.log_folder, data, self._data, f"remove {self.folder} to start a new search")
 
     def _run(self, words: Sequence[str], wanted: Wanted, log: Path, lock: int, watch: Watch | None) -> None:
         place = self.place(wanted)
@@ -180,7 +181,7 @@ class ProcessSearch:
                 env=self.environment(),
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                # Whoever takes the trial over from a worker that was killed has to wait until its command has ended.
+                # A worker that takes over the trial of a killed worker must wait until that worker's command has ended.
                 pass_fds=(lock,),
             )
         try:
@@ -197,7 +198,7 @@ class ProcessSearch:
             _raise(log, words, process.returncode)
 
     def _look(self, wanted: Wanted, seen: int | None, watch: Watch | None) -> int | None:
-        """Show the watch what has been written since `seen`, the time of the last look's file."""
+        """Call the watch with the curves written since `seen`, the modification time at the last call."""
         path = self.run_named(wanted.name).search_curves_npz
         if watch is None or not path.exists():
             return seen
@@ -219,8 +220,8 @@ class ProcessSearch:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Interrupt a command as Ctrl-C does, again if it goes on (a callback may swallow the exception); then kill it."""
-    # What a script starts in the background ignores that signal, and so do its children.
+    """Interrupt a command as Ctrl-C does, repeatedly if a callback swallows the exception; then kill it."""
+    # Background jobs of a script and their children ignore this signal.
     ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     for _ in range(_INTERRUPTS):
         process.send_signal(signal.SIGTERM if ignored else signal.SIGINT)

@@ -30,7 +30,6 @@ def _hyperband(epochs: int) -> BasePruner:
 
 
 _MAKERS: dict[str, Callable[[int], BasePruner]] = {"median": _median, "halving": _halving, "hyperband": _hyperband}
-PRUNERS = tuple(_MAKERS)
 
 
 def make_pruner(name: str, epochs: int) -> BasePruner | None:
@@ -38,12 +37,12 @@ def make_pruner(name: str, epochs: int) -> BasePruner | None:
 
     Args:
         name: "median": below the median of at least two finished trials after the same epoch, from a third of the
-            epochs on. "halving": not among the best third when it comes to a third of the epochs, and to all of them
-            (successive halving, asynchronous). "hyperband": the same from several starting points.
-        epochs: Of a trial.
+            epochs on. "halving": not among the best third after a third of the epochs, and so on (asynchronous
+            successive halving). "hyperband": the same from several starting points.
+        epochs: Number of epochs of a trial.
 
     Raises:
-        ConfigError: Unknown name.
+        ConfigError: The name is unknown.
     """
     if not name:
         return None
@@ -56,8 +55,8 @@ def reporter(trial: Trial, epochs: int) -> Callable[[Curves], None]:
     """Return a `Watch` that reports a trial's score after each epoch, including shared ones, and prunes it if behind.
 
     Args:
-        trial: The running trial.
-        epochs: Epochs of a trial; after the last one nothing is pruned.
+        trial: Running trial.
+        epochs: Number of epochs of a trial; after the last epoch nothing is pruned.
     """
     told: set[int] = set()
 

@@ -18,17 +18,17 @@ from tllm_plugin.search.process import ProcessSearch, Wanted
 from tllm_plugin.search.space import Dimension, Values, with_values
 
 _FOLDER = Path("save") / "tllm_search"
-# The host has no name for a vanilla student: it is KD without the teacher's part. Of two such flags the last counts.
+# The host has no vanilla mode, so a vanilla student is KD with weight 0. The last of repeated flags takes effect.
 _VANILLA = ("--distill", "kd", "-r", "1", "-a", "0", "-b", "0")
 
 
 class RepDistillerSearch(ProcessSearch):
-    """See `SearchHost`. The host logs below where it is started, so that every run is started in a folder of its own.
+    """Implement `SearchHost`; every run has its own working folder, because the host writes its logs there.
 
     Args:
-        arguments: The host's own, split.
-        space: What is searched.
-        root: The host's checkout.
+        arguments: Arguments of the host, split.
+        space: Search space.
+        root: Checkout of the host.
     """
 
     def __init__(self, arguments: StudentArguments, space: Sequence[Dimension], root: Path) -> None:
@@ -46,37 +46,37 @@ class RepDistillerSearch(ProcessSearch):
 
     @property
     def seed(self) -> int:
-        """For what the search draws."""
+        """Seed of the search's random numbers."""
         return self.arguments.seed or 0
 
     def run_named(self, name: str) -> RunFolder:
-        """Return the folder of a run; before the host has made it, one that is not there."""
+        """Return the folder of a run, whether it exists or not."""
         found = sorted((self.folder / name).glob("save/**/split.json"))
         return RunFolder(found[0].parent) if found else RunFolder.inside(self.folder / name)
 
     def command(self, wanted: Wanted, *, resume: bool) -> list[str]:
-        """Return the words that train a run."""
+        """Return the arguments of `tllm` that train a run."""
         node = with_values(self.cfg, wanted.values).TLLM
         vanilla = _VANILLA if wanted.vanilla else ()
         words = [*self.arguments.words(absolute=True), *vanilla, *flags_of(node)]
         return ["train", "--host", "repdistiller", *(["--resume"] if resume else []), "--", *words]
 
     def place(self, wanted: Wanted) -> Path:
-        """Return the run's folder, from which the host finds its data as from here."""
+        """Return the working folder of the run, in which the host finds its data as in the current folder."""
         place = self.folder / wanted.name
         place.mkdir(parents=True, exist_ok=True)
         data = place / "data"
         if not data.is_symlink():
-            Path("data").mkdir(exist_ok=True)  # Where the host puts what it downloads: once, not for every run.
+            Path("data").mkdir(exist_ok=True)  # Folder of the host's downloads, shared by all runs.
             data.symlink_to(Path("data").resolve(), target_is_directory=True)
         return place
 
     def environment(self) -> dict[str, str]:
-        """Return this process's, with the checkout by its full path."""
+        """Return this process's environment with the absolute path of the checkout."""
         return {**os.environ, source_of("repdistiller").variable: str(self.root.resolve())}
 
     def can_resume(self, run: RunFolder) -> bool:
-        """Tell whether an epoch was finished."""
+        """Return whether an epoch was finished."""
         return run.state.exists()
 
     def next_command(self, values: Values) -> str:

@@ -24,9 +24,10 @@ from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts.embedded import recipe
 from tllm_plugin.hosts.embedded.data import load_bundle
 from tllm_plugin.hosts.embedded.prerequisites import log_folder, named_reference
-from tllm_plugin.hosts.embedded.run_files import copy_until, described, read_state, spec_of
+from tllm_plugin.hosts.embedded.run_files import copy_until, read_state, spec_of
+from tllm_plugin.hosts.results import described
 from tllm_plugin.hosts.same_data import check_same_data
-from tllm_plugin.hosts.teaching import flags_record
+from tllm_plugin.hosts.session_records import flags_record
 from tllm_plugin.runs.atomic import save_torch, write_link
 from tllm_plugin.runs.flags_file import FlagsRecord
 from tllm_plugin.runs.run_folder import RunFolder
@@ -48,17 +49,17 @@ def run_sharing(
 
     Args:
         recorded: See `fork`.
-        cfg: Checked and frozen.
-        bundle: The data set, if it is in memory already.
+        cfg: Checked and frozen config.
+        bundle: Data set, if it is loaded already.
         watch: See `recipe.run`.
         keep: See `recipe.Keep`.
-        replays: Of the search.
+        replays: Replays of the search.
 
     Raises:
         ConfigError: Two runs differ in more than their detector and the treatment of flagged classes.
     """
     folder = log_folder(cfg)
-    # Its files are not to be replaced by those of an earlier epoch because somebody has removed `latest`.
+    # If `latest` was removed, files of the run must not be replaced by files of an earlier epoch.
     if not ((folder / "latest").exists() or RunFolder.inside(folder).is_finished()):
         bundle = bundle or load_bundle(cfg)
         fork(recorded, cfg, bundle.identity, replays)
@@ -68,17 +69,17 @@ def run_sharing(
 def fork(
     recorded: Sequence[RunFolder], cfg: CfgNode, data: DataIdentity | None = None, replays: Replays | None = None
 ) -> int:
-    """Write the checkpoint from which the run of `cfg` is to be resumed.
+    """Write the checkpoint from which the run of `cfg` will be resumed.
 
     For the shared epochs the new run has curves, flags and checkpoints, but no TensorBoard events.
 
     Args:
-        recorded: Finished runs of the embedded host, with `LOG.SAVE_CHECKPOINT_FREQ` 1 for the most to be shared. A run
-            under the detector `none` can be shared until the first flag, another one until the flags first differ. The
-            first one that shares the most epochs is taken.
-        cfg: Checked and frozen.
+        recorded: Finished runs of the embedded host, ideally with `LOG.SAVE_CHECKPOINT_FREQ` 1. A run with the detector
+            `none` can be shared until the first flag, others until the flags first differ. The first run that shares
+            the most epochs is used.
+        cfg: Checked and frozen config.
         data: Identity of the training data; None if it is known to be the same.
-        replays: Of the search.
+        replays: Replays of the search.
 
     Returns:
         Number of epochs that need not be trained; 0 if nothing was written.
@@ -102,7 +103,7 @@ def fork(
     detector = point.detector_after(scored, cfg)
     carried["detector"] = detector.state_dict()
     taught = carried["policy"]["weights"] if "policy" in carried else torch.ones(len(detector.flags))
-    state["model"].pop("undistillable", None)  # Of an earlier version.
+    state["model"].pop("undistillable", None)  # The run is of an earlier version.
     state["model"]["teaching_weights"] = taught.masked_fill(detector.flags, 0.0)
     state["config"] = cfg.dump()
     student = _best_student(parent, point.epochs)
@@ -112,7 +113,7 @@ def fork(
     if parent.policy_json.exists():
         write_link(run.policy_json, parent.policy_json)
     write_fork(run, parent, point.epochs)
-    # The student first: whoever finds `latest` finds its student as well.
+    # The student is written first, so that a reader who finds `latest` also finds its student.
     weights = parent.log_folder / f"student_{point.checkpoint.name.removeprefix('epoch_')}"
     write_link(run.log_folder / "student_latest", weights)
     save_torch(run.log_folder / "latest", state)
@@ -131,10 +132,10 @@ def fork(
 
 
 def _state_of(checkpoint: Path) -> dict[str, Any]:
-    """Return what a checkpoint holds; mappings down to what the wrapper carries may be changed, but no tensor.
+    """Return the content of a checkpoint; callers may change its nested mappings but not its tensors.
 
     Raises:
-        FileFormatError: It is missing or damaged.
+        FileFormatError: The checkpoint is missing or damaged.
     """
     try:
         found = checkpoint.stat()
@@ -148,13 +149,13 @@ def _state_of(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-@lru_cache(maxsize=1)  # The trials of a search part from one run, most of them from one checkpoint.
+@lru_cache(maxsize=1)  # Most trials of a search start from the same checkpoint.
 def _read_once(checkpoint: Path, *which: int) -> Mapping[str, Any]:
     return read_state(checkpoint)
 
 
 def _finish(run: RunFolder, parent: RunFolder, cfg: CfgNode, flags: FlagsRecord) -> None:
-    """Write what a run leaves behind that equals a finished one in everything but its flags."""
+    """Write the final files of a run that equals a finished run except for its flags."""
     run.write_config(described(cfg.dump()))
     tested = cfg.LOG.TEST_FREQ >= 0
     results = [parent.predictions_npz] if tested else []
@@ -162,16 +163,16 @@ def _finish(run: RunFolder, parent: RunFolder, cfg: CfgNode, flags: FlagsRecord)
         if path.exists():
             write_link(run.path / path.name, path)
     run.write_flags(flags)
-    # The last: it says that the run is finished.
+    # Written last, because it marks the run as finished.
     metrics = parent.read_metrics()
     run.write_metrics(metrics if tested else metrics.without_results())
 
 
 def _has_best_student(run: RunFolder, epoch: int) -> bool:
-    """Return whether a checkpoint is complete; earlier versions kept no best student with it."""
+    """Return whether a checkpoint has its best student, which earlier versions did not keep."""
     return not len(run.read_split().holdout) or _best_student(run, epoch).exists()
 
 
 def _best_student(run: RunFolder, epoch: int) -> Path:
-    """Return the student that was best on the hold-out until an epoch whose checkpoint was kept, or the last one."""
+    """Return the path of the best student on the hold-out up to an epoch with a kept checkpoint."""
     return run.student_best_holdout if epoch == run.read_metrics().epochs_done else run.student_best_until(epoch)

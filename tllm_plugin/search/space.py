@@ -27,10 +27,10 @@ class Dimension:
     """One searched key with its values or its range.
 
     Args:
-        key: Full name.
-        choices: The values; empty for a range.
-        low: Lower end of a range, included.
-        high: Upper end, included.
+        key: Full name of the key.
+        choices: Values to try; empty for a range.
+        low: Lower end of the range, included.
+        high: Upper end of the range, included.
         log: Whether the range is sampled on a logarithmic scale.
         whole: Whether the values are integers.
     """
@@ -44,7 +44,7 @@ class Dimension:
 
     @property
     def is_range(self) -> bool:
-        """Whether it has ends and no choices; a dimension whose values were refused has neither."""
+        """Whether the dimension is a range; a dimension with refused values is neither a range nor a list."""
         return not self.choices and self.low < self.high
 
     def __str__(self) -> str:
@@ -54,9 +54,9 @@ class Dimension:
 
 
 def grid(space: Sequence[Dimension]) -> list[Values]:
-    """Return every combination of the dimensions' choices, in an order in which neighbours have much in common.
+    """Return all combinations of the dimensions' choices, ordered so that consecutive trials share many epochs.
 
-    Larger numbers come first: with a larger eta a run flags later, so that more of it can be shared.
+    Larger numbers come first: a run with a larger eta flags later, so that more of its epochs can be shared.
     """
     ordered = [
         sorted(item.choices, reverse=True) if all(isinstance(x, int | float) for x in item.choices) else item.choices
@@ -67,7 +67,7 @@ def grid(space: Sequence[Dimension]) -> list[Values]:
 
 
 def searchable_keys(cfg: CfgNode) -> tuple[str, ...]:
-    """Return the full names of the keys that can be searched: those of the detector, then those of the treatment."""
+    """Return the full names of the searchable keys: detector options first, then treatment options."""
     spec = RunSpec.of(cfg)
     return tuple(
         key
@@ -81,11 +81,11 @@ def parse_space(words: Sequence[str], cfg: CfgNode) -> tuple[tuple[Dimension, ..
     """Read `KEY=low:high`, `KEY=low:high:log` and `KEY=a,b,c`, where KEY is a full name or its last part.
 
     Args:
-        words: One per dimension.
-        cfg: What is searched around; not changed.
+        words: One argument per dimension.
+        cfg: Config that the trials modify; not changed.
 
     Returns:
-        The dimensions, and every problem, one sentence each.
+        Dimensions, and problems, one sentence each.
     """
     known = {name: key for key in (*searchable_keys(cfg), CONFIDENCE) for name in (key, key.rpartition(".")[2])}
     dimensions: list[Dimension] = []
@@ -106,6 +106,11 @@ def parse_space(words: Sequence[str], cfg: CfgNode) -> tuple[tuple[Dimension, ..
     return tuple(dimensions), problems + _without_effect(dimensions, cfg)
 
 
+def shown_value(value: Any) -> str:
+    """Return a searched value as text, numbers with four significant digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def detector_kinds(space: Sequence[Dimension], cfg: CfgNode) -> tuple[str, ...]:
     """Return the detectors that trials may have: the searched ones, otherwise the config's."""
     return next((item.choices for item in space if item.key == TYPE), (cfg.TLLM.DETECTOR.TYPE,))
@@ -123,7 +128,7 @@ def with_values(cfg: CfgNode, values: Mapping[str, Any]) -> CfgNode:
 
 
 def _of_today(key: str) -> str:
-    """Return the key that a search sets: one that was begun under the old spelling goes on under it."""
+    """Return the key that a search sets; searches that were started with the old spelling keep it."""
     return FDR if key == CONFIDENCE else key
 
 
@@ -151,7 +156,7 @@ def _dimension(key: str, content: str, cfg: CfgNode) -> tuple[Dimension, list[st
 
 
 def _read(key: str, texts: Sequence[str], cfg: CfgNode) -> tuple[list[Any], list[str]]:
-    """Return the values that `texts` stand for, and what is wrong with those that the config would refuse."""
+    """Parse the values in `texts`; return them and the problems of values that the config refuses."""
     values, problems = [], []
     known = set(check_tllm(cfg))
     for text in texts:
@@ -169,10 +174,10 @@ def _read(key: str, texts: Sequence[str], cfg: CfgNode) -> tuple[list[Any], list
 
 
 def _without_effect(dimensions: Sequence[Dimension], cfg: CfgNode) -> list[str]:
-    """Return a sentence for every dimension that no detector of the search looks at."""
+    """Return a sentence for every dimension that no detector of the search uses."""
     kinds = tuple(kind for kind in detector_kinds(dimensions, cfg) if kind in DETECTORS)
     if not kinds:
-        return []  # Said already.
+        return []  # Reported already.
     problems = []
     for item in dimensions:
         node, _, name = _of_today(item.key).rpartition(".")
@@ -185,6 +190,6 @@ def _without_effect(dimensions: Sequence[Dimension], cfg: CfgNode) -> list[str]:
             used = kinds != ("none",) and (name != "LABEL_SMOOTHING" or any(DETECTORS[k].smooths_labels for k in kinds))
         if not used:
             problems.append(
-                f"Expected keys that the detector `{', '.join(kinds)}` looks at, but `{item.key}` has no effect there"
+                f"Expected keys that the detector `{', '.join(kinds)}` uses, but `{item.key}` has no effect"
             )
     return problems

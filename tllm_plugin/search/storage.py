@@ -22,7 +22,7 @@ from tllm_plugin.runs.locks import held
 _JOURNAL = "journal:"
 #: Where a search of an earlier version has its study.
 _OLD_DATABASE = "study.db"
-# How every line begins that Optuna writes.
+# Beginning of every line that Optuna writes.
 _BEGINNING = b'{"op_code":'
 _SQLITE = re.compile(r"sqlite(\+\w+)?:///(?P<path>[^?]+)")
 _IS_LEFT = "and is left as it is; name another file"
@@ -42,7 +42,7 @@ def open_storage(address: str, folder: Path) -> BaseStorage:
         address = _with_home(address)
         _check_database(address)
         return RDBStorage(address)
-    except Exception as error:  # SQLAlchemy raises a dozen types, and there is OSError, or a driver that is missing.
+    except Exception as error:  # SQLAlchemy raises many types, besides OSError and errors of missing drivers.
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
             "Expected `--storage` to be journal:FILE, sqlite:///FILE or another database address, but got "
@@ -71,9 +71,9 @@ def _check_journal(path: Path) -> None:
     with path.open("rb") as file:
         beginning = file.read(len(_BEGINNING))
         file.seek(0)
-        # Before a line is read: a foreign file may be one line of any length.
+        # Checked before a line is read, because a foreign file may consist of one huge line.
         if beginning and not (beginning == _BEGINNING and all(map(_is_operation, file))):
-            raise ValueError(f"{path} is damaged or no journal of Optuna's, {_IS_LEFT}")
+            raise ValueError(f"{path} is damaged or not a journal of Optuna, {_IS_LEFT}")
 
 
 def _is_operation(line: bytes) -> bool:
@@ -100,25 +100,25 @@ def _check_database(address: str) -> None:
     path = Path(found["path"])
     if not _is_regular_file(path) or not path.stat().st_size:
         return
-    # Neither locked nor mended: a worker that died may have left it half written, which is SQLite's to mend.
+    # Read without locking and repair: SQLite itself repairs what a dead worker left half written.
     with closing(sqlite3.connect(f"file:{quote(os.path.abspath(path))}?immutable=1", uri=True)) as database:
         tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if tables and not tables >= {"studies", "trials", "version_info"}:
-        raise ValueError(f"{path} is a database of something else, {_IS_LEFT}")
+        raise ValueError(f"{path} is a database of another program, {_IS_LEFT}")
 
 
 def _is_regular_file(path: Path) -> bool:
-    """Tell whether there is a file.
+    """Return whether the file exists.
 
     Raises:
-        ValueError: There is a folder, a pipe or a device.
+        ValueError: The path is a folder, a pipe or a device.
     """
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
         return False
     if not stat.S_ISREG(mode):
-        raise ValueError(f"{path} is no regular file")
+        raise ValueError(f"{path} is not a regular file")
     return True
 
 
@@ -131,10 +131,10 @@ class _Journal(JournalFileBackend):
 
 
 class _JournalLock(JournalFileOpenLock):
-    """A lock that the system releases when its process dies; Optuna's own would keep the others for half a minute.
+    """Lock that the system releases when its process dies; Optuna's own would block others for half a minute.
 
     Args:
-        journal: Whoever gets the lock finds it without half a line, as a killed worker or a full disk leaves one.
+        journal: Journal file; a partial last line, left by a killed worker or a full disk, is removed on locking.
     """
 
     def __init__(self, journal: Path) -> None:

@@ -10,9 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests import distiller_cases
-from tests.core import test_teaching_weights as weights
-from tests.core import test_wrapper_invariants as invariants
+from tests import distiller_cases, wrapper_checks
 
 STOCK = ("AT", "CRD", "DKD", "FITNET", "KD", "KDSVD", "NST", "OFD", "PKT", "REVIEWKD", "RKD", "SP", "VID", "NONE")
 PORTED = ("SRRL", "CID", "SFTN")
@@ -56,22 +54,22 @@ def register(kind: str, pair: tuple[str, str]) -> str:
 @pytest.mark.parametrize(
     "check",
     [
-        invariants.test_nothing_flagged_is_the_inner_distiller_bit_for_bit,
-        invariants.test_everything_flagged_is_label_smoothing_without_a_teacher,
-        invariants.test_every_zero_loss_reaches_every_learnable_parameter,
-        invariants.test_mixed_batch_runs_the_student_once_and_shows_the_teacher_distillable_rows_only,
-        invariants.test_undistillable_rows_logit_gradients_come_from_label_smoothing_alone,
-        invariants.test_separable_losses_are_the_row_weighted_sum_of_their_parts,
-        invariants.test_replicas_in_threads_do_not_disturb_each_other,
-        invariants.test_any_distiller_can_be_balanced,
-        invariants.test_channels_last,
-        *weights.CHECKS,
+        wrapper_checks.nothing_flagged_is_the_inner_distiller_bit_for_bit,
+        wrapper_checks.everything_flagged_is_label_smoothing_without_a_teacher,
+        wrapper_checks.every_zero_loss_reaches_every_learnable_parameter,
+        wrapper_checks.mixed_batch_runs_the_student_once_and_shows_the_teacher_distillable_rows_only,
+        wrapper_checks.undistillable_rows_logit_gradients_come_from_label_smoothing_alone,
+        wrapper_checks.separable_losses_are_the_row_weighted_sum_of_their_parts,
+        wrapper_checks.replicas_in_threads_do_not_disturb_each_other,
+        wrapper_checks.any_distiller_can_be_balanced,
+        wrapper_checks.channels_last,
+        *wrapper_checks.WEIGHTED,
     ],
-    ids=lambda check: check.__name__.removeprefix("test_"),
+    ids=lambda check: check.__name__,
 )
 def test_same_architecture(imported: Path, kind: str, check: Callable[[str], None]) -> None:
     name = check.__name__
-    if ("mixed" in name or check in weights.CHECKS) and kind in distiller_cases.WITHOUT_TEACHER:
+    if ("mixed" in name or check in wrapper_checks.WEIGHTED) and kind in distiller_cases.WITHOUT_TEACHER:
         pytest.skip("it has no teacher")
     if "separable" in name and kind not in SEPARABLE:
         pytest.skip("its loss is about relations between rows")
@@ -84,7 +82,7 @@ def test_same_architecture(imported: Path, kind: str, check: Callable[[str], Non
 
 @pytest.mark.parametrize("kind", [kind for kind in STOCK + PORTED if kind not in INEXACT_IN_BF16])
 def test_bf16_autocast(imported: Path, kind: str) -> None:
-    invariants.test_bf16_autocast(register(kind, PAIR))
+    wrapper_checks.bf16_autocast(register(kind, PAIR))
 
 
 @pytest.mark.parametrize("kind", INEXACT_IN_BF16)
@@ -97,9 +95,9 @@ def test_bf16_autocast_of_methods_that_are_inexact_themselves(imported: Path, ki
 
     stock = [float(losses(distiller_cases.build(name), precise)["loss_kd"].detach()) for precise in (True, False)]
     assert abs(stock[1] - stock[0]) > stock[0], "the stock method is exact enough now: test it like the others"
-    flagged = losses(invariants.wrap(name, [1, 4]), False)
+    flagged = losses(wrapper_checks.wrap(name, [1, 4]), False)
     sum(loss.mean() for loss in flagged.values()).backward()
-    exact = losses(invariants.wrap(name, [1, 4]), True)
+    exact = losses(wrapper_checks.wrap(name, [1, 4]), True)
     assert all(torch.isfinite(loss).all() for loss in flagged.values())
     torch.testing.assert_close(flagged["loss_ce"].float(), exact["loss_ce"], atol=0.02, rtol=0.02)
 
@@ -107,15 +105,14 @@ def test_bf16_autocast_of_methods_that_are_inexact_themselves(imported: Path, ki
 @pytest.mark.parametrize("distillable", [0, 1, 2])
 @pytest.mark.parametrize("kind", STOCK + PORTED)
 def test_few_rows(imported: Path, kind: str, distillable: int) -> None:
-    invariants.test_few_distillable_rows_give_finite_losses_and_gradients(register(kind, PAIR), distillable)
+    wrapper_checks.few_distillable_rows_give_finite_losses_and_gradients(register(kind, PAIR), distillable)
 
 
 @pytest.mark.parametrize("kind", CROSS)
 def test_across_architectures(imported: Path, kind: str) -> None:
     name = register(kind, CROSS_PAIR)
-    invariants.test_nothing_flagged_is_the_inner_distiller_bit_for_bit(name)
-    invariants.test_mixed_batch_runs_the_student_once_and_shows_the_teacher_distillable_rows_only(name)
-    invariants.test_few_distillable_rows_give_finite_losses_and_gradients(name, 2)
+    wrapper_checks.nothing_flagged_is_the_inner_distiller_bit_for_bit(name)
+    wrapper_checks.few_distillable_rows_give_finite_losses_and_gradients(name, 2)
 
 
 def test_every_distiller_of_the_host_is_covered(imported: Path) -> None:
@@ -134,9 +131,8 @@ def test_two_views_of_a_fork(imported: Path, kind: str) -> None:
     name = f"{kind} of a fork{distiller_cases.TWO_VIEW_SUFFIX}"
     distiller_cases.HOST_BUILDERS[name] = lambda: make(kind, *PAIR)
     for check in (
-        invariants.test_nothing_flagged_is_the_inner_distiller_bit_for_bit,
-        invariants.test_everything_flagged_is_label_smoothing_without_a_teacher,
-        invariants.test_mixed_batch_runs_the_student_once_and_shows_the_teacher_distillable_rows_only,
+        wrapper_checks.nothing_flagged_is_the_inner_distiller_bit_for_bit,
+        wrapper_checks.everything_flagged_is_label_smoothing_without_a_teacher,
     ):
         check(name)
     torch.manual_seed(0)

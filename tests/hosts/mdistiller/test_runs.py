@@ -217,7 +217,7 @@ def test_overrides_that_the_host_refuses(scratch: Path, options: tuple[str, ...]
 @pytest.mark.parametrize(
     ("base", "told"),
     [
-        (f"{BASE}SOLVER: {{LR: 0.1}}\n", "the key `SOLVER` twice in one place, in line 5 and in line 15;"),
+        (f"{BASE}SOLVER: {{LR: 0.1}}\n", "repeats the key `SOLVER` in one mapping, in line 5 and in line 15;"),
         (BASE.replace("EPOCHS: 3", "EPOCHS: 010"), "but got 010, which YAML reads as 8;"),
     ],
     ids=["twice", "octal"],

@@ -5,14 +5,15 @@ Its script lies in a package folder under another name, has comments, quotes and
 of its own, keeps an object among its options, wants a GPU and `tensorboard_logger`, and has these methods:
 
 kd, mine (a loss that nobody else knows), srrl (of the name of one of TLLM's), coupled (relations between rows), fixed
-(batches of one size only), projector (predicts by a module of its own), clipped (its loop is another, see `LOOPS`).
+(a layer as wide as a batch), projector (predicts by a module of its own), rescaled (tested by what no module returns),
+fails.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-METHODS = ("kd", "mine", "srrl", "coupled", "fixed", "projector", "fails")
+METHODS = ("kd", "mine", "srrl", "coupled", "rescaled", "fixed", "projector", "fails")
 
 SCRIPT = """
 from __future__ import print_function
@@ -62,8 +63,12 @@ def main_worker(gpu, opt):
     module_list.append(model_s); trainable_list.append(model_s)
     if opt.distill == "kd":
         criterion_kd = nn.MSELoss()
-    elif opt.distill in ["mine", "srrl", "coupled", "fixed"]:
+    elif opt.distill in ["mine", "srrl", "coupled", "rescaled"]:
         criterion_kd = nn.L1Loss()
+    elif opt.distill == 'fixed':
+        criterion_kd = nn.MSELoss()
+        weigh = nn.Linear(opt.batch_size, 4)
+        module_list.append(weigh); trainable_list.append(weigh)
     elif opt.distill == 'projector':
         criterion_kd = nn.MSELoss()
         projector = Projector()
@@ -106,6 +111,9 @@ def losses(module_list, criterion_list, image, target, opt):
         loss_kd = criterion_list[2](feat_s[-1].tanh(), feat_t[-1].tanh()) * 3
     elif opt.distill == "coupled":
         loss_kd = criterion_list[2](feat_s[-1] @ feat_s[-1].t(), feat_t[-1] @ feat_t[-1].t())
+    elif opt.distill == "fixed":
+        pairs = [f[-1].reshape(len(target), -1) @ f[-1].reshape(len(target), -1).t() for f in (feat_s, feat_t)]
+        loss_kd = criterion_list[2](module_list[1](pairs[0]), module_list[1](pairs[1]))
     elif opt.distill == "projector":
         logit_s = module_list[1](feat_s[-1])
         loss_kd = criterion_list[2](logit_s, logit_t)
@@ -152,6 +160,8 @@ def validate_distill(val_loader, module_list, criterion, opt):
             feats, logits = module_list[0](image, is_feat=True)
             if opt.distill == "projector":
                 logits = module_list[1](feats[-1])
+            if opt.distill == "rescaled":
+                logits = logits * 2
             criterion(logits, target)
             right, count = right + accuracy(logits, target)[0].item() * len(target), count + len(target)
     return right / count, 0.0

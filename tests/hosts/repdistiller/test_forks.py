@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,12 +26,11 @@ def test_check_says_of_every_method_what_becomes_of_it(tmp_path: Path) -> None:
     verdicts = {method.method: (method.verdict, method.reason) for method in result.methods}
     assert set(verdicts) == set(fork.METHODS)
     trains = {name for name, (verdict, _) in verdicts.items() if verdict == TRAINS}
-    assert trains == {"kd", "mine", "srrl", "coupled"}, verdicts
-    assert verdicts["fixed"][0] == verdicts["projector"][0] == REFUSED and verdicts["fails"][0] == BROKEN
-    assert "needs batches of a fixed size" in verdicts["fixed"][1]
-    assert "predicts by other means, such as a projector" in verdicts["projector"][1]
+    assert trains == {"kd", "mine", "srrl", "coupled", "fixed", "projector"}, verdicts
+    assert verdicts["rescaled"][0] == REFUSED and verdicts["fails"][0] == BROKEN
+    assert "to judge logits that the student or a module of the method returns" in verdicts["rescaled"][1]
     assert "no_such_loss" in verdicts["fails"][1]
-    facts = dict(result.facts)
+    facts = result.facts
     assert facts["script"] == "distil/train_student_small.py" and "train(epoch, train_loader" in facts["epoch"]
     assert sorted((path, path.read_bytes()) for path in root.rglob("*") if path.is_file()) == before
 
@@ -74,6 +74,30 @@ def test_a_killed_run_continues_exactly(launched: tuple[dict[str, str], list[str
     python(killed, env, *words, "--tllm_resume")
     assert_same_results(*runs)
     assert len(runs[1].read_flags().flagged) == 34
+
+
+def test_a_projector_is_scored_by_what_it_predicts(launched: tuple[dict[str, str], list[str]], tmp_path: Path) -> None:
+    env, words = launched
+    python(tmp_path / "run", env, *LAUNCHER, *words, "--distill", "projector", *FLAGGED)
+    run = RunFolder.inside(next((tmp_path / "run" / "save").iterdir()))
+    best = torch.load(run.student_best_holdout, weights_only=True)
+    namespace: dict[str, Any] = {}
+    exec(fork.MODELS + fork.DATA, namespace)
+    student, projector = namespace["Tiny"]().eval(), namespace["Projector"]()
+    student.load_state_dict(best["model"])
+    projector.load_state_dict(best["predictor"])
+    data = namespace["Small"](600, namespace["scaled"])
+    held_out = run.read_split().holdout
+    image = torch.stack([data[place][0] for place in held_out])
+    label = torch.tensor([data[place][1] for place in held_out])
+    with torch.no_grad():
+        features, own = student(image, is_feat=True)
+        right = (projector(features[-1]).argmax(1) == label).float()
+    by_class = torch.stack([right[label == place].mean() for place in range(100)])
+    assert float(by_class.mean()) == pytest.approx(best["holdout_accuracy"], abs=1e-6)
+    by_own_head = torch.stack([(own.argmax(1) == label)[label == place].float().mean() for place in range(100)])
+    assert float(by_own_head.mean()) != pytest.approx(best["holdout_accuracy"], abs=1e-6)
+    assert run.read_metrics().tested
 
 
 def test_own_options_and_methods_come_first(launched: tuple[dict[str, str], list[str]], tmp_path: Path) -> None:

@@ -11,9 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests import distiller_cases
-from tests.core import test_teaching_weights as weights
-from tests.core import test_wrapper_invariants as invariants
+from tests import distiller_cases, wrapper_checks
 from tests.hosts.repdistiller.lists import KINDS, PORTED, SEPARABLE, make_lists
 from tests.hosts.repdistiller.stand_in import stand_in
 from tllm_plugin.methods import CID
@@ -22,17 +20,17 @@ from tllm_plugin.methods import CID
 CROSS_PAIR = ("resnet14", "ShuffleV1")
 CROSS = ("attention", "hint", "vid", "crd", "factor", "abound")
 CHECKS = [
-    invariants.test_nothing_flagged_is_the_inner_distiller_bit_for_bit,
-    invariants.test_everything_flagged_is_label_smoothing_without_a_teacher,
-    invariants.test_every_zero_loss_reaches_every_learnable_parameter,
-    invariants.test_mixed_batch_runs_the_student_once_and_shows_the_teacher_distillable_rows_only,
-    invariants.test_undistillable_rows_logit_gradients_come_from_label_smoothing_alone,
-    invariants.test_separable_losses_are_the_row_weighted_sum_of_their_parts,
-    invariants.test_replicas_in_threads_do_not_disturb_each_other,
-    invariants.test_bf16_autocast,
-    invariants.test_any_distiller_can_be_balanced,
-    invariants.test_channels_last,
-    *weights.CHECKS,
+    wrapper_checks.nothing_flagged_is_the_inner_distiller_bit_for_bit,
+    wrapper_checks.everything_flagged_is_label_smoothing_without_a_teacher,
+    wrapper_checks.every_zero_loss_reaches_every_learnable_parameter,
+    wrapper_checks.mixed_batch_runs_the_student_once_and_shows_the_teacher_distillable_rows_only,
+    wrapper_checks.undistillable_rows_logit_gradients_come_from_label_smoothing_alone,
+    wrapper_checks.separable_losses_are_the_row_weighted_sum_of_their_parts,
+    wrapper_checks.replicas_in_threads_do_not_disturb_each_other,
+    wrapper_checks.bf16_autocast,
+    wrapper_checks.any_distiller_can_be_balanced,
+    wrapper_checks.channels_last,
+    *wrapper_checks.WEIGHTED,
 ]
 #: One of each form that the table of methods knows: the stand-in need not repeat all of them.
 FORMS = ("kd", "hint", "similarity", "correlation", "vid", "crd", "factor", "abound")
@@ -71,13 +69,13 @@ def _inner_loss(host: SimpleNamespace, kind: str, *, enabled: bool) -> float:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *PORTED])
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("test_"))
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_real_host(real: SimpleNamespace, kind: str, check: Callable[[str], None]) -> None:
     run(real, kind, check)
 
 
 @pytest.mark.parametrize("kind", [*FORMS, *PORTED])
-@pytest.mark.parametrize("check", CHECKS[:6], ids=lambda check: check.__name__.removeprefix("test_"))
+@pytest.mark.parametrize("check", CHECKS[:6], ids=lambda check: check.__name__)
 def test_stand_in(kind: str, check: Callable[[str], None]) -> None:
     run(stand_in(), kind, check)
 
@@ -85,9 +83,9 @@ def test_stand_in(kind: str, check: Callable[[str], None]) -> None:
 @pytest.mark.parametrize("kind", [*(kind for kind in KINDS if kind not in SEPARABLE), "cid"])
 def test_batch_coupled_losses_are_about_distillable_rows_only(host: SimpleNamespace, kind: str) -> None:
     name = register(host, kind)
-    wrapper, inner = invariants.wrap(name, [2]), distiller_cases.build(name)
-    invariants.freeze_batch_norm(wrapper)
-    invariants.freeze_batch_norm(inner)
+    wrapper, inner = wrapper_checks.wrap(name, [2]), distiller_cases.build(name)
+    wrapper_checks.freeze_batch_norm(wrapper)
+    wrapper_checks.freeze_batch_norm(inner)
     keywords = distiller_cases.batch(name)
     keep = keywords["target"] != 2
     logits, losses = wrapper(**keywords)
@@ -95,29 +93,28 @@ def test_batch_coupled_losses_are_about_distillable_rows_only(host: SimpleNamesp
     _, expected = inner(**{key: keywords[key][keep] for key in rows}, epoch=keywords["epoch"])
     added = F.cross_entropy(logits[~keep], keywords["target"][~keep], label_smoothing=wrapper.label_smoothing)
     torch.testing.assert_close(
-        invariants.total(losses),
-        invariants.total(expected) * keep.sum() / len(keep) + added * (~keep).sum() / len(keep),
+        distiller_cases.total(losses),
+        distiller_cases.total(expected) * keep.sum() / len(keep) + added * (~keep).sum() / len(keep),
     )
 
 
 @pytest.mark.parametrize("distillable", [0, 1, 2])
 @pytest.mark.parametrize("kind", [*KINDS, *PORTED])
 def test_few_rows(real: SimpleNamespace, kind: str, distillable: int) -> None:
-    invariants.test_few_distillable_rows_give_finite_losses_and_gradients(register(real, kind), distillable)
+    wrapper_checks.few_distillable_rows_give_finite_losses_and_gradients(register(real, kind), distillable)
 
 
 @pytest.mark.parametrize("distillable", [0, 1, 2])
 @pytest.mark.parametrize("kind", [*FORMS, *PORTED])
 def test_few_rows_of_the_stand_in(kind: str, distillable: int) -> None:
-    invariants.test_few_distillable_rows_give_finite_losses_and_gradients(register(stand_in(), kind), distillable)
+    wrapper_checks.few_distillable_rows_give_finite_losses_and_gradients(register(stand_in(), kind), distillable)
 
 
 @pytest.mark.parametrize("kind", [*CROSS, *PORTED])
 def test_across_architectures(real: SimpleNamespace, kind: str) -> None:
     name = register(real, kind, *CROSS_PAIR)
-    invariants.test_nothing_flagged_is_the_inner_distiller_bit_for_bit(name)
-    invariants.test_mixed_batch_runs_the_student_once_and_shows_the_teacher_distillable_rows_only(name)
-    invariants.test_few_distillable_rows_give_finite_losses_and_gradients(name, 2)
+    wrapper_checks.nothing_flagged_is_the_inner_distiller_bit_for_bit(name)
+    wrapper_checks.few_distillable_rows_give_finite_losses_and_gradients(name, 2)
 
 
 def test_the_checkout_is_imported(real: SimpleNamespace) -> None:

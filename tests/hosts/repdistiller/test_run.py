@@ -79,7 +79,7 @@ def test_a_policy_sets_the_weights_before_the_first_epoch(tmp_path: Path) -> Non
     train_loader, val_loader = loaders("kd")
     run = Run(options, train_loader, val_loader)
     run.start(lists.modules, lists.criteria, lists.optimizer())
-    wrapper = run.teaching.wrapper
+    wrapper = run.session.wrapper
     weights = wrapper.teaching_weights.clone()
     assert wrapper.mixing_temperature == 3.0 and int((weights == 1).sum()) == 1 and bool((weights > 0).all())
     lists, options = prepared(tmp_path, "kd", **chosen)
@@ -184,9 +184,9 @@ def test_the_teacher_is_shown_the_hold_out_on_its_own_device(tmp_path: Path) -> 
     lists, options = prepared(tmp_path, "kd")
     run = Run(options, *loaders("kd"))
     run.start(lists.modules, lists.criteria, lists.optimizer())
-    assert run.teaching is not None
+    assert run.session is not None
     lists.modules[-1] = Elsewhere()
-    run.teaching._teacher_predictions()
+    run.session._teacher_predictions()
     assert seen == {"meta"}
 
 

@@ -9,7 +9,7 @@ from tllm_plugin.core.detectors.base import (
     options_for,
 )
 from tllm_plugin.core.detectors.imitation import ImitationDetector
-from tllm_plugin.core.detectors.reference import ReferenceDetector
+from tllm_plugin.core.detectors.reference import PosteriorDetector, ReferenceDetector
 from tllm_plugin.core.detectors.scheduled import (
     AfterDetector,
     AllDetector,
@@ -27,6 +27,7 @@ __all__ = [
     "FixedDetector",
     "ImitationDetector",
     "NoneDetector",
+    "PosteriorDetector",
     "ReferenceDetector",
     "TeachingCurveDetector",
     "create_detector",

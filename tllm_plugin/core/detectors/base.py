@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tllm_plugin.core.arguments import as_flags, whole_number
+from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.options import WithOptions
 from tllm_plugin.core.predictions import Predictions, class_sums
@@ -26,16 +27,22 @@ class Evidence:
         drop: (C,) float64, how far the class is behind, in units of the score.
         p_value: (C,) float64, exact paired one-sided McNemar p-value at this epoch, not corrected for repeated looks.
         e_value: (C,) float64, evidence accumulated so far; valid under any number of looks.
+        harm: (C,) float64, posterior probability that the class is behind at this epoch (see `core.posterior`).
     """
 
     drop: Tensor
     p_value: Tensor
     e_value: Tensor
+    harm: Tensor
+
+    def quantities(self) -> list[Tensor]:
+        """Return the values of all fields, in their order."""
+        return [getattr(self, field.name) for field in fields(self)]
 
     @classmethod
     def none(cls, num_classes: int) -> Evidence:
         """Return evidence in which every quantity is NaN."""
-        return cls(*(torch.full((num_classes,), torch.nan, dtype=torch.float64) for _ in range(3)))
+        return cls(*(torch.full((num_classes,), torch.nan, dtype=torch.float64) for _ in fields(cls)))
 
 
 class Detector(WithOptions, ABC):
@@ -58,6 +65,8 @@ class Detector(WithOptions, ABC):
     smooths_labels = True
     #: Whether the detector compares with the recorded curves of a vanilla run.
     needs_reference = False
+    #: Curves of that vanilla run, for plots; None without one.
+    reference: Curves | None = None
     #: Whether the detector uses agreement with the teacher.
     needs_teacher = False
 
@@ -108,11 +117,7 @@ class Detector(WithOptions, ABC):
         self.evidence = Evidence(
             *(
                 torch.where(open_classes, now, then)
-                for now, then in (
-                    (evidence.drop, self.evidence.drop),
-                    (evidence.p_value, self.evidence.p_value),
-                    (evidence.e_value, self.evidence.e_value),
-                )
+                for now, then in zip(evidence.quantities(), self.evidence.quantities(), strict=True)
             )
         )
         correct = class_sums(samples.correct, samples.labels, self.num_classes).long()
@@ -130,9 +135,7 @@ class Detector(WithOptions, ABC):
         return {
             "flags": self.flags,
             "epoch_flagged": self.epoch_flagged,
-            "drop": self.evidence.drop,
-            "p_value": self.evidence.p_value,
-            "e_value": self.evidence.e_value,
+            **{field.name: getattr(self.evidence, field.name) for field in fields(Evidence)},
             "holdout_count": self.holdout_count,
             "holdout_correct": self.holdout_correct,
             "memory": dict(self.memory),
@@ -152,7 +155,8 @@ class Detector(WithOptions, ABC):
             state["flags"].clone(),
             state["epoch_flagged"].clone(),
         )
-        self.evidence = Evidence(state["drop"], state["p_value"], state["e_value"])
+        unknown = torch.full_like(state["drop"], torch.nan)  # A quantity that an earlier version did not compute.
+        self.evidence = Evidence(*(state.get(field.name, unknown) for field in fields(Evidence)))
         self.holdout_count, self.holdout_correct = (
             state["holdout_count"],
             state["holdout_correct"],

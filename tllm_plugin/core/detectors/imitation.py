@@ -31,7 +31,7 @@ class ImitationDetector(SequentialDetector):
 
     needs_teacher = True
     spreads = 3.0
-    offence = "repeated the teacher's errors more than eta = {eta:g} oftener than the others"
+    offence = "repeated the teacher's errors more often than the others by over eta = {eta:g}"
 
     def spread(self, deviations: Tensor, variance: Tensor) -> Tensor:
         return robust_deviation(deviations)

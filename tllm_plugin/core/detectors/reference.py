@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tllm_plugin.core.curves import Curves
 from tllm_plugin.core.detectors.base import DETECTORS, Evidence
 from tllm_plugin.core.detectors.sequential import SequentialDetector
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.core.predictions import Predictions
+from tllm_plugin.core.evidence import sampling_variance
+from tllm_plugin.core.options import INSIDE, option
+from tllm_plugin.core.posterior import Posterior, posterior
+from tllm_plugin.core.predictions import Predictions, class_means
 
 
 @DETECTORS.register("reference")
@@ -32,6 +37,7 @@ class ReferenceDetector(SequentialDetector):
     """
 
     needs_reference = True
+    reference: Curves
 
     def __init__(self, num_classes: int, *, reference: Curves, total_epochs: int, **options: Any) -> None:
         super().__init__(num_classes, total_epochs=total_epochs, **options)
@@ -56,7 +62,52 @@ class ReferenceDetector(SequentialDetector):
             raise ConfigError("Expected the reference run to be scored on the same hold-out, but the samples differ")
         vanilla = self.reference.samples_at(epoch)
         behind = self.smooth("behind", self.scores(vanilla) - self.scores(samples))
-        return self.weigh(epoch, behind, vanilla.correct, samples)
+        flags, evidence = self.weigh(epoch, behind, vanilla.correct, samples)
+        return flags, replace(evidence, harm=self.effects(behind, samples.labels).harm)
+
+    def effects(self, behind: Tensor, labels: Tensor) -> Posterior:
+        """Return the posterior of the effect on every class, in units of the score.
+
+        Args:
+            behind: (n,) smoothed differences, the score in the reference run minus the score in this run.
+            labels: (n,) int64.
+        """
+        count = torch.bincount(labels, minlength=self.num_classes)
+        # Differences that are all equal show no sampling error, which does not make the effect certain.
+        error = sampling_variance(behind, labels, self.num_classes).sqrt().maximum(0.5 / count.clamp(min=1))
+        return posterior(-class_means(behind, labels, self.num_classes), error)
+
+
+@DETECTORS.register("posterior")
+class PosteriorDetector(ReferenceDetector):
+    """Flag classes that are behind the vanilla run by more than eta with at least a given probability.
+
+    The probability is that of the posterior of the current epoch, which uses all classes together. Unlike the e-values
+    of `reference` it comes with no guarantee over repeated looks: expect more flags, and more false ones.
+
+    Args:
+        num_classes: C.
+        reference: Curves of a vanilla run, as for `reference`.
+        total_epochs: Epochs of the run.
+        options: Options of `SequentialDetector`, of which `fdr` has no effect, and `probability`.
+
+    Raises:
+        ConfigError: The reference does not match the run, or an option is out of range.
+    """
+
+    probability: float = option(0.95, INSIDE, "posterior probability of harm from which a class is flagged")
+
+    def judge(self, epoch: int, samples: Predictions) -> tuple[Tensor, Evidence]:
+        _, evidence = super().judge(epoch, samples)
+        chance = self.effects(self.memory["behind"], samples.labels).below(-self.eta)
+        return (chance >= self.probability) & (epoch > self.warmup_epochs), evidence
+
+    def reason(self) -> str:
+        likeliest = float(self.evidence.harm.nan_to_num(0.0).max())
+        return (
+            f"no class fell more than eta = {self.eta:g} behind with probability {self.probability:g} (the largest "
+            f"probability that a class is behind at all is {likeliest:.2f})"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "reference": self._digest}

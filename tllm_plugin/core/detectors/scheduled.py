@@ -57,7 +57,9 @@ class AfterDetector(_Scheduled):
     """
 
     smooths_labels = False
-    after_fraction: float = option(0.8, number_in(0, 1), "of after: share of epochs that teach", flag="tllm_after")
+    after_fraction: float = option(
+        0.8, number_in(0, 1), "for after: fraction of the epochs with a teacher", flag="tllm_after"
+    )
 
     def __init__(self, num_classes: int, *, total_epochs: int, **options: Any) -> None:
         super().__init__(num_classes, **options)

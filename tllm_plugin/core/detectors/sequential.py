@@ -54,11 +54,15 @@ class SequentialDetector(Detector):
     #: Predicate of the sentence that `reason` returns.
     offence = "fell more than eta = {eta:g} behind"
 
-    score: str = option("accuracy", one_of(SCORES), "what a class is judged by on the hold-out")
-    eta: float = option(0.05, INSIDE, "how far a class may fall behind, as a fraction of accuracy")
-    fdr: float = option(0.05, number_in(0, 1, open_low=True), "false discovery rate of the flags; 1 for the naive rule")
-    warmup_epochs: int = option(10, count_in(0), "epochs before the first flag", flag="tllm_warmup")
-    smoothing: float = option(0.6, SHARE, "smoothing of the teaching curves over epochs", flag="tllm_curve_smoothing")
+    score: str = option("accuracy", one_of(SCORES), "score of a class on the hold-out")
+    eta: float = option(0.05, INSIDE, "threshold of the drop, as a fraction of accuracy")
+    fdr: float = option(
+        0.05, number_in(0, 1, open_low=True), "false discovery rate of the flags; 1 uses the naive rule"
+    )
+    warmup_epochs: int = option(10, count_in(0), "number of epochs before the first flag", flag="tllm_warmup")
+    smoothing: float = option(
+        0.6, SHARE, "exponential smoothing of the teaching curves, in [0, 1)", flag="tllm_curve_smoothing"
+    )
 
     def __init__(self, num_classes: int, *, total_epochs: int, **options: Any) -> None:
         super().__init__(num_classes, **options)
@@ -108,7 +112,8 @@ class SequentialDetector(Detector):
             total = total + betting_e_value(differences, labels, margin) / (choices * looks)
         self.memory["e_value"] = total
         p_value = mcnemar_p_value(*paired_counts(before, samples.correct, labels, self.num_classes))
-        evidence = Evidence(drop=drop - shared, p_value=p_value, e_value=total)
+        unknown = torch.full_like(drop, torch.nan)
+        evidence = Evidence(drop=drop - shared, p_value=p_value, e_value=total, harm=unknown)
         if epoch <= self.warmup_epochs:
             return torch.zeros(self.num_classes, dtype=torch.bool), evidence
         if self.fdr == 1.0:

@@ -1,1 +1,1 @@
-"""The embedded host: runs TLLM with no other codebase, and shows what the hosts' contract is."""
+"""The embedded host: runs TLLM without another codebase, and serves as a model of the hosts' contract."""

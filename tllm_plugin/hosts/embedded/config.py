@@ -1,4 +1,4 @@
-"""Reading and checking the embedded host's configuration."""
+"""Read and check configs of the embedded host."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from yacs.config import CfgNode
 
-from tllm_plugin.core.errors import TLLMError
+from tllm_plugin.core.errors import TLLMError, unknown_name
 from tllm_plugin.data import ANY_SIZE
 from tllm_plugin.data.class_order import NATURAL
 from tllm_plugin.hosts.class_lists import list_problems
@@ -31,8 +31,8 @@ from tllm_plugin.models import create_model, input_config, is_model
 logger = logging.getLogger(__name__)
 
 _NOT_INNER = {"TLLM", "NONE", "SFTN"}
-_LARGEST_RATE = 3e38  # In float32.
-# Of made-up data. No distiller is refused for these; for real data the run itself says what does not fit.
+_LARGEST_RATE = 3e38  # Close to the largest float32.
+# Made-up data, for which no distiller is refused; a run checks its networks on the real data.
 _CLASSES, _CHANNELS, _SIDE, _ROWS = 10, 3, 32, 4
 
 
@@ -75,11 +75,10 @@ def settle_networks(cfg: CfgNode) -> list[str]:
 
 
 def check_config(cfg: CfgNode) -> list[str]:
-    """Return every problem of a config, one sentence each, without reading data or training."""
+    """Return all problems of a config, one sentence each, without reading data or training."""
     problems = check_options(cfg, own_options()) + check_methods(cfg) + check_tllm(cfg) + check_sftn(cfg)
     if cfg.SOLVER.TRAINER not in trainer_dict:
-        known = ", ".join(trainer_dict)
-        problems.append(f"Expected `SOLVER.TRAINER` to be one of {known}, but got {cfg.SOLVER.TRAINER!r}")
+        problems.append(unknown_name("SOLVER.TRAINER", cfg.SOLVER.TRAINER, trainer_dict))
     stages = cfg.SOLVER.LR_DECAY_STAGES
     if any(isinstance(value, bool) or not isinstance(value, int) or value < 0 for value in stages):
         problems.append(f"Expected `SOLVER.LR_DECAY_STAGES` to be a list of epochs, but got {stages!r}")
@@ -88,7 +87,7 @@ def check_config(cfg: CfgNode) -> list[str]:
     trained = trained_model(cfg)
     if cfg.DISTILLER.PRETRAINED and not trained.startswith("tv_"):
         problems.append(
-            f"Expected a model of torchvision's (tv_...) to train with DISTILLER.PRETRAINED, but got {trained!r}"
+            f"Expected a model of torchvision (tv_...) to train with DISTILLER.PRETRAINED, but got {trained!r}"
         )
     if cfg.RUNTIME.SYNC_BATCHNORM and cfg.RUNTIME.COMPILE:
         problems.append(
@@ -105,11 +104,9 @@ def check_config(cfg: CfgNode) -> list[str]:
     if cfg.SOLVER.TRAINER != "tllm" and cfg.DISTILLER.TYPE == "TLLM":
         problems.append(f"Expected `SOLVER.TRAINER` to be tllm for a TLLM distiller, but got {cfg.SOLVER.TRAINER!r}")
     if cfg.TLLM.TRAINER not in trainer_dict or cfg.TLLM.TRAINER == "tllm":
-        known = ", ".join(sorted(set(trainer_dict) - {"tllm"}))
-        problems.append(f"Expected `TLLM.TRAINER` to be one of {known}, but got {cfg.TLLM.TRAINER!r}")
+        problems.append(unknown_name("TLLM.TRAINER", cfg.TLLM.TRAINER, set(trainer_dict) - {"tllm"}))
     if cfg.TLLM.DISTILLER not in distiller_dict or cfg.TLLM.DISTILLER in _NOT_INNER:
-        known = ", ".join(sorted(set(distiller_dict) - _NOT_INNER))
-        problems.append(f"Expected `TLLM.DISTILLER` to be one of {known}, but got {cfg.TLLM.DISTILLER!r}")
+        problems.append(unknown_name("TLLM.DISTILLER", cfg.TLLM.DISTILLER, set(distiller_dict) - _NOT_INNER))
     checkpoint = cfg.DISTILLER.TEACHER_CHECKPOINT
     if checkpoint and not os.path.isfile(checkpoint):
         problems.append(f"Expected `DISTILLER.TEACHER_CHECKPOINT` to be a file, but {checkpoint} does not exist")
@@ -121,7 +118,7 @@ def check_config(cfg: CfgNode) -> list[str]:
 
 
 def _rate_problems(solver: CfgNode) -> list[str]:
-    """Return a sentence if the learning rate grows, stage by stage, beyond what can be computed with."""
+    """Return a sentence if the learning rate would overflow after its last stage."""
     growth = math.log(solver.LR) + max(0.0, math.log(solver.LR_DECAY_RATE)) * len(solver.LR_DECAY_STAGES)
     if solver.SCHEDULE != "step" or growth <= math.log(_LARGEST_RATE):
         return []
@@ -148,7 +145,8 @@ def _data_problems(dataset: CfgNode) -> list[str]:
 
 
 def _buildable(cfg: CfgNode) -> list[str]:
-    """Return what keeps the distiller of a checked config from its first step: layers or maps that do not fit."""
+    """Return the problems that prevent the distiller of a checked config from its first step, such as maps of other
+    sizes."""
     if cfg.DISTILLER.TYPE == "NONE":
         return []
     try:
@@ -163,6 +161,6 @@ def _buildable(cfg: CfgNode) -> list[str]:
             distiller(image=image, target=target, index=target, epoch=1)
     except TLLMError as error:
         return str(error).splitlines()
-    except Exception:  # A network of the user's own that cannot be made without memory says nothing about the config.
-        logger.debug("%s cannot be tried out", cfg.DISTILLER.TYPE, exc_info=True)
+    except Exception:  # A user's own network that cannot be built on the meta device is no problem of the config.
+        logger.debug("a trial step of %s failed", cfg.DISTILLER.TYPE, exc_info=True)
     return []

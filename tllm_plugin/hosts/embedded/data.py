@@ -1,4 +1,4 @@
-"""The data set of a run, and its batches for training, hold-out and test."""
+"""Data set of a run, and its batches for training, hold-out and test."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def load_bundle(cfg: CfgNode, recorded: DataIdentity | None = None) -> DataBundl
     """Load the data set of a config.
 
     Args:
-        cfg: Of the run.
-        recorded: How a network met the data that is to be asked again: its images are read in that size, and normalised
-            by these numbers, and its class folders are taken in that order.
+        cfg: Config of the run.
+        recorded: Data that an existing network was trained on; images are read with the recorded size and
+            normalisation, and class folders in the recorded order.
     """
     recorded = recorded or DataIdentity()
 
@@ -43,12 +43,12 @@ def load_bundle(cfg: CfgNode, recorded: DataIdentity | None = None) -> DataBundl
 
 @dataclass(frozen=True)
 class EmbeddedData:
-    """The training data of a bundle, as the adapter wants it; stands in for a loader until the hold-out is cut.
+    """Training data of a bundle in the form that the adapter expects, before the hold-out is cut from them.
 
     Args:
         bundle: The data set.
-        cfg: Of the run.
-        device: Where the batches end up.
+        cfg: Config of the run.
+        device: Device of the batches.
         least_rows: See `DataBundle.train_loader`.
     """
 
@@ -70,8 +70,8 @@ class EmbeddedData:
         return self.bundle.identity
 
     def train_loader(self, indices: Tensor | None) -> Any:
-        """Return this process's rows of augmented batches of `indices` (all of the training part for None)."""
-        return self.bundle.train_loader(
+        """Return a loader of augmented batches of `indices` (None: all training data), with this rank's rows."""
+        return self.bundle.limited(self.cfg.TLLM.VIEWS).train_loader(
             indices,
             batch_size=self.cfg.SOLVER.BATCH_SIZE,
             seed=self.cfg.EXPERIMENT.SEED,
@@ -81,7 +81,7 @@ class EmbeddedData:
         )
 
     def holdout_loader(self, indices: Tensor) -> Any:
-        """Return this process's un-augmented batches of `indices`, in order."""
+        """Return a loader of this rank's batches of `indices` without augmentation, in order."""
         return self.bundle.eval_loader(
             indices,
             batch_size=self.cfg.DATASET.TEST.BATCH_SIZE,
@@ -94,13 +94,13 @@ class EmbeddedData:
 def batches_of_test_set(
     bundle: DataBundle, cfg: CfgNode, device: torch.device, rows: Tensor | None = None
 ) -> EvalLoader:
-    """Return this process's batches `(image, label)` of the test data, in order.
+    """Return this rank's batches `(image, label)` of the test data, in order.
 
     Args:
-        bundle: The data.
-        cfg: Says how large a batch is.
-        device: Where to.
-        rows: (K,) int64 positions in the test data; all of them for None.
+        bundle: Data set.
+        cfg: Config with the batch size.
+        device: Device of the batches.
+        rows: (K,) int64 positions in the test data; None for all.
     """
     size = cfg.DATASET.TEST.BATCH_SIZE
     return bundle.eval_loader(rows, batch_size=size, device=device, split="test", shard=processes.shard())

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.data.randomness import derived_seed
 from tllm_plugin.hosts import processes
+from tllm_plugin.hosts.contract import HoldsBack, SumsRows, extras_of
 
 
 class _Total(torch.autograd.Function):
@@ -161,7 +162,7 @@ class ParallelDistiller:
         self.batch_rows: int | None = None
         self._least_rows = least_rows(distiller)
         self._module = distiller
-        self._holding: list[Any] = [module for module in distiller.modules() if hasattr(module, "held_parameters")]
+        self._holding: list[HoldsBack] = [module for module in distiller.modules() if isinstance(module, HoldsBack)]
         if processes.world_size() > 1:
             self._module = DistributedDataParallel(distiller, **_KEEPS_BUFFERS)
 
@@ -212,7 +213,7 @@ def begin_epoch(distiller: nn.Module, seed: int, epoch: int) -> None:
     The distiller is called even if no row on this rank has a teacher. Rank 0 continues with its random numbers as a
     single process would; those of other ranks depend only on seed and epoch, so that checkpoints need not hold them.
     """
-    begin = getattr(distiller, "begin_epoch", None)
+    begin = extras_of(distiller).begin_epoch
     if begin is not None:
         begin(epoch)
     if not processes.is_main():
@@ -232,7 +233,7 @@ def merge_buffers(distiller: nn.Module) -> None:
     sums: list[Tensor] = []
     counters: list[Tensor] = []
     for module in distiller.modules():
-        named = getattr(module, "row_sums", ())
+        named = module.row_sums if isinstance(module, SumsRows) else ()
         own = dict(module.named_buffers(recurse=False))
         sums += [own[name] for name in named]
         if isinstance(module, _BatchNorm) and not isinstance(module, SYNCHRONISED) and module.training:

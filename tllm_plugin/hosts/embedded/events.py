@@ -1,4 +1,4 @@
-"""TensorBoard's event files, written by the thread that trains: what the disk refuses is an error of the run."""
+"""Write TensorBoard event files in the training thread, so that a full disk is an error of the run."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _numbers = count()
 
 
 class EventWriter(SummaryWriter):
-    """A `SummaryWriter` without a thread, which would print a traceback of its own and leave the run without a word.
+    """`SummaryWriter` without a background thread, whose errors would not reach the run.
 
-    Everything is in the file when a call returns; there are few events in an epoch. Where the system refuses to write,
-    every method that writes raises a `TLLMError`.
+    Events are in the file when a call returns. Every method that writes raises `TLLMError` if the file cannot be
+    written.
     """
 
     def _get_file_writer(self) -> Any:
@@ -32,7 +32,7 @@ class EventWriter(SummaryWriter):
         if writer is None:
             writer = _FileWriter(Path(self.log_dir))
             vars(self).update(file_writer=writer, all_writers={writer.get_logdir(): writer})
-            if self.purge_step is not None:  # TensorBoard forgets what older files say of this step and later ones.
+            if self.purge_step is not None:  # TensorBoard discards events of older files at this step and later.
                 writer.add_event(Event(file_version=_FORMAT), self.purge_step)
                 writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), self.purge_step)
                 self.purge_step = None
@@ -45,7 +45,7 @@ class _FileWriter(FileWriter):
 
 
 class _EventFile:
-    """What a `FileWriter` writes through; the file is named as TensorBoard names its own."""
+    """Replacement of TensorBoard's `EventFileWriter`; the file is named in the same manner."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -64,7 +64,7 @@ class _EventFile:
         self._records.write(event.SerializeToString())
 
     def flush(self) -> None:
-        """Do nothing: nothing waits."""
+        """Do nothing, because nothing is buffered."""
 
     def close(self) -> None:
         self._records.close()

@@ -1,4 +1,4 @@
-"""Test results for a finished run that has none: it never looked at the test data, or lost them."""
+"""Compute test results for a finished run that has none, because it was not tested or its results were lost."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.embedded.data import batches_of_test_set
 from tllm_plugin.hosts.embedded.networks import make_network, trained_model
-from tllm_plugin.hosts.embedded.run_files import run_lock
 from tllm_plugin.hosts.embedded.runtime import autocast, choose_device, reproducible
 from tllm_plugin.hosts.results import write_results
+from tllm_plugin.hosts.run_lock import run_lock
 from tllm_plugin.hosts.same_data import check_classes, tell_once
 from tllm_plugin.hosts.weights import load_weights
 from tllm_plugin.runs.metrics_file import MetricsRecord
@@ -23,17 +23,17 @@ from tllm_plugin.runs.run_folder import RunFolder
 
 
 def predict_test_set(run: RunFolder, cfg: CfgNode, bundle: DataBundle) -> Predictions:
-    """Return what the student of a run predicts for the test data: bit for bit what the run's own test found.
+    """Return the predictions of a run's student for the test data, bit for bit as in the run's own test.
 
-    That holds on the device of the run. Of several processes all have to call it.
+    Bitwise equality holds on the device of the run. All ranks must call this function.
 
     Args:
-        run: Of the embedded host.
-        cfg: Its config.
-        bundle: Its data; whatever their normalisation is by now, they are normalised as the run recorded.
+        run: Run of the embedded host.
+        cfg: Config of the run.
+        bundle: Data of the run; images are normalised as the run recorded.
 
     Raises:
-        FileFormatError: The student is missing or damaged.
+        FileFormatError: The student's checkpoint is missing or damaged.
     """
     with reproducible(cfg):
         recorded = processes.from_main(run.read_data)
@@ -45,18 +45,18 @@ def predict_test_set(run: RunFolder, cfg: CfgNode, bundle: DataBundle) -> Predic
 
 
 def ensure_tested(run: RunFolder, cfg: CfgNode, bundle: DataBundle) -> MetricsRecord:
-    """Return the metrics of a finished run with test results; run its student over the test data if any are missing.
+    """Return the metrics of a finished run with test results; test the student if results are missing.
 
-    Nothing else that the run left behind is changed. Of several processes all have to call it.
+    Other files of the run are not changed. All ranks must call this function.
 
     Args:
-        run: Of the embedded host.
-        cfg: Its config.
-        bundle: Its data.
+        run: Run of the embedded host.
+        cfg: Config of the run.
+        bundle: Data of the run.
 
     Raises:
-        FileFormatError: `metrics.json` or the student is missing or damaged.
-        ConfigError: It has not come to its end, or `bundle` has other classes or images of another size.
+        FileFormatError: `metrics.json` or the student's checkpoint is missing or damaged.
+        ConfigError: The run is not finished, or `bundle` has other classes or images of another size.
         TLLMError: The results cannot be written.
     """
     metrics = processes.from_main(run.read_metrics)
@@ -64,7 +64,7 @@ def ensure_tested(run: RunFolder, cfg: CfgNode, bundle: DataBundle) -> MetricsRe
         raise ConfigError(f"Expected {run.log_folder} to be finished, but it has trained {metrics.epochs_done} epochs")
     with run_lock(run.log_folder, wait=True):
         metrics = processes.from_main(run.read_metrics)
-        if processes.from_main(run.has_results):  # Perhaps another command has just tested it.
+        if processes.from_main(run.has_results):  # Another command may have tested the run in the meantime.
             return metrics
         recorded = processes.from_main(run.read_data)
         processes.from_main(lambda: _check_classes(run, recorded, bundle))
@@ -73,7 +73,7 @@ def ensure_tested(run: RunFolder, cfg: CfgNode, bundle: DataBundle) -> MetricsRe
 
 
 def _check_classes(run: RunFolder, recorded: DataIdentity, bundle: DataBundle) -> None:
-    remedy = "DATASET.PATH (`tllm test --path`) says where they are"
+    remedy = "set DATASET.PATH (`tllm test --path`) to their folder"
     check_classes(run.log_folder, recorded, bundle.identity, remedy)
     if recorded.image_size and recorded.image_size != bundle.image_size:
         raise ConfigError(

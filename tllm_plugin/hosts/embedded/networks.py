@@ -1,4 +1,4 @@
-"""Networks of a run: made as its config says, or loaded from a checkpoint."""
+"""Create the networks of a run from its config, or load them from a checkpoint."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _IMAGES_FOR_A_TEACHER = 500
 def make_network(
     cfg: CfgNode, name: str, bundle: DataBundle, device: torch.device, *, pretrained: bool = False
 ) -> nn.Module:
-    """Return a new network for the images and classes of `bundle`, laid out and compiled as the config says.
+    """Return a new network for the images and classes of `bundle`, in the config's memory format and compiled if set.
 
     Args:
-        cfg: Of the run.
-        name: Of the model.
-        bundle: The data.
-        device: Where the network is to be.
-        pretrained: Start from torchvision's weights for ImageNet.
+        cfg: Config of the run.
+        name: Name of the model.
+        bundle: Data set.
+        device: Device of the network.
+        pretrained: Whether to start from torchvision's weights for ImageNet.
 
     Raises:
-        ConfigError: `pretrained` is set for a model that torchvision has no weights for.
+        ConfigError: `pretrained` is set for a model without weights in torchvision.
     """
     network = create_model(name, num_classes=bundle.num_classes, in_channels=bundle.in_channels)
     if pretrained:
@@ -60,12 +60,12 @@ def trained_model(cfg: CfgNode) -> str:
 
 
 def show_as_recorded(network: nn.Module, recorded: DataIdentity, now: DataIdentity) -> None:
-    """Let a network see images normalised as they were when it was trained, whatever loaders do now.
+    """Add a hook that converts a network's input to the normalisation of its training.
 
     Args:
-        network: Images are its first argument.
-        recorded: How it met them; what is not known stays as it is.
-        now: How loaders normalise them.
+        network: Network whose first argument are the images.
+        recorded: Normalisation in training; unknown values mean no conversion.
+        now: Normalisation of the images that the network will receive.
     """
     if not (recorded.mean and now.mean) or len(recorded.mean) != len(now.mean):
         return
@@ -99,17 +99,17 @@ def check_named_checkpoint(cfg: CfgNode) -> None:
 
 
 def load_teacher(cfg: CfgNode, checkpoint: str | Path, bundle: DataBundle, device: torch.device) -> nn.Module:
-    """Return the teacher of a run, in evaluation mode, on the device; it sees images as it was trained.
+    """Return the teacher of a run on the device, in evaluation mode and with the normalisation of its training.
 
     Args:
-        cfg: Of the run.
-        checkpoint: Of the teacher.
-        bundle: The data of the run.
-        device: Where the teacher is to be.
+        cfg: Config of the run.
+        checkpoint: Checkpoint of the teacher.
+        bundle: Data of the run.
+        device: Device of the teacher.
 
     Raises:
         FileFormatError: See `load_weights`.
-        ConfigError: It was trained on other classes.
+        ConfigError: The teacher was trained on other classes.
     """
     teacher = make_network(cfg, cfg.DISTILLER.TEACHER, bundle, device)
     teacher = load_weights(teacher, checkpoint).to(device)
@@ -118,12 +118,12 @@ def load_teacher(cfg: CfgNode, checkpoint: str | Path, bundle: DataBundle, devic
     if wanted is not None and not recorded.mean and cfg.DATASET.TYPE in ANY_SIZE:
         # A file of the library says nothing; its data config does.
         recorded = replace(recorded, mean=wanted.mean, std=wanted.std)
-    if cfg.DISTILLER.TEACHER_CHECKPOINT:  # Otherwise the run that trained it has been compared.
+    if cfg.DISTILLER.TEACHER_CHECKPOINT:  # Otherwise the teacher's run has been compared already.
         check_teacher(checkpoint, recorded, bundle.identity)
         if not (recorded.class_names or bundle.order_stated):
             tell_unstated_order(checkpoint, bundle.class_folders)
     show_as_recorded(teacher, recorded, bundle.identity)
-    if cfg.SOLVER.TRAINER != "tllm":  # That one scores it on the hold-out.
+    if cfg.SOLVER.TRAINER != "tllm":  # The trainer `tllm` checks the teacher on the hold-out.
         _tell_if_at_chance(teacher, str(checkpoint), cfg, bundle, device)
     plant = cfg.DISTILLER.PLANT
     if plant.CLASSES:
@@ -133,7 +133,7 @@ def load_teacher(cfg: CfgNode, checkpoint: str | Path, bundle: DataBundle, devic
 
 
 def _tell_if_at_chance(teacher: nn.Module, name: str, cfg: CfgNode, bundle: DataBundle, device: torch.device) -> None:
-    """Warn if a teacher knows nothing of some of the images that it is to teach."""
+    """Warn if the accuracy of a teacher is near chance on training images."""
     rows = torch.arange(0, len(bundle.train_labels), max(1, len(bundle.train_labels) // _IMAGES_FOR_A_TEACHER))
     batches = bundle.eval_loader(rows, batch_size=cfg.DATASET.TEST.BATCH_SIZE, device=device, split="train")
     predictions = predict(teacher, batches, autocast=partial(autocast, cfg, device))

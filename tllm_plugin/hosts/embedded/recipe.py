@@ -17,7 +17,7 @@ from tllm_plugin.core.detectors import Detector
 from tllm_plugin.core.errors import ConfigError, DataError, TLLMError
 from tllm_plugin.data import DataBundle
 from tllm_plugin.hosts import power, processes
-from tllm_plugin.hosts.adapter import Host, make_distiller_factory, make_trainer_factory
+from tllm_plugin.hosts.adapter import Host
 from tllm_plugin.hosts.embedded.data import EmbeddedData, batches_of_test_set, load_bundle
 from tllm_plugin.hosts.embedded.distillers import distiller_dict
 from tllm_plugin.hosts.embedded.distributed import least_rows, synchronise_batch_norm
@@ -30,9 +30,12 @@ from tllm_plugin.hosts.embedded.prerequisites import (
     named_reference,
     needed_teacher,
 )
-from tllm_plugin.hosts.embedded.run_files import check_resumable, check_same_run, described, remove_results, run_lock
+from tllm_plugin.hosts.embedded.run_files import check_resumable, check_same_run, remove_results
 from tllm_plugin.hosts.embedded.runtime import choose_device, reproducible
 from tllm_plugin.hosts.embedded.trainer import trainer_dict
+from tllm_plugin.hosts.factories import make_distiller_factory, make_trainer_factory
+from tllm_plugin.hosts.results import described
+from tllm_plugin.hosts.run_lock import run_lock
 from tllm_plugin.runs.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -59,13 +62,13 @@ def run(
         cfg: Checked and frozen config from `config.load_config`.
         resume: Continue the run from its last checkpoint.
         overwrite: Start anew even if the run's folder holds a run.
-        bundle: The data set, if it is loaded already.
+        bundle: Data set, if it is loaded already.
         watch: Callback with the curves on the search hold-out after each trained epoch; an exception stops the run and
             leaves it resumable.
         keep: See `Keep`.
 
     Returns:
-        The folder of the run.
+        Folder of the run.
 
     Raises:
         ConfigError: The config does not fit the data, the run exists and neither `resume` nor `overwrite` is set, or
@@ -83,9 +86,9 @@ def run(
         processes.check_same("the data", identity)
         trainer = prepare(cfg, bundle, resume=resume, overwrite=overwrite)
         if watch is not None:
-            trainer.teaching.watch = partial(_show, trainer, watch)
+            trainer.tllm_session.watch = partial(_show, trainer, watch)
         if keep is not None:
-            trainer.keep = partial(keep, trainer.teaching.curves, trainer.teaching.detector)
+            trainer.keep = partial(keep, trainer.tllm_session.curves, trainer.tllm_session.detector)
         trainer.train(resume=resume)
         if resume and cfg.LOG.TEST_FREQ >= 0:
             # A resumed run that was finished already may lack test results.
@@ -98,10 +101,10 @@ def prepare(cfg: CfgNode, bundle: DataBundle, *, resume: bool, overwrite: bool) 
     folder = log_folder(cfg)
     device = choose_device(cfg)
     cfg, vanilla = named_reference(cfg, bundle.identity)
-    # Before anything is trained or written: a refusal must leave the run's files as they are.
+    # Before anything is trained or written, so that an error leaves the files of the run unchanged.
     processes.from_main(lambda: _check_start(folder, cfg, bundle, resume=resume, overwrite=overwrite))
 
-    # What must be trained first: the teacher, unless the config names one, and a vanilla student to compare with.
+    # Prerequisites: the teacher, unless the config names one, and a vanilla student to compare with.
     teacher: nn.Module | None = None
     if cfg.DISTILLER.TYPE not in WITHOUT_TEACHER:
         needed = needed_teacher(cfg, bundle.identity)
@@ -126,7 +129,7 @@ def prepare(cfg: CfgNode, bundle: DataBundle, *, resume: bool, overwrite: bool) 
     # The loop, around the training data; the trainer `tllm` cuts the hold-out from them itself.
     data = EmbeddedData(bundle, cfg, device, least_rows(distiller))
     if overwrite and not resume and processes.is_main():
-        # Not before: a teacher or network that is refused must leave the earlier run as it is.
+        # Only now, so that an error in a teacher or network leaves the earlier run unchanged.
         remove_results(folder)
     train_data = data if cfg.SOLVER.TRAINER == "tllm" else data.train_loader(None)
     trainer = trainer_dict[cfg.SOLVER.TRAINER](
@@ -134,7 +137,7 @@ def prepare(cfg: CfgNode, bundle: DataBundle, *, resume: bool, overwrite: bool) 
     )
     trainer.data = bundle.identity
 
-    # What is known before the first epoch.
+    # Files that can be written before the first epoch.
     if processes.is_main():
         run_folder = RunFolder.inside(folder).create()
         run_folder.write_config(described(cfg.dump()))
@@ -155,7 +158,7 @@ def ensure_trained(
 
     Args:
         cfg: Checked and frozen config.
-        bundle: The data set.
+        bundle: Data set.
         watch: See `run`.
         keep: See `Keep`.
 
@@ -166,7 +169,7 @@ def ensure_trained(
     finished = RunFolder.inside(folder)
     if not processes.from_main(lambda: _is_finished(finished, cfg, bundle)):
         with run_lock(folder, wait=True):
-            # Perhaps by the command that was waited for.
+            # The other command may have finished the run.
             if not processes.from_main(lambda: _is_finished(finished, cfg, bundle)):
                 resume = processes.from_main((folder / "latest").exists)
                 return run(cfg, resume=resume, bundle=bundle, watch=watch, keep=keep)
@@ -210,7 +213,7 @@ def _show(trainer: Any, watch: Callable[[Curves], None], curves: Curves) -> None
     try:
         watch(curves)
     except BaseException:
-        # What was trained stays.
+        # Keep the trained epoch.
         trainer.save_epoch(curves.epochs[-1], kept=False)
         raise
 

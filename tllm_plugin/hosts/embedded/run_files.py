@@ -1,129 +1,52 @@
-"""Files of a run beside `tllm/`: its lock, its checkpoints, those that are kept, and `worklog.txt`."""
+"""Files of a run beside `tllm/`: lock, checkpoints and `worklog.txt`."""
 
 from __future__ import annotations
 
 import logging
-import os
-import platform
-import threading
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-import torchvision
 from yacs.config import CfgNode
 
 from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.errors import ConfigError, FileFormatError
-from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.run_spec import ONE_RUN, RunSpec
 from tllm_plugin.hosts.same_data import check_same_data
 from tllm_plugin.runs import data_file
 from tllm_plugin.runs.atomic import append_text, write_text
 from tllm_plugin.runs.finite import check_finite
-from tllm_plugin.runs.locks import held
 from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
-from tllm_plugin.version import __version__
 
 logger = logging.getLogger(__name__)
-
-_POLL_SECONDS = 0.5
-#: Where threads of this process are at work, by their numbers, and the descriptors of the locks.
-_own: set[tuple[int, Path]] = set()
-_descriptors: set[int] = set()
-_warned: set[str] = set()
-
-
-@contextmanager
-def run_lock(folder: Path, *, wait: bool) -> Iterator[None]:
-    """Be the only command that works in a run's folder for the duration of the block.
-
-    The lock is a hidden file beside the folder, and does not outlive the process; the block may hold others of the same
-    folder. Of several processes that train together all have to come here; the main one holds the lock. Where files
-    cannot be locked there is a warning, no more.
-
-    Args:
-        folder: Of the run; need not exist.
-        wait: For another command, until it has ended.
-
-    Raises:
-        ConfigError: Another command is at it, and `wait` is False.
-    """
-    own = threading.get_ident(), folder
-    if own in _own:
-        yield
-        return
-    with ExitStack() as stack:
-        waited = False
-        while not processes.from_main(lambda: _locked(stack, folder)):
-            if not wait:
-                raise ConfigError(f"Expected to train {folder} alone, but another command is at it")
-            if not waited:
-                logger.info("waiting for another command, which trains %s", folder)
-            waited = True
-            time.sleep(_POLL_SECONDS)
-        _own.add(own)
-        stack.callback(_own.remove, own)
-        yield
-
-
-def _locked(stack: ExitStack, folder: Path) -> bool:
-    try:
-        descriptor = stack.enter_context(held(folder.with_name(f".{folder.name}.lock"), wait=False, remove=True))
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if str(error.strerror) not in _warned:
-            _warned.add(str(error.strerror))
-            logger.warning("%s cannot be locked (%s): do not train a run by two commands at once", folder, error)
-    else:
-        _descriptors.add(descriptor)
-        stack.callback(_descriptors.remove, descriptor)
-    return True
-
-
-def _let_go() -> None:
-    """Give up, in a child process that reads images, the parent's locks: it outlives a parent that is killed."""
-    for descriptor in _descriptors:
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(nothing, descriptor)  # Not closed: the file object that the child has copied will do that.
-        os.close(nothing)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
-
 
 _CHECKPOINT_PARTS = {"epoch", "config", "model", "optimizer", "schedule", "seconds_per_epoch", "rng"}
 _REMEDY = "remove that folder, or set EXPERIMENT.NAME or LOG.PREFIX to train another one"
 
 
 def read_checkpoint(path: Path, cfg: CfgNode) -> Mapping[str, Any]:
-    """Read what `BaseTrainer.save_checkpoint` wrote as `latest`.
+    """Read the checkpoint `latest` of `BaseTrainer.save_checkpoint`.
 
     Raises:
-        FileFormatError: It is missing or damaged.
-        ConfigError: It was written under a config other than `cfg`.
+        FileFormatError: The checkpoint is missing or damaged.
+        ConfigError: It was written with another config than `cfg`.
     """
     state = read_state(path)
     changed = RunSpec.parse(state["config"]).differing(RunSpec.of(cfg), ONE_RUN)
     if changed:
         raise ConfigError(
-            f"Expected the config that {path} was written under, but these keys differ: {', '.join(changed)}; "
+            f"Expected the config that {path} was written with, but these keys differ: {', '.join(changed)}; "
             "resume with the same config and overrides, or give the run another EXPERIMENT.NAME"
         )
     return state
 
 
 def read_state(path: Path) -> Mapping[str, Any]:
-    """Read a checkpoint whatever its config.
+    """Read a checkpoint without comparing its config.
 
     Raises:
-        FileFormatError: It is missing or damaged.
+        FileFormatError: The checkpoint is missing or damaged.
     """
     state = load_torch(path, "a checkpoint to resume from")
     if not isinstance(state, Mapping) or not set(state) >= _CHECKPOINT_PARTS:
@@ -133,10 +56,10 @@ def read_state(path: Path) -> Mapping[str, Any]:
 
 
 def spec_of(run: RunFolder) -> RunSpec:
-    """Return what a run was told, from its `config.yaml` or, without one, from its last checkpoint.
+    """Return the settings of a run from its `config.yaml` or, without one, from its last checkpoint.
 
     Raises:
-        FileFormatError: Both are missing, or what is there is damaged.
+        FileFormatError: Both files are missing, or one is damaged.
     """
     latest = run.log_folder / "latest"
     spec = RunSpec.read(run)
@@ -148,10 +71,10 @@ def spec_of(run: RunFolder) -> RunSpec:
 
 
 def check_resumable(run: RunFolder, cfg: CfgNode, data: DataIdentity) -> None:
-    """Refuse to continue a run that was begun under another config or on other data.
+    """Check that a run was started with the same config and data.
 
     Raises:
-        FileFormatError: Its checkpoint or record of its data is damaged.
+        FileFormatError: The checkpoint or the data record of the run is damaged.
         ConfigError: The configs or the data differ.
     """
     latest = run.log_folder / "latest"
@@ -161,25 +84,24 @@ def check_resumable(run: RunFolder, cfg: CfgNode, data: DataIdentity) -> None:
 
 
 def check_same_run(run: RunFolder, cfg: CfgNode, data: DataIdentity) -> None:
-    """Refuse a finished run that was made under another config or on other data, by the comparison that a resume makes.
+    """Check that a finished run was trained with the same config and data, as for a resume.
 
-    Keys that such a run does not look at are left out, so that what an earlier version trained stays usable although
-    their defaults have changed.
+    Keys that have no effect on the run are ignored, so that runs of earlier versions with other defaults stay usable.
 
     Args:
-        run: The finished run.
-        cfg: Of the run that is needed.
-        data: Its data.
+        run: Finished run.
+        cfg: Config of the required run.
+        data: Data of the required run.
 
     Raises:
-        FileFormatError: The run's config or record of its data is damaged.
+        FileFormatError: The config or the data record of the run is damaged.
         ConfigError: The configs or the data differ.
     """
     old, new = spec_of(run), RunSpec.of(cfg)
     changed = [key for key in old.differing(new, ONE_RUN) if old.reads(key) or new.reads(key)]
     if changed:
         raise ConfigError(
-            f"Expected the finished run in {run.log_folder} to be the one that is needed, but these keys differ: "
+            f"Expected the finished run in {run.log_folder} to be the required one, but these keys differ: "
             f"{', '.join(changed)}; {_REMEDY}"
         )
     check_same_data(run.log_folder, run.read_data(), data, _REMEDY)
@@ -189,11 +111,11 @@ _PATTERNS = ("epoch_*", "student_*", "tllm/student_best_holdout_*")
 
 
 def remove_kept(folder: Path, *, after: int) -> None:
-    """Remove what was kept after an epoch, by another run or by a process that was killed before it wrote `latest`.
+    """Remove kept checkpoints after an epoch, which another run or a killed process left behind.
 
     Args:
-        folder: Of the run.
-        after: The last epoch whose checkpoint stays.
+        folder: Folder of the run.
+        after: Last epoch whose checkpoint is kept.
     """
     for pattern in _PATTERNS:
         for path in folder.glob(pattern):
@@ -206,13 +128,13 @@ _WORKLOG = "worklog.txt"
 
 
 def append_epoch(folder: Path, epoch: int, numbers: Mapping[str, float]) -> None:
-    """Add the numbers of an epoch to the log of the run in a folder."""
+    """Append the numbers of an epoch to `worklog.txt` in a run's folder."""
     lines = [f"epoch: {epoch}", *(f"{name}: {value:.4f}" for name, value in numbers.items())]
     append_text(folder / _WORKLOG, "\n".join(lines) + "\n")
 
 
 def copy_until(epoch: int, source: Path, target: Path) -> None:
-    """Let the log in the folder `target` be what that in `source` says of the epochs up to `epoch`; both may be one."""
+    """Copy the entries of `worklog.txt` up to `epoch` from folder `source` to `target`, which may be the same."""
     log = source / _WORKLOG
     if log.exists():
         kept, _, _ = log.read_text(encoding="utf-8").partition(f"epoch: {epoch + 1}\n")
@@ -220,7 +142,7 @@ def copy_until(epoch: int, source: Path, target: Path) -> None:
 
 
 def remove_results(folder: Path) -> None:
-    """Remove what would pass for results of the run that is about to start."""
+    """Remove results of an earlier run, which could be mistaken for results of the run that starts."""
     run_folder = RunFolder.inside(folder)
     results = (
         *(run_folder.metrics_json, run_folder.predictions_npz, run_folder.flags_json, run_folder.policy_json),
@@ -228,16 +150,3 @@ def remove_results(folder: Path) -> None:
     )
     for path in (folder / "latest", *results):
         path.unlink(missing_ok=True)
-
-
-def described(dumped: str) -> str:
-    """Return `config.yaml`, everything needed to run again, with versions, from what a config dumps."""
-    versions = {
-        "tllm-plugin": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "processes": processes.world_size(),
-    }
-    header = "".join(f"# {name} {version}\n" for name, version in versions.items())
-    return header + dumped

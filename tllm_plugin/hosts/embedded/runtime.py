@@ -1,4 +1,4 @@
-"""What a run computes on, how precisely, and whether with the same bits every time."""
+"""Device, precision and determinism of a run."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tllm_plugin.hosts import processes
 
 
 def choose_device(cfg: CfgNode) -> torch.device:
-    """Return the device that `RUNTIME.DEVICE` names; of several processes of a machine each has a GPU of its own.
+    """Return the device that `RUNTIME.DEVICE` names; each rank on a machine gets a GPU of its own.
 
     Raises:
-        ConfigError: There is no such device.
+        ConfigError: The device does not exist.
     """
     name = cfg.RUNTIME.DEVICE
     if processes.world_size() > 1:
@@ -35,7 +35,7 @@ def choose_device(cfg: CfgNode) -> torch.device:
 
 
 def autocast(cfg: CfgNode, device: torch.device) -> AbstractContextManager[Any]:
-    """Return the context of a forward pass in the precision of `RUNTIME.PRECISION`."""
+    """Return the context manager for forward passes with `RUNTIME.PRECISION`."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if cfg.RUNTIME.PRECISION == "bfloat16" else nullcontext()
 
 
@@ -61,14 +61,13 @@ _before: dict[str, Any] = {}
 
 @contextmanager
 def reproducible(cfg: CfgNode) -> Iterator[None]:
-    """Let PyTorch take only algorithms that give the same result every time, if `RUNTIME.DETERMINISTIC` says so.
+    """Use PyTorch's deterministic algorithms in the block if `RUNTIME.DETERMINISTIC` is set and the device is a GPU.
 
-    It is asked where a run computes on a GPU. An operation without such an algorithm is told of in a warning and goes
-    on. What other code of the process has set is restored after the last of the runs that are trained at once, but for
-    the environment variable that cuBLAS reads when it is first used.
+    An operation without a deterministic algorithm causes a warning. The previous settings are restored after the last
+    of several simultaneous runs, except the environment variable that cuBLAS reads on first use.
 
     Args:
-        cfg: Of a run.
+        cfg: Config of the run.
 
     Raises:
         ConfigError: There is no such device.
@@ -101,14 +100,14 @@ def _ask() -> None:
         fill=memory.fill_uninitialized_memory,
     )
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = False  # Another algorithm may be the fastest next time.
-    # For finding programs that read what they have not written; it costs a step of its own for each tensor.
+    torch.backends.cudnn.benchmark = False  # With benchmarking, the chosen algorithm may differ from run to run.
+    # Filling uninitialised memory serves debugging only and costs an operation for each tensor.
     memory.fill_uninitialized_memory = False
 
 
 def _take_back() -> None:
     memory: Any = torch.utils.deterministic
-    # Not `set_deterministic_debug_mode`, which leaves the compiler as it is.
+    # `set_deterministic_debug_mode` would not affect the compiler.
     torch.use_deterministic_algorithms(_before["mode"] > 0, warn_only=_before["mode"] == 1)
     torch.backends.cudnn.benchmark = _before["benchmark"]
     memory.fill_uninitialized_memory = _before["fill"]

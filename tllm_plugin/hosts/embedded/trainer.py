@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from itertools import repeat
@@ -22,15 +22,16 @@ from tllm_plugin.core.registry import Registry
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.embedded.averaging import StudentAverage
 from tllm_plugin.hosts.embedded.distributed import ParallelDistiller, begin_epoch, merge_buffers, single_rows_explained
-from tllm_plugin.hosts.embedded.events import EventWriter
+from tllm_plugin.hosts.embedded.loggers import RunWriter
 from tllm_plugin.hosts.embedded.progress import EpochReport, RunProgress
 from tllm_plugin.hosts.embedded.run_files import append_epoch, copy_until, read_checkpoint, remove_kept
 from tllm_plugin.hosts.embedded.runtime import autocast
 from tllm_plugin.hosts.loss_guard import LossGuard
 from tllm_plugin.hosts.optimizers import make_optimizer, make_schedule, spare_from_decay
-from tllm_plugin.hosts.results import peak_memory_bytes, write_results
+from tllm_plugin.hosts.random_state import set_torch_state, torch_state
+from tllm_plugin.hosts.results import peak_memory_bytes, write_checkpoint, write_results
 from tllm_plugin.runs import data_file
-from tllm_plugin.runs.atomic import remove_temporaries, save_torch, write_link
+from tllm_plugin.runs.atomic import remove_temporaries
 from tllm_plugin.runs.metrics_file import MetricsRecord
 from tllm_plugin.runs.run_folder import RunFolder
 
@@ -71,7 +72,7 @@ class BaseTrainer:
         if processes.is_main():
             self.run.create()
             remove_temporaries(self.log_path)  # A killed process may have left a partial checkpoint.
-            self.tf_writer = EventWriter(str(Path(self.log_path) / "train.events"))
+            self.tf_writer = RunWriter(Path(self.log_path) / "train.events", cfg)
         self.device = next(distiller.parameters()).device
         self.guard = LossGuard(check_every=1 if self.device.type == "cpu" else 20)
         self.seconds_per_epoch: list[float] = []
@@ -118,7 +119,7 @@ class BaseTrainer:
         events = Path(self.tf_writer.log_dir)
         if len(list(events.iterdir())) > 1:
             self.tf_writer.close()
-            self.tf_writer = EventWriter(str(events), purge_step=self.epochs_done + 1)
+            self.tf_writer = RunWriter(events, self.cfg, purge_step=self.epochs_done + 1)
 
     def finish(self) -> None:
         """Write the final files of a run; do nothing if the run was finished before."""
@@ -260,7 +261,7 @@ class BaseTrainer:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "seconds_per_epoch": self.seconds_per_epoch,
-            "rng": _rng_state(self.device),
+            "rng": torch_state(self.device),
         }
         if self.average is not None:
             state["average"] = self.average.averaged.state_dict()
@@ -268,17 +269,7 @@ class BaseTrainer:
             weights = self.distiller.student.state_dict()  # type: ignore[union-attr]
             weights = weights if self.average is None else deepcopy(weights)
         student = {"model": weights, **data}
-        folder = Path(self.log_path)
-        # The student is written first, so that a reader who finds `latest` also finds its student.
-        for latest, name, content in (
-            ("student_latest", f"student_{self.epochs_done}", student),
-            ("latest", f"epoch_{self.epochs_done}", state),
-        ):
-            if kept:
-                save_torch(folder / name, content)
-                write_link(folder / latest, folder / name)
-            else:
-                save_torch(folder / latest, content)
+        write_checkpoint(Path(self.log_path), self.epochs_done, state, student, kept=kept)
 
     def load_checkpoint(self, path: Path) -> None:
         """Continue from a checkpoint of the same config.
@@ -300,31 +291,17 @@ class BaseTrainer:
         self.schedule.load_state_dict(state["schedule"])
         self.seconds_per_epoch = list(state["seconds_per_epoch"])
         self.epochs_done = int(state["epoch"])
-        _set_rng_state(state["rng"], self.device)
+        set_torch_state(state["rng"], self.device)
 
     def write_metrics(self, *, finished: bool) -> None:
         """Write `metrics.json`; for a finished run also test and write `predictions.npz`, unless tests are off."""
         results = self.results or (self.test() if finished and self.cfg.LOG.TEST_FREQ >= 0 else None)
         if not processes.is_main():
             return
-        metrics = MetricsRecord(
-            *(None, (), ()),  # Test results: see `write_results`.
+        metrics = MetricsRecord.untested(
             seconds_per_epoch=tuple(self.seconds_per_epoch),
             peak_memory_bytes=peak_memory_bytes(self.device),
             epochs_done=self.epochs_done,
             finished=finished,
         )
         write_results(self.run, metrics, results)
-
-
-def _rng_state(device: torch.device) -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_rng_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)

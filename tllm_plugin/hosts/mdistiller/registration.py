@@ -14,7 +14,8 @@ from torch import nn
 from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.hosts.adapter import Host, make_distiller_factory, put_tllm_into
+from tllm_plugin.hosts.adapter import Host, put_tllm_into
+from tllm_plugin.hosts.factories import make_distiller_factory
 from tllm_plugin.hosts.loader_data import LoaderData
 from tllm_plugin.hosts.mdistiller.cub200 import offer_cub200
 from tllm_plugin.hosts.mdistiller.merging import settle_merges
@@ -158,8 +159,9 @@ def _training_data(train_loader: Any, val_loader: Any, cfg: CfgNode) -> LoaderDa
 def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
+    except Exception as error:  # A fork's modules raise anything when they are imported.
+        reason = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         raise ConfigError(
-            f"Expected mdistiller to be importable, but {error}: run this from the host's root, put that on "
+            f"Expected mdistiller to be importable, but {reason}: run this from the host's root, put that on "
             "PYTHONPATH, or use `tllm train --host mdistiller`"
         ) from error

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from tllm_plugin.core.errors import ConfigError
-from tllm_plugin.core.outputs import logits_of
+from tllm_plugin.core.outputs import logits_of, tensors_in
+from tllm_plugin.hosts.repdistiller.judge import Judge
 from tllm_plugin.hosts.repdistiller.loop import EpochCall
 
 
@@ -22,14 +23,19 @@ class ListedDistiller(nn.Module):
         module_list: `[student, modules of the method ..., teacher]`, as the host orders them.
         criterion_list: `[cross-entropy, KL divergence, the method's criterion]`.
         learnable: Parameters that the optimizer trains.
-        temperature: Of the host's divergence.
+        temperature: Temperature of the host's divergence.
+        judge: The host's `validate`, if it is known; shows whether a module of the method makes the logits.
 
     Raises:
-        ConfigError: A parameter is in none of the lists.
+        ConfigError: A parameter is in none of the lists, or `validate` judges what no module returns.
     """
 
-    #: How the script calls the host's epoch function in this epoch.
+    #: The script's call of the host's epoch function in this epoch.
     call: EpochCall | None = None
+    #: The host's `validate`, where the student's own logits are not what it judges.
+    judge: Judge | None = None
+    #: Whether the method needs batches of one size; see `TLLMWrapper`.
+    fixed_rows = False
 
     def __init__(
         self,
@@ -37,8 +43,11 @@ class ListedDistiller(nn.Module):
         criterion_list: nn.ModuleList,
         learnable: Iterable[nn.Parameter],
         temperature: float = 4.0,
+        judge: Judge | None = None,
     ) -> None:
         super().__init__()
+        self._predictor = None if judge is None else judge.predictor(module_list)
+        self.judge = None if self._predictor is None else judge
         self._temperature = temperature
         self.module_list = module_list
         self.criterion_list = criterion_list
@@ -60,6 +69,11 @@ class ListedDistiller(nn.Module):
     def teacher(self) -> nn.Module:
         """The host's teacher; it stays in evaluation mode."""
         return self.module_list[-1]
+
+    @property
+    def predictor(self) -> nn.Module | None:
+        """The module of the method that makes the logits; None if the student does."""
+        return None if self._predictor is None else self.module_list[self._predictor[0]]
 
     @property
     def temperature(self) -> float:
@@ -98,7 +112,7 @@ class ListedDistiller(nn.Module):
             ConfigError: In training: the host's epoch function has not been named.
         """
         if not self.training:
-            return self.student(image)
+            return self.student(image) if self.judge is None else self.judge.logits(image)
         if self.call is None:
             raise ConfigError("Expected the host's epoch function to be named before the first batch, but it was not")
         outputs: list[Any] = []
@@ -108,10 +122,13 @@ class ListedDistiller(nn.Module):
             if threading.get_ident() == thread:  # Replicas in other threads have one hook dictionary with this one.
                 outputs.append(output)
 
-        # After the wrapper's own hook, which was registered earlier: what the loop is given.
-        hook = self.student.register_forward_hook(note)
+        # Called after the wrapper's own hook, which was registered earlier, with what the loop receives.
+        hook = (self.predictor or self.student).register_forward_hook(note)
         try:
             loss = self.call.loss((image, target, *batch.values()), self.module_list, self.criterion_list)
         finally:
             hook.remove()
-        return logits_of(outputs[0]) if outputs else None, loss
+        if not outputs:
+            return None, loss
+        leaf = self._predictor
+        return logits_of(outputs[0]) if leaf is None else list(tensors_in(outputs[0]))[leaf[1]], loss

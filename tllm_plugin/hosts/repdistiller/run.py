@@ -17,6 +17,8 @@ from torch import nn
 
 from tllm_plugin.core.predictions import predict
 from tllm_plugin.hosts.checkouts import source_of
+from tllm_plugin.hosts.contract import writer_in
+from tllm_plugin.hosts.host_session import HostSession, cut
 from tllm_plugin.hosts.loader_data import LoaderData
 from tllm_plugin.hosts.loss_guard import LossGuard
 from tllm_plugin.hosts.optimizers import spare_from_decay, use_nesterov
@@ -25,14 +27,15 @@ from tllm_plugin.hosts.repdistiller.checkpoint import STATE_VERSION, plain_optio
 from tllm_plugin.hosts.repdistiller.distiller import ListedDistiller
 from tllm_plugin.hosts.repdistiller.epoch import train_epoch
 from tllm_plugin.hosts.repdistiller.images import DATASETS
+from tllm_plugin.hosts.repdistiller.judge import Judge
 from tllm_plugin.hosts.repdistiller.loop import EpochCall
 from tllm_plugin.hosts.repdistiller.loop_source import returned_names
 from tllm_plugin.hosts.repdistiller.options import errors_name_flags, node_of
-from tllm_plugin.hosts.repdistiller.probe import check_loop, check_predictor
+from tllm_plugin.hosts.repdistiller.probe import check_loop
 from tllm_plugin.hosts.repdistiller.watched import watched_validation
 from tllm_plugin.hosts.results import peak_memory_bytes, write_results
 from tllm_plugin.hosts.same_data import CarriedData, check_named_teacher
-from tllm_plugin.hosts.teaching import Teaching, cut
+from tllm_plugin.hosts.speed import RunSpeed
 from tllm_plugin.methods import Distiller
 from tllm_plugin.runs.atomic import save_torch
 from tllm_plugin.runs.finite import check_finite
@@ -61,7 +64,7 @@ class Run:
         self._test_loader = val_loader
         #: Highest test accuracy so far, in percent.
         self.best_acc: float = 0
-        self.teaching: Teaching | None = None
+        self.session: HostSession | None = None
         self._method: nn.Module | None = None
         self._lists: ListedDistiller | None = None
         self._tested_by: tuple[Callable[..., Any], tuple[Any, ...]] | None = None
@@ -74,7 +77,10 @@ class Run:
                 check_named_teacher(getattr(options, "path_t", None) or "", self._data.identity)
         if options.tllm:
             with errors_name_flags():
-                self.train_loader = self._data.train_loader(cut(node_of(options), self._data).train)
+                node = node_of(options)
+                device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # As the host's scripts do.
+                self._speed = RunSpeed(node, device, teacher=getattr(options, "path_t", None) or "")
+                self.train_loader = self._speed.loader(self._data.train_loader(cut(node, self._data).train))
 
     def init(self, stage: Callable[..., None], *arguments: Any) -> None:
         """Run the host's init stage, unless the run continues from a checkpoint, which has its result."""
@@ -119,21 +125,29 @@ class Run:
                 setattr(self.options, weight, 0.0)  # Left out, it counts as nothing.
         learnable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         temperature = float(getattr(self.options, "kd_T", 4))
-        distiller = self._method or ListedDistiller(module_list, criterion_list, learnable, temperature)
-        self.writer = logger if hasattr(logger, "add_histogram") else None
+        judge = None if self._tested_by is None else Judge(*self._tested_by, self._test_loader)
+        distiller = self._method or ListedDistiller(module_list, criterion_list, learnable, temperature, judge)
+        self.writer = writer_in(logger)
         self._lists = distiller if isinstance(distiller, ListedDistiller) else None
         with errors_name_flags():
-            self.teaching = Teaching(node_of(self.options), distiller, self._data, self.options.epochs)
-        self.teaching.wrapper.to(self.device)
-        self.teaching.wrapper.carry("rng", RandomState())
+            self.session = HostSession(node_of(self.options), distiller, self._data, self.options.epochs)
+        self.session.wrapper.to(self.device)
+        self.session.wrapper.carry("rng", RandomState())
         self.folder = RunFolder.inside(self.options.save_folder)
-        self.teaching.wrapper.carry("data", CarriedData(self.teaching.data, self.options.save_folder))
+        self.session.wrapper.carry("data", CarriedData(self.session.data, self.options.save_folder))
         if self.options.tllm_resume:
             self._restore(read_state(self.folder, plain_options(self.options)))
         else:
             self.folder.state.unlink(missing_ok=True)
-        self.teaching.decide()
-        self.teaching.open(self.options.save_folder)
+        self.session.decide()
+        self.session.open(self.options.save_folder)
+        self._speed.start(
+            self.session,
+            steps=len(self.train_loader) * self.options.epochs,
+            optimizer=optimizer,
+            resume=self.options.tllm_resume,
+            shared="" if self._method is None else "the method sees the host's networks under another contract",
+        )
         self.folder.write_config(_description(self.options))
         return self.best_acc
 
@@ -147,9 +161,9 @@ class Run:
         for epoch in counted[self._done :]:
             yield epoch
             self._done += 1
-            if self.teaching is not None:
-                self._save(self.teaching)
-        if self.teaching is not None:
+            if self.session is not None:
+                self._save(self.session)
+        if self.session is not None:
             print(f"next: tllm show {shlex.quote(self.options.save_folder)}")
 
     def tested_by(self, host_validate: Callable[..., Any], *arguments: Any) -> None:
@@ -166,7 +180,7 @@ class Run:
         Raises:
             ConfigError: Before the first step: the host's function cannot be asked for the loss of one batch.
         """
-        distiller = self._method if self.teaching is None else self.teaching.wrapper
+        distiller = self._method if self.session is None else self.session.wrapper
         if distiller is None:
             return host_train(*arguments)
         start, epoch = time.time(), self._done + 1
@@ -176,22 +190,21 @@ class Run:
             lists.call = EpochCall(
                 host_train, arguments, loader, lists.module_list, lists.criterion_list, self.optimizer
             )
-            if not self._checked:
-                check_loop(lists, loader, rows_are_taken=self.options.tllm_detector != "none")
-                if self._tested_by is not None:
-                    check_predictor(lists.student, *self._tested_by, loader=self._test_loader)
+            if not self._checked and self.session is not None:
+                classes = len(self.session.class_names)
+                check_loop(lists, loader, classes, rows_are_taken=self.options.tllm_detector != "none")
                 self._checked = True
         every = max(1, self.options.print_freq)
         guard = LossGuard(every, "--learning_rate")
         result = train_epoch(epoch, loader, distiller, self.optimizer, print_freq=every, guard=guard)
         found = result.shaped(returned_names(host_train))
-        if self.teaching is None:
+        if self.session is None:
             return found
-        classes = len(self.teaching.class_names)
+        classes = len(self.session.class_names)
         predict_student = partial(
-            predict, self.teaching.wrapper, keyword="image", num_classes=classes, device=self.device
+            predict, self.session.wrapper, keyword="image", num_classes=classes, device=self.device
         )
-        self.teaching.catch_up(epoch, predict_student, self.writer)
+        self.session.catch_up(epoch, predict_student, self.writer)
         self._seconds.append(time.time() - start)
         return found
 
@@ -202,21 +215,22 @@ class Run:
             host_validate: The host's.
             arguments: The host's: its test loader, the student or the list of modules, a criterion, options.
         """
-        if self.teaching is None:
+        if self.session is None:
             return host_validate(*arguments)
         place = next((place for place, argument in enumerate(arguments) if argument is self._test_loader), 0)
-        network = next((part for part in arguments if isinstance(part, nn.Module)), self.teaching.wrapper.student)
+        network = next((part for part in arguments if isinstance(part, nn.Module)), self.session.wrapper.student)
         network = network[0] if isinstance(network, nn.ModuleList) else network
+        judge = self._lists.judge if self._lists is not None else None
         result, predictions = watched_validation(
             lambda loader: host_validate(*arguments[:place], loader, *arguments[place + 1 :]),
             arguments[place],
             network,
-            len(self.teaching.class_names),
+            len(self.session.class_names),
+            criterion=None if judge is None else judge.criterion,
         )
         self.best_acc = max(self.best_acc, float(result[0]))
         done = len(self._seconds)
-        metrics = MetricsRecord(
-            *(None, (), ()),  # Test results: see `write_results`.
+        metrics = MetricsRecord.untested(
             seconds_per_epoch=tuple(self._seconds),
             peak_memory_bytes=peak_memory_bytes(self.device),
             epochs_done=done,
@@ -225,7 +239,7 @@ class Run:
         write_results(self.folder, metrics, predictions)
         return result
 
-    def _save(self, teaching: Teaching) -> None:
+    def _save(self, session: HostSession) -> None:
         optimizer = self.optimizer.state_dict()
         for group in optimizer["param_groups"]:
             group["lr"] = float(group["lr"])  # The stock host's is NumPy's, which `weights_only` refuses to read.
@@ -235,17 +249,17 @@ class Run:
             "best_acc": self.best_acc,
             "seconds": self._seconds,
             "options": plain_options(self.options),
-            "wrapper": teaching.wrapper.state_dict(),
+            "wrapper": session.wrapper.state_dict(),
             "optimizer": optimizer,
         }
         save_torch(self.folder.state, state)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        assert self.teaching is not None
+        assert self.session is not None
         self.optimizer.load_state_dict(state["optimizer"])
         self._done, self.best_acc, self._seconds = state["epoch"], state["best_acc"], list(state["seconds"])
         # Last, because it sets the random numbers' state.
-        self.teaching.wrapper.load_state_dict(state["wrapper"])
+        self.session.wrapper.load_state_dict(state["wrapper"])
 
 
 def _description(options: argparse.Namespace) -> str:

@@ -12,18 +12,28 @@ from tllm_plugin.core.predictions import Collector, Predictions
 
 
 def watched_validation(
-    validate: Callable[[Any], Any], loader: Any, network: nn.Module, num_classes: int | None = None
+    validate: Callable[[Any], Any],
+    loader: Any,
+    network: nn.Module,
+    num_classes: int | None = None,
+    *,
+    criterion: nn.Module | None = None,
 ) -> tuple[Any, Predictions]:
-    """Return what the host's `validate` returns, and what the network predicts meanwhile.
+    """Return the result of the host's `validate` and the network's predictions during its call.
 
     Args:
-        validate: Calls the host's function with the loader that it is given, and that calls the network on every batch.
+        validate: Calls the host's function with the loader that it receives; that function calls the network on every
+            batch.
         loader: Yields `(image, label, ...)`.
-        network: The host's.
+        network: The host's network, whose output has the logits.
         num_classes: See `Collector`.
+        criterion: If given, the logits are the first argument of its calls instead.
     """
     watched = _WatchedLoader(loader, Collector(num_classes))
-    hook = network.register_forward_hook(watched.see)
+    if criterion is None:
+        hook = network.register_forward_hook(watched.see)
+    else:
+        hook = criterion.register_forward_hook(lambda module, given, output: watched.see(module, given, given[0]))
     try:
         result = validate(watched)
     finally:

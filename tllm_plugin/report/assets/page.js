@@ -73,7 +73,7 @@
 
   const methodsTable = byId("methods");
   const head = make("tr");
-  const heading = ["network", "runs", "test accuracy", "classes with delta acc < 0 (null)", "classes surely hurt, FDR 5 % (null)",
+  const heading = ["network", "runs", "test accuracy", "classes with delta acc < 0 (null)", "classes significantly worse, FDR 5 % (null)",
     "classes < \u22125 points (null)", "classes flagged"];
   for (const text of heading) head.append(make("th", text, { scope: "col" }));
   methodsTable.append(make("thead"));
@@ -170,7 +170,7 @@
     if (byId("delta-order").value === "delta") sorted.sort((one, other) => method.delta[one] - method.delta[other]);
     const at = (values) => sorted.map((index) => 100 * values[index]);
     const text = sorted.map((index) => "<b>" + escape(names[index]) + "</b><br>delta acc " + points(method.delta[index]) +
-      " [" + points(method.low[index]) + ", " + points(method.high[index]) + "]<br>q " + pValue(method.q[index]) +
+      " [" + points(method.low[index]) + ", " + points(method.high[index]) + "]<br>q " + pValue(method.q[index]) + ", P(harm) " + method.harm[index].toFixed(2) +
       (hasNull(method.flagged[index]) ? "" : "<br>flagged after epoch " + method.flagged[index] + seedsOf(method, index)));
     const delta = at(method.delta), low = at(method.low), high = at(method.high);
     const few = names.length <= 60, many = names.length > 200;
@@ -269,7 +269,7 @@
       hovertemplate: "%{x}<br>" + name + ": %{y:.3~g}<extra></extra>",
     });
     return [[bar("delta acc &lt; 0", "hurt", translucent(css("--hurt"), 0.55)), nulls("its null", "hurt", css("--null")),
-      bar("surely hurt (FDR 5 %)", "sure", css("--hurt")), nulls("its null ", "sure", css("--null"))],
+      bar("significantly worse (FDR 5 %)", "sure", css("--hurt")), nulls("its null ", "sure", css("--null"))],
       { ...(narrow() ? { legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, margin: { l: 60, r: 20, t: 80, b: 50 } } : {}), barmode: "group", bargap: 0.3, xaxis: axis("", { showgrid: false }), yaxis: axis("classes", { rangemode: "tozero" }) }];
   };
   if (compared.length) figures.set("plot-counts", countFigure); else hide("counts");
@@ -328,7 +328,7 @@
     byId("teacher-note").textContent = data.teacher.note;
   } else hide("teacher");
   const alike = compared.map((method, place) => ({ method, place }));
-  for (const [id, key, title, scale] of [["plot-cka", "cka", "CKA of teacher and student", 1], ["plot-agree", "agreement", "same answer as the teacher (%)", 100]]) {
+  for (const [id, key, title, scale] of [["plot-cka", "cka", "CKA of teacher and student", 1], ["plot-agree", "agreement", "same prediction as the teacher (%)", 100]]) {
     const series = alike.filter(({ method }) => method[key]).map(({ method, place }) => ({ label: method.label, method, x: method[key], y: method.delta, scale, place }));
     // Beside each other, figures are too narrow for a legend above.
     if (series.length) scatter(id, series, title, { legend: { orientation: "h", y: -0.22, yanchor: "top", x: 0 } }); else hide(id);

@@ -1,13 +1,12 @@
-"""The embedded host's distillers, by name; those that every host has join them when a config is made."""
+"""Distillers of the embedded host by name; `default_config` adds the methods that all hosts share."""
 
 from functools import partial
 
 from tllm_plugin.hosts.embedded.distillers.at import AT
-from tllm_plugin.hosts.embedded.distillers.base import Vanilla, distiller_dict
+from tllm_plugin.hosts.embedded.distillers.base import distiller_dict
 from tllm_plugin.hosts.embedded.distillers.fitnet import FitNet
-from tllm_plugin.hosts.embedded.distillers.kd import KD
 from tllm_plugin.hosts.method_options import make
-from tllm_plugin.methods.base import Distiller
+from tllm_plugin.methods import KD
 
 #: Classes with `options`, by the name of their config node.
 OWN = {"KD": KD, "AT": AT, "FITNET": FitNet}
@@ -15,4 +14,4 @@ OWN = {"KD": KD, "AT": AT, "FITNET": FitNet}
 for _name, _kind in OWN.items():
     distiller_dict.register(_name)(partial(make, _name, _kind))
 
-__all__ = ["AT", "KD", "OWN", "Distiller", "FitNet", "Vanilla", "distiller_dict"]
+__all__ = ["AT", "OWN", "FitNet", "distiller_dict"]

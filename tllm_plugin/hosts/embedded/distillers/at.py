@@ -1,4 +1,4 @@
-"""AT: the student matches where the teacher's stages are active."""
+"""AT (attention transfer): match the attention maps of student and teacher."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tllm_plugin.methods.base import Distiller, Losses
 
 
 def attention_map(features: Tensor, power: float) -> Tensor:
-    """Return (n, H * W): the channel mean of `|features|^power`, normalised to length 1 per sample.
+    """Return attention maps (n, H * W): channel mean of `|features|^power`, normalised to length 1 per sample.
 
     Args:
-        features: (n, channels, H, W).
-        power: p >= 1.
+        features: (n, channels, H, W) feature maps.
+        power: Exponent, at least 1.
     """
     return F.normalize(features.abs().pow(power).mean(1).flatten(1))
 
@@ -27,13 +27,13 @@ def attention_map(features: Tensor, power: float) -> Tensor:
 def attention_loss(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor], power: float) -> Tensor:
     """Return the sum over stages of the mean squared difference of attention maps, 0-dim.
 
-    The first stages are compared, then the second ones, and so on; stages that only one network has are left out, as in
-    mdistiller and RepDistiller.
+    Stages are paired in order; surplus stages of the deeper network are ignored, as in mdistiller and RepDistiller.
 
     Args:
-        student_features: Per stage (n, channels, H, W).
-        teacher_features: The same for the teacher; the larger map of a pair is average-pooled to the smaller.
-        power: p of the maps.
+        student_features: Feature maps of each stage, (n, channels, H, W).
+        teacher_features: The same for the teacher; the larger map of a pair is average-pooled to the size of the
+            smaller.
+        power: Exponent of the attention maps.
 
     Source: Zagoruyko and Komodakis, "Paying More Attention to Attention" (ICLR 2017), equation 2.
     """
@@ -46,7 +46,7 @@ def attention_loss(student_features: Sequence[Tensor], teacher_features: Sequenc
 
 
 class AT(Distiller):
-    """Attention transfer on every stage after the stem.
+    """Attention transfer at every stage after the stem.
 
     Args:
         student: See `Distiller`.
@@ -56,7 +56,7 @@ class AT(Distiller):
 
     power: float = option(2.0, at_least(1), "power of the attention maps", "P")
     ce_weight: float = option(1.0, at_least(0), "weight of the cross-entropy with the labels", "LOSS.CE_WEIGHT")
-    feature_weight: float = option(1000.0, at_least(0), "weight of the attention maps' difference", "LOSS.FEAT_WEIGHT")
+    feature_weight: float = option(1000.0, at_least(0), "weight of the attention loss", "LOSS.FEAT_WEIGHT")
 
     def losses(self, image: Tensor, target: Tensor, **batch: Any) -> tuple[Tensor, Losses]:
         logits, features = self.student(image)

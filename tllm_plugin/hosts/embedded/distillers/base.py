@@ -1,35 +1,14 @@
-"""The embedded host's registry of distillers, the vanilla one, and what several of them need."""
+"""Registry of the embedded host's distillers, and functions that several of them use."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tllm_plugin.core.registry import Registry
-
-
-class Vanilla(nn.Module):
-    """The student alone, with cross-entropy: the reference that delta acc is measured against.
-
-    Args:
-        student: `image -> (logits, features)`.
-    """
-
-    def __init__(self, student: nn.Module) -> None:
-        super().__init__()
-        self.student = student
-
-    def get_learnable_parameters(self) -> list[nn.Parameter]:
-        """Return the student's parameters."""
-        return list(self.student.parameters())
-
-    def forward(self, **batch: Any) -> Any:
-        logits = self.student(batch["image"])[0]
-        return (logits, {"ce": F.cross_entropy(logits, batch["target"])}) if self.training else logits
-
+from tllm_plugin.methods import Vanilla
 
 #: Name -> (student, teacher, cfg) -> distiller, except for NONE, which takes the student alone.
 distiller_dict: Registry[Callable[..., nn.Module]] = Registry("distiller")
@@ -39,8 +18,7 @@ distiller_dict.register("NONE")(Vanilla)
 def to_smaller_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """Return two maps, (n, C, H, W) each, average-pooled to the size of the smaller one.
 
-    On a GPU PyTorch's adaptive pooling adds up gradients in any order, so it is used only where it must be: where one
-    size is no multiple of the other.
+    Adaptive pooling is not deterministic on a GPU, so it is used only if one size is not a multiple of the other.
     """
     height, width = min(one.shape[-2:], other.shape[-2:])
     return _pool(one, height, width), _pool(other, height, width)

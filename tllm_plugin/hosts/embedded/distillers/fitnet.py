@@ -1,4 +1,4 @@
-"""FitNet: a regressor on one of the student's stages predicts the teacher's features there."""
+"""FitNet: a regressor on one stage of the student predicts the teacher's features."""
 
 from __future__ import annotations
 
@@ -31,23 +31,24 @@ class FitNet(Distiller):
         options: Values of the options below.
 
     Raises:
-        ConfigError: One of the networks has no such layer, or an option is out of range.
+        ConfigError: A network has no such stage, or an option is out of range.
 
     Source: Romero et al., "FitNets: Hints for Thin Deep Nets" (ICLR 2015), equation 3; trained in one stage together
         with the cross-entropy, as both hosts do.
 
-    The regressor is a 1x1 convolution without bias, BatchNorm and ReLU, and of maps of different size the larger one
-    is average-pooled to the smaller one. The hosts' convolution has a bias and, where sizes differ, brings the
-    student's map to the teacher's size itself: 3x3 with stride 2 from twice that size, a transposed 4x4 with stride 2
-    from half of it, otherwise an unpadded one as large as the difference plus 1; other smaller maps they refuse.
-    mdistiller finds the maps' shapes with a random image in training mode, which moves the running statistics of
-    BatchNorm in the student and in the trained teacher by a tenth towards that image's; here nothing moves.
+    The regressor is a 1x1 convolution without bias, BatchNorm and ReLU; the larger of two maps is average-pooled to the
+    size of the smaller. In the hosts, the convolution has a bias and changes the size of the student's map itself: 3x3
+    with stride 2 from twice the size, a transposed 4x4 with stride 2 from half the size, otherwise unpadded with a
+    kernel of the difference plus 1; other smaller maps are refused. mdistiller measures the shapes with a random image
+    in training mode, which changes the running statistics of BatchNorm in both networks; here they do not change.
     """
 
     hint_layer: int = option(2, count_in(0), "index of the stage whose features are matched; 0 is the stem")
-    input_size: tuple[int, int] = option((32, 32), _image_size, "height and width of images to find the layers with")
+    input_size: tuple[int, int] = option(
+        (32, 32), _image_size, "height and width of the image that measures the shapes"
+    )
     ce_weight: float = option(1.0, at_least(0), "weight of the cross-entropy with the labels", "LOSS.CE_WEIGHT")
-    feature_weight: float = option(100.0, at_least(0), "weight of the hint", "LOSS.FEAT_WEIGHT")
+    feature_weight: float = option(100.0, at_least(0), "weight of the hint loss", "LOSS.FEAT_WEIGHT")
 
     def __init__(self, student: nn.Module, teacher: nn.Module, **options: Any) -> None:
         super().__init__(student, teacher, **options)
@@ -76,12 +77,12 @@ class FitNet(Distiller):
 def _feature_channels(network: nn.Module, layer: int, input_size: tuple[int, int]) -> int:
     first = next(parameter for parameter in network.parameters() if parameter.dim() == 4)
     was_training = network.training
-    # In evaluation mode, so that the probe moves no BatchNorm statistics (the hosts' probe does).
+    # The measurement uses evaluation mode, which leaves BatchNorm statistics unchanged (the hosts' does not).
     try:
         _, features = network.eval()(first.new_zeros(1, first.shape[1], *input_size))
-    except RuntimeError as error:  # Too small for the network's strides and kernels.
+    except RuntimeError as error:  # The image is too small for the network's strides and kernels.
         raise ConfigError(
-            f"Expected `FITNET.INPUT_SIZE` to be a size that {type(network).__name__} takes, but got {input_size}: "
+            f"Expected `FITNET.INPUT_SIZE` to be a size that {type(network).__name__} accepts, but got {input_size}: "
             f"{str(error).splitlines()[0]}"
         ) from error
     finally:

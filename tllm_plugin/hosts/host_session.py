@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from copy import deepcopy
-from dataclasses import asdict
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 from yacs.config import CfgNode
 
 from tllm_plugin.core.contract import teacher_of
 from tllm_plugin.core.curves import Curves
-from tllm_plugin.core.data_identity import DataIdentity
 from tllm_plugin.core.detectors import Detector
 from tllm_plugin.core.escaping import visible
 from tllm_plugin.core.holdout import Split, split
@@ -23,42 +19,21 @@ from tllm_plugin.core.outputs import logits_of
 from tllm_plugin.core.policies import Decision
 from tllm_plugin.core.predictions import Predictions, class_means, predict
 from tllm_plugin.core.wrapper import TLLMWrapper
-from tllm_plugin.data.identity import part_of
 from tllm_plugin.hosts import power, processes
 from tllm_plugin.hosts.at_chance import tell_if_at_chance
+from tllm_plugin.hosts.best_student import BestStudent
+from tllm_plugin.hosts.contract import Batches, TrainingData, Writer
+from tllm_plugin.hosts.session_records import flags_record, policy_record
 from tllm_plugin.hosts.tensorboard import log_holdout
 from tllm_plugin.hosts.tllm_node import build_decision, build_detector
-from tllm_plugin.runs import data_file
-from tllm_plugin.runs.atomic import save_torch, write_link
 from tllm_plugin.runs.finite import check_finite
-from tllm_plugin.runs.flags_file import ClassFlag, DetectorChoice, FlagsRecord
-from tllm_plugin.runs.policy_file import ClassWeight, PolicyRecord
-from tllm_plugin.runs.reading import load_torch
 from tllm_plugin.runs.run_folder import RunFolder
 from tllm_plugin.runs.split_file import SplitRecord
 
 logger = logging.getLogger(__name__)
 
-Batches = Iterable[tuple[Tensor, Tensor]]
 #: Runs a student over batches, as `predict` does.
 PredictStudent = Callable[[Batches], Predictions]
-
-
-class TrainingData(Protocol):
-    """Access to a host's training data for cutting and scoring hold-outs.
-
-    An implementation may also have an attribute `identity`, the `DataIdentity` to store with the run; otherwise the
-    identity is derived from the labels.
-    """
-
-    labels: Tensor
-    class_names: tuple[str, ...]
-
-    def train_loader(self, indices: Tensor) -> Any:
-        """Return the host's own loader, restricted to `indices`."""
-
-    def holdout_loader(self, indices: Tensor) -> Batches:
-        """Return batches `(image, label)` of `indices` in order, with the test-time transform."""
 
 
 def cut(node: CfgNode, data: TrainingData) -> Split:
@@ -72,13 +47,7 @@ def cut(node: CfgNode, data: TrainingData) -> Split:
     )
 
 
-def identity_of(data: TrainingData) -> DataIdentity:
-    """Return the identity of the data to store with a run; derived from the labels if the host gives none."""
-    known: DataIdentity | None = getattr(data, "identity", None)
-    return known or DataIdentity(tuple(data.class_names), part_of(data.labels, len(data.class_names)))
-
-
-class Teaching:
+class HostSession:
     """Everything that TLLM adds to a run, in the order in which a trainer needs it.
 
     The constructor cuts the hold-out and wraps the distiller; `open` sets the folder; `catch_up` scores a trained
@@ -101,7 +70,7 @@ class Teaching:
     def __init__(self, node: CfgNode, distiller: nn.Module, data: TrainingData, total_epochs: int) -> None:
         self.node = node
         self.class_names = data.class_names
-        self.data = identity_of(data)
+        self.data = data.identity
         num_classes = len(data.class_names)
         self.split = cut(node, data)
         self.train_loader = data.train_loader(self.split.train)
@@ -149,10 +118,8 @@ class Teaching:
             self._policy_loader = data.holdout_loader(self.split.train)
         self._set_weights()
         self._teacher_prediction: Tensor | None = None
-        self._holdout_accuracy: dict[int, float] = {}
         self._last_scored: Predictions | None = None
-        self._unsaved_best: dict[str, Any] | None = None
-        self._recovered = False
+        self._best: BestStudent | None = None
         self._told_of_few_rows = False
         #: The last epoch whose files this process has written; 0 for none.
         self.written = 0
@@ -175,6 +142,7 @@ class Teaching:
             )
         )
         self.run.write_data(self.data)
+        self._best = BestStudent(self.run, self.curves, self.data)
         return self.run
 
     def _set_weights(self) -> None:
@@ -189,7 +157,7 @@ class Teaching:
         if self.decision is None or self.decision.is_made:
             return
         temperature = self.wrapper.mixing_temperature
-        # Loaders may draw random numbers; a policy must not change those of the run.
+        # Loaders may draw random numbers, but a policy must not change the random numbers of the run.
         with torch.random.fork_rng(devices=[]):
             predictions = self._ask_teacher(self._policy_loader, temperature)
         strengths = class_means(predictions.kept("true_prob"), predictions.labels, len(self.class_names))
@@ -202,14 +170,14 @@ class Teaching:
             float(less.min()) if len(less) else 1.0,
         )
 
-    def catch_up(self, epoch: int, predict_student: PredictStudent, writer: SummaryWriter | None = None) -> None:
+    def catch_up(self, epoch: int, predict_student: PredictStudent, writer: Writer | None = None) -> None:
         """Score `epoch`, update the flags and write the files, skipping what is done already; see `score`."""
         if epoch and epoch not in self.curves.epochs:
             self.score(epoch, predict_student, writer)
             self.write(epoch)
             self.settle()
 
-    def score(self, epoch: int, predict_student: PredictStudent, writer: SummaryWriter | None = None) -> None:
+    def score(self, epoch: int, predict_student: PredictStudent, writer: Writer | None = None) -> None:
         """Score the hold-out after `epoch` and update the flags; write only to TensorBoard.
 
         Args:
@@ -217,7 +185,8 @@ class Teaching:
             predict_student: Returns the current student's predictions for batches.
             writer: The host's TensorBoard writer.
         """
-        self._recover()
+        if self._best is not None:
+            self._best.recover()
         both = self._last_scored = predict_student(self.scored_loader)
         samples = both.part(0, len(self.split.holdout))
         teacher = self._teacher_predictions()
@@ -246,12 +215,13 @@ class Teaching:
                 flags=flags,
                 new=new if self.detector.holdout_count.any() else [],
                 curves=self.curves,
-                reference=getattr(self.detector, "reference", None),
+                reference=self.detector.reference,
                 class_names=self.class_names,
                 few_rows_steps=self.wrapper.few_rows_steps,
             )
         self._tell_of_few_rows(epoch)
-        self._note_best(epoch, float(per_class.nanmean()))
+        if self._best is not None:
+            self._best.note(epoch, float(per_class.nanmean()), self.wrapper.student, self.wrapper.predictor)
         if self.watch is not None:
             self.watch(self.search_curves)
 
@@ -281,40 +251,11 @@ class Teaching:
                 self.wrapper.few_rows_steps,
             )
 
-    def _note_best(self, epoch: int, accuracy: float) -> None:
-        """Copy the student if this epoch has the best class-balanced hold-out accuracy so far."""
-        if self.run is None or not len(self.split.holdout):
-            return
-        self._holdout_accuracy[epoch] = accuracy
-        for earlier in self.curves.epochs:
-            if earlier not in self._holdout_accuracy:
-                self._holdout_accuracy[earlier] = self.curves.mean_accuracy(earlier)
-        if accuracy >= max(self._holdout_accuracy.values()):
-            # The weights go on changing before it is written.
-            weights = deepcopy(self.wrapper.student.state_dict())
-            of_data = {data_file.KEY: data_file.to_text(self.data)}
-            self._unsaved_best = {"model": weights, "epoch": epoch, "holdout_accuracy": accuracy, **of_data}
-
     def write(self, epoch: int, *, kept: bool = False) -> None:
-        """Write curves, flags and the best student after `epoch`.
-
-        The best student is moved into place by `settle`, after the host has written its checkpoint: a run that is
-        killed in between resumes from an earlier checkpoint, for which another student may be the best.
-
-        Args:
-            epoch: The last scored epoch.
-            kept: Whether the host keeps its checkpoint of this epoch; the best student so far is then kept as well.
-        """
-        if self.run is None:
+        """Write curves, flags and the best student after `epoch`; see `BestStudent.write`."""
+        if self.run is None or self._best is None:
             return
-        self._recover()
-        best = self.run.student_best_holdout
-        if self._unsaved_best is not None:
-            best = self.run.student_best_next
-            save_torch(best, self._unsaved_best)
-            self._unsaved_best = None
-        if kept and best.exists():
-            write_link(self.run.student_best_until(epoch), best)
+        self._best.write(epoch, kept=kept)
         self.run.write_curves(self.curves.state_dict())
         if len(self.split.search):
             self.run.write_search_curves(self.search_curves.state_dict())
@@ -324,22 +265,9 @@ class Teaching:
         self.written = epoch
 
     def settle(self) -> None:
-        """Move the best student into place if `write` wrote a new one."""
-        if self.run is not None and self.run.student_best_next.exists():
-            self.run.student_best_next.replace(self.run.student_best_holdout)
-
-    def _recover(self) -> None:
-        """Complete `settle` for a process that was killed after it had written its checkpoint."""
-        if self._recovered or self.run is None:
-            return
-        self._recovered = True
-        path = self.run.student_best_next
-        if path.exists():
-            left: Any = load_torch(path, "a student")
-            if left["epoch"] in self.curves.epochs:
-                self.settle()
-            else:
-                path.unlink()
+        """Move the best student into place; call this after the host has written its checkpoint."""
+        if self._best is not None:
+            self._best.settle()
 
     def _teacher_predictions(self) -> Tensor | None:
         if self.wrapper.teacher is None:
@@ -366,47 +294,3 @@ class Teaching:
         )
         teacher.train(was_training)
         return predictions
-
-
-def policy_record(decision: Decision, class_names: Sequence[str]) -> PolicyRecord:
-    """Return the record for `policy.json` of a completed decision."""
-    columns = zip(class_names, decision.strengths.tolist(), decision.weights.tolist(), strict=True)
-    return PolicyRecord(
-        policy=decision.policy,
-        options=asdict(decision.options),
-        temperature=decision.temperature,
-        level=decision.level,
-        num_classes=len(class_names),
-        classes=tuple(ClassWeight(name, strength, weight) for name, strength, weight in columns),
-    )
-
-
-def flags_record(detector: Detector, node: CfgNode, class_names: Sequence[str], epochs: int) -> FlagsRecord:
-    """Return the record for `flags.json` of a detector after `epochs` epochs."""
-
-    def known(values: Tensor) -> list[float | None]:
-        return [None if value != value else value for value in values.tolist()]
-
-    columns = zip(
-        class_names,
-        detector.flags.tolist(),
-        detector.epoch_flagged.tolist(),
-        known(detector.evidence.drop),
-        known(detector.evidence.p_value),
-        known(detector.evidence.e_value),
-        detector.holdout_count.tolist(),
-        detector.holdout_correct.tolist(),
-        strict=True,
-    )
-    classes = tuple(
-        ClassFlag(index, name, flagged, epoch if flagged else None, drop, p_value, e_value, count, correct)
-        for index, (name, flagged, epoch, drop, p_value, e_value, count, correct) in enumerate(columns)
-    )
-    options = {key: value for key, value in node.DETECTOR.items() if key != "TYPE"}
-    return FlagsRecord(
-        detector=DetectorChoice(node.DETECTOR.TYPE, options),
-        epochs=epochs,
-        num_classes=len(class_names),
-        reason="" if bool(detector.flags.any()) else detector.reason(),
-        classes=classes,
-    )
