@@ -57,7 +57,7 @@ THIRD_PARTIES = {
 # Optional extras: only there once a function of that part asks for them.
 OPTIONAL = {
     "timm": "models",
-    "wandb": "hosts",
+    **dict.fromkeys(("wandb", "mlflow"), "hosts"),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "pyarrow"), "analysis"),
 }
 

@@ -10,6 +10,7 @@ from tllm_plugin.core.errors import ConfigError
 from tllm_plugin.core.options import INSIDE, SHARE, Check, Option, at_least, count_in, more_than, number_in, one_of
 from tllm_plugin.data import DATA_SETS
 from tllm_plugin.hosts.embedded.distillers import OWN, distiller_dict
+from tllm_plugin.hosts.embedded.loggers import LOGGERS
 from tllm_plugin.hosts.method_options import builder
 from tllm_plugin.hosts.options import as_node, table, under
 from tllm_plugin.methods import METHODS
@@ -25,6 +26,10 @@ def _model(value: str) -> str | None:
 
 def _device(value: str) -> str | None:
     return None if re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,2})?", value) else "auto, cpu, mps, cuda or cuda:N"
+
+
+def _loggers(value: list[object]) -> str | None:
+    return None if set(value) <= set(LOGGERS) else f"a list of {', '.join(LOGGERS)}"
 
 
 def _betas(value: list[object]) -> str | None:
@@ -80,13 +85,8 @@ _KEYS: tuple[tuple[str, object, Check | None, str], ...] = (
     ("SOLVER.WEIGHT_DECAY", 0.0005, at_least(0), "weight decay"),
     ("SOLVER.MOMENTUM", 0.9, SHARE, "for SGD: momentum"),
     ("SOLVER.NESTEROV", False, None, "for SGD: use Nesterov momentum"),
-    ("SOLVER.BETAS", [0.9, 0.999], _betas, "for AdamW: decay of the running means of the gradient and its square"),
-    (
-        "SOLVER.EMA_DECAY",
-        0.0,
-        SHARE,
-        "decay per step of an average of the student's weights, which is scored and tested; 0: no average",
-    ),
+    ("SOLVER.BETAS", [0.9, 0.999], _betas, "for AdamW: decay rates of the averages of gradient and squared gradient"),
+    ("SOLVER.EMA_DECAY", 0.0, SHARE, "decay per step of the average of the student's weights that is scored; 0: none"),
     ("RUNTIME.DEVICE", "auto", _device, "device; auto: a GPU if there is one"),
     (
         "RUNTIME.PRECISION",
@@ -99,6 +99,7 @@ _KEYS: tuple[tuple[str, object, Check | None, str], ...] = (
     ("RUNTIME.DETERMINISTIC", True, None, "use deterministic algorithms on a GPU, as exact resume needs"),
     ("RUNTIME.SYNC_BATCHNORM", False, None, "synchronise the student's BatchNorm over all processes"),
     ("LOG.PREFIX", "./output", None, "folder of all runs"),
+    ("LOG.TO", ["tensorboard"], _loggers, "loggers of the scalars: tensorboard, wandb, mlflow"),
     ("LOG.SAVE_CHECKPOINT_FREQ", 40, at_least(1), "number of epochs between checkpoints that are kept"),
     ("LOG.SAVE_SECONDS", 0.0, at_least(0), "least time between two checkpoints in seconds; 0: one after every epoch"),
     ("LOG.TEST_FREQ", 1, at_least(-1), "number of epochs between tests; 0: only after the last epoch, -1: never"),

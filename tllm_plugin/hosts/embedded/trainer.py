@@ -22,7 +22,7 @@ from tllm_plugin.core.registry import Registry
 from tllm_plugin.hosts import processes
 from tllm_plugin.hosts.embedded.averaging import StudentAverage
 from tllm_plugin.hosts.embedded.distributed import ParallelDistiller, begin_epoch, merge_buffers, single_rows_explained
-from tllm_plugin.hosts.embedded.events import EventWriter
+from tllm_plugin.hosts.embedded.loggers import RunWriter
 from tllm_plugin.hosts.embedded.progress import EpochReport, RunProgress
 from tllm_plugin.hosts.embedded.run_files import append_epoch, copy_until, read_checkpoint, remove_kept
 from tllm_plugin.hosts.embedded.runtime import autocast
@@ -72,7 +72,7 @@ class BaseTrainer:
         if processes.is_main():
             self.run.create()
             remove_temporaries(self.log_path)  # A killed process may have left a partial checkpoint.
-            self.tf_writer = EventWriter(str(Path(self.log_path) / "train.events"))
+            self.tf_writer = RunWriter(Path(self.log_path) / "train.events", cfg)
         self.device = next(distiller.parameters()).device
         self.guard = LossGuard(check_every=1 if self.device.type == "cpu" else 20)
         self.seconds_per_epoch: list[float] = []
@@ -119,7 +119,7 @@ class BaseTrainer:
         events = Path(self.tf_writer.log_dir)
         if len(list(events.iterdir())) > 1:
             self.tf_writer.close()
-            self.tf_writer = EventWriter(str(events), purge_step=self.epochs_done + 1)
+            self.tf_writer = RunWriter(events, self.cfg, purge_step=self.epochs_done + 1)
 
     def finish(self) -> None:
         """Write the final files of a run; do nothing if the run was finished before."""
@@ -268,7 +268,8 @@ class BaseTrainer:
         with self.averaged():
             weights = self.distiller.student.state_dict()  # type: ignore[union-attr]
             weights = weights if self.average is None else deepcopy(weights)
-        write_checkpoint(Path(self.log_path), self.epochs_done, state, {"model": weights, **data}, kept=kept)
+        student = {"model": weights, **data}
+        write_checkpoint(Path(self.log_path), self.epochs_done, state, student, kept=kept)
 
     def load_checkpoint(self, path: Path) -> None:
         """Continue from a checkpoint of the same config.
