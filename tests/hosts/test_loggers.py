@@ -6,6 +6,7 @@ import importlib
 import logging
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,10 +82,15 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not list((run / "train.events").iterdir())
     (record,) = run.glob("wandb/offline-run-*/*.wandb")
     pb = importlib.import_module("wandb.proto.wandb_internal_pb2")
-    found = []
-    for data in chunks(record.read_bytes()):
-        content = pb.Record()
-        content.ParseFromString(data)
+    kinds, found = {""}, []
+    for _ in range(300):  # The library's own process may write the last records after the run is finished.
+        records = [pb.Record.FromString(data) for data in chunks(record.read_bytes())]
+        kinds = {content.WhichOneof("record_type") for content in records}
+        if "exit" in kinds:
+            break
+        time.sleep(0.1)
+    assert "exit" in kinds
+    for content in records:
         if content.WhichOneof("record_type") == "history":
             row = {(item.key or item.nested_key[0]): float(item.value_json) for item in content.history.item}
             found += [(name, row[name], int(row["epoch"])) for name in ("test_acc", "train_loss") if name in row]

@@ -7,6 +7,7 @@ without it. Only TensorBoard, whose files are part of the run folder, raises err
 from __future__ import annotations
 
 import logging
+import netrc
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -39,8 +40,7 @@ class _Wandb:
     def __init__(self, cfg: CfgNode, folder: Path) -> None:
         import wandb
 
-        has_key = bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
-        mode = os.environ.get("WANDB_MODE") or ("online" if has_key else "offline")
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")
         self._run = wandb.init(
             project=cfg.EXPERIMENT.PROJECT.replace("/", "-"),
             name=folder.name,
@@ -55,6 +55,15 @@ class _Wandb:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _has_wandb_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:  # Where `wandb login` puts it.
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 class _Mlflow:
