@@ -87,6 +87,7 @@ _OLDER_THAN_SEARCHES: dict[str, Any] = {
 }
 _YOUNGER: dict[str, Any] = {
     "LOG.SAVE_SECONDS": 0.0,
+    "LOG.TO": ["tensorboard"],
     "RUNTIME.DETERMINISTIC": True,
     "DATASET.CLASS_ORDER": "",
     "DATASET.MEAN": [],
