@@ -101,7 +101,7 @@ def test_install_and_status(
 ) -> None:
     monkeypatch.setenv("TLLM_CACHE_DIR", str(tmp_path / "cache"))
     assert main(["host", "status"]) == 0
-    assert "repdistiller: not installed; tllm host install repdistiller" in capsys.readouterr().out
+    assert "repdistiller: not installed; run: tllm host install repdistiller" in capsys.readouterr().out
     assert main(["host", "install", "repdistiller", "--from", str(pinned)]) == 0
     assert "patches applied: 0001-tllm.patch, 0002-current-pytorch.patch" in capsys.readouterr().out
     assert main(["host", "status"]) == 0

@@ -15,6 +15,8 @@ from torch import nn
 from yacs.config import CfgNode
 
 from tllm_plugin.core.errors import ConfigError, unknown_name
+from tllm_plugin.data.cub200 import read_cub200
+from tllm_plugin.hosts.mdistiller import cub200
 from tllm_plugin.hosts.mdistiller.registration import model_tables
 from tllm_plugin.hosts.weights import find_weights, load_weights, shapes_of
 from tllm_plugin.runs.atomic import save_torch
@@ -52,13 +54,19 @@ def choose_teacher(cfg: CfgNode) -> None:
     if not checkpoint:
         weights = _as_file(builder(num_classes=_CLASSES[cfg.DATASET.TYPE]).state_dict())
     elif cfg.DATASET.TYPE in _CLASSES:
-        weights = _as_script_reads(builder(num_classes=_CLASSES[cfg.DATASET.TYPE]), checkpoint)
+        weights = _as_script_reads(builder(num_classes=_num_classes(cfg)), checkpoint)
     else:
         weights = checkpoint
     known[name] = (builder, weights)
     # Some forks keep paths of weights in separate tables.
     for table in model_tables(importlib.import_module("mdistiller.models"), "_weights_dict").values():
         table[name] = weights
+
+
+def _num_classes(cfg: CfgNode) -> int:
+    if cfg.DATASET.TYPE == cub200.TYPE:  # Ours, so that a part of it can be used.
+        return len(read_cub200(cfg.DATASET.PATH).class_names)
+    return _CLASSES[cfg.DATASET.TYPE]
 
 
 def models_for(data: str) -> dict[str, Any]:
