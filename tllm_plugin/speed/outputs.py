@@ -135,10 +135,12 @@ class _ReadDict(dict[Any, Any]):
         self._read = read
 
     def __getitem__(self, name: Any) -> Any:
-        return self._read(name, super().__getitem__(name))
+        found = self._read(name, super().__getitem__(name))
+        super().__setitem__(name, found)  # So that it is one tensor for everybody, hooks included.
+        return found
 
     def get(self, name: Any, default: Any = None) -> Any:
-        return self._read(name, super().get(name, default))
+        return self.__getitem__(name) if name in self.keys() else default
 
     def pop(self, name: Any, *default: Any) -> Any:
         return self._read(name, super().pop(name, *default))
@@ -160,9 +162,10 @@ class _ReadList(list[Any]):
     def __getitem__(self, place: Any) -> Any:
         found = super().__getitem__(place)
         if isinstance(place, slice):
-            places = range(*place.indices(len(self)))
-            return [self._read(index, item) for index, item in zip(places, found, strict=True)]
-        return self._read(place % len(self), found)
+            return [self[index] for index in range(*place.indices(len(self)))]
+        found = self._read(place % len(self), found)
+        super().__setitem__(place, found)
+        return found
 
     def __iter__(self) -> Iterator[Any]:
         return (self[place] for place in range(len(self)))
