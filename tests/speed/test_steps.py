@@ -29,7 +29,6 @@ def record(**given: Any) -> SpeedRecord:
         "teacher": "bfloat16",
         "student": "bfloat16",
         "teacher_features": (),
-        "student_features": (),
         "remembers": False,
         "plain_seconds": 1.0,
         "seconds": 0.5,
@@ -78,7 +77,7 @@ def test_features_that_are_read_are_recorded(
 ) -> None:
     only(monkeypatch, teachers=("bfloat16",), students=("bfloat16",))
     found = choice.choose(Trial(distiller(kind), batch()), MANY, "here")
-    assert found.teacher_features == features and found.student_features == features
+    assert found.teacher_features == features
     assert (found.teacher, found.student) == ("bfloat16", "bfloat16")
 
 
@@ -173,7 +172,7 @@ def test_mixed_batches_train_like_plain_ones() -> None:
         if fast:
             from tllm_plugin.speed.steps import put_in
 
-            put_in(made, record(teacher_features=FEATURES, student_features=FEATURES))
+            put_in(made, record(teacher_features=FEATURES))
         _, losses = wrapper(**batch(16, seed=3))
         sum(losses.values()).backward()
         return torch.cat([parameter.grad.flatten() for parameter in made.student.parameters()])  # type: ignore[union-attr]
@@ -217,6 +216,18 @@ def test_a_choice_is_remembered_per_machine_and_damage_is_told(cache: Path, capl
     assert len(caplog.records) == 1 and "\n" not in caplog.text.strip()
     with pytest.raises(FileFormatError):
         SpeedRecord.read(path)
+
+
+def test_a_remembered_choice_is_not_used_where_other_features_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = distiller(Hint)
+    remember(record(measured_on=describe(made, batch())))
+    chosen = record(teacher_features=FEATURES)
+    monkeypatch.setattr("tllm_plugin.speed.steps.choose", lambda *given: chosen)
+    written: list[SpeedRecord] = []
+    wrapper = TLLMWrapper(made, CLASSES).train()
+    FirstStep(wrapper, MANY, write=written.append).put_in()
+    wrapper(**batch())
+    assert written == [chosen]
 
 
 def test_a_choice_holds_for_networks_batch_and_threads() -> None:

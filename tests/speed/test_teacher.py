@@ -71,7 +71,8 @@ def test_features_in_a_list() -> None:
     expected = answers(teacher, is_feat=True)
     FastTeacher(teacher, "bfloat16", frozenset({"0.0", "0.1", "0.2"})).put_in()
     found = answers(teacher, is_feat=True)
-    assert type(found[0]) is list and len(found[0]) == 3
+    assert isinstance(found[0], list) and len(found[0]) == 3
+    assert all(tensor.dtype == torch.float32 for tensor in (*found[0], *found[0][1:], found[0][-1]))
     for one, other in zip(tensors_in(expected), tensors_in(found), strict=True):
         torch.testing.assert_close(other, one, rtol=0.05, atol=0.05 * float(one.abs().max()))
 

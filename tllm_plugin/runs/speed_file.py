@@ -15,7 +15,6 @@ class SpeedRecord(Record):
         teacher: Kind of the teacher's forward pass, `plain` for the network as it is.
         student: Kind of the student's forward pass, likewise.
         teacher_features: Paths of the teacher's features that the distiller reads.
-        student_features: Paths of the student's features that the distiller reads.
         remembers: Whether the teacher's answers are remembered.
         plain_seconds: Duration of forward and backward pass on a batch before.
         seconds: Duration with the choice.
@@ -28,7 +27,6 @@ class SpeedRecord(Record):
     teacher: Text
     student: Text
     teacher_features: List[Text]
-    student_features: List[Text]
     remembers: Flag
     plain_seconds: Amount
     seconds: Amount

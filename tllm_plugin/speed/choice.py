@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -71,7 +70,7 @@ def choose(trial: Trial, steps: int, measured_on: str, *, share: float = SHARE) 
     """
     started = time.perf_counter()
     student, teacher = trial.distiller.student, teacher_of(trial.distiller)
-    seen = _look_on(trial)
+    seen = look_on(trial)
     reference = trial.step()
     budget = Budget(share * steps * reference.seconds)
     kind, student_kind, after, remembers = PLAIN, PLAIN, reference, False
@@ -82,12 +81,11 @@ def choose(trial: Trial, steps: int, measured_on: str, *, share: float = SHARE) 
             kind, teacher_seconds = _best_teacher(trial, teacher, seen, budget)
             remembers = not seen.teacher and _remembering_pays(trial, seen.call[0], teacher_seconds)
         with _in_place(FastTeacher(teacher, kind, seen.teacher) if kind != PLAIN and teacher is not None else None):
-            student_kind, after = _best_student(trial, student, seen.student, reference, budget)
+            student_kind, after = _best_student(trial, student, reference, budget)
     return SpeedRecord(
         teacher=kind,
         student=student_kind,
         teacher_features=tuple(sorted(seen.teacher)),
-        student_features=tuple(sorted(seen.student)),
         remembers=remembers,
         plain_seconds=reference.seconds,
         seconds=after.seconds,
@@ -97,43 +95,37 @@ def choose(trial: Trial, steps: int, measured_on: str, *, share: float = SHARE) 
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What a step showed: the features that are read, and the arguments of the teacher's call."""
+class Seen:
+    """What a step showed: the teacher's features that are read, and the arguments of its call."""
 
     teacher: Paths
-    student: Paths
     call: tuple[tuple[Any, ...], dict[str, Any]] | None
 
 
-def _look_on(trial: Trial) -> _Seen:
-    """Make a step with the plain networks and record what the distiller reads of their outputs."""
-    asked: dict[str, set[str]] = {"teacher": set(), "student": set()}
+def look_on(trial: Trial) -> Seen:
+    """Make a step with the plain networks and record what the distiller reads of the teacher's output."""
+    asked: set[str] = set()
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
-    def watched(network: nn.Module, name: str) -> Callable[..., Any]:
-        forward = network.forward
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if name == "teacher" and not network.training and not torch.is_grad_enabled():
-                calls.append((args, kwargs))
-            return recorded(forward(*args, **kwargs), asked[name])
-
-        return call
-
     teacher = teacher_of(trial.distiller)
-    networks = {"student": trial.distiller.student, **({} if teacher is None else {"teacher": teacher})}
-    free = {name: network for name, network in networks.items() if is_replaceable(network)}
-    for name, network in free.items():
-        network.__dict__["forward"] = watched(network, name)
+    if teacher is None or not is_replaceable(teacher):
+        return Seen(frozenset(), None)
+    forward = teacher.forward
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        if not teacher.training and not torch.is_grad_enabled():
+            calls.append((args, kwargs))
+        return recorded(forward(*args, **kwargs), asked)
+
+    teacher.__dict__["forward"] = watched
     try:
         trial.step()
     finally:
-        for network in free.values():
-            del network.__dict__["forward"]
-    return _Seen(frozenset(asked["teacher"]), frozenset(asked["student"]), calls[0] if calls else None)
+        del teacher.__dict__["forward"]
+    return Seen(frozenset(asked), calls[0] if calls else None)
 
 
-def _best_teacher(trial: Trial, teacher: nn.Module, seen: _Seen, budget: Budget) -> tuple[str, float]:
+def _best_teacher(trial: Trial, teacher: nn.Module, seen: Seen, budget: Budget) -> tuple[str, float]:
     assert seen.call is not None
     args, kwargs = seen.call
     best, shortest = PLAIN, float("inf")
@@ -178,7 +170,7 @@ def _remembering_pays(trial: Trial, args: tuple[Any, ...], teacher_seconds: floa
     return 10 * seconds < teacher_seconds
 
 
-def _best_student(trial: Trial, student: nn.Module, asked: Paths, reference: Step, budget: Budget) -> tuple[str, Step]:
+def _best_student(trial: Trial, student: nn.Module, reference: Step, budget: Budget) -> tuple[str, Step]:
     after = min((trial.step() for _ in range(_ROUNDS)), key=lambda step: step.seconds)
     best, shortest = PLAIN, after
     kinds = STUDENTS if trial.device.type == "cpu" else (*STUDENTS, *COMPILED_STUDENTS)
@@ -186,7 +178,7 @@ def _best_student(trial: Trial, student: nn.Module, asked: Paths, reference: Ste
         if not budget.allows(kind, after.seconds):
             logger.info("speed: no time to try the %s student", kind)
             continue
-        candidate = FastStudent(student, kind, asked)
+        candidate = FastStudent(student, kind)
         began = budget.spent
         with _in_place(candidate):
             first = trial.step()

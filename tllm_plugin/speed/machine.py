@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from tllm_plugin.core.contract import teacher_of
 from tllm_plugin.core.errors import FileFormatError, TLLMError
 from tllm_plugin.core.outputs import tensors_in
 from tllm_plugin.runs.speed_file import SpeedRecord
@@ -32,8 +31,7 @@ def describe(distiller: nn.Module, kwargs: Mapping[str, Any]) -> str:
     """Return what a choice depends on: device, threads, versions, networks, method and batch."""
     device = next(distiller.parameters()).device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    networks = [distiller.student, teacher_of(distiller)]
-    structure = hashlib.sha256("\n".join(map(repr, networks)).encode()).hexdigest()[:16]
+    structure = hashlib.sha256(repr(distiller).encode()).hexdigest()[:16]
     shapes = "+".join("x".join(map(str, tensor.shape)) for tensor in tensors_in(dict(kwargs)))
     kind = type(distiller)
     return (

@@ -20,12 +20,25 @@ def plain(tensor: Tensor) -> Tensor:
     return tensor.to(torch.float32, memory_format=torch.contiguous_format) if tensor.is_floating_point() else tensor
 
 
-def cast(output: Any, asked: Paths) -> Any:
-    """Return a network's output with its logits and the features under `asked` as contiguous float32.
+def cast(output: Any) -> Any:
+    """Return a network's output as contiguous float32: logits at once, features in dictionaries and lists when read."""
+    if isinstance(output, Tensor):
+        return plain(output)
+    if type(output) is tuple:
+        return tuple(plain(item) if isinstance(item, Tensor) else _cast_when_read(item) for item in output)
+    return map_tensors(output, plain)  # Nothing is known of how it is read.
 
-    Tensors at the top level are logits. Other features keep their precision and memory format.
-    """
-    return _walk(output, "", lambda tensor, path: plain(tensor) if path.count(".") < 1 or path in asked else tensor)
+
+def _cast_when_read(value: Any, _: object = None) -> Any:
+    if isinstance(value, Tensor):
+        return plain(value)
+    if type(value) is dict:
+        return _ReadDict(value, lambda name, item: _cast_when_read(item))
+    if type(value) is list:
+        return _ReadList(value, lambda place, item: _cast_when_read(item))
+    if type(value) is tuple:
+        return tuple(map(_cast_when_read, value))
+    return map_tensors(value, plain)
 
 
 def recorded(output: Any, asked: set[str]) -> Any:
@@ -33,9 +46,9 @@ def recorded(output: Any, asked: set[str]) -> Any:
 
     def record(value: Any, path: str) -> Any:
         if isinstance(value, dict):
-            return _RecordingDict(value, path, asked, record)
+            return _ReadDict(value, lambda name, item: record(item, _below(path, name)))
         if isinstance(value, list):
-            return _RecordingList(value, path, asked, record)
+            return _ReadList(value, lambda place, item: record(item, _below(path, place)))
         if isinstance(value, tuple) and not hasattr(value, "_fields"):
             return tuple(record(item, _below(path, place)) for place, item in enumerate(value))
         if isinstance(value, Tensor):
@@ -110,26 +123,24 @@ def _below(path: str, name: object) -> str:
     return f"{path}.{name}" if path else str(name)
 
 
-def _walk(value: Any, path: str, change: Callable[[Tensor, str], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return change(value, path)
-    if type(value) is dict:
-        return {name: _walk(item, _below(path, name), change) for name, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_walk(item, _below(path, place), change) for place, item in enumerate(value))
-    return map_tensors(value, plain)  # Of a type of the host's own: nothing is known of how it is read.
+def _as_it_is(name: object, item: Any) -> Any:
+    return item
 
 
-class _RecordingDict(dict[Any, Any]):
-    def __init__(self, items: Mapping[Any, Any], path: str, asked: set[str], record: Callable[[Any, str], Any]) -> None:
+class _ReadDict(dict[Any, Any]):
+    """A dictionary whose items go through a function when they are read."""
+
+    def __init__(self, items: Any = (), read: Callable[[Any, Any], Any] = _as_it_is) -> None:
         super().__init__(items)
-        self._read = lambda name, item: record(item, _below(path, name))
+        self._read = read
 
     def __getitem__(self, name: Any) -> Any:
-        return self._read(name, super().__getitem__(name))
+        found = self._read(name, super().__getitem__(name))
+        super().__setitem__(name, found)  # So that it is one tensor for everybody, hooks included.
+        return found
 
     def get(self, name: Any, default: Any = None) -> Any:
-        return self._read(name, super().get(name, default))
+        return self.__getitem__(name) if name in self.keys() else default
 
     def pop(self, name: Any, *default: Any) -> Any:
         return self._read(name, super().pop(name, *default))
@@ -141,17 +152,20 @@ class _RecordingDict(dict[Any, Any]):
         return [(name, self[name]) for name in self]
 
 
-class _RecordingList(list[Any]):
-    def __init__(self, items: list[Any], path: str, asked: set[str], record: Callable[[Any, str], Any]) -> None:
+class _ReadList(list[Any]):
+    """A list whose items go through a function when they are read."""
+
+    def __init__(self, items: Any = (), read: Callable[[int, Any], Any] = _as_it_is) -> None:
         super().__init__(items)
-        self._read = lambda place, item: record(item, _below(path, place))
+        self._read = read
 
     def __getitem__(self, place: Any) -> Any:
         found = super().__getitem__(place)
         if isinstance(place, slice):
-            places = range(*place.indices(len(self)))
-            return [self._read(index, item) for index, item in zip(places, found, strict=True)]
-        return self._read(place % len(self), found)
+            return [self[index] for index in range(*place.indices(len(self)))]
+        found = self._read(place % len(self), found)
+        super().__setitem__(place, found)
+        return found
 
     def __iter__(self) -> Iterator[Any]:
         return (self[place] for place in range(len(self)))

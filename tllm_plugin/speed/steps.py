@@ -12,7 +12,7 @@ from torch import nn
 from tllm_plugin.core.contract import by_name, teacher_of
 from tllm_plugin.core.wrapper import TLLMWrapper
 from tllm_plugin.runs.speed_file import SpeedRecord
-from tllm_plugin.speed.choice import SHARE, choose
+from tllm_plugin.speed.choice import SHARE, choose, look_on
 from tllm_plugin.speed.machine import describe, remember, remembered
 from tllm_plugin.speed.memory import MemoryPlace
 from tllm_plugin.speed.replacement import Replacement, is_replaceable, one_line
@@ -83,9 +83,12 @@ class FirstStep(Replacement):
         measured_on = describe(distiller, named)
         known = remembered(measured_on)
         # What took long to compile does not pay in a much shorter run.
-        if known is not None and known.cost_seconds <= SHARE * self.steps * known.plain_seconds:
+        trial = Trial(distiller, named)
+        pays = known is not None and known.cost_seconds <= SHARE * self.steps * known.plain_seconds
+        # Options of a method may decide which features it reads.
+        if known is not None and pays and known.teacher_features == tuple(sorted(look_on(trial).teacher)):
             return known
-        record = choose(Trial(distiller, named), self.steps, measured_on)
+        record = choose(trial, self.steps, measured_on)
         if known is None or record.cost_seconds >= known.cost_seconds:
             remember(record)
         return record
@@ -100,7 +103,7 @@ def put_in(distiller: nn.Module, record: SpeedRecord, place: MemoryPlace | None 
     if teacher is not None and wanted and is_replaceable(teacher):
         FastTeacher(teacher, record.teacher, frozenset(record.teacher_features), place).put_in()
     if record.student != PLAIN and is_replaceable(student):
-        FastStudent(student, record.student, frozenset(record.student_features)).put_in()
+        FastStudent(student, record.student).put_in()
 
 
 def align_state(optimizer: torch.optim.Optimizer) -> None:

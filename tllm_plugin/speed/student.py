@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tllm_plugin.speed.networks import compiled, images_as
-from tllm_plugin.speed.outputs import Paths, cast
+from tllm_plugin.speed.outputs import cast
 from tllm_plugin.speed.replacement import Replacement
 
 #: Kinds of a fast student in the order in which they are tried.
@@ -23,14 +23,12 @@ class FastStudent(Replacement):
 
     Args:
         student: In single precision. Its weights get the memory format channels_last.
-        kind: One of `STUDENTS` or `COMPILED_STUDENTS`.
-        asked: Features that the distiller reads; they are returned as float32, as logits are.
+        kind: One of `STUDENTS` or `COMPILED_STUDENTS`. Whatever it is, losses see float32.
     """
 
-    def __init__(self, student: nn.Module, kind: str, asked: Paths = frozenset()) -> None:
+    def __init__(self, student: nn.Module, kind: str) -> None:
         super().__init__(student, "student")
         self.kind = kind
-        self.asked = asked
         self._halved = "bfloat16" in kind
         self._call: Callable[..., Any] = self.plain
         if "compiled" in kind:
@@ -51,7 +49,7 @@ class FastStudent(Replacement):
         args, kwargs = images_as((args, kwargs), None, channels_last=True)
         device = next(self.network.parameters()).device.type
         if not self._halved:
-            return cast(self._call(*args, **kwargs), self.asked)
+            return cast(self._call(*args, **kwargs))
         with torch.autocast(device, dtype=torch.bfloat16):
             output = self._call(*args, **kwargs)
-        return cast(output, self.asked)
+        return cast(output)

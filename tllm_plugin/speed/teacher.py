@@ -78,7 +78,7 @@ class FastTeacher(Replacement):
             tensors = iter(self._tensors(*args, **kwargs))
             return with_late_features(self._form, tensors, lambda: self.plain(*args, **kwargs))
         assert self._call is not None
-        return cast(self._call(*args, **kwargs), self.asked)
+        return cast(self._call(*args, **kwargs))
 
     def _tensors(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         assert self._call is not None
