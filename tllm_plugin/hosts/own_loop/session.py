@@ -59,7 +59,7 @@ class Session:
 
     Args:
         distiller: `student` and `teacher` with `forward(image=, target=) -> (logits, losses)`: `KD(student, teacher)`,
-            `Vanilla(student)`, or one of your own; see `TLLMWrapper`. It is on its device.
+            `Vanilla(student)`, or one of your own; see `TLLMWrapper`. Move it to its device first.
         train_set: Map-style data set of `(image, label, ...)`, or of mappings with keys such as `image` and `label`.
             Labels are class indices 0 to C - 1, in an attribute `targets` or `labels` or read from the samples once.
         epochs: Epochs of the run.
