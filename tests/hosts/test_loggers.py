@@ -118,7 +118,8 @@ def test_failures_are_one_line_and_tensorboard_goes_on(
     with caplog.at_level(logging.WARNING):
         run = log(tmp_path, "tensorboard", "wandb", "mlflow")
     assert sorted(in_tensorboard(run)) == sorted(VALUES)
-    told = [record.getMessage() for record in caplog.records]
+    # Earlier tests may have lowered the level of other libraries.
+    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(told) == 2 and "mlflow fails (" in told[0]
     assert told[1] == "the logger wandb fails (server is gone); the run goes on without it"
 
