@@ -89,7 +89,7 @@ def test_changed_weights_are_noticed(caplog: pytest.LogCaptureFixture) -> None:
     expected = Net().eval()
     expected.load_state_dict(teacher.state_dict())
     assert answers(teacher)[0].equal(answers(expected)[0])
-    assert [record.message for record in caplog.records] == [
+    assert [record.message for record in caplog.records if record.name.startswith("tllm_plugin")] == [
         "the teacher goes on at its usual speed: its weights have changed since it was prepared"
     ]
 
@@ -150,7 +150,7 @@ def test_a_compiler_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, capl
     teacher = Net().eval()
     FastTeacher(teacher, "compiled").put_in()
     found = [answers(teacher)[0] for _ in range(4)]
-    assert [record.message for record in caplog.records] == [
+    assert [record.message for record in caplog.records if record.name.startswith("tllm_plugin")] == [
         "the teacher goes on at its usual speed: RuntimeError: the compiler has failed"
     ]
     expected = answers(Net().eval())[0]
