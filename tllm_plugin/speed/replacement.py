@@ -14,12 +14,14 @@ logger = logging.getLogger(__name__)
 class Replacement:
     """A faster `forward` of a network; after the first error the network's own is used.
 
+    A subclass implements `applies` and `fast`, or overrides `__call__`.
+
     It is stored in the attributes of the object, which `nn.Module.__call__` reads. A copy of the network gets its own
     `forward` back.
 
     Args:
         network: Network without a replacement.
-        name: How messages call it.
+        name: Name of the network in messages.
     """
 
     def __init__(self, network: nn.Module, name: str) -> None:
@@ -48,7 +50,7 @@ class Replacement:
         if self.usable and self.applies():
             try:
                 return self.fast(*args, **kwargs)
-            except Exception as error:  # Of a compiler, or for want of memory: the plain network may still do.
+            except Exception as error:  # The compiler failed or memory is short; the plain network may still work.
                 self.drop(one_line(error))
         return self.plain(*args, **kwargs)
 

@@ -63,7 +63,18 @@ class ReferenceDetector(SequentialDetector):
         vanilla = self.reference.samples_at(epoch)
         behind = self.smooth("behind", self.scores(vanilla) - self.scores(samples))
         flags, evidence = self.weigh(epoch, behind, vanilla.correct, samples)
-        return flags, replace(evidence, harm=self.effects(behind, samples.labels).harm)
+        effects = self.effects(behind, samples.labels)
+        return self.decide(epoch, flags, effects), replace(evidence, harm=effects.harm)
+
+    def decide(self, epoch: int, flags: Tensor, effects: Posterior) -> Tensor:
+        """Return the classes to flag, (C,) bool: here those whose e-values suffice.
+
+        Args:
+            epoch: Epoch, counted from 1.
+            flags: (C,) bool, classes whose e-values suffice.
+            effects: Posterior of the effect on every class.
+        """
+        return flags
 
     def effects(self, behind: Tensor, labels: Tensor) -> Posterior:
         """Return the posterior of the effect on every class, in units of the score.
@@ -105,10 +116,8 @@ class PosteriorDetector(ReferenceDetector):
 
     probability: float = option(0.95, INSIDE, "posterior probability of harm from which a class is flagged")
 
-    def judge(self, epoch: int, samples: Predictions) -> tuple[Tensor, Evidence]:
-        _, evidence = super().judge(epoch, samples)
-        chance = self.effects(self.memory["behind"], samples.labels).below(-self.eta)
-        return (chance >= self.probability) & (epoch > self.warmup_epochs), evidence
+    def decide(self, epoch: int, flags: Tensor, effects: Posterior) -> Tensor:
+        return (effects.below(-self.eta) >= self.probability) & (epoch > self.warmup_epochs)
 
     def reason(self) -> str:
         likeliest = float(self.evidence.harm.nan_to_num(0.0).max())
